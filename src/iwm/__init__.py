@@ -1,0 +1,53 @@
+"""Train, evaluate and use Image World Models.
+
+    import iwm
+    world = iwm.load("RUN")
+    tokens = world.encode(images)
+    future = world.predict(tokens, world.action(brightness=0.3))
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from iwm.actions import ActionSpace, Transformation, register
+    from iwm.checkpoint import load_model as load
+    from iwm.config import Config
+    from iwm.errors import UserError
+    from iwm.images import open_images
+    from iwm.model import ImageWorldModel, Tokens
+    from iwm.train import pretrain
+
+_HOMES = {
+    "ActionSpace": "actions",
+    "Config": "config",
+    "ImageWorldModel": "model",
+    "Tokens": "model",
+    "Transformation": "actions",
+    "UserError": "errors",
+    "load": "checkpoint:load_model",
+    "open_images": "images",
+    "pretrain": "train",
+    "register": "actions",
+}
+
+__all__ = [
+    "ActionSpace",
+    "Config",
+    "ImageWorldModel",
+    "Tokens",
+    "Transformation",
+    "UserError",
+    "load",
+    "open_images",
+    "pretrain",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `import iwm` is instant."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'iwm' has no attribute '{name}'")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(f"iwm.{module}"), attribute or name)
