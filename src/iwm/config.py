@@ -1,0 +1,313 @@
+"""Every setting, as frozen keyword-only dataclasses in three groups.
+
+*What is learned*: data, actions, masks, encoder, predictor, objective, optim. *Speed*: how precisely and how fast,
+never what. *Run*: where to write, seed, logging, resuming. Defaults are the paper's (ImageNet, ViT-B/16); small-data
+values live in `recipes.py`.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from tyro.conf import Positional, arg
+
+from iwm.errors import UserError
+
+T = typing.TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which pictures, at which size."""
+
+    source: str = ""
+    """One or several sources, comma-separated: a folder, .zip, .npz, `sample` or `sample-objects`."""
+    val: str = ""
+    """Source of the online probe's validation images; by default the source's own validation split."""
+    image_size: int = 224
+    """Side of the square crops, pixels."""
+    crop_area: tuple[float, float] = (0.3, 1.0)
+    """Area of the random resized crop, as a fraction of the image."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actions:
+    """Photometric change between source and target (paper appendix A)."""
+
+    level: Literal["jitter", "destructive", "strong"] = "destructive"
+    """jitter: no destructive transformation; destructive: the default; strong: jitter 0.8/0.8/0.8/0.2 as well."""
+    jitter_probability: float = 0.8
+    """Probability that a view is jittered at all."""
+    brightness: float = 0.4
+    """Largest deviation of the factor from 1 (torchvision's meaning)."""
+    contrast: float = 0.4
+    """Largest deviation of the factor from 1."""
+    saturation: float = 0.2
+    """Largest deviation of the factor from 1."""
+    hue: float = 0.1
+    """Largest shift, turns."""
+    grayscale: float = 0.2
+    """Probability, source only."""
+    blur: float = 0.2
+    """Probability, source only."""
+    solarize: float = 0.2
+    """Probability, source only."""
+    blur_sigma: tuple[float, float] | None = None
+    """Range of the blur's standard deviation, pixels; None: 0.1-2.0 at 224 px down to 0.4-1.0 at 32 px."""
+    jitter_order: Literal["fixed", "random"] = "fixed"
+    """fixed: brightness, contrast, saturation, hue; random: one order an image, as torchvision does."""
+    source_from: Literal["crop", "target"] = "crop"
+    """crop: source and target are jittered independently; target: the source is built on top of the target."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masks:
+    """Which patches the student does not see, and which are predicted (paper section 3)."""
+
+    blocks: int = 4
+    """Rectangles whose union is dropped."""
+    block_area: tuple[float, float] = (0.15, 0.2)
+    """Area of one rectangle, as a fraction of the image."""
+    block_aspect: tuple[float, float] = (0.75, 1.5)
+    """Height over width of a rectangle."""
+    predict: Literal["dropped", "all", "visible"] = "dropped"
+    """Positions that are queried and carry the loss."""
+    sampler: Literal["exact", "ijepa"] = "exact"
+    """exact: unbiased, K patches in every image; ijepa: the published sampler, which truncates to the batch minimum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """A timm VisionTransformer without class token."""
+
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    init: Literal["trunc_normal", "xavier"] = "trunc_normal"
+    """trunc_normal: standard deviation 0.02 (ViT-B and wider); xavier: keeps the signal at small widths."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """The world model: a narrow transformer over context and queries."""
+
+    depth: int = 18
+    width: int = 384
+    conditioning: Literal["none", "sequence", "feature", "adaln"] = "feature"
+    """How the predictor is told the action (paper section 3.2; adaln is ours)."""
+    mlp_ratio: float = 4.0
+    init: Literal["trunc_normal", "xavier"] = "trunc_normal"
+    """As the encoder's; xavier also draws the conditioning MLP by He's rule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is predicted."""
+
+    target_norm: Literal["token", "batch"] = "token"
+    """token: LayerNorm without affine; batch: per channel, with running statistics."""
+    variance: float = 0.0
+    """Weight of VICReg's variance term on the student's context tokens, centred at each position (small data)."""
+    covariance: float = 0.0
+    """Weight of VICReg's covariance term on the same tokens."""
+    target_layers: int = 1
+    """Average the targets over the teacher's last blocks (1: the last block's output after the final norm)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """AdamW and the schedules (reference: I-JEPA's, stretched by 1.25)."""
+
+    epochs: int = 300
+    batch_size: int = 2048
+    accumulate: int = 1
+    """Micro-batches a step; `batch_size` counts all of them together."""
+    lr: float = 1e-3
+    """Peak learning rate at `lr_batch` images a step; scaled linearly with the batch size."""
+    lr_batch: int = 2048
+    lr_start: float = 2e-4
+    """Learning rate at the first step, scaled alike."""
+    lr_final: float = 1e-6
+    warmup_epochs: float = 40
+    weight_decay: float = 0.04
+    weight_decay_final: float = 0.4
+    ema: float = 0.996
+    ema_final: float = 1.0
+    stretch: float = 1.25
+    """Schedules run to this multiple of the training length, which stops early."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 0.0
+    """Largest gradient norm; 0: no clipping."""
+    freeze_encoder: bool = False
+    """Train only the predictor, on a frozen encoder (the control of `iwm world --frozen-random-twin`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Never changes what is computed, only how precisely and how fast."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast where the processor multiplies it in hardware."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    compile: bool = False
+    threads: int = 0
+    """Threads of one process on the CPU; 0: all cores this process may use."""
+    workers: int = -1
+    """Decoding processes of a streamed source; -1: one less than the cores. Images kept in memory need none."""
+    cache: Literal["auto", "memory", "stream"] = "auto"
+    """auto: keep decoded images in memory when they fit in a quarter of what is free."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where to write, how often, from what seed."""
+
+    out: str = ""
+    """Folder of the run."""
+    seed: int = 0
+    resume: bool = True
+    """Go on from the newest valid checkpoint in `out`."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl, each with a health check."""
+    probe_every: int = 10
+    """Lines between measurements of the online probe (labelled sources only)."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything `iwm pretrain` needs to know."""
+
+    recipe: Positional[str] = "custom"
+    """Name of the recipe the settings came from."""
+    init: str = ""
+    """Start from these weights: a RUN, or timm:NAME[,weights=PATH]."""
+    data: Data = field(default_factory=Data)
+    actions: Actions = field(default_factory=Actions)
+    masks: Masks = field(default_factory=Masks)
+    encoder: Encoder = field(default_factory=Encoder)
+    predictor: Predictor = field(default_factory=Predictor)
+    objective: Objective = field(default_factory=Objective)
+    optim: Optim = field(default_factory=Optim)
+    speed: Speed = field(default_factory=Speed)
+    run: Annotated[Run, arg(name="")] = field(default_factory=Run)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dictionary of a settings dataclass, tuples as lists (YAML and JSON safe)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a.b': 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """', did you mean X?' for the nearest known word, or the list of them."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(known)}."
+
+
+def from_dict(kind: type[T], values: dict[str, Any], where: str = "") -> T:
+    """Build a settings dataclass from nested dictionaries, checking names and types.
+
+    Raises UserError naming the unknown or ill-typed setting.
+    """
+    hints = typing.get_type_hints(kind)
+    unknown = [name for name in values if name not in hints]
+    if unknown:
+        raise UserError(f"Unknown setting '{where}{unknown[0]}': {did_you_mean(unknown[0], hints)}")
+    built = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise UserError(f"Setting '{where}{name}' must be a group of settings, got {value!r}.")
+            built[name] = from_dict(typing.cast(type, hint), value, f"{where}{name}.")
+        else:
+            built[name] = _checked(hint, value, f"{where}{name}")
+    return kind(**built)
+
+
+def _checked(hint: Any, value: Any, name: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise UserError(
+                f"Setting '{name}' is {value!r}; {did_you_mean(str(value), map(str, typing.get_args(hint)))}"
+            )
+        return value
+    if origin is tuple:
+        parts = typing.get_args(hint)
+        if isinstance(value, list | tuple) and len(value) == len(parts):
+            return tuple(_checked(part, item, name) for part, item in zip(parts, value, strict=True))
+    elif origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _checked(next(part for part in typing.get_args(hint) if part is not type(None)), value, name)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise UserError(f"Setting '{name}' must be {getattr(hint, '__name__', hint)}, got {value!r}.")
+
+
+def replace_groups(config: Config, *, source: str, out: str) -> Config:
+    """The same settings for another source and another run folder."""
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, source=source), run=dataclasses.replace(config.run, out=out)
+    )
+
+
+def save(config: Config, path: Path) -> None:
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def load(path: Path) -> Config:
+    """Read a config.yaml. Raises UserError when it is missing, not YAML or has unknown settings."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"There is no {path}; give the config.yaml of a run.") from None
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"{path} is not valid YAML ({str(error).splitlines()[0]}); restore it or start a new run."
+        ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings; give the config.yaml of a run.")
+    return from_dict(Config, values)
+
+
+def read_unchecked(path: Path) -> dict[str, Any]:
+    """A config.yaml as it stands, empty when it cannot be read: old runs must still be shown."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}

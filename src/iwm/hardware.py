@@ -1,0 +1,118 @@
+"""What this process runs on: cores, memory, device, precision, threads, and their description for results."""
+
+import contextlib
+import os
+import platform
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from iwm.config import Speed
+from iwm.errors import UserError
+
+
+def cores() -> int:
+    """Processor cores this process may use: its affinity, capped by a container's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            count = min(count, max(1, int(limit) // int(period)))
+    return count
+
+
+def free_memory() -> int:
+    """Bytes this process may still take: what the machine has left, or what its control group does."""
+    free = [4 * 2**30]  # where nothing is known
+    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if meminfo.exists():
+        match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+        free = [int(match[1]) * 1024] if match else free
+    elif "SC_PHYS_PAGES" in os.sysconf_names:
+        free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
+    limit, current, stat = group / "memory.max", group / "memory.current", group / "memory.stat"
+    if limit.exists() and current.exists() and limit.read_text().strip() != "max":
+        # Cached file pages count as used but are given back when asked for.
+        cached = re.search(r"^inactive_file (\d+)", stat.read_text() if stat.exists() else "", re.MULTILINE)
+        free.append(int(limit.read_text()) - int(current.read_text()) + (int(cached[1]) if cached else 0))
+    return min(free)
+
+
+def device_of(speed: Speed) -> torch.device:
+    """The device asked for; auto takes CUDA, then the CPU. Raises UserError when it is not there."""
+    if speed.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[speed.device]:
+        raise UserError(f"There is no {speed.device} device here; choose --speed.device cpu or auto.")
+    return torch.device(speed.device)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware itself multiplies bfloat16 matrices."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    info = Path("/proc/cpuinfo")
+    if device.type != "cpu" or not info.is_file():
+        return False
+    flags = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "")
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def precision_of(speed: Speed, device: torch.device) -> Literal["fp32", "bf16"]:
+    """The precision actually used."""
+    if speed.precision == "auto":
+        return "bf16" if multiplies_bf16(device) else "fp32"
+    return speed.precision
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """bf16 autocast, or nothing for fp32."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def threads(speed: Speed) -> Iterator[int]:
+    """Use speed.threads CPU threads (0: all cores; OMP_NUM_THREADS is respected) inside the block."""
+    before = torch.get_num_threads()
+    asked = speed.threads or int(os.environ.get("OMP_NUM_THREADS") or cores())
+    torch.set_num_threads(asked)
+    try:
+        yield asked
+    finally:
+        torch.set_num_threads(before)
+
+
+def processor_name() -> str:
+    """Model name of the processor."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def describe() -> dict[str, str | int]:
+    """The machine, for results: processor, cores, GPU, versions of Python and the libraries that compute."""
+    import timm
+    import torchvision
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "processor": processor_name(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+    }

@@ -1,0 +1,65 @@
+"""Every function of the package is checked for its types and shapes while the tests run."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
+from jaxtyping import install_import_hook
+
+warnings.filterwarnings("ignore", category=BeartypeDecorHintPep585DeprecationWarning)
+install_import_hook("iwm", "checking.typechecked")
+
+import torch  # noqa: E402
+
+from iwm import config, hardware  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _threads() -> Iterator[None]:
+    with hardware.threads(config.Speed()):
+        yield
+
+
+def tiny(**groups: object) -> config.Config:
+    """A world model of a few thousand parameters: 16 px images, patches of 4, seconds to train.
+
+    Keyword arguments replace whole groups of settings.
+    """
+    settings = config.Config(
+        data=config.Data(image_size=16),
+        actions=config.Actions(jitter_probability=1.0),
+        masks=config.Masks(predict="all"),
+        encoder=config.Encoder(patch_size=4, width=32, depth=2, heads=2, init="xavier"),
+        predictor=config.Predictor(depth=2, width=32, conditioning="adaln", init="xavier"),
+        objective=config.Objective(target_norm="batch"),
+        optim=config.Optim(
+            epochs=2, batch_size=16, lr=2e-3, lr_batch=16, lr_start=1e-4, warmup_epochs=0.5, ema=0.9, stretch=1.0, clip=1.0
+        ),
+        speed=config.Speed(precision="fp32", device="cpu", workers=0),
+        run=config.Run(log_every=2, save_every=3),
+    )
+    return replace(settings, **groups)  # pyright: ignore[reportArgumentType]
+
+
+def pictures_file(path: Path, count: int = 64, size: int = 16, labelled: bool = False) -> Path:
+    """An .npz of random smooth pictures; with labels, the label is which corner is bright."""
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    images = np.asarray(coarse.repeat(size // 4, axis=1).repeat(size // 4, axis=2))
+    arrays = {"images": images}
+    if labelled:
+        labels = generator.integers(0, 2, count)
+        images[np.arange(count), : size // 2, : size // 2] //= (2 - labels)[:, None, None, None].astype(np.uint8)
+        arrays["labels"] = labels
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Eight random 16 px images, uint8 [8, 3, 16, 16]."""
+    return torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))

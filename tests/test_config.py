@@ -1,0 +1,89 @@
+from dataclasses import replace
+
+import pytest
+
+from iwm import config, recipes
+from iwm.config import Config
+from iwm.errors import UserError
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_yaml_round_trip(name, tmp_path):
+    settings = replace(recipes.get(name), actions=config.Actions(blur_sigma=(0.3, 1.5)))
+    config.save(settings, tmp_path / "config.yaml")
+    assert config.load(tmp_path / "config.yaml") == settings
+
+
+def test_flatten():
+    assert config.flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "d": [2]}
+
+
+def test_an_unreadable_file_is_empty_when_unchecked(tmp_path):
+    path = tmp_path / "config.yaml"
+    assert config.read_unchecked(path) == {}
+    for text in ("a: [", "3", ""):
+        path.write_text(text)
+        assert config.read_unchecked(path) == {}
+    path.write_text("old: {setting: 1}")
+    assert config.read_unchecked(path) == {"old": {"setting": 1}}
+
+
+def test_an_unknown_setting_is_named_with_its_neighbour():
+    with pytest.raises(UserError, match=r"'optim.batchsize': did you mean 'batch_size'"):
+        config.from_dict(Config, {"optim": {"batchsize": 3}})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"optim": {"epochs": "many"}}, "'optim.epochs' must be int, got 'many'"),
+        ({"optim": {"epochs": True}}, "'optim.epochs' must be int"),
+        ({"optim": {"lr": "1e-3x"}}, "'optim.lr' must be float"),
+        ({"data": {"crop_area": [0.3]}}, "'data.crop_area' must be"),
+        ({"predictor": {"conditioning": "adalm"}}, "did you mean 'adaln'"),
+        ({"optim": 3}, "'optim' must be a group"),
+        ({"speed": {"compile": 1}}, "'speed.compile' must be bool"),
+    ],
+)
+def test_a_wrong_type_is_named(values, said):
+    with pytest.raises(UserError) as caught:
+        config.from_dict(Config, values)
+    assert said in str(caught.value)
+
+
+def test_whole_numbers_are_welcome_where_fractions_are():
+    assert config.from_dict(Config, {"optim": {"lr": 1}}).optim.lr == 1.0
+
+
+@pytest.mark.parametrize(("text", "said"), [("a: [", "not valid YAML"), ("3", "no settings")])
+def test_a_damaged_file_is_named(tmp_path, text, said):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        config.load(path)
+    with pytest.raises(UserError, match="There is no"):
+        config.load(tmp_path / "absent.yaml")
+
+
+def test_the_papers_recipe_is_untouched():
+    """Design section 3: the values the paper's reproduction stands on."""
+    s = recipes.get("imagenet-vitb16-equi")
+    assert (s.encoder.width, s.encoder.depth, s.encoder.heads, s.encoder.patch_size) == (768, 12, 12, 16)
+    assert (s.predictor.depth, s.predictor.width, s.predictor.conditioning) == (18, 384, "feature")
+    assert (s.masks.blocks, s.masks.block_area, s.masks.predict) == (4, (0.15, 0.2), "dropped")
+    assert s.objective == config.Objective(target_norm="token", target_layers=1)
+    assert (s.optim.epochs, s.optim.batch_size, s.optim.lr, s.optim.ema, s.optim.stretch) == (
+        300,
+        2048,
+        1e-3,
+        0.996,
+        1.25,
+    )
+    assert s.actions == config.Actions()
+    assert recipes.get("imagenet-vitb16-inv").predictor.depth == 12
+    assert (recipes.get("imagenet-vitl16").predictor.depth, recipes.get("imagenet-vitl16").predictor.width) == (36, 512)
+
+
+def test_an_unknown_recipe_is_named_with_its_neighbour():
+    with pytest.raises(UserError, match="did you mean 'cifar10'"):
+        recipes.get("cifar")
