@@ -1,0 +1,289 @@
+"""Random crops in batches, without end. Small sets are decoded once and kept in memory, larger ones stream through
+decoding processes, and both give the same bytes for the same seed, step and image. Broken images are skipped, named
+once and counted.
+"""
+
+import itertools
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from iwm import config, hardware
+from iwm.errors import UserError
+from iwm.images import ImageSet
+from iwm.pixels import BrokenImage, center, random_crops
+from iwm.randomness import permutation
+
+log = logging.getLogger("iwm")
+
+CHUNK = 256
+"""Most images one task of a decoding process holds: bounds both latency and memory at large batches."""
+
+Progress = Callable[[int, int], None]
+"""Called with (done, of) while images are decoded."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Crops of one training step."""
+
+    step: int
+    indices: Int64[np.ndarray, " b"]
+    """Of the images in their set; where one was broken, of the next that is not."""
+    images: UInt8[Tensor, "b 3 size size"]
+    labels: Int64[Tensor, " b"] | None
+    waited: float
+    """Seconds the consumer waited for this batch."""
+
+
+class Loader:
+    """Endless random crops in batches: batch `step` is a pure function of the images, the settings, seed and step.
+
+    The order of an epoch is `permutation(seed, "order", epoch, n)`; its last incomplete batch is dropped. Iterating
+    starts at `start_step` and ends before `steps` (None: never). Raises UserError when a batch exceeds the set or no
+    image can be decoded.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        data: config.Data,
+        batch_size: int,
+        seed: int,
+        speed: config.Speed,
+        start_step: int = 0,
+        steps: int | None = None,
+        progress: Progress | None = None,
+    ):
+        if batch_size > len(images):
+            raise UserError(
+                f"A batch of {batch_size} is larger than '{images.name}' with its {len(images)} images; "
+                "lower optim.batch_size or add images."
+            )
+        self.images, self.start_step, self.steps = images, start_step, steps
+        self.steps_per_epoch = len(images) // batch_size
+        self.in_memory = speed.cache == "memory" or (
+            speed.cache == "auto" and decoded_bytes(images) <= hardware.free_memory() / 4
+        )
+        self.broken: list[str] = []
+        """Names of the images found broken so far."""
+        self._maker = _Maker(images, data, batch_size, seed, self.steps_per_epoch)
+        self._workers = max(1, hardware.cores() - 1) if speed.workers < 0 else speed.workers
+        self._running: Iterator[Batch] | None = None
+        if self.in_memory:
+            self._maker.decoded = _decode_all(images, len(images), lambda image: image, progress)
+            self._note([image for image in self._maker.decoded if isinstance(image, BrokenImage)])
+            if len(self.broken) == len(images):
+                raise UserError(_none_left(images))
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.close()
+        self._running = self._in_process() if self.in_memory or self._workers == 0 else self._streamed()
+        return self._running
+
+    def close(self) -> None:
+        """Stop whatever prepares batches. Iterating anew starts over at `start_step`."""
+        if self._running is not None:
+            cast(Any, self._running).close()
+            self._running = None
+
+    def _in_process(self) -> Iterator[Batch]:
+        """One thread prepares the next batch: nearly all its work releases Python's lock."""
+        with ThreadPoolExecutor(1) as thread:
+            yield from self._batches(_ahead(thread, self._maker.make, self._maker.tasks(self.start_step, self.steps)))
+
+    def _streamed(self) -> Iterator[Batch]:
+        tasks = self._maker.tasks(self.start_step, self.steps)
+        parts = DataLoader(
+            self._maker,
+            batch_size=None,
+            sampler=cast(Any, tasks),
+            num_workers=self._workers,
+            collate_fn=cast(Any, _unchanged),
+            worker_init_fn=_ignore_interrupts,
+        )
+        yield from self._batches(iter(parts))
+
+    def _batches(self, parts: Iterator["_Part"]) -> Iterator[Batch]:
+        asked = time.perf_counter()
+        gathered: list[_Part] = []
+        for part in parts:
+            self._note(part.broken)
+            if not len(part.indices):
+                raise UserError(_none_left(self.images))
+            gathered.append(part)
+            if len(gathered) < self._maker.chunks:
+                continue
+            indices = np.concatenate([one.indices for one in gathered])
+            crops = part.crops if len(gathered) == 1 else torch.cat([one.crops for one in gathered])
+            labels = None if self.images.labels is None else torch.from_numpy(self.images.labels[indices])
+            gathered = []
+            yield Batch(part.step, indices, crops, labels, time.perf_counter() - asked)
+            asked = time.perf_counter()
+
+    def _note(self, broken: Sequence[BrokenImage]) -> None:
+        for one in broken:
+            if one.name not in self.broken:
+                self.broken.append(one.name)
+                log.warning("Skipped a broken image: %s", one)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Up to CHUNK rows of a batch."""
+
+    step: int
+    indices: Int64[np.ndarray, " b"]
+    crops: UInt8[Tensor, "b 3 size size"]
+    broken: list[BrokenImage]
+    """Images newly found broken by whoever made this part."""
+
+
+class _Maker(Dataset[_Part]):
+    """Makes parts of batches, from memory or by decoding; the same code in every path."""
+
+    def __init__(self, images: ImageSet, data: config.Data, batch_size: int, seed: int, steps_per_epoch: int):
+        self.images, self.data, self.batch_size, self.seed = images, data, batch_size, seed
+        self.steps_per_epoch = steps_per_epoch
+        self.chunks = math.ceil(batch_size / CHUNK)
+        self.decoded: Sequence[Tensor | BrokenImage] | None = None
+        self._known_broken: dict[int, BrokenImage] = {}
+
+    def tasks(self, step: int, steps: int | None) -> Iterator[tuple[int, int]]:
+        """(step, chunk) of every part, from `step` on."""
+        while steps is None or step < steps:
+            yield from ((step, chunk) for chunk in range(self.chunks))
+            step += 1
+
+    def __getitem__(self, task: tuple[int, int]) -> _Part:
+        return self.make(task)
+
+    def make(self, task: tuple[int, int]) -> _Part:
+        step, chunk = task
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        start = batch * self.batch_size + chunk * CHUNK
+        end = min(start + CHUNK, (batch + 1) * self.batch_size)
+        broken: list[BrokenImage] = []
+        found = [self._next_whole(int(i), broken) for i in _order(self.seed, epoch, len(self.images))[start:end]]
+        rows = [one for one in found if one is not None]
+        indices = np.array([index for index, _ in rows], dtype=np.int64)
+        if not rows:
+            return _Part(step, indices, torch.empty(0, 3, 0, 0, dtype=torch.uint8), broken)
+        data = self.data
+        crops = random_crops(
+            [image for _, image in rows], data.image_size, data.crop_area, data.flip, self.seed, step, indices
+        )
+        return _Part(step, indices, crops, broken)
+
+    def _next_whole(self, index: int, broken: list[BrokenImage]) -> tuple[int, Tensor] | None:
+        """The first image from `index` on that decodes; None when there is none in the whole set."""
+        for candidate in range(index, index + len(self.images)):
+            candidate %= len(self.images)
+            if self.decoded is not None:
+                image = self.decoded[candidate]
+                if isinstance(image, Tensor):
+                    return candidate, image
+            elif candidate not in self._known_broken:
+                try:
+                    return candidate, self.images.load(candidate)
+                except BrokenImage as error:
+                    self._known_broken[candidate] = error
+                    broken.append(error)
+        return None
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " n"]:
+    return permutation(seed, "order", epoch, count)
+
+
+def _ahead(thread: ThreadPoolExecutor, make: Callable[[Any], Any], tasks: Iterator[Any]) -> Iterator[Any]:
+    """`map`, of which the next two results are prepared meanwhile."""
+    coming = [thread.submit(make, task) for task in itertools.islice(tasks, 2)]
+    try:
+        while coming:
+            result = coming.pop(0).result()
+            coming.extend(thread.submit(make, task) for task in itertools.islice(tasks, 1))
+            yield result
+    finally:
+        for one in coming:
+            one.cancel()
+
+
+def _unchanged(part: _Part) -> _Part:
+    return part
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the trainer must still get its batches while it winds up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _decode_all(
+    images: ImageSet, count: int, keep: Callable[[Tensor], Tensor], progress: Progress | None
+) -> list[Tensor | BrokenImage]:
+    """`keep` of each of the first `count` images, or why there is none."""
+
+    def some(start: int) -> list[Tensor | BrokenImage]:
+        done: list[Tensor | BrokenImage] = []
+        for index in range(start, min(start + CHUNK, count)):
+            try:
+                done.append(keep(images.load(index)))
+            except BrokenImage as error:
+                done.append(error)
+        return done
+
+    decoded: list[Tensor | BrokenImage] = []
+    with ThreadPoolExecutor(hardware.cores()) as threads:
+        for part in threads.map(some, range(0, count, CHUNK)):
+            decoded += part
+            if progress:
+                progress(len(decoded), count)
+    return decoded
+
+
+def load_all(
+    images: ImageSet, size: int, limit: int | None = None, progress: Progress | None = None
+) -> tuple[UInt8[Tensor, "n 3 {size} {size}"], Int64[np.ndarray, " n"]]:
+    """Every image (or the first `limit`), squared by `center`, and the indices kept: broken ones are skipped and named.
+
+    Raises UserError when none is left.
+    """
+    count = len(images) if limit is None else min(limit, len(images))
+    loaded = _decode_all(images, count, lambda image: center(image, size).contiguous(), progress)
+    kept = np.array([index for index, image in enumerate(loaded) if isinstance(image, Tensor)], dtype=np.int64)
+    for broken in loaded:
+        if isinstance(broken, BrokenImage):
+            log.warning("Skipped a broken image: %s", broken)
+    if not len(kept):
+        raise UserError(_none_left(images))
+    return torch.stack([image for image in loaded if isinstance(image, Tensor)]), kept
+
+
+def _none_left(images: ImageSet) -> str:
+    count = len(images)
+    return f"Not one of the {count} images of '{images.name}' can be decoded; check its files, e.g. {images.path(0)}."
+
+
+def decoded_bytes(images: ImageSet) -> int:
+    """Estimated size of all decoded images, from the headers of 64 of them."""
+    sizes = []
+    for index in np.unique(np.linspace(0, len(images) - 1, 64).astype(int)):
+        try:
+            height, width = images.dimensions(int(index))
+        except BrokenImage:
+            continue  # it is named when it is decoded
+        sizes.append(3 * height * width)
+    return int(np.mean(sizes) * len(images)) if sizes else 0

@@ -1,0 +1,207 @@
+"""Sources, splits and labels."""
+
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from picture_files import write, zipped
+
+from iwm import samples
+from iwm.errors import UserError
+from iwm.images import open_images, open_splits, require_labels
+
+
+def test_flat_folder_of_mixed_formats(tmp_path):
+    for name in ("b.JPG", "a.png", "c.webp", "d.bmp", "e.gif", "f.tiff", "g.ppm"):
+        write(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / ".hidden.png").write_text("")
+    write(tmp_path / "__MACOSX" / "a.png")
+    opened = open_images(str(tmp_path))
+    assert len(opened) == 7
+    assert opened.path(0).endswith("a.png") or opened.path(0).endswith("b.JPG")
+    assert opened.classes is None
+    assert opened.labels is None
+    with pytest.raises(UserError, match="has no labels; put the images of each class into a folder"):
+        require_labels(opened)
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "zip with a top folder"])
+def test_class_folders(tmp_path, form):
+    root = tmp_path / "pets"
+    for path in ("dog/1.png", "cat/a/2.png", "cat/b/3.png"):
+        write(root / path)
+    source = root
+    if form != "folder":
+        source = zipped(root, tmp_path / "pets.ZIP", "top/" if "top" in form else "")
+    opened = open_images(str(source))
+    classes, labels = require_labels(opened)
+    assert opened.name == "pets"
+    assert classes == ("cat", "dog")
+    assert [classes[label] for label in labels] == ["cat", "cat", "dog"]
+    assert [Path(opened.path(i)).name for i in range(3)] == ["2.png", "3.png", "1.png"]
+    assert opened.load(0).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["val", "Test", "validation"])
+def test_splits_of_the_source(tmp_path, name):
+    for split, count in (("Train", 3), (name, 2)):
+        for kind, index in itertools.product("ab", range(count)):
+            write(tmp_path / "set" / split / kind / f"{index}.png")
+    write(tmp_path / "set" / "preview.png")
+    source = str(tmp_path / "set")
+    assert [len(open_images(source, split)) for split in ("train", "val", "all")] == [6, 4, 10]
+    train, val, how = open_splits(source)
+    assert (len(train), len(val)) == (6, 4)
+    assert (train.split, val.split) == ("train", "val")
+    assert how == f"set: train/ and {name.lower()}/"
+    assert require_labels(open_images(source, "all"))[1].tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 1, 1]
+
+
+def test_a_seeded_tenth_is_held_out(tmp_path):
+    for kind, index in itertools.product("ab", range(20)):
+        write(tmp_path / kind / f"{index}.png")
+    source = str(tmp_path)
+    train, val, how = open_splits(source, seed=1)
+    assert how == f"{tmp_path.name}: a seeded tenth (seed 1) held out"
+    assert np.bincount(require_labels(val)[1]).tolist() == [2, 2]
+    held_out = {val.path(i) for i in range(4)}
+    assert held_out | {train.path(i) for i in range(36)} == {open_images(source).path(i) for i in range(40)}
+    assert held_out == {open_images(source, "val", seed=1).path(i) for i in range(4)}
+    assert len(open_images(source)) == len(open_images(source, "all")) == 40
+    assert len(open_images(source, held_out=True, seed=1)) == 36
+    other = open_images(source, "val", seed=2)
+    assert held_out != {other.path(i) for i in range(4)}
+
+
+def test_another_source_for_validation(tmp_path):
+    for index in range(4):
+        write(tmp_path / "one" / f"{index}.png")
+        write(tmp_path / "two" / f"{index % 3}.png")
+    train, val, how = open_splits(str(tmp_path / "one"), str(tmp_path / "two"))
+    assert (len(train), len(val)) == (4, 3)
+    assert how == "one for training, two for validation"
+
+
+def test_different_classes_are_named(tmp_path):
+    for path in ("train/cat", "train/dog", "val/cat", "val/dgo"):
+        write(tmp_path / path / "1.png")
+    with pytest.raises(UserError, match=r"'dog' only in training and 'dgo' only in validation"):
+        open_splits(str(tmp_path))
+    write(tmp_path / "flat" / "1.png")
+    with pytest.raises(UserError, match="class folders or labels and 'flat'"):
+        open_splits(str(tmp_path), str(tmp_path / "flat"))
+
+
+def test_npz(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
+    path = tmp_path / "arrays.npz"
+    np.savez(path, images=pixels, labels=[0, 1, 0, 1, 1], classes=["x", "y"], val_images=pixels[:2], val_labels=[1, 0])
+    train, val, how = open_splits(str(path))
+    assert how == "arrays: images and val_images"
+    assert train.name == "arrays"
+    assert require_labels(train)[0] == ("x", "y")
+    assert require_labels(val)[1].tolist() == [1, 0]
+    assert np.array_equal(train.load(3).permute(1, 2, 0).numpy(), pixels[3])
+    assert len(open_images(str(path), "all")) == 7
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"pictures": np.zeros(3)}, "has no array `images`"),
+        ({"images": np.zeros((2, 4, 4, 3))}, r"is float64 \[2, 4, 4, 3\]; save uint8"),
+        ({"images": np.zeros((2, 3, 4, 4), np.uint8)}, r"save uint8 \[n, h, w, 3\]"),
+        (
+            {"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.array([0])},
+            "`labels` in .* must be 2 whole numbers",
+        ),
+        ({"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.array([0, -1])}, "must be 2 whole numbers"),
+        ({"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.array([0, 2]), "classes": ["a", "b"]}, "0 up to 1"),
+        ({"images": np.array([None, 1], dtype=object)}, "not a readable .npz of plain arrays"),
+    ],
+)
+def test_bad_npz(tmp_path, arrays, sentence):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(UserError, match=sentence):
+        open_images(str(tmp_path / "bad.npz"))
+
+
+def test_bad_sources(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "bad.zip").write_text("x")
+    (tmp_path / "bad.npz").write_text("x")
+    zipped(tmp_path / "empty", tmp_path / "empty.zip")
+    write(tmp_path / "one.png")
+    for source, sentence in {
+        "nowhere": "There is no '.*nowhere'; give a folder",
+        "empty": "holds no images",
+        "empty.zip": "holds no images",
+        "notes.txt": "is not a source of images; give a folder, a .zip or an .npz",
+        "one.png": "is not a source of images; give the folder it lies in",
+        "bad.zip": "not a readable zip archive",
+        "bad.npz": "not a readable .npz",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            open_images(str(tmp_path / source))
+    with pytest.raises(UserError, match="No images were named"):
+        open_images("")
+    with pytest.raises(UserError, match="There is no split 'valid'"):
+        open_images("sample", "valid")
+    (tmp_path / "alone").mkdir()
+    write(tmp_path / "alone" / "1.png")
+    with pytest.raises(UserError, match="a single image"):
+        open_splits(str(tmp_path / "alone"))
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "photos" / "1.png")
+    assert len(open_images("~/photos")) == 1
+
+
+def test_links_in_a_loop_end(tmp_path):
+    write(tmp_path / "set" / "a" / "1.png")
+    write(tmp_path / "elsewhere" / "2.png")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "set" / "b")
+    os.symlink(tmp_path / "set", tmp_path / "set" / "a" / "loop")
+    opened = open_images(str(tmp_path / "set"))
+    assert require_labels(opened)[0] == ("a", "b")
+    assert sorted({Path(opened.path(i)).name for i in range(len(opened))}) == ["1.png", "2.png"]
+
+
+def test_mix(tmp_path):
+    write(tmp_path / "one" / "a" / "1.png")
+    write(tmp_path / "one" / "b" / "2.png", (1, 2, 3))
+    for index in range(2):
+        write(tmp_path / "two" / "ab"[index] / "3.png")
+    write(tmp_path / "flat,with comma" / "4.png")
+    one, two, flat = (str(tmp_path / name) for name in ("one", "two", "flat,with comma"))
+    mixed = open_images(f"{one}, {two}")
+    assert mixed.name == "one+two"
+    assert require_labels(mixed)[1].tolist() == [0, 1, 0, 1]
+    assert mixed.load(1)[:, 0, 0].tolist() == [1, 2, 3]
+    assert mixed.path(2).endswith("two/a/3.png")
+    assert open_images(flat).name == "flat-with-comma"
+    assert open_images(f"{one},sample").labels is None
+    both = open_images("sample,sample-objects")
+    assert len(both) == 10_800
+    assert both.labels is None
+
+
+def test_embedded_sources():
+    train, val, _ = open_splits("sample-objects", size=32)
+    assert (len(train), len(val)) == (10_000, 2_000)
+    assert train.classes == val.classes == tuple(samples.sprites())
+    scene = samples.scene("val", 7, 32)
+    assert np.array_equal(val.load(7).permute(1, 2, 0).numpy(), scene.image)
+    assert require_labels(val)[1][7] == scene.label
+    assert np.array_equal(open_splits("sample-objects", seed=3, size=32)[1].load(7), val.load(7))
+    assert np.array_equal(open_images("sample-objects", "val", seed=3, size=32).load(7), val.load(7))
+    photos, others, how = open_splits("sample")
+    assert how == "sample: 800 and 119 of the embedded photos"
+    assert not {photos.path(i) for i in range(800)} & {others.path(i) for i in range(119)}
+    assert photos.load(0).shape == (3, 120, 120)

@@ -1,0 +1,144 @@
+"""Batches are the same from memory and from processes, after a resume and for every size of their parts."""
+
+import itertools
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from picture_files import noise, write, zipped
+
+from iwm import config, hardware
+from iwm.errors import UserError
+from iwm.images import open_images
+from iwm.loader import Batch, Loader, decoded_bytes, load_all
+from iwm.randomness import permutation
+
+forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def loader(
+    source: Path | str, batch_size: int = 4, start_step: int = 0, steps: int | None = 6, **speed: object
+) -> Loader:
+    data = config.Data(image_size=12)
+    return Loader(open_images(str(source)), data, batch_size, 3, config.Speed(**speed), start_step, steps)  # pyright: ignore[reportArgumentType]
+
+
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        a.step == b.step and np.array_equal(a.indices, b.indices) and torch.equal(a.images, b.images)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_load_all_names_what_it_leaves_out(tmp_path, caplog):
+    opened = open_images(str(noise(tmp_path, 10, broken=(2, 5))))
+    seen = []
+    with caplog.at_level(logging.WARNING, "iwm"):
+        pixels, kept = load_all(opened, 12, progress=lambda done, of: seen.append((done, of)))
+    assert kept.tolist() == [0, 1, 3, 4, 6, 7, 8, 9]
+    assert pixels.shape == (8, 3, 12, 12)
+    assert seen[-1] == (10, 10)
+    assert len(caplog.records) == 2
+    assert "002.png" in caplog.text
+    assert load_all(opened, 12, limit=3)[1].tolist() == [0, 1]
+
+
+@forks
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_memory_stream_and_workers_give_the_same_bytes(tmp_path, form):
+    source = noise(tmp_path / "set", 18, broken=(4, 5, 11))
+    if form == "zip":
+        source = zipped(source, tmp_path / "set.zip")
+    memory = loader(source, 6, cache="memory")
+    reference = list(memory)
+    assert memory.in_memory
+    assert len(reference) == 6
+    for workers in (0, 1, 2):
+        streamed = loader(source, 6, cache="stream", workers=workers)
+        assert not streamed.in_memory
+        assert same(reference, list(streamed))
+        assert sorted(streamed.broken) == sorted(memory.broken)
+
+
+def test_large_batches_are_made_in_parts(tmp_path, monkeypatch):
+    noise(tmp_path, 18)
+    whole = list(loader(tmp_path, 10, steps=3, cache="memory"))
+    monkeypatch.setattr("iwm.loader.CHUNK", 4)
+    assert same(whole, list(loader(tmp_path, 10, steps=3, cache="memory")))
+    assert same(whole, list(loader(tmp_path, 10, steps=3, cache="stream", workers=0)))
+
+
+def test_order_epochs_and_labels(tmp_path):
+    for kind, index in itertools.product("ab", range(5)):
+        write(tmp_path / kind / f"{index}.png")
+    loading = loader(tmp_path, 4, steps=4)
+    assert loading.steps_per_epoch == 2
+    batches = list(loading)
+    for epoch in range(2):
+        indices = np.concatenate([batch.indices for batch in batches[2 * epoch : 2 * epoch + 2]])
+        assert np.array_equal(indices, permutation(3, "order", epoch, 10)[:8])
+    for batch in batches:
+        assert batch.labels is not None
+        assert batch.labels.tolist() == (batch.indices >= 5).astype(int).tolist()
+        assert batch.waited >= 0
+
+
+@forks
+@pytest.mark.parametrize("cache", ["memory", "stream"])
+def test_resuming_gives_the_batches_that_would_have_followed(tmp_path, cache):
+    noise(tmp_path, 10, broken=(3,))
+    whole = list(loader(tmp_path, cache=cache, workers=1))
+    assert same(whole[3:], list(loader(tmp_path, start_step=3, cache=cache, workers=1)))
+
+
+@forks
+@pytest.mark.parametrize("cache", ["memory", "stream"])
+def test_endless_iteration_can_be_stopped_and_begun_anew(tmp_path, cache):
+    noise(tmp_path, 8)
+    loading = loader(tmp_path, steps=None, cache=cache, workers=1)
+    first = list(itertools.islice(loading, 5))
+    loading.close()
+    assert same(first, list(itertools.islice(loading, 5)))
+    loading.close()
+
+
+def test_a_broken_image_is_skipped_named_once_and_counted(tmp_path, caplog):
+    noise(tmp_path, 6, broken=(2, 3))
+    with caplog.at_level(logging.WARNING, "iwm"):
+        loading = loader(tmp_path, 6, steps=5, cache="stream", workers=0)
+        batches = list(loading)
+    assert [Path(name).name for name in sorted(loading.broken)] == ["002.png", "003.png"]
+    assert caplog.text.count("002.png") == caplog.text.count("003.png") == 1
+    for batch in batches:
+        assert sorted(batch.indices.tolist()) == [0, 1, 4, 4, 4, 5]
+
+
+@forks
+@pytest.mark.parametrize(
+    "speed", [{"cache": "memory"}, {"cache": "stream", "workers": 0}, {"cache": "stream", "workers": 1}]
+)
+def test_no_image_left(tmp_path, speed):
+    noise(tmp_path, 4, broken=(0, 1, 2, 3))
+    with pytest.raises(
+        UserError, match=r"Not one of the 4 images .* can be decoded; check its files, e\.g\. .*000\.png"
+    ):
+        list(loader(tmp_path, **speed))
+
+
+def test_batch_larger_than_the_set(tmp_path):
+    noise(tmp_path, 4)
+    with pytest.raises(UserError, match=r"A batch of 5 is larger than .* its 4 images; lower optim\.batch_size"):
+        loader(tmp_path, 5)
+
+
+def test_memory_is_used_when_a_quarter_of_what_is_free_suffices(tmp_path, monkeypatch):
+    noise(tmp_path, 8)
+    opened = open_images(str(tmp_path))
+    exact = sum(opened.load(index).numel() for index in range(8))
+    assert decoded_bytes(opened) == pytest.approx(exact, abs=8)
+    monkeypatch.setattr(hardware, "free_memory", lambda: 4 * exact + 40)
+    assert loader(tmp_path).in_memory
+    monkeypatch.setattr(hardware, "free_memory", lambda: 4 * exact - 40)
+    assert not loader(tmp_path).in_memory
