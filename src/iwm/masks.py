@@ -1,0 +1,165 @@
+"""Which patches the student sees and which it predicts: the union of a few rectangles is dropped (paper section 3).
+
+Of N patches, context `C = N - D` with D the union of `blocks` rectangles. The sampler "exact" trims or grows D at its
+borders to exactly K patches, K the sampler's own rounded mean union, so shapes are static, nothing is truncated, no
+place is favoured over its mirror image, and an image's mask does not depend on its batch. "ijepa" reproduces the
+published behaviour, truncation to the batch minimum included, for comparison.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from iwm import config
+from iwm.errors import UserError
+from iwm.randomness import uniforms
+
+_PER_BLOCK = 4  # random numbers a rectangle takes: area, aspect, top, left
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Sorted positions in the h x w grid of patches, row by row."""
+
+    context: Int64[Tensor, "b c"]
+    """Patches of the source the student sees."""
+    predicted: Int64[Tensor, "b q"]
+    """Patches of the target that are queried and carry the loss."""
+
+
+@lru_cache(maxsize=64)
+def dropped_count(cfg: config.Masks, grid: tuple[int, int]) -> int:
+    """K, the number of dropped patches: the mean union of the rectangles on this grid, rounded, between 1 and N - 1.
+
+    Raises UserError for a grid of fewer than two patches or impossible rectangles.
+    """
+    _check(cfg, grid)
+    patches = grid[0] * grid[1]
+    # Fixed draws, so that K is a property of the grid; 8192 pin the mean to a sixth of a patch at 14 x 14.
+    drawn = uniforms(0, "mask size", 0, np.arange(8192), _PER_BLOCK * cfg.blocks)
+    mean = _union(cfg, grid, drawn).mean(dtype=np.float64) * patches
+    return int(np.clip(round(mean), 1, patches - 1))
+
+
+def sample_masks(
+    cfg: config.Masks,
+    grid: tuple[int, int],
+    seed: int,
+    step: int,
+    indices: Int64[np.ndarray, " b"],
+    device: torch.device | str,
+) -> Masks:
+    """Masks for a batch of images on a grid of (height, width) patches.
+
+    With the sampler "exact" each is a pure function of (seed, step, index). A context always remains: "exact" drops at
+    most N - 1 patches, "ijepa" never reaches the last row and column. Raises UserError for a grid of fewer than two
+    patches or impossible rectangles.
+    """
+    _check(cfg, grid)
+    if cfg.sampler == "exact":
+        dropped = _exact(cfg, grid, seed, step, indices)
+        context, predicted = _positions(~dropped), _positions(dropped)
+    else:
+        dropped = _published(cfg, grid, seed, step, indices)
+        context, predicted = _truncated(~dropped), _truncated(dropped)
+    if cfg.predict == "all":
+        predicted = np.broadcast_to(np.arange(grid[0] * grid[1]), dropped.shape).copy()
+    elif cfg.predict == "visible":
+        predicted = context
+    return Masks(*(torch.from_numpy(p).to(device, non_blocking=True) for p in (context, predicted)))
+
+
+def _check(cfg: config.Masks, grid: tuple[int, int]) -> None:
+    if grid[0] < 1 or grid[1] < 1 or grid[0] * grid[1] < 2:
+        raise UserError(
+            f"A grid of {grid[0]} x {grid[1]} patches cannot be masked; "
+            "use larger images or a smaller encoder.patch_size."
+        )
+    if cfg.blocks < 1:
+        raise UserError(f"Setting 'masks.blocks' is {cfg.blocks}; it must be at least 1.")
+    if not 0 < cfg.block_area[0] <= cfg.block_area[1] <= 1:
+        raise UserError(f"Setting 'masks.block_area' is {cfg.block_area}; give two fractions, the smaller first.")
+    if not 0 < cfg.block_aspect[0] <= cfg.block_aspect[1]:
+        raise UserError(f"Setting 'masks.block_aspect' is {cfg.block_aspect}; give two ratios, the smaller first.")
+
+
+def _sides(
+    cfg: config.Masks, grid: tuple[int, int], area: np.ndarray, aspect: np.ndarray
+) -> tuple[Int64[np.ndarray, "*n"], Int64[np.ndarray, "*n"]]:
+    """Height and width in patches of rectangles, from uniform numbers in [0, 1)."""
+    patches = grid[0] * grid[1] * (cfg.block_area[0] + area * (cfg.block_area[1] - cfg.block_area[0]))
+    ratio = cfg.block_aspect[0] + aspect * (cfg.block_aspect[1] - cfg.block_aspect[0])
+    height = np.rint(np.sqrt(patches * ratio)).astype(np.int64)
+    width = np.rint(np.sqrt(patches / ratio)).astype(np.int64)
+    return height.clip(1, grid[0]), width.clip(1, grid[1])
+
+
+def _covered(
+    top: np.ndarray, left: np.ndarray, height: np.ndarray, width: np.ndarray, grid: tuple[int, int]
+) -> Bool[np.ndarray, "b h w"]:
+    """Union of each image's rectangles, given as arrays [b, blocks]."""
+    row, column = np.arange(grid[0]), np.arange(grid[1])
+    rows = (row >= top[..., None]) & (row < (top + height)[..., None])
+    columns = (column >= left[..., None]) & (column < (left + width)[..., None])
+    union = np.zeros((len(top), *grid), dtype=bool)
+    for block in range(top.shape[1]):
+        union |= rows[:, block, :, None] & columns[:, block, None, :]
+    return union
+
+
+def _union(cfg: config.Masks, grid: tuple[int, int], drawn: Float[np.ndarray, "b r"]) -> Bool[np.ndarray, "b h w"]:
+    """Rectangles of the sampler "exact": each its own size, every place it fits in equally likely."""
+    area, aspect, top, left = drawn.reshape(len(drawn), _PER_BLOCK, cfg.blocks).transpose(1, 0, 2)
+    height, width = _sides(cfg, grid, area, aspect)
+    top = (top * (grid[0] - height + 1)).astype(np.int64)
+    left = (left * (grid[1] - width + 1)).astype(np.int64)
+    return _covered(top, left, height, width, grid)
+
+
+def _exact(
+    cfg: config.Masks, grid: tuple[int, int], seed: int, step: int, indices: np.ndarray
+) -> Bool[np.ndarray, "b n"]:
+    """Exactly K dropped patches an image: the union, trimmed where it is thinnest or grown where it is nearest."""
+    patches, count = grid[0] * grid[1], dropped_count(cfg, grid)
+    numbers = _PER_BLOCK * cfg.blocks
+    drawn = uniforms(seed, "masks", step, indices, numbers + patches)
+    union = _union(cfg, grid, drawn[:, :numbers])
+    # Covered patches among the 3 x 3 around each; the border is repeated, or the image's rim would be trimmed first.
+    padded = np.pad(union.astype(np.int8), ((0, 0), (1, 1), (1, 1)), mode="edge")
+    rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
+    around = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+    # Covered ones first, then by neighbourhood; the random part below 1 only breaks ties.
+    score = (10 * union + around).reshape(len(union), patches) + drawn[:, numbers:]
+    chosen = np.argpartition(score, patches - count, axis=1)[:, patches - count :]
+    dropped = np.zeros((len(union), patches), dtype=bool)
+    np.put_along_axis(dropped, chosen, True, axis=1)
+    return dropped
+
+
+def _published(
+    cfg: config.Masks, grid: tuple[int, int], seed: int, step: int, indices: np.ndarray
+) -> Bool[np.ndarray, "b n"]:
+    """The published sampler: one block size a batch, and a last row and column that no block ever reaches."""
+    area, aspect = uniforms(seed, "masks batch", step, np.zeros(1, dtype=np.int64), 2).T
+    height, width = _sides(cfg, grid, area, aspect)
+    # Sizes stop one short of the grid, and so do the positions: the upper bound drawn was exclusive.
+    height, width = min(height.item(), max(1, grid[0] - 1)), min(width.item(), max(1, grid[1] - 1))
+    drawn = uniforms(seed, "masks", step, indices, 2 * cfg.blocks)
+    top = (drawn[:, : cfg.blocks] * max(1, grid[0] - height)).astype(np.int64)
+    left = (drawn[:, cfg.blocks :] * max(1, grid[1] - width)).astype(np.int64)
+    return _covered(top, left, np.full_like(top, height), np.full_like(top, width), grid).reshape(len(drawn), -1)
+
+
+def _positions(chosen: Bool[np.ndarray, "b n"]) -> Int64[np.ndarray, "b c"]:
+    """Sorted positions of rows that all choose equally many."""
+    return np.nonzero(chosen)[1].reshape(len(chosen), -1)
+
+
+def _truncated(chosen: Bool[np.ndarray, "b n"]) -> Int64[np.ndarray, "b c"]:
+    """The first positions of every row, as many as the row that chooses fewest."""
+    order = np.argsort(~chosen, axis=1, kind="stable")
+    return np.ascontiguousarray(order[:, : chosen.sum(axis=1).min(initial=chosen.shape[1])])

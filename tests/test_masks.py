@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+import torch
+
+from iwm import config
+from iwm.errors import UserError
+from iwm.masks import dropped_count, sample_masks
+
+EXACT = config.Masks()
+PUBLISHED = config.Masks(sampler="ijepa")
+SQUARE = [(side, side) for side in range(4, 17)]
+OTHER = [(4, 16), (16, 4), (5, 9), (14, 8), (2, 2), (1, 2), (1, 12), (3, 1)]
+
+
+def covered(positions: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """How often each patch of the grid is among the positions, as a fraction of the images."""
+    counts = torch.bincount(positions.flatten(), minlength=grid[0] * grid[1])
+    return counts.reshape(grid).numpy() / len(positions)
+
+
+@pytest.mark.parametrize("grid", SQUARE + OTHER, ids=str)
+def test_exact_sizes(grid):
+    patches, count = grid[0] * grid[1], dropped_count(EXACT, grid)
+    assert 1 <= count <= patches - 1
+    masks = sample_masks(EXACT, grid, 0, 0, np.arange(50), "cpu")
+    assert masks.context.shape == (50, patches - count)
+    assert masks.predicted.shape == (50, count)
+    assert masks.context.dtype == masks.predicted.dtype == torch.int64
+    together = torch.cat([masks.context, masks.predicted], dim=1).sort(dim=1).values
+    assert (together == torch.arange(patches)).all(), "context and dropped patches must share out the grid"
+    for positions in (masks.context, masks.predicted):
+        assert (positions.diff(dim=1) > 0).all(), "positions must be sorted"
+
+
+def test_count_is_the_mean_union():
+    """At 14 x 14 the paper's rectangles cover about 93 of 196 patches on average."""
+    assert dropped_count(EXACT, (14, 14)) in (93, 94)
+    assert dropped_count(config.Masks(blocks=1, block_area=(1, 1), block_aspect=(1, 1)), (8, 8)) == 63
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (8, 8), (14, 14), (5, 9)], ids=str)
+def test_coverage_is_symmetric_and_reaches_every_patch(grid):
+    coverage = covered(sample_masks(EXACT, grid, 0, 0, np.arange(20_000), "cpu").predicted, grid)
+    assert np.abs(coverage - coverage[::-1]).max() < 0.02
+    assert np.abs(coverage - coverage[:, ::-1]).max() < 0.02
+    assert coverage.min() > 0.02
+    assert coverage.max() < 0.98
+
+
+def test_dropped_patches_keep_together():
+    """Trimming and growing leave rectangles, not specks: nearly every dropped patch touches another."""
+    masks = sample_masks(EXACT, (14, 14), 0, 0, np.arange(2000), "cpu")
+    dropped = torch.zeros(2000, 196, dtype=torch.bool).scatter(1, masks.predicted, True).reshape(-1, 14, 14)
+    padded = torch.nn.functional.pad(dropped, (1, 1, 1, 1))
+    touching = padded[:, :-2, 1:-1] | padded[:, 2:, 1:-1] | padded[:, 1:-1, :-2] | padded[:, 1:-1, 2:]
+    assert (dropped & ~touching).sum() / dropped.sum() < 0.005
+
+
+def test_exact_masks_do_not_depend_on_the_batch():
+    indices = np.arange(100, 164)
+    batch = sample_masks(EXACT, (8, 8), 5, 9, indices, "cpu")
+    for place in (0, 31, 63):
+        alone = sample_masks(EXACT, (8, 8), 5, 9, indices[place : place + 1], "cpu")
+        assert (alone.context[0] == batch.context[place]).all()
+        assert (alone.predicted[0] == batch.predicted[place]).all()
+
+
+def test_masks_differ_by_seed_step_and_index():
+    first = sample_masks(EXACT, (14, 14), 0, 0, np.arange(20), "cpu").predicted
+    assert len(first.unique(dim=0)) == 20
+    for seed, step in ((1, 0), (0, 1)):
+        other = sample_masks(EXACT, (14, 14), seed, step, np.arange(20), "cpu").predicted
+        assert (first != other).any(dim=1).all()
+
+
+def test_which_positions_are_predicted():
+    every = sample_masks(config.Masks(predict="all"), (4, 6), 0, 0, np.arange(3), "cpu")
+    assert (every.predicted == torch.arange(24)).all()
+    assert every.context.shape[1] == 24 - dropped_count(EXACT, (4, 6))
+    visible = sample_masks(config.Masks(predict="visible"), (4, 6), 0, 0, np.arange(3), "cpu")
+    assert (visible.predicted == visible.context).all()
+    assert (visible.context == every.context).all()
+
+
+def test_published_sampler_never_drops_the_last_row_and_column():
+    for step in range(20):
+        coverage = covered(sample_masks(PUBLISHED, (8, 8), 0, step, np.arange(64), "cpu").predicted, (8, 8))
+        assert not coverage[-1].any()
+        assert not coverage[:, -1].any()
+
+
+def test_published_sampler_starves_the_lower_rows_of_context():
+    """Truncation to the batch minimum cuts the rows' ends, so the lower part of the image is rarely context."""
+    batches = [
+        covered(sample_masks(PUBLISHED, (16, 16), 0, step, np.arange(128), "cpu").context, (16, 16))
+        for step in range(20)
+    ]
+    rows = np.mean(batches, axis=0).mean(axis=1)
+    assert rows[0] > 0.7
+    assert rows[15] < 0.1
+    exact = sample_masks(EXACT, (16, 16), 0, 0, np.arange(2000), "cpu").context
+    assert covered(exact, (16, 16)).mean(axis=1)[15] > 0.7
+
+
+def test_published_sampler_depends_on_the_batch():
+    one = sample_masks(PUBLISHED, (14, 14), 0, 0, np.arange(1), "cpu")
+    many = sample_masks(PUBLISHED, (14, 14), 0, 0, np.arange(256), "cpu")
+    assert many.context.shape[1] < one.context.shape[1]
+    assert many.context.shape[1] + many.predicted.shape[1] < 196
+
+
+@pytest.mark.parametrize("grid", SQUARE + OTHER, ids=str)
+def test_published_sampler_leaves_a_context_on_every_grid(grid):
+    for step in range(10):
+        masks = sample_masks(PUBLISHED, grid, 0, step, np.arange(64), "cpu")
+        assert masks.context.shape[1] > 0
+        assert masks.predicted.shape[1] > 0
+        assert not set(masks.context[0].tolist()) & set(masks.predicted[0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("cfg", "grid", "named"),
+    [
+        (EXACT, (1, 1), "encoder.patch_size"),
+        (EXACT, (0, 4), "encoder.patch_size"),
+        (config.Masks(blocks=0), (8, 8), "masks.blocks"),
+        (config.Masks(block_area=(0.2, 0.1)), (8, 8), "masks.block_area"),
+        (config.Masks(block_area=(0.2, 1.1)), (8, 8), "masks.block_area"),
+        (config.Masks(block_aspect=(0.0, 1.0)), (8, 8), "masks.block_aspect"),
+    ],
+)
+def test_bad_settings_are_named(cfg, grid, named):
+    with pytest.raises(UserError, match=named):
+        sample_masks(cfg, grid, 0, 0, np.arange(2), "cpu")

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+
+from iwm import config
+from iwm.actions import ActionSpace
+from iwm.views import make_views
+
+INDICES = np.arange(1000, 1096)
+DESTRUCTIVE = (4, 5, 6)
+
+
+@pytest.fixture(scope="module")
+def crops() -> torch.Tensor:
+    return torch.randint(0, 256, (96, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def views_of(crops, cfg, step=0, indices=INDICES):
+    return make_views(crops, ActionSpace.from_config(cfg, 16), cfg, 0, step, indices, "cpu")
+
+
+def test_images_and_action(crops):
+    views = views_of(crops, config.Actions())
+    assert views.source.shape == views.target.shape == (96, 3, 16, 16)
+    assert views.action.shape == (96, 7)
+    for images in (views.source, views.target):
+        assert images.dtype == torch.float32
+        assert images.min() >= 0
+        assert images.max() <= 1
+    assert views.action.abs().max() <= 1
+    assert (views.action[:, DESTRUCTIVE] == views.source_parameters.applied[:, DESTRUCTIVE]).all()
+
+
+@pytest.mark.parametrize("source_from", ["crop", "target"])
+def test_null_action_means_equal_views(crops, source_from):
+    views = views_of(crops, config.Actions(jitter_probability=0.4, source_from=source_from))
+    null = (views.action == 0).all(dim=1)
+    assert 0 < null.sum() < 96
+    assert torch.equal(views.source[null], views.target[null])
+    changed = (views.source != views.target).flatten(1).any(dim=1)
+    assert (changed == ~null).all()
+
+
+def test_target_is_never_destroyed(crops):
+    cfg = config.Actions(grayscale=1, blur=1, solarize=1, jitter_probability=0)
+    views = views_of(crops, cfg)
+    assert torch.equal(views.target, crops.float() / 255)
+    assert (views.action == torch.tensor([0, 0, 0, 0, 1.0, 1, 1])).all()
+    assert torch.equal(views.source[:, 0], views.source[:, 2]), "the source must be grey"
+
+
+def test_source_from_target_undoes_the_extra_jitter(crops):
+    cfg = config.Actions(source_from="target")
+    space = ActionSpace.from_config(cfg, 16)
+    views = views_of(crops, cfg)
+    assert torch.equal(views.source, space.apply(views.target, views.source_parameters))
+    assert torch.equal(views.action, space.difference(views.source_parameters, space.neutral(96)))
+    factor = views.source_parameters.values[:, 0]
+    torch.testing.assert_close(views.action[:, 0], (1 - factor) / 0.8)
+
+
+def test_source_and_target_are_jittered_independently(crops):
+    views = views_of(crops, config.Actions())
+    both = views.source_parameters.applied[:, 0] & views.target_parameters.applied[:, 0]
+    assert both.any()
+    assert (views.source_parameters.values[both, :4] != views.target_parameters.values[both, :4]).all()
+
+
+def test_deterministic_and_independent_of_the_batch(crops):
+    cfg = config.Actions()
+    views, again, later = views_of(crops, cfg), views_of(crops, cfg), views_of(crops, cfg, step=1)
+    assert torch.equal(views.source, again.source)
+    assert torch.equal(views.action, again.action)
+    assert not torch.equal(views.action, later.action)
+    for place in range(0, 96, 7):
+        alone = views_of(crops[place : place + 1], cfg, indices=INDICES[place : place + 1])
+        assert torch.equal(alone.action[0], views.action[place])
+        torch.testing.assert_close(alone.source[0], views.source[place], atol=2e-6, rtol=0)
+        torch.testing.assert_close(alone.target[0], views.target[place], atol=2e-6, rtol=0)
