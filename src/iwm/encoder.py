@@ -1,0 +1,118 @@
+"""The encoder f: a timm VisionTransformer without class token that can drop tokens before block 0.
+
+Positions are fixed (frozen) 2-D sin-cos vectors kept in `pos_embed`, resampled for other grids; mean and standard
+deviation of the pixels are part of the module but not of its state dict, which *is* a timm state dict.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from iwm import config
+from iwm.errors import UserError
+from iwm.vit import Grid, gather_tokens, initialise, rescale_residuals, sincos_positions
+
+
+class Encoder(VisionTransformer):
+    """Vision transformer over the kept patches of an image.
+
+    Raises UserError when the image size is smaller than a patch or not divisible by it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: config.Encoder, image_size: int) -> None:
+        patch = settings.patch_size
+        if image_size < patch or image_size % patch:
+            raise UserError(
+                f"Images of {image_size} px do not divide into patches of {patch} px; choose an image_size that is a "
+                f"multiple of {patch}, or another encoder.patch_size."
+            )
+        if settings.width % settings.heads or settings.width % 4:
+            raise UserError(
+                f"encoder.width {settings.width} must be a multiple of 4 and of encoder.heads ({settings.heads})."
+            )
+        super().__init__(
+            img_size=image_size,
+            patch_size=patch,
+            num_classes=0,
+            global_pool="avg",
+            class_token=False,
+            fc_norm=False,
+            embed_dim=settings.width,
+            depth=settings.depth,
+            num_heads=settings.heads,
+            mlp_ratio=settings.mlp_ratio,
+            dynamic_img_size=True,
+            weight_init="skip",
+        )
+        self.settings = settings
+        self.patch_size = patch
+        self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
+        initialise(self, settings.init)
+        rescale_residuals(self.blocks)
+        assert isinstance(self.pos_embed, nn.Parameter)
+        self.pos_embed.requires_grad_(False)
+        self.pos_embed.copy_(sincos_positions(self.grid, settings.width))
+
+    @property
+    def grid(self) -> Grid:
+        """Patch grid at the training size."""
+        size = self.patch_embed.grid_size
+        assert size is not None
+        return size[0], size[1]
+
+    def grid_of(self, images: Tensor) -> Grid:
+        """Patch grid of these images, sides rounded up to whole patches."""
+        height, width = images.shape[-2:]
+        return -(-height // self.patch_size), -(-width // self.patch_size)
+
+    def normalise(self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+        """Pixels (uint8, or float in [0, 1]) to zero mean and unit deviation; sides that the patch does not divide
+        are padded with the mean colour on the right and below."""
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        images = (images - self.mean) / self.std
+        height, width = images.shape[-2:]
+        patch = self.patch_size
+        if height % patch or width % patch:
+            images = F.pad(images, (0, -width % patch, 0, -height % patch))
+        return images
+
+    def embed(
+        self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], keep: Int64[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b k d"]:
+        """Patch embeddings with positions, only the kept ones: the input of block 0."""
+        tokens = self.patch_embed(self.normalise(images))  # [b, h, w, d]
+        grid = (tokens.shape[1], tokens.shape[2])
+        positions = self.pos_embed
+        assert positions is not None
+        if grid != self.grid:
+            positions = resample_abs_pos_embed(positions, list(grid), list(self.grid), num_prefix_tokens=0)
+        return gather_tokens(tokens.flatten(1, 2) + positions, keep)
+
+    def tokens(
+        self,
+        images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"],
+        keep: Int64[Tensor, "b k"] | None = None,
+        average: int = 1,
+    ) -> Float[Tensor, "b k d"]:
+        """Tokens of the kept patches (None: all).
+
+        `average` = 1 gives the last block's output after the final norm; more, the mean over the last `average`
+        blocks' outputs, each LayerNormed without affine (data2vec).
+        """
+        x = self.norm_pre(self.embed(images, keep))
+        if average == 1:
+            return self.norm(self.blocks(x))
+        total, first = torch.zeros((), device=x.device), len(self.blocks) - average
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number >= first:
+                total = total + F.layer_norm(x.float(), x.shape[-1:])
+        return total / average

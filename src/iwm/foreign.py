@@ -1,0 +1,100 @@
+"""Weights of other people: timm models by name or file, and how they start a world model's encoder.
+
+Files are read as safetensors, or as .pth without pickled code (`weights_only=True`).
+"""
+
+import inspect
+import pickle
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.data.config import resolve_model_data_config
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+
+from iwm.encoder import Encoder
+from iwm.errors import UserError
+
+
+def open_timm(name: str) -> tuple[str, Any]:
+    """Model name and model from `timm:NAME,weights=PATH`, loaded strictly.
+
+    Without weights=PATH timm fetches the model's published ones. Raises UserError naming what does not exist or fit.
+    """
+    model_name, _, rest = name.removeprefix("timm:").partition(",")
+    if not timm.is_model(model_name.split(".")[0]):
+        raise UserError(
+            f"timm has no model '{model_name}'; `python -c 'import timm; print(timm.list_models())'` lists them."
+        )
+    if rest and not rest.startswith("weights="):
+        raise UserError(f"'{rest}' is not understood in {name}; write timm:NAME,weights=PATH.")
+    if not rest:
+        try:
+            body = timm_model(model_name, pretrained=True)
+        except Exception as error:  # whatever the network or the hub raises
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"The weights of timm:{model_name} cannot be fetched ({reason}); add ,weights=PATH."
+            ) from None
+        return model_name, body
+    path = Path(rest.removeprefix("weights=")).expanduser()
+    if not path.is_file():
+        raise UserError(f"There is no weights file {path}; give timm:{model_name},weights=PATH.")
+    try:
+        state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} cannot be read as weights ({reason}); give .safetensors or a plain state dict."
+        ) from None
+    body = timm_model(model_name)
+    classifier = body.pretrained_cfg.get("classifier") or "head"
+    heads = [classifier] if isinstance(classifier, str) else list(classifier)
+    # The classifier is not part of the features; everything else has to be there and to fit.
+    state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
+    try:
+        body.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(
+            f"{path} does not hold the weights of {model_name} ({reason}); give the model they are of."
+        ) from None
+    return model_name, body
+
+
+def timm_model(name: str, pretrained: bool = False) -> Any:
+    """The model without its classifier, in eval mode, taking any image size where timm can."""
+    entry = timm.model_entrypoint(name.split(".")[0])
+    is_vit = "vision_transformer" in inspect.getmodule(entry).__name__  # type: ignore[union-attr]
+    options: dict[str, Any] = {"dynamic_img_size": True} if is_vit else {}
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, **options).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def start_from_timm(encoder: Encoder, name: str) -> None:
+    """Copy a timm vision transformer's weights into `encoder`, in place.
+
+    A class token is left out, its positions with it; positions of another grid are resampled. Raises UserError when
+    the model is no vision transformer, has other sizes, or expects pixels normalised otherwise.
+    """
+    model_name, body = open_timm(name)
+    if not isinstance(body, VisionTransformer):
+        raise UserError(f"timm:{model_name} is no vision transformer; --init takes one without special parts.")
+    expected = resolve_model_data_config(body)
+    mine = encoder.settings
+    if tuple(expected["mean"]) != mine.mean or tuple(expected["std"]) != mine.std:
+        mean, std = (" ".join(map(str, expected[stat])) for stat in ("mean", "std"))
+        raise UserError(f"timm:{model_name} expects other pixels; add --encoder.mean {mean} --encoder.std {std}.")
+    left_out = ("cls_token", "reg_token")
+    state = {key: value for key, value in body.state_dict().items() if not key.startswith(left_out)}
+    grid = body.patch_embed.grid_size
+    patches = state["pos_embed"][:, -grid[0] * grid[1] :]
+    state["pos_embed"] = resample_abs_pos_embed(patches, list(encoder.grid), list(grid), num_prefix_tokens=0)
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(f"timm:{model_name} does not fit these settings ({reason}); use its sizes.") from None

@@ -1,0 +1,143 @@
+"""The image world model: encoder f, EMA target encoder f-bar, predictor p and target normalisation in one nn.Module.
+
+    loss = mean_i || p(f(x_visible), a)_i - norm(f-bar(y))_i ||^2        (paper equation 2)
+
+The EMA lives inside the module, so whatever saves or shards the module takes it along.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from iwm import config
+from iwm.actions import ActionSpace
+from iwm.encoder import Encoder
+from iwm.masks import Masks
+from iwm.objectives import TargetNorm, latent_loss, variance_covariance
+from iwm.predictor import Predictor
+from iwm.views import Views
+from iwm.vit import Grid, gather_tokens
+
+Pixels = Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
+"""Images of any size: uint8, or float in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Patch tokens with the grid they lie on, in row-major order."""
+
+    values: Float[Tensor, "b n d"]
+    grid: Grid
+
+    @property
+    def pooled(self) -> Float[Tensor, "b d"]:
+        """Mean over the patches."""
+        return self.values.mean(dim=1)
+
+
+@dataclass(frozen=True)
+class Output:
+    """One training forward pass. All tensors are on the device and in target space."""
+
+    loss: Float[Tensor, ""]
+    """What is minimised."""
+    latent: Float[Tensor, ""]
+    """Its latent part, which the health numbers are compared with."""
+    prediction: Float[Tensor, "b q d"]
+    target: Float[Tensor, "b q d"]
+
+
+class ImageWorldModel(nn.Module):
+    """Train with `forward`, use with `encode`, `action`, `predict`, `target`.
+
+    Everything after training uses the EMA encoder unless `student=True` is given.
+    """
+
+    def __init__(self, settings: config.Config, space: ActionSpace | None = None) -> None:
+        super().__init__()
+        self.settings = settings
+        size = settings.data.image_size
+        self.space = space or ActionSpace.from_config(settings.actions, size)
+        self.encoder = Encoder(settings.encoder, size)
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.predictor = Predictor(settings.predictor, settings.encoder.width, self.space.dim, self.encoder.grid)
+        self.target_norm = TargetNorm(settings.objective, settings.encoder.width)
+        if not 1 <= settings.objective.target_layers <= settings.encoder.depth:
+            raise config.UserError(
+                f"objective.target_layers is {settings.objective.target_layers}; it must lie between 1 and "
+                f"encoder.depth ({settings.encoder.depth})."
+            )
+        if settings.optim.freeze_encoder:
+            self.encoder.requires_grad_(False)
+
+    @property
+    def grid(self) -> Grid:
+        """Patch grid at the training size."""
+        return self.encoder.grid
+
+    @property
+    def device(self) -> torch.device:
+        return self.predictor.mask_token.device
+
+    # ---- training ----------------------------------------------------------------------------------------------
+
+    def forward(self, views: Views, masks: Masks) -> Output:
+        """One micro-batch: the teacher sees all of the target, the student the source's context."""
+        with torch.no_grad():
+            raw = self.raw_target(views.target)
+            if self.training:
+                self.target_norm.observe(raw)
+            target = self.target_norm(raw)
+        context = self.encoder.tokens(views.source, masks.context)
+        prediction = self.predictor(context, views.action, context=masks.context, queries=masks.predicted)
+        target = gather_tokens(target, masks.predicted)
+        latent = latent_loss(prediction, target)
+        return Output(latent + self._spread(context, masks), latent, prediction, target)
+
+    def _spread(self, context: Float[Tensor, "b c d"], masks: Masks) -> Float[Tensor, ""] | float:
+        """The weighted variance and covariance terms; nothing where both weights are 0, as in the paper."""
+        s = self.settings.objective
+        if not s.variance and not s.covariance:
+            return 0.0
+        variance, covariance = variance_covariance(context, masks.context, self.grid[0] * self.grid[1])
+        return s.variance * variance + s.covariance * covariance
+
+    @torch.no_grad()
+    def calibrate(self, views: Views) -> None:
+        """Let the target statistics see a micro-batch before the first step; `after_step` is not involved."""
+        self.target_norm.observe(self.raw_target(views.target))
+
+    @torch.no_grad()
+    def after_step(self, ema: float) -> None:
+        """Move the teacher towards the student and fold the step's target statistics in."""
+        if not self.settings.optim.freeze_encoder:
+            torch._foreach_lerp_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), 1 - ema)
+        self.target_norm.fold()
+
+    def raw_target(self, images: Pixels) -> Float[Tensor, "b n d"]:
+        """The teacher's tokens before target normalisation."""
+        return self.target_encoder.tokens(images, average=self.settings.objective.target_layers)
+
+    # ---- use ---------------------------------------------------------------------------------------------------
+
+    def encode(self, images: Pixels, *, student: bool = False) -> Tokens:
+        """The EMA encoder's tokens after the final norm, [b, n, d]; any image size."""
+        encoder = self.encoder if student else self.target_encoder
+        return Tokens(encoder.tokens(images.to(self.device)), encoder.grid_of(images))
+
+    def target(self, images: Pixels) -> Tokens:
+        """The truth in target space: what `predict` is trained to say of these images."""
+        return Tokens(self.target_norm(self.raw_target(images.to(self.device))), self.encoder.grid_of(images))
+
+    def action(self, **changes: float) -> Float[Tensor, " k"]:
+        """An action from raw changes, source to target: `brightness=0.3` (factor), `hue=-0.05` (turns),
+        `grayscale=1` (the source carries it, undo it). Nothing given is the null action."""
+        return self.space.encode(**changes).to(self.device)
+
+    def predict(self, tokens: Tokens, action: Float[Tensor, " k"] | Float[Tensor, "b k"]) -> Tokens:
+        """What the images would look like after the change, at all positions, in target space."""
+        action = action.to(self.device).expand(len(tokens.values), -1)
+        return Tokens(self.predictor(tokens.values, action, grid=tokens.grid), tokens.grid)

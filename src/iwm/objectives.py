@@ -1,0 +1,100 @@
+"""What is predicted: the latent objective of the paper (equation 2) and the space its targets live in.
+
+    L = mean_i || p(f(x_visible), a)_i - target(y)_i ||^2,   target(y) = norm(f-bar(y)), no gradient
+
+`token` normalisation is LayerNorm without affine (I-JEPA's lineage). `batch` normalises every channel by running
+statistics over images and positions; at small scale it keeps the targets from drifting to constants that depend on
+the position only (docs/lab-notes.md). The statistics used in a step are those folded in before it, so neither the
+number of micro-batches nor of ranks changes what is computed.
+
+At small scale the latent loss alone lets the features fall into a few directions (average colour first), which an EMA
+teacher then hands on. Two terms of VICReg (Bardes et al. 2022, equations 1 and 3) on the student's context tokens keep
+them spread:
+
+    variance = mean_j max(0, 1 - sqrt(Var(z_j) + e)),   covariance = sum_{i != j} Cov(z)_ij^2 / d
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from iwm import config
+
+FLOOR = 1e-4
+"""Smallest variance of a channel that is divided by: a dead channel stays dead instead of being blown up."""
+
+
+class TargetNorm(nn.Module):
+    """Maps the teacher's tokens to target space. Its buffers serve training, MRR, prediction and inference alike."""
+
+    mean: Tensor
+    variance: Tensor
+    folded: Tensor
+    pending: Tensor
+
+    def __init__(self, settings: config.Objective, width: int) -> None:
+        super().__init__()
+        self.kind = settings.target_norm
+        if self.kind == "batch":
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("variance", torch.ones(width))
+            self.register_buffer("folded", torch.zeros(()))
+            self.register_buffer("pending", torch.zeros(3, width, dtype=torch.float64), persistent=False)
+
+    def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        tokens = tokens.float()
+        if self.kind == "token":
+            return F.layer_norm(tokens, tokens.shape[-1:])
+        return (tokens - self.mean) * self.variance.clamp_min(FLOOR).rsqrt()
+
+    @torch.no_grad()
+    def observe(self, tokens: Float[Tensor, "b n d"]) -> None:
+        """Add a micro-batch to the sums that the next `fold` takes in."""
+        if self.kind == "batch":
+            values = tokens.flatten(0, 1).float()
+            variance, mean = torch.var_mean(values, dim=0, correction=0)
+            moments = torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
+            self.pending += len(values) * moments
+
+    @torch.no_grad()
+    def fold(self, momentum: float = 0.95) -> None:
+        """Take the pending sums into the running statistics, once a step; a plain average over the first steps."""
+        if self.kind != "batch":
+            return
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self.pending)
+        count, total, squares = self.pending.unbind()
+        mean = total / count.clamp_min(1)
+        variance = (squares / count.clamp_min(1) - mean.square()).clamp_min(0)
+        weight = torch.clamp(1 / (self.folded + 1), min=1 - momentum)
+        # A batch with a non-finite value (or none at all) leaves the statistics as they are, on the device.
+        usable = torch.isfinite(self.pending).all() & (count[0] > 0)
+        weight = torch.where(usable, weight, 0)
+        self.mean.lerp_(torch.where(usable, mean.float(), self.mean), weight)
+        self.variance.lerp_(torch.where(usable, variance.float(), self.variance), weight)
+        self.folded += usable
+        self.pending.zero_()
+
+
+def latent_loss(prediction: Float[Tensor, "b q d"], target: Float[Tensor, "b q d"]) -> Float[Tensor, ""]:
+    """Mean squared error over images, positions and channels, in float32 (paper equation 2 up to a constant)."""
+    return F.mse_loss(prediction.float(), target.float())
+
+
+def variance_covariance(
+    tokens: Float[Tensor, "b c d"], positions: Int64[Tensor, "b c"], count: int
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """VICReg's variance and covariance terms over images, in float32.
+
+    Every token is centred by the mean of its position (`positions` of a grid of `count`) over the micro-batch first:
+    otherwise features that say nothing but the position would satisfy both terms.
+    """
+    flat, where = tokens.flatten(0, 1).float(), positions.flatten()
+    sums = flat.new_zeros(count, flat.shape[1]).index_add(0, where, flat)
+    seen = torch.bincount(where, minlength=count).clamp_min(1).unsqueeze(1)
+    centred = flat - (sums / seen)[where]
+    covariance = centred.T @ centred / max(1, len(flat) - 1)
+    spread = (covariance.diagonal() + 1e-4).sqrt()
+    others = covariance.square().sum() - covariance.diagonal().square().sum()
+    return F.relu(1 - spread).mean(), others / flat.shape[1]

@@ -1,0 +1,107 @@
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from conftest import tiny
+
+from iwm import config
+from iwm.encoder import Encoder
+from iwm.errors import UserError
+
+SETTINGS = config.Encoder(patch_size=8, width=48, depth=3, heads=4)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(SETTINGS, 32).eval()
+
+
+def timm_twin(encoder: Encoder, **changes):
+    """The corresponding timm model with the encoder's weights, loaded strictly."""
+    s = encoder.settings
+    model = timm.models.VisionTransformer(
+        img_size=encoder.grid[0] * s.patch_size,
+        patch_size=s.patch_size,
+        embed_dim=s.width,
+        depth=s.depth,
+        num_heads=s.heads,
+        class_token=False,
+        global_pool="avg",
+        fc_norm=False,
+        num_classes=0,
+        **changes,
+    )
+    model.load_state_dict(encoder.state_dict(), strict=True)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_timm_loads_it_strictly_and_gives_the_same_features(encoder, images):
+    pixels = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(timm_twin(encoder).forward_features(encoder.normalise(pixels)), encoder.tokens(pixels))
+
+
+@torch.no_grad()
+def test_dropped_tokens_equal_an_attention_mask(encoder):
+    """Dropping tokens before block 0 = timm's forward in which kept patches attend to kept patches only."""
+    pixels = torch.rand(3, 3, 32, 32)
+    keep = torch.stack([torch.randperm(16)[:7].sort().values for _ in range(3)])
+    visible = torch.zeros(3, 16, dtype=torch.bool).scatter_(1, keep, True)
+    masked = timm_twin(encoder).forward_features(encoder.normalise(pixels), attn_mask=visible[:, None, None, :])
+    torch.testing.assert_close(
+        encoder.tokens(pixels, keep), masked.gather(1, keep[..., None].expand(-1, -1, 48)), atol=1e-5, rtol=1e-5
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(16, 16), (64, 48), (40, 24)])
+def test_other_sizes_resample_positions_as_timm_does(encoder, size):
+    pixels = torch.rand(2, 3, *size)
+    twin = timm_twin(encoder, dynamic_img_size=True)
+    torch.testing.assert_close(twin.forward_features(encoder.normalise(pixels)), encoder.tokens(pixels))
+    assert encoder.grid_of(pixels) == (size[0] // 8, size[1] // 8)
+
+
+@torch.no_grad()
+def test_sides_the_patch_does_not_divide_are_padded_with_the_mean(encoder):
+    pixels = torch.rand(1, 3, 30, 27)
+    padded = encoder.normalise(pixels)
+    assert padded.shape[-2:] == (32, 32)
+    assert (padded[..., 30:, :] == 0).all()
+    assert (padded[..., 27:] == 0).all()
+    assert encoder.tokens(pixels).shape == (1, 16, 48)
+    assert encoder.grid_of(pixels) == (4, 4)
+
+
+@torch.no_grad()
+def test_uint8_and_float_pixels_agree(encoder):
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    torch.testing.assert_close(encoder.tokens(pixels), encoder.tokens(pixels / 255))
+
+
+@torch.no_grad()
+def test_average_of_the_last_blocks(encoder):
+    pixels = torch.rand(2, 3, 32, 32)
+    blocks = timm_twin(encoder).forward_intermediates(
+        encoder.normalise(pixels), indices=2, norm=False, intermediates_only=True, output_fmt="NLC"
+    )
+    wanted = sum(torch.nn.functional.layer_norm(b, (48,)) for b in blocks) / 2
+    torch.testing.assert_close(encoder.tokens(pixels, average=2), wanted)
+
+
+def test_positions_are_frozen(encoder):
+    assert not encoder.pos_embed.requires_grad
+    assert "mean" not in encoder.state_dict()
+
+
+@pytest.mark.parametrize(("size", "patch"), [(4, 8), (30, 8)])
+def test_an_image_that_does_not_divide_is_refused(size, patch):
+    with pytest.raises(UserError, match="patches of 8 px"):
+        Encoder(replace(SETTINGS, patch_size=patch), size)
+
+
+def test_a_width_the_heads_do_not_divide_is_refused():
+    with pytest.raises(UserError, match="encoder.heads"):
+        Encoder(replace(tiny().encoder, heads=3), 16)

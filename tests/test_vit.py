@@ -1,0 +1,85 @@
+import math
+
+import pytest
+import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from iwm.vit import (
+    AdaLNBlock,
+    choose_attention,
+    gather_tokens,
+    head_count,
+    initialise,
+    rescale_residuals,
+    sincos_positions,
+)
+
+
+def test_positions_follow_the_formula():
+    positions = sincos_positions((3, 5), 16)
+    assert positions.shape == (15, 16)
+    row, column = 2, 4
+    token = positions[row * 5 + column]
+    for i in range(4):
+        frequency = 10000.0 ** (-i / 4)
+        assert token[i] == pytest.approx(math.sin(column * frequency), abs=1e-6)
+        assert token[4 + i] == pytest.approx(math.cos(column * frequency), abs=1e-6)
+        assert token[8 + i] == pytest.approx(math.sin(row * frequency), abs=1e-6)
+        assert token[12 + i] == pytest.approx(math.cos(row * frequency), abs=1e-6)
+
+
+def test_gather_picks_rows():
+    tokens = torch.arange(24.0).view(2, 4, 3)
+    picked = gather_tokens(tokens, torch.tensor([[3, 0], [1, 1]]))
+    assert torch.equal(picked, torch.stack([tokens[0, [3, 0]], tokens[1, [1, 1]]]))
+    assert gather_tokens(tokens, None) is tokens
+
+
+@pytest.mark.parametrize(("width", "heads"), [(384, 12), (128, 4), (36, 1), (100, 2)])
+def test_heads_are_32_wide_where_possible(width, heads):
+    assert head_count(width) == heads
+    assert width % heads == 0
+
+
+def test_xavier_keeps_the_signal_where_trunc_normal_loses_it():
+    spread = {}
+    for kind in ("xavier", "trunc_normal"):
+        torch.manual_seed(0)
+        layers = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)))
+        initialise(layers, kind)
+        spread[kind] = float(layers(torch.randn(1000, 64)).detach().std())
+    assert 0.7 < spread["xavier"] < 1.4
+    assert spread["trunc_normal"] < 0.02
+
+
+def test_residual_projections_stay_rescaled():
+    blocks = nn.ModuleList(Block(64, 2) for _ in range(4))
+    initialise(blocks, "trunc_normal")
+    rescale_residuals(blocks)
+    for number, block in enumerate(blocks, start=1):
+        assert isinstance(block, Block)
+        for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
+            assert float(weight.detach().std()) == pytest.approx(0.02 / math.sqrt(2 * number), rel=0.05)
+
+
+def test_closed_adaln_is_the_identity_and_open_is_a_plain_block():
+    torch.manual_seed(0)
+    block = AdaLNBlock(32, 2, 4.0, 8)
+    x, condition = torch.randn(2, 5, 32), torch.randn(2, 8)
+    block.close_gates()
+    assert torch.equal(block(x, condition), x)
+    block.open_gates()
+    plain = Block(32, 2, 4.0, qkv_bias=True)
+    plain.load_state_dict({k: v for k, v in block.state_dict().items() if not k.startswith("modulation")})
+    torch.testing.assert_close(block(x, condition), plain(x))
+
+
+def test_both_attention_kernels_compute_the_same():
+    torch.manual_seed(0)
+    block = Block(32, 2, qkv_bias=True)
+    x = torch.randn(3, 7, 32)
+    choose_attention(block, torch.device("cpu"), "bf16")
+    plain = block(x)
+    choose_attention(block, torch.device("cpu"), "fp32")
+    torch.testing.assert_close(block(x), plain)
