@@ -1,0 +1,185 @@
+"""Checkpoints and weights as safetensors + JSON: atomic, checksummed, never pickled.
+
+A checkpoint is a folder `checkpoints/step-00001234/` with `state.safetensors` (model and optimiser) and `state.json`
+(step, settings, checksum). It is written beside its final place, synced to disk and renamed, so it is whole or absent.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from iwm import config
+from iwm.actions import ActionSpace
+from iwm.errors import UserError
+from iwm.model import ImageWorldModel
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back and verified."""
+
+    path: Path
+    step: int
+    settings: config.Config
+    tensors: dict[str, Tensor]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    _sync(part)
+    os.replace(part, path)
+
+
+def _optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"optimiser.{key}.{name}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimiser.state.get(parameter, {}).items()
+    }
+
+
+def save(folder: Path, step: int, model: ImageWorldModel, optimiser: torch.optim.Optimizer, keep: int) -> Path:
+    """Write the state after `step` optimiser steps and delete all but the newest `keep` checkpoints."""
+    final = folder / f"step-{step:08d}"
+    part = folder / f".part-{step:08d}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= _optimiser_tensors(model, optimiser)
+    file = part / "state.safetensors"
+    save_file({name: value.contiguous() for name, value in tensors.items()}, file)
+    meta = {"format": FORMAT, "step": step, "sha256": _digest(file), "settings": config.to_dict(model.settings)}
+    (part / "state.json").write_text(json.dumps(meta, indent=1))
+    for entry in (file, part / "state.json", part):
+        _sync(entry)
+    if final.exists():
+        shutil.rmtree(final)
+    part.rename(final)
+    _sync(folder)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def read(path: Path) -> Checkpoint:
+    """Read one checkpoint. Raises UserError naming the file when it is damaged."""
+    file = path / "state.safetensors"
+    try:
+        meta = json.loads((path / "state.json").read_text())
+        if _digest(file) != meta["sha256"]:
+            raise UserError(f"Checkpoint {path} is damaged (its checksum does not match); delete that folder.")
+        return Checkpoint(path, meta["step"], config.from_dict(config.Config, meta["settings"]), load_file(file))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"Checkpoint {path} is damaged ({type(error).__name__}: {error}); delete that folder.") from None
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest valid checkpoint of a run (None: there is none yet) and a sentence for each damaged one skipped.
+
+    Raises UserError when there are checkpoints and all are damaged.
+    """
+    complaints: list[str] = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return read(path), complaints
+        except UserError as error:
+            complaints.append(str(error))
+    if complaints:
+        raise UserError(f"No checkpoint in {folder} can be read; delete the folder or give another --out. {complaints[0]}")
+    return None, complaints
+
+
+def restore(checkpoint: Checkpoint, model: ImageWorldModel, optimiser: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's state into model and optimiser, in place."""
+    tensors = checkpoint.tensors
+    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    device = model.device
+    for name, parameter in model.named_parameters():
+        state = {}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            value = tensors.get(f"optimiser.{key}.{name}")
+            if value is not None:
+                state[key] = value.to(device)
+        if state:
+            optimiser.state[parameter] = state
+
+
+# ---- weights for use -----------------------------------------------------------------------------------------------
+
+
+def export(model: ImageWorldModel, folder: Path, **extra: Any) -> None:
+    """Write `model.safetensors` and `config.json` (settings, action space, format) into `folder`, atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "model.safetensors.part"
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part)
+    _sync(part)
+    meta = {"format": FORMAT, "settings": config.to_dict(model.settings), "actions": model.space.spec(), **extra}
+    write_atomically(folder / "config.json", json.dumps(meta, indent=1))
+    os.replace(part, folder / "model.safetensors")
+
+
+def find_weights(run: str) -> Path:
+    """The folder that holds `model.safetensors` and `config.json` for a RUN.
+
+    RUN is a run folder, a folder or file of exported weights, or hf-hub:user/name. Raises UserError when it is none.
+    """
+    if run.startswith("hf-hub:"):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(run.removeprefix("hf-hub:"), allow_patterns=["model.safetensors", "config.json"]))
+    path = Path(run).expanduser()
+    if path.is_file():
+        path = path.parent
+    if not path.exists():
+        raise UserError(f"There is no run at {run}; give the --out folder of an `iwm pretrain`.")
+    for folder in (path / "model", path):
+        if (folder / "model.safetensors").is_file() and (folder / "config.json").is_file():
+            return folder
+    if (path / "checkpoints").is_dir():
+        raise UserError(f"{run} has no finished weights yet; let its `iwm pretrain` write model/ first.")
+    raise UserError(f"{run} is not a run: it has no model/model.safetensors and config.json; give an --out folder.")
+
+
+def load_model(run: str, device: str | torch.device = "cpu") -> ImageWorldModel:
+    """Load a trained world model in eval mode.
+
+    Raises UserError when RUN is none, or is damaged.
+    """
+    folder = find_weights(run)
+    try:
+        meta = json.loads((folder / "config.json").read_text())
+        tensors = load_file(folder / "model.safetensors")
+        settings = config.from_dict(config.Config, meta["settings"])
+        model = ImageWorldModel(settings, ActionSpace.from_spec(meta["actions"]))
+        model.load_state_dict(tensors)
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"The weights in {folder} cannot be read ({reason}); export them again.") from None
+    return model.eval().requires_grad_(False).to(device)

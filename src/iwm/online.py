@@ -1,0 +1,57 @@
+"""The online probe: a quick accuracy during pretraining, when the source has labels.
+
+A ridge-regression classifier (closed form) on the EMA encoder's mean-pooled tokens of a fixed subset: it is for curves,
+`iwm probe` is for results.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from iwm import config
+from iwm.images import ImageSet, Subset
+from iwm.loader import load_all
+from iwm.model import ImageWorldModel
+
+TRAIN, VAL = 2000, 1000
+
+
+def ridge_accuracy(
+    train: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], val: Float[Tensor, "m d"], truth: Int64[Tensor, " m"]
+) -> float:
+    """Accuracy on val of one-against-all least squares on standardised features, ridge 1e-2 of the trace."""
+    train, val = train.double(), val.double()
+    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
+    train, val = (train - mean) / std, (val - mean) / std
+    onehot = torch.nn.functional.one_hot(labels, int(labels.max()) + 1).double()
+    gram = train.T @ train
+    gram += 1e-2 * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    weights = torch.linalg.solve(gram, train.T @ (onehot - onehot.mean(0)))
+    predicted = (val @ weights + onehot.mean(0)).argmax(1)
+    return float((predicted == truth).double().mean())
+
+
+class OnlineProbe:
+    """Fixed train and validation subsets of a labelled source, as uint8 crops."""
+
+    def __init__(self, images: UInt8[Tensor, "n 3 s s"], labels: Int64[Tensor, " n"]) -> None:
+        self.images, self.labels = images, labels
+        self.train = len(images) * TRAIN // (TRAIN + VAL)
+
+    @classmethod
+    def for_run(cls, source: ImageSet, settings: config.Config) -> "OnlineProbe | None":
+        """None when the source has no labels or too few images. Subsets are of the training images, seeded."""
+        if source.labels is None or len(source) < 100:
+            return None
+        count = min(TRAIN + VAL, len(source))
+        chosen = np.random.default_rng(settings.run.seed).permutation(len(source))[:count]
+        images, kept = load_all(Subset(source, chosen), settings.data.image_size)
+        return cls(images, torch.from_numpy(source.labels[chosen[kept]]))
+
+    @torch.no_grad()
+    def accuracy(self, model: ImageWorldModel) -> float:
+        device = model.device
+        features = torch.cat([model.encode(part.to(device)).pooled.float() for part in self.images.split(250)])
+        n, labels = self.train, self.labels.to(device)
+        return ridge_accuracy(features[:n], labels[:n], features[n:], labels[n:])

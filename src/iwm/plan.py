@@ -1,0 +1,82 @@
+"""What a configuration costs: parameters and floating-point operations, counted from its sizes.
+
+A linear layer costs 2 x inputs x outputs per token, attention 4 x tokens^2 x width per block; a backward pass twice
+the forward. Counted are the needed operations only: context tokens through the student (forward and backward), all
+patches through the teacher (forward), context and queries through the predictor (forward and backward).
+"""
+
+from dataclasses import dataclass
+
+from iwm.config import Config
+from iwm.masks import dropped_count
+
+
+ACTIONS = 7
+"""Components of the photometric action."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and FLOPs of one image."""
+
+    encoder_parameters: int
+    predictor_parameters: int
+    encode_flops: float
+    """One image through the encoder, all patches."""
+    train_flops: float
+    """One image's share of a training step."""
+
+
+def _blocks(tokens: int, width: int, depth: int, mlp_ratio: float) -> float:
+    return depth * (tokens * 2 * width * width * (4 + 2 * mlp_ratio) + 4 * tokens**2 * width)
+
+
+def cost(settings: Config) -> Cost:
+    """Count from the sizes alone; no weights are made."""
+    encoder, predictor = settings.encoder, settings.predictor
+    side = settings.data.image_size // encoder.patch_size
+    patches = side * side
+    dropped = dropped_count(settings.masks, (side, side))
+    context = patches - dropped
+    queries = {"dropped": dropped, "all": patches, "visible": context}[settings.masks.predict]
+
+    def encode(tokens: int) -> float:
+        embedding = patches * 2 * 3 * encoder.patch_size**2 * encoder.width
+        return embedding + _blocks(tokens, encoder.width, encoder.depth, encoder.mlp_ratio)
+
+    extra = ACTIONS if predictor.conditioning == "sequence" else 0
+    predict = _blocks(context + queries + extra, predictor.width, predictor.depth, predictor.mlp_ratio)
+    predict += (context + queries) * 2 * encoder.width * predictor.width
+    if predictor.conditioning == "feature":
+        predict += queries * 2 * predictor.width * (3 * predictor.width + ACTIONS)
+    if predictor.conditioning == "adaln":
+        predict += predictor.depth * 2 * 6 * predictor.width**2 + 2 * predictor.width * (predictor.width + ACTIONS)
+    student = (1 if settings.optim.freeze_encoder else 3) * encode(context)
+    return Cost(
+        _encoder_parameters(settings), _predictor_parameters(settings), encode(patches), encode(patches) + student + 3 * predict
+    )
+
+
+def _block_parameters(width: int, mlp_ratio: float) -> int:
+    hidden = int(width * mlp_ratio)
+    return 4 * width * width + 4 * width + 2 * width * hidden + width + hidden + 4 * width
+
+
+def _encoder_parameters(settings: Config) -> int:
+    s = settings.encoder
+    patches = (settings.data.image_size // s.patch_size) ** 2
+    embedding = (3 * s.patch_size**2 + 1) * s.width + patches * s.width
+    return embedding + s.depth * _block_parameters(s.width, s.mlp_ratio) + 2 * s.width
+
+
+def _predictor_parameters(settings: Config) -> int:
+    s, d, k = settings.predictor, settings.encoder.width, ACTIONS
+    w = s.width
+    total = (d + 1) * w + w + s.depth * _block_parameters(w, s.mlp_ratio) + 2 * w + (w + 1) * d
+    conditioning = {
+        "none": 0,
+        "sequence": 2 * k * w,
+        "feature": (w + k + 1) * w + 2 * (w + 1) * w,
+        "adaln": (k + 1) * w + (w + 1) * w + s.depth * (w + 1) * 6 * w,
+    }
+    return total + conditioning[s.conditioning]

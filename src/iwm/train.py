@@ -1,0 +1,339 @@
+"""The training loop: load -> views -> masks -> loss -> finite check -> step -> EMA -> log -> save.
+
+Everything random is a pure function of (seed, step, image index), so a resumed run continues bit for bit.
+"""
+
+import gc
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iwm import checkpoint, config, foreign, hardware, health, pictures
+from iwm.errors import Interrupted, UserError
+from iwm.images import ImageSet, Subset, open_images
+from iwm.loader import Batch, Loader, load_all
+from iwm.log import Metrics, console, progress
+from iwm.masks import sample_masks
+from iwm.model import ImageWorldModel
+from iwm.online import OnlineProbe
+from iwm.optim import Schedule, adamw, apply_schedule
+from iwm.views import make_views
+from iwm.vit import choose_attention
+
+HEALTH_IMAGES = 256
+"""Images of the fixed batch that health is measured on."""
+PATIENCE = 10
+"""Non-finite steps (skipped, weights untouched) after which a run is stopped as diverged."""
+
+
+def build(settings: config.Config, device: torch.device) -> ImageWorldModel:
+    """A model whose weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.run.seed)
+        return ImageWorldModel(settings).to(device)
+
+
+def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
+    """On resume only the speed and run groups and the number of epochs may differ.
+
+    Raises UserError naming the first setting that drifted.
+    """
+    was, now = config.flatten(config.to_dict(old)), config.flatten(config.to_dict(new))
+    free = {"optim.epochs", "recipe", "data.val"}
+    for name, value in now.items():
+        group = name.split(".")[0]
+        if was.get(name) != value and (name == "run.seed" or (group not in ("speed", "run") and name not in free)):
+            raise UserError(
+                f"{out} holds a run with {name} = {was.get(name)!r}, now it is {value!r}; give another --out, or the "
+                "old setting to resume."
+            )
+
+
+@dataclass
+class Training:
+    """The state of a run and its step; `pretrain` is the loop around it."""
+
+    settings: config.Config
+    model: ImageWorldModel
+    optimiser: torch.optim.AdamW
+    schedule: Schedule
+    device: torch.device
+    precision: str
+
+    @classmethod
+    def start(cls, settings: config.Config, steps_per_epoch: int) -> "Training":
+        device = hardware.device_of(settings.speed)
+        precision = hardware.precision_of(settings.speed, device)
+        model = build(settings, device).train()
+        choose_attention(model, device, precision)
+        optimiser = adamw(model, settings.optim)
+        return cls(settings, model, optimiser, Schedule(settings.optim, steps_per_epoch), device, precision)
+
+    def micro_batches(self, batch: Batch) -> list[tuple[Tensor, np.ndarray]]:
+        """The step's images and indices, split into `optim.accumulate` parts."""
+        parts = self.settings.optim.accumulate
+        if len(batch.indices) % parts:
+            raise UserError(
+                f"optim.batch_size ({len(batch.indices)}) must be a multiple of optim.accumulate ({parts})."
+            )
+        return list(zip(batch.images.chunk(parts), np.split(batch.indices, parts), strict=True))
+
+    def loss(self, images: Tensor, indices: np.ndarray, step: int) -> Tensor:
+        """One micro-batch forward: crops -> views -> masks -> loss."""
+        s = self.settings
+        views = make_views(images, self.model.space, s.actions, s.run.seed, step, indices, self.device)
+        masks = sample_masks(s.masks, self.model.grid, s.run.seed, step, indices, self.device)
+        with hardware.autocast(self.device, self.precision):
+            return self.model(views, masks).loss
+
+    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One optimiser step. Returns loss and whether it was finite, both on the device: nothing is synchronised.
+
+        A step with a non-finite loss or gradient is skipped on the device: the weights stay as they are.
+        """
+        parts = self.micro_batches(batch)
+        if batch.step == 0:
+            self._calibrate(parts)
+        total = torch.zeros((), device=self.device)
+        self.optimiser.zero_grad(set_to_none=True)
+        for images, indices in parts:
+            loss = self.loss(images, indices, batch.step) / len(parts)
+            loss.backward()
+            total += loss.detach()
+        trainable = [p for p in self.model.parameters() if p.grad is not None]
+        limit = self.settings.optim.clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(trainable, limit, foreach=True)
+        finite = torch.isfinite(total) & torch.isfinite(norm)
+        # AdamW's fused kernel leaves everything untouched where `found_inf` is 1, without asking the host.
+        self.optimiser.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+        self.optimiser.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+        apply_schedule(self.optimiser, self.schedule, batch.step)
+        self.optimiser.step()
+        self.model.after_step(self.schedule.ema(batch.step))
+        return total, finite
+
+    @torch.no_grad()
+    def _calibrate(self, parts: list[tuple[Tensor, np.ndarray]]) -> None:
+        """Before the first step: target statistics from its own images, whatever the number of micro-batches."""
+        s = self.settings
+        for images, indices in parts:
+            views = make_views(images, self.model.space, s.actions, s.run.seed, 0, indices, self.device)
+            with hardware.autocast(self.device, self.precision):
+                self.model.calibrate(views)
+        self.model.target_norm.fold()
+
+
+class HealthBatch:
+    """A fixed batch of the source's own pictures, its views and masks drawn once."""
+
+    def __init__(self, images: ImageSet, training: Training) -> None:
+        s, device = training.settings, training.device
+        count = min(HEALTH_IMAGES, len(images))
+        chosen = np.linspace(0, len(images) - 1, count).astype(np.int64)
+        self.crops, kept = load_all(Subset(images, chosen), s.data.image_size)
+        chosen = chosen[kept]
+        step = -1  # no training step has this number, so these draws are nobody else's
+        self.views = make_views(self.crops, training.model.space, s.actions, s.run.seed, step, chosen, device)
+        self.masks = sample_masks(s.masks, training.model.grid, s.run.seed, step, chosen, device)
+
+    def measure(self, training: Training) -> dict[str, float]:
+        with hardware.autocast(training.device, training.precision):
+            return health.measure(training.model, self.views, self.masks)
+
+
+def pretrain(settings: config.Config, source: ImageSet | None = None) -> Path:
+    """Train a world model; returns the run folder with `config.yaml`, `metrics.jsonl`, `checkpoints/` and `model/`.
+
+    `source` replaces opening `data.source`. Raises UserError for bad settings, Interrupted after Ctrl-C (saved).
+    """
+    if not settings.run.out:
+        raise UserError("Where should the run go? Give --out FOLDER.")
+    out = Path(settings.run.out).expanduser()
+    source = source or open_images(settings.data.source, "train", size=settings.data.image_size)
+    with hardware.threads(settings.speed):
+        return _pretrain(settings, source, out)
+
+
+def _pretrain(settings: config.Config, source: ImageSet, out: Path) -> Path:
+    saved, complaints = checkpoint.newest(out / "checkpoints")
+    for sentence in complaints:
+        console.print(f"[yellow]{sentence} Going on from the one before.")
+    if saved and not settings.run.resume:
+        raise UserError(f"{out} already holds a run; give another --out, or leave out --no-resume to go on with it.")
+    if saved:
+        check_drift(saved.settings, settings, out)
+    start = saved.step if saved else 0
+
+    loader = Loader(source, settings.data, settings.optim.batch_size, settings.run.seed, settings.speed, start)
+    training = Training.start(settings, loader.steps_per_epoch)
+    if saved:
+        checkpoint.restore(saved, training.model, training.optimiser)
+    elif settings.init:
+        initialise_from(training.model, settings.init)
+    steps = training.schedule.steps
+    if start > steps:
+        raise UserError(
+            f"{out} is already at step {start}, past the {steps} steps of these settings; raise optim.epochs."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    config.save(settings, out / "config.yaml")
+    metrics = Metrics(out / "metrics.jsonl")
+    metrics.cut_back(start)
+    if start:
+        console.print(f"Going on from step {start} of {steps}.")
+    console.print(
+        f"{len(source):,} images, {steps:,} steps of {settings.optim.batch_size}; {training.device.type} in "
+        f"{training.precision}, {'in memory' if loader.in_memory else 'streamed'}."
+    )
+    probe = OnlineProbe.for_run(source, settings)
+    batch = HealthBatch(source, training)
+    if not start:
+        shown = pictures.gallery(batch.crops, batch.views, batch.masks, training.model.space, training.model.grid)
+        pictures.save(shown, out / "gallery.png")
+    watch = Watch(batch, probe, metrics, training)
+    if start < steps:  # of a finished run nothing is left to do but the export
+        _loop(training, loader, watch, out, start)
+    checkpoint.export(training.model, out / "model", step=steps, precision=training.precision)
+    verdict = health.judge(watch.last) if watch.last else None
+    if verdict:
+        console.print(f"[{'green' if verdict.healthy else 'red'}]{verdict.word}[/]: " + " ".join(verdict.findings))
+    if loader.broken:
+        console.print(f"[yellow]{len(loader.broken)} broken images were skipped.")
+    return out
+
+
+def initialise_from(model: ImageWorldModel, init: str) -> None:
+    """Start from the weights of a RUN (everything) or of timm:NAME[,weights=PATH] (both encoders)."""
+    if init.startswith("timm:"):
+        foreign.start_from_timm(model.encoder, init)
+        model.target_encoder.load_state_dict(model.encoder.state_dict())
+        return
+    other = checkpoint.load_model(init)
+    try:
+        model.load_state_dict(other.state_dict())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(f"The weights of {init} do not fit these settings ({reason}); use the same sizes.") from None
+
+
+class Watch:
+    """Writes a line of metrics every `log_every` steps: averaged loss, speed, health, online probe."""
+
+    def __init__(self, batch: HealthBatch, probe: OnlineProbe | None, metrics: Metrics, training: Training):
+        self.batch, self.probe, self.metrics, self.training = batch, probe, metrics, training
+        self.last: dict[str, Any] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        self.losses: list[Tensor] = []
+        self.finite: list[Tensor] = []
+        self.waited = 0.0
+        self.since = time.perf_counter()
+
+    def step(self, loss: Tensor, finite: Tensor, waited: float) -> None:
+        self.losses.append(loss)
+        self.finite.append(finite)
+        self.waited += waited
+
+    def line(self, done: int, final: bool) -> dict[str, Any]:
+        """The line after `done` steps. The only place where host and device meet. Raises UserError on divergence."""
+        training, s = self.training, self.training.settings
+        count = len(self.losses)
+        skipped = count - int(torch.stack(self.finite).sum()) if count else 0
+        seconds = time.perf_counter() - self.since
+        schedule = training.schedule
+        line: dict[str, Any] = {
+            "step": done,
+            "epoch": round(done / schedule.steps_per_epoch, 4),
+            "loss": float(torch.stack(self.losses).mean()) if count else float("nan"),
+            "lr": schedule.lr(done - 1),
+            "weight_decay": schedule.weight_decay(done - 1),
+            "ema": schedule.ema(done - 1),
+            "images_per_second": round(count * s.optim.batch_size / seconds, 2),
+            "waited_share": round(self.waited / seconds, 4),
+            "skipped": skipped,
+            "precision": training.precision,
+        }
+        line |= self.batch.measure(training)
+        if self.probe and (final or done % (s.run.log_every * s.run.probe_every) == 0):
+            with hardware.autocast(training.device, training.precision):
+                line["probe_top1"] = self.probe.accuracy(training.model)
+        self.metrics.write(line)
+        self.last = line
+        self.reset()
+        if skipped >= min(PATIENCE, max(1, count)):
+            raise UserError(
+                f"Training diverged: {skipped} of the last {count} steps were not finite and were skipped. The last "
+                "good checkpoint is kept; lower optim.lr or set optim.clip, in a new --out."
+            )
+        return line
+
+
+def _loop(training: Training, loader: Loader, watch: Watch, out: Path, start: int) -> None:
+    s, steps = training.settings, training.schedule.steps
+    folder = out / "checkpoints"
+    stop = _StopSignal()
+    saved = start
+    with stop, progress() as bar:
+        task = bar.add_task("pretrain", total=steps, completed=start, note="")
+        watch.reset()
+        for batch in loader:
+            loss, finite = training.step(batch)
+            done = batch.step + 1
+            watch.step(loss, finite, batch.waited)
+            final = done == steps
+            if final or done % s.run.log_every == 0:
+                line = watch.line(done, final)
+                note = f"loss {line['loss']:.3f}  {line['images_per_second']:.0f} images/s"
+                bar.update(task, note=note)
+            if final or done % s.run.save_every == 0 or stop.asked:
+                checkpoint.save(folder, done, training.model, training.optimiser, s.run.keep)
+                saved = done
+            bar.update(task, completed=done)
+            if final or stop.asked:
+                break
+        loader.close()
+    if stop.asked and saved < steps:
+        raise Interrupted(
+            f"Saved at step {saved} of {steps}. Go on with: iwm pretrain --config {out}/config.yaml --out {out}"
+        )
+
+
+class _StopSignal:
+    """Turns Ctrl-C and SIGTERM into a flag the loop reads after the step; a second Ctrl-C stops at once."""
+
+    asked = False
+
+    def __enter__(self) -> "_StopSignal":
+        self.asked = False
+        self.before: dict[int, Any] = {}
+        try:
+            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:
+            self.before = {}  # not in the main thread: whoever runs us handles signals
+        gc.collect()
+        gc.freeze()  # the model and data live as long as the loop: no need to look through them again and again
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        console.print("Stopping after this step, saving...")
+
+    def __exit__(self, *exc: object) -> None:
+        gc.unfreeze()
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def with_run(settings: config.Config, **changes: Any) -> config.Config:
+    """The settings with changes to their run group."""
+    return replace(settings, run=replace(settings.run, **changes))

@@ -1,0 +1,134 @@
+"""The doctor calls planted sick runs ill, and a fair one healthy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+
+from iwm.health import judge, measure, rankme, target_variance
+from iwm.masks import sample_masks
+from iwm.model import ImageWorldModel
+from iwm.views import make_views
+
+
+def test_rankme_counts_directions():
+    orthogonal = torch.linalg.qr(torch.randn(64, 8))[0]
+    assert rankme(orthogonal) == pytest.approx(8, rel=1e-4)
+    assert rankme(torch.ones(64, 8)) == pytest.approx(1, rel=1e-4)
+    singular = torch.tensor([3.0, 1.0])
+    shares = singular / 4
+    wanted = math.exp(-(shares * shares.log()).sum())
+    assert rankme(torch.diag(singular)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_target_variance_is_the_share_between_images():
+    position, image = torch.randn(1, 50, 4), torch.randn(2000, 1, 4)
+    assert target_variance(position.expand(100, -1, -1)) == pytest.approx(0, abs=1e-9)
+    assert target_variance(image.expand(-1, 50, -1)) == pytest.approx(1)
+    mixed = target_variance(image + position)
+    assert mixed == pytest.approx(1 / (1 + position.var(1, correction=0).mean().item()), abs=0.1)
+    assert target_variance(torch.zeros(10, 3, 2)) == 0
+
+
+def examined(model: ImageWorldModel) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    indices, s = np.arange(64), model.settings
+    views = make_views(images, model.space, s.actions, 0, -1, indices, "cpu")
+    model.train()
+    model.calibrate(views)
+    model.target_norm.fold()
+    line = measure(model, views, sample_masks(s.masks, model.grid, 0, -1, indices, "cpu"))
+    assert model.training
+    return {"loss": line["health_loss"], **line}
+
+
+def fresh() -> ImageWorldModel:
+    torch.manual_seed(0)
+    model = ImageWorldModel(tiny())
+    model.predictor.open_gates()
+    return model
+
+
+def test_an_untrained_run_is_ill_for_its_loss():
+    verdict = judge(examined(fresh()))
+    assert not verdict.healthy
+    assert any("knowing the position only" in finding for finding in verdict.findings)
+
+
+@torch.no_grad()
+def test_constant_targets_are_ill():
+    model = fresh()
+    model.target_encoder.norm.weight.zero_()
+    model.target_encoder.norm.bias.fill_(1.0)
+    line = examined(model)
+    assert line["target_variance"] == 0
+    assert not judge(line).healthy
+
+
+@torch.no_grad()
+def test_position_only_targets_are_ill():
+    model = fresh()
+    model.target_encoder.patch_embed.proj.weight.zero_()
+    line = examined(model)
+    assert line["target_variance"] < 1e-6
+    assert any("hardly depend on the image" in finding for finding in judge(line).findings)
+
+
+def good_line(**changes: float | None) -> dict[str, float | None]:
+    line = {
+        "loss": 0.3,
+        "health_loss": 0.3,
+        "position_mean_loss": 0.9,
+        "identity_loss": 0.4,
+        "rankme": 30.0,
+        "target_variance": 0.7,
+        "action_sensitivity": 0.6,
+        "ema_gap": 0.1,
+    }
+    return {**line, **changes}
+
+
+def test_a_fair_run_is_healthy():
+    verdict = judge(good_line())
+    assert verdict.healthy
+    assert verdict.word == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"action_sensitivity": 0.0}, "ignores the action"),
+        ({"loss": float("nan")}, "diverged"),
+        ({"health_loss": float("inf")}, "diverged"),
+        ({"position_mean_loss": float("nan")}, "diverged"),
+        ({"action_sensitivity": float("nan")}, "diverged"),
+        ({"action_sensitivity": None}, "diverged"),
+        ({"identity_loss": float("nan")}, "diverged"),
+        ({"rankme": 1.3}, "collapsed"),
+        ({"target_variance": 0.005}, "collapsing"),
+        ({"health_loss": 0.89}, "position only"),
+    ],
+)
+def test_each_illness_is_named(change, word):
+    verdict = judge(good_line(**change))
+    assert verdict.word == "ill"
+    assert word in " ".join(verdict.findings)
+
+
+@torch.no_grad()
+def test_an_action_blind_predictor_measures_zero_sensitivity():
+    model = fresh()  # open gates, but a zero modulation: it does not hear the action
+    line = examined(model)
+    assert line["action_sensitivity"] == 0
+    torch.nn.init.normal_(model.predictor.blocks[0].modulation.weight)  # pyright: ignore
+    assert examined(model)["action_sensitivity"] > 0
+
+
+@torch.no_grad()
+def test_a_diverged_model_is_ill():
+    model = fresh()
+    model.target_encoder.norm.weight.fill_(float("nan"))
+    assert "diverged" in judge(examined(model)).findings[0]

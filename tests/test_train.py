@@ -1,0 +1,249 @@
+"""Training: exact resume, safety, and that it truly learns."""
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import pictures_file, tiny
+from safetensors.torch import load_file
+
+from iwm import checkpoint, config, train
+from iwm.errors import Interrupted, UserError
+from iwm.loader import Batch
+from iwm.log import read_metrics
+
+
+def settings(tmp_path: Path, name: str = "run", **groups) -> config.Config:
+    source = tmp_path / "pictures.npz"
+    if not source.exists():
+        pictures_file(source)
+    base = tiny(**groups)
+    return replace(base, data=replace(base.data, source=str(source)), run=replace(base.run, out=str(tmp_path / name)))
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Press Ctrl-C while step `step` is being computed."""
+    real = train.Training.step
+
+    def stepping(self, batch):
+        if batch.step == step:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, batch)
+
+    monkeypatch.setattr(train.Training, "step", stepping)
+
+
+def test_a_run_leaves_what_the_contract_says(tmp_path):
+    out = train.pretrain(settings(tmp_path))
+    assert {p.name for p in out.iterdir()} >= {"config.yaml", "metrics.jsonl", "checkpoints", "model", "gallery.png"}
+    lines = read_metrics(out / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    keys = {"step", "epoch", "loss", "position_mean_loss", "identity_loss", "rankme", "target_variance"}
+    keys |= {"action_sensitivity", "lr", "ema", "images_per_second", "precision"}
+    assert all(keys <= set(line) for line in lines)
+    assert lines[-1]["epoch"] == 2
+    model = checkpoint.load_model(str(out))
+    assert not model.training
+    assert model.settings == config.load(out / "config.yaml")
+
+
+@pytest.mark.parametrize("norm", ["batch", "token"])
+def test_resume_equals_no_interruption_bit_for_bit(tmp_path, monkeypatch, norm):
+    objective = config.Objective(target_norm=norm, variance=0.5, covariance=0.1)
+    straight = train.pretrain(settings(tmp_path, "straight", objective=objective))
+    stopped = settings(tmp_path, "stopped", objective=objective)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4)
+        with pytest.raises(Interrupted, match="Saved at step 5 of 8"):
+            train.pretrain(stopped)
+    out = train.pretrain(stopped)
+    one, two = weights(straight), weights(out)
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
+    kept = {"step", "loss", "rankme", "lr"}
+    logged = [[{k: line[k] for k in kept} for line in read_metrics(o / "metrics.jsonl")] for o in (straight, out)]
+    assert [line["step"] for line in logged[1]] == [2, 4, 6, 8]
+    assert logged[0][-1] == logged[1][-1]
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path, monkeypatch):
+    chosen = settings(tmp_path)
+    out = Path(chosen.run.out)
+
+    def crash(self, batch):
+        raise RuntimeError("power cut")
+
+    real = train.Training.step
+    monkeypatch.setattr(
+        train.Training, "step", lambda self, batch: crash(self, batch) if batch.step == 5 else real(self, batch)
+    )
+    with pytest.raises(RuntimeError, match="power cut"):
+        train.pretrain(chosen)
+    assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [2, 4]
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "torn')
+    monkeypatch.setattr(train.Training, "step", real)
+    train.pretrain(chosen)  # from the checkpoint at step 3
+    assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [2, 4, 6, 8]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch, capsys):
+    chosen = settings(tmp_path)
+    out = train.pretrain(chosen)
+    wanted = weights(out)
+    newest = sorted((out / "checkpoints").glob("step-*"))[-1]
+    state = newest / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-100])
+    train.pretrain(chosen)
+    assert "damaged" in capsys.readouterr().out
+    assert all(torch.equal(wanted[name], value) for name, value in weights(out).items())
+
+
+def test_only_damaged_checkpoints_are_an_error(tmp_path):
+    chosen = settings(tmp_path)
+    out = train.pretrain(chosen)
+    for folder in (out / "checkpoints").glob("step-*"):
+        (folder / "state.json").write_text("{")
+    with pytest.raises(UserError, match="No checkpoint in"):
+        train.pretrain(chosen)
+
+
+def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
+    chosen = settings(tmp_path)
+    out = train.pretrain(chosen)
+    names = sorted(p.name for p in (out / "checkpoints").iterdir())
+    assert names == ["step-00000006", "step-00000008"]
+
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    training = train.Training.start(chosen, 4)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(out / "checkpoints", 9, training.model, training.optimiser, 2)
+    assert sorted(p.name for p in (out / "checkpoints").glob("step-*")) == names
+    assert checkpoint.newest(out / "checkpoints")[0].step == 8  # pyright: ignore
+
+
+def test_a_drifted_setting_is_named(tmp_path):
+    chosen = settings(tmp_path)
+    train.pretrain(chosen)
+    drifted = replace(chosen, optim=replace(chosen.optim, lr=0.1))
+    with pytest.raises(UserError, match=r"optim\.lr = 0\.002, now it is 0\.1"):
+        train.pretrain(drifted)
+    with pytest.raises(UserError, match=r"seed"):
+        train.pretrain(train.with_run(chosen, seed=4))
+    train.pretrain(train.with_run(replace(chosen, speed=replace(chosen.speed, threads=1)), log_every=7))
+
+
+def test_epochs_may_be_extended(tmp_path):
+    chosen = settings(tmp_path)
+    train.pretrain(chosen)
+    out = train.pretrain(replace(chosen, optim=replace(chosen.optim, epochs=3)))
+    assert read_metrics(out / "metrics.jsonl")[-1]["step"] == 12
+    with pytest.raises(UserError, match="past the 8 steps"):
+        train.pretrain(chosen)
+
+
+def test_a_replay_elsewhere_gives_the_same_weights(tmp_path):
+    chosen = settings(tmp_path)
+    one = weights(train.pretrain(chosen))
+    loaded = config.load(tmp_path / "run" / "config.yaml")
+    two = weights(train.pretrain(train.with_run(loaded, out=str(tmp_path / "replay"))))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_no_resume_refuses_a_folder_with_a_run(tmp_path):
+    chosen = settings(tmp_path)
+    train.pretrain(chosen)
+    with pytest.raises(UserError, match="already holds a run"):
+        train.pretrain(train.with_run(chosen, resume=False))
+
+
+def one_batch(count: int = 16) -> Batch:
+    images = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Batch(step=0, indices=np.arange(count), images=images, labels=None, waited=0.0)
+
+
+@pytest.mark.parametrize("norm", ["batch", "token"])
+def test_accumulation_gives_the_same_step(norm):
+    after = []
+    for parts in (1, 4):
+        base = tiny(objective=config.Objective(target_norm=norm))
+        training = train.Training.start(replace(base, optim=replace(base.optim, accumulate=parts)), 4)
+        loss, finite = training.step(one_batch())
+        assert bool(finite)
+        after.append((float(loss), {k: v.clone() for k, v in training.model.state_dict().items()}))
+    assert after[0][0] == pytest.approx(after[1][0], rel=1e-5)
+    for name, value in after[0][1].items():
+        torch.testing.assert_close(value, after[1][1][name], atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_a_step_that_is_not_finite_changes_no_weight():
+    training = train.Training.start(tiny(), 4)
+    training.step(one_batch())
+    before = {k: v.clone() for k, v in training.model.state_dict().items()}
+    with torch.no_grad():
+        broken = training.model.predictor.project.bias.clone()
+        training.model.predictor.project.bias.fill_(float("inf"))
+    _, finite = training.step(replace(one_batch(), step=1))
+    assert not bool(finite)
+    with torch.no_grad():
+        training.model.predictor.project.bias.copy_(broken)
+    after = training.model.state_dict()
+    changed = [
+        k for k in before if not k.startswith(("target", "target_norm")) and not torch.equal(before[k], after[k])
+    ]
+    assert not changed
+    assert all(torch.isfinite(value).all() for value in after.values())
+
+
+def test_a_diverged_run_stops_with_a_sentence(tmp_path):
+    chosen = settings(tmp_path)
+    wild = replace(chosen, optim=replace(chosen.optim, lr=1e30, lr_start=1e30, clip=0.0, warmup_epochs=0))
+    with pytest.raises(UserError, match="diverged"):
+        train.pretrain(wild)
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["skipped"] > 0
+
+
+def test_precision_changes_little_and_is_recorded(tmp_path):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        training = train.Training.start(tiny(speed=config.Speed(precision=precision, device="cpu")), 4)
+        loss, _ = training.step(one_batch())
+        losses[precision] = float(loss)
+        assert training.precision == precision
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+
+
+def test_init_starts_from_a_run(tmp_path):
+    first = train.pretrain(settings(tmp_path))
+    chosen = replace(settings(tmp_path, "second"), init=str(first))
+    frozen = replace(chosen, optim=replace(chosen.optim, lr=0.0, lr_start=0.0, lr_final=0.0, epochs=1))
+    second = train.pretrain(frozen)
+    one, two = weights(first), weights(second)
+    assert torch.equal(one["predictor.embed.weight"], two["predictor.embed.weight"])
+    other = replace(frozen, predictor=replace(frozen.predictor, width=64))
+    with pytest.raises(UserError, match="do not fit these settings"):
+        train.pretrain(train.with_run(other, out=str(tmp_path / "third")))
+
+
+def test_more_images_asked_for_than_there_are(tmp_path):
+    chosen = settings(tmp_path)
+    with pytest.raises(UserError, match="batch"):
+        train.pretrain(replace(chosen, optim=replace(chosen.optim, batch_size=1000)))
+
+
+def test_accumulate_must_divide_the_batch(tmp_path):
+    chosen = settings(tmp_path)
+    with pytest.raises(UserError, match=r"multiple of optim\.accumulate"):
+        train.pretrain(replace(chosen, optim=replace(chosen.optim, accumulate=3)))
