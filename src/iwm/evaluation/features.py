@@ -1,0 +1,286 @@
+"""Features of images: which encoder, which layer, how pooled; extracted in batches and remembered by content.
+
+    z = mean over patches of f_l(image)      pooling "mean":   [n, d]
+    z = f_l(image)                           pooling "tokens": [n, patches, d], in float16
+
+f_l is the output of block l: the last one's after the encoder's final norm, an earlier one's after a LayerNorm without
+affine (the final norm's affine was fitted to the last block). The encoder is a world model's (EMA by default), any timm
+model's, one of the same architecture drawn anew, or raw pixels. The cache goes by the hash of weights, pixels and
+settings, so it cannot go stale.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float16, Int64, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.data.config import resolve_model_data_config
+from torch import Tensor, nn
+
+from iwm import checkpoint, foreign, hardware
+from iwm.config import Speed
+from iwm.encoder import Encoder
+from iwm.errors import UserError
+from iwm.images import ImageSet, Subset
+from iwm.loader import load_all
+from iwm.log import console, progress
+from iwm.vit import choose_attention
+
+Pooling = Literal["mean", "tokens"]
+Pixels = UInt8[Tensor, "b 3 h w"]
+
+RAW_SIZES = (8, 16, 32)
+"""Sides of the raw-pixel baselines, px."""
+BATCH = 64
+"""Images through an encoder at once: few enough that a small encoder's activations stay in the processor's cache."""
+CHUNK = 2**28
+"""Bytes of decoded pixels held at once, and hashed and remembered together: small sets are one chunk."""
+CACHE_LIMIT = 2**30
+"""Bytes of the largest chunk of features that is worth a file."""
+
+
+def digest(tensors: Sequence[tuple[str, Tensor]]) -> str:
+    """Content hash of named tensors: names, types, shapes and bytes."""
+    mark = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors:
+        mark.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        mark.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return mark.hexdigest()
+
+
+class FrozenEncoder(nn.Module):
+    """Images to tokens, without gradient: what probes look at.
+
+    `size` is the side of the square crops it is shown, px; `layer` the block whose output is taken, from 1 to `depth`.
+    """
+
+    name: str
+    size: int
+    layer: int
+    depth: int
+
+    def forward(self, images: Pixels) -> Float[Tensor, "b n d"]:
+        raise NotImplementedError
+
+    def drawn_anew(self, seed: int) -> "FrozenEncoder":
+        """The same architecture with fresh random weights."""
+        raise NotImplementedError
+
+    def identity(self) -> str:
+        """What its features depend on beside the pixels; empty: too cheap to be worth remembering."""
+        return f"{digest(list(self.state_dict().items()))} layer {self.layer} of {self.depth}"
+
+
+class WorldEncoder(FrozenEncoder):
+    """An encoder of ours."""
+
+    def __init__(self, body: Encoder, name: str, size: int, layer: int = 0) -> None:
+        super().__init__()
+        self.body, self.name, self.size = body, name, size
+        self.depth = len(body.blocks)
+        self.layer = layer_number(layer, self.depth)
+
+    @torch.no_grad()
+    def forward(self, images: Pixels) -> Float[Tensor, "b n d"]:
+        if self.layer == self.depth:
+            return self.body.tokens(images)
+        tokens = self.body.norm_pre(self.body.embed(images))
+        for block in list(self.body.blocks)[: self.layer]:
+            tokens = block(tokens)
+        return F.layer_norm(tokens, tokens.shape[-1:])
+
+    def drawn_anew(self, seed: int) -> "WorldEncoder":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            body = Encoder(self.body.settings, self.body.grid[0] * self.body.patch_size)
+        body.eval().requires_grad_(False)
+        return WorldEncoder(body, "random encoder", self.size, self.layer)
+
+
+class TimmEncoder(FrozenEncoder):
+    """Any timm model: its patch tokens (class token and registers left out), or the cells of its last feature map."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model_name: str, body: nn.Module, size: int = 0, layer: int = 0) -> None:
+        super().__init__()
+        settings = resolve_model_data_config(body)
+        self.model_name, self.body, self.name = model_name, body, f"timm:{model_name}"
+        self.size = size or settings["input_size"][-1]
+        self.depth = len(cast(Any, getattr(body, "blocks", None) or getattr(body, "feature_info", None) or [body]))
+        self.layer = layer_number(layer, self.depth)
+        for stat in ("mean", "std"):
+            self.register_buffer(stat, torch.tensor(settings[stat]).view(1, 3, 1, 1), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, images: Pixels) -> Float[Tensor, "b n d"]:
+        body = cast(Any, self.body)
+        inputs = (images.float() / 255 - self.mean) / self.std
+        if self.layer < self.depth:
+            tokens = body.forward_intermediates(inputs, indices=[self.layer - 1], intermediates_only=True)[0]
+        else:
+            tokens = body.forward_features(inputs)
+        if tokens.ndim == 4:
+            # A map: channels first unless the channels are seen to be last.
+            channels_last = tokens.shape[-1] == body.num_features != tokens.shape[1]
+            tokens = tokens.flatten(1, 2) if channels_last else tokens.flatten(2).transpose(1, 2)
+        else:
+            tokens = tokens[:, getattr(body, "num_prefix_tokens", 0) :]
+        return tokens if self.layer == self.depth else F.layer_norm(tokens, tokens.shape[-1:])
+
+    def drawn_anew(self, seed: int) -> "TimmEncoder":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            drawn = TimmEncoder(self.model_name, foreign.timm_model(self.model_name), self.size, self.layer)
+        drawn.name = "random encoder"
+        return drawn
+
+
+class RawPixels(FrozenEncoder):
+    """The picture itself, averaged over areas down to `side` x `side`, as one token of 3 side^2 numbers in [0, 1]."""
+
+    def __init__(self, side: int, size: int) -> None:
+        super().__init__()
+        self.name, self.side, self.size = f"raw pixels {side} x {side}", side, size
+        self.layer = self.depth = 1
+
+    @torch.no_grad()
+    def forward(self, images: Pixels) -> Float[Tensor, "b 1 d"]:
+        return F.interpolate(images.float() / 255, size=(self.side, self.side), mode="area").flatten(1)[:, None]
+
+    def drawn_anew(self, seed: int) -> "RawPixels":
+        return self
+
+    def identity(self) -> str:
+        return ""
+
+
+def layer_number(layer: int, depth: int) -> int:
+    """Block number from 1 to depth; 0 is the last, negative ones count from the end (-1 is the last too).
+
+    Raises UserError when there is no such block.
+    """
+    number = depth + 1 + layer if layer < 0 else layer or depth
+    if not 1 <= number <= depth:
+        raise UserError(
+            f"There is no layer {layer} in an encoder of {depth} blocks; give 1 to {depth}, or 0 for the last."
+        )
+    return number
+
+
+def open_encoder(run: str, *, student: bool = False, layer: int = 0, size: int = 0) -> FrozenEncoder:
+    """The frozen encoder of a RUN (EMA unless `student`), or timm:NAME[,weights=PATH]; in eval mode on the CPU.
+
+    `size` shows it images of another side than it was trained on. Raises UserError when RUN cannot be read or has no
+    such layer.
+    """
+    if run.startswith("timm:"):
+        if student:
+            raise UserError(f"{run} has no student encoder; leave out --student.")
+        return open_timm(run, layer=layer, size=size)
+    model = checkpoint.load_model(run)
+    body = model.encoder if student else model.target_encoder
+    return WorldEncoder(
+        body, "student encoder" if student else "EMA encoder", size or model.settings.data.image_size, layer
+    )
+
+
+def open_timm(name: str, *, layer: int = 0, size: int = 0) -> TimmEncoder:
+    """A timm model from `timm:NAME[,weights=PATH]`. Raises UserError naming what does not exist or fit."""
+    model_name, body = foreign.open_timm(name)
+    return TimmEncoder(model_name, body, size, layer)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features of the readable images of a split, one tensor an encoder, with their labels."""
+
+    features: list[Float[Tensor, "n _d"] | Float16[Tensor, "n _t _d"]]
+    labels: Int64[Tensor, " n"]
+
+
+def extract(
+    encoders: Sequence[FrozenEncoder],
+    images: ImageSet,
+    *,
+    pooling: Pooling = "mean",
+    speed: Speed | None = None,
+    cache: Path | None = None,
+) -> Labelled:
+    """Features of all images under all encoders; every image is decoded once, broken ones are left out.
+
+    `cache` is a folder for features found by content. All encoders must be shown the same size.
+    """
+    speed = speed or Speed()
+    size = encoders[0].size
+    assert all(encoder.size == size for encoder in encoders)
+    assert images.labels is not None
+    device = hardware.device_of(speed)
+    precision = hardware.precision_of(speed, device)
+    marks = [encoder.identity() if cache else "" for encoder in encoders]
+    parts: list[list[Tensor]] = [[] for _ in encoders]
+    kept: list[np.ndarray] = []
+    at_once = max(1, CHUNK // (3 * size * size))
+    for start in range(0, len(images), at_once):
+        rows = np.arange(start, min(len(images), start + at_once))
+        pixels, readable = load_all(Subset(images, rows), size)
+        kept.append(rows[readable])
+        content = digest([("pixels", pixels)]) if cache else ""
+        for encoder, mark, part in zip(encoders, marks, parts, strict=True):
+            path = None
+            if cache and mark:
+                key = f"{mark} {content} {pooling} {precision} {device.type}"
+                path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+            part.append(_remembered(path, encoder, pixels, pooling, device, precision))
+    labels = torch.from_numpy(np.asarray(images.labels)[np.concatenate(kept)].astype(np.int64))
+    return Labelled([torch.cat(part) for part in parts], labels)
+
+
+def _remembered(
+    path: Path | None, encoder: FrozenEncoder, pixels: Pixels, pooling: Pooling, device: torch.device, precision: str
+) -> Tensor:
+    if path and path.is_file():
+        try:
+            return load_file(path)["features"]
+        except (OSError, KeyError, SafetensorError):
+            console.print(f"[yellow]{path} is damaged; its features are computed again.")
+    features = encode(encoder, pixels, pooling=pooling, device=device, precision=precision)
+    if path and features.nbytes <= CACHE_LIMIT:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two commands may fill the cache at once
+        save_file({"features": features}, part)
+        os.replace(part, path)
+    return features
+
+
+def encode(
+    encoder: FrozenEncoder,
+    pixels: Pixels,
+    *,
+    pooling: Pooling = "mean",
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+) -> Tensor:
+    """Features of decoded images on the CPU: float32 [n, d] for "mean", float16 [n, t, d] for "tokens"."""
+    device = torch.device(device)
+    encoder = encoder.to(device).eval()
+    choose_attention(encoder, device, precision)
+    done = []
+    with progress("images") as bar:
+        task = bar.add_task(encoder.name, total=len(pixels), note="")
+        for batch in pixels.split(BATCH):
+            with hardware.autocast(device, precision):
+                tokens = encoder(batch.to(device))
+            features = tokens.float().mean(dim=1) if pooling == "mean" else tokens.half()
+            done.append(features.cpu())
+            bar.advance(task, len(batch))
+    return torch.cat(done)

@@ -1,0 +1,412 @@
+"""Finetuning for classification: the predictor on a frozen encoder, or any other part of the model.
+
+    predictor  head(p(f-bar(x), a = 0))     N context tokens, N queries, the null action; f-bar frozen (paper section 5)
+    head       head(f-bar(x))               the attentive head straight on the frozen encoder, its control
+    both       head(p(f(x), a = 0))         end to end, from a finished predictor finetuning
+    encoder    W mean(f(x))                 the classical way, layer decay 0.65
+    last-K     W mean(f(x))                 the encoder's last K blocks only
+
+f starts as f-bar. A random predictor (`predictor="random"`, drawn anew with open gates) is the control of the
+pretrained one, under the very same grid of learning rates. The frozen encoder sees every image and crop once; its
+tokens are kept in memory when they fit.
+"""
+
+import copy
+import itertools
+import re
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from timm.optim._param_groups import param_groups_layer_decay
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from iwm import checkpoint, config, hardware, results
+from iwm.config import Speed
+from iwm.encoder import Encoder
+from iwm.errors import UserError
+from iwm.evaluation import features, probes
+from iwm.evaluation.classifier import AttentiveHead, Classifier, MeanHead, load_classifier, save_classifier
+from iwm.evaluation.fitting import (
+    Learner,
+    Samples,
+    Schedule,
+    Trained,
+    accuracy,
+    choose,
+    decay_groups,
+    logits_of,
+    scores,
+)
+from iwm.evaluation.probes import Splits, labelled_splits
+from iwm.images import ImageSet
+from iwm.loader import load_all
+from iwm.log import console, progress
+from iwm.model import ImageWorldModel
+from iwm.pixels import random_crop
+from iwm.predictor import Predictor
+from iwm.vit import choose_attention
+
+SHOWN = (
+    *("top1", "top5", "balanced_top1", "random_encoder_top1", "raw_pixels_top1", "chance"),
+    *("trainable_parameters", "flops_per_image", "train_images_per_second", "n_train", "n_val"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+    """What a finetuning's numbers depend on, beside the run and the data."""
+
+    train: str = "predictor"
+    """predictor, head, encoder, both, or last-K."""
+    predictor: Literal["pretrained", "random"] = "pretrained"
+    """Where the predictor starts (train predictor, both)."""
+    student: bool = False
+    """Finetune on the student encoder instead of the EMA encoder."""
+    seed: int = 0
+    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Learning rates of the head."""
+    ratios: tuple[float, ...] = (0.1, 1.0)
+    """Learning rate of what was there before (predictor, encoder) as a multiple of the head's; tried with every lr."""
+    layer_decay: float = 0.65
+    """Learning rate of an encoder block over that of the next one (encoder, both, last-K)."""
+    views: int = 4
+    """Pictures an image is trained on: itself and views - 1 random crops, drawn once. 1: no augmentation."""
+    crop_area: tuple[float, float] = (0.5, 1.0)
+    """Area of those crops, as a fraction of the image."""
+    flip: float = 0.5
+    """Probability that such a crop is mirrored."""
+    schedule: Schedule = field(default_factory=Schedule)
+
+    @property
+    def blocks(self) -> int:
+        """K of last-K; 0 for every other way. Raises UserError when `train` is none of them."""
+        found = re.fullmatch(r"last-([1-9]\d*)", self.train)
+        if not found and self.train not in ("predictor", "head", "encoder", "both"):
+            known = ("predictor", "head", "encoder", "both", "last-1")
+            raise UserError(f"There is no way to train '{self.train}'; {config.did_you_mean(self.train, known)}")
+        return int(found.group(1)) if found else 0
+
+    @property
+    def uses_predictor(self) -> bool:
+        return self.train in ("predictor", "both")
+
+    @property
+    def moves_encoder(self) -> bool:
+        return self.train not in ("predictor", "head")
+
+
+def build(model: ImageWorldModel, settings: FinetuneSettings, classes: int, size: int) -> Classifier:
+    """A fresh classifier from a world model, the same for the same seed; only what is to be trained takes gradients.
+
+    The world model itself is left as it is. Raises UserError when last-K asks for more blocks than there are.
+    """
+    encoder = copy.deepcopy(model.encoder if settings.student else model.target_encoder)
+    width, depth = encoder.settings.width, len(encoder.blocks)
+    if settings.blocks > depth:
+        raise UserError(
+            f"--train {settings.train} asks for more than the encoder's {depth} blocks; give at most last-{depth}."
+        )
+    encoder.requires_grad_(settings.moves_encoder)
+    assert encoder.pos_embed is not None
+    encoder.pos_embed.requires_grad_(False)
+    if settings.blocks:
+        encoder.patch_embed.requires_grad_(False)
+        for block in list(encoder.blocks)[: depth - settings.blocks]:
+            block.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        attentive = settings.uses_predictor or settings.train == "head"
+        head = AttentiveHead(width, classes) if attentive else MeanHead(width, classes)
+        predictor = None
+        if settings.uses_predictor:
+            predictor = Predictor(model.settings.predictor, width, model.space.dim, model.grid)
+            if settings.predictor == "pretrained":
+                predictor.load_state_dict(model.predictor.state_dict())
+            else:
+                predictor.open_gates()
+    return Classifier(encoder, predictor, head, model.space.dim, size)
+
+
+def groups_of(classifier: Classifier, settings: FinetuneSettings, lr: float, ratio: float) -> list[dict[str, Any]]:
+    """Parameter groups: head at `lr`, predictor and the encoder's last block at `ratio` of it, every block below at
+    `layer_decay` times the one above."""
+    decay = settings.schedule.weight_decay
+    groups = decay_groups(classifier.head, lr, decay)
+    if classifier.predictor is not None:
+        groups += decay_groups(classifier.predictor, lr * ratio, decay)
+    if settings.moves_encoder:
+        layers = param_groups_layer_decay(classifier.encoder, decay, layer_decay=settings.layer_decay)
+        for layer in layers:
+            groups.append(
+                {
+                    "params": layer["params"],
+                    "weight_decay": layer["weight_decay"],
+                    "lr": lr * ratio * layer["lr_scale"],
+                }
+            )
+    return groups
+
+
+def grid_of(settings: FinetuneSettings) -> list[dict[str, float]]:
+    """Every head learning rate with every ratio; the head alone has no ratio to choose."""
+    if settings.train == "head":
+        return [{"lr": lr, "ratio": 1.0} for lr in settings.lrs]
+    return [{"lr": lr, "ratio": ratio} for lr, ratio in itertools.product(settings.lrs, settings.ratios)]
+
+
+def flops_of(classifier: Classifier) -> int:
+    """Floating-point operations of one image's forward pass: torch's counter over matrix products, convolutions and
+    attention, two for a multiply-add."""
+    image = torch.zeros(
+        1, 3, classifier.size, classifier.size, dtype=torch.uint8, device=next(classifier.parameters()).device
+    )
+    # The plain kernel is made of countable products on every device.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        classifier(image)
+    return counter.get_total_flops()
+
+
+# ---- images in memory ----------------------------------------------------------------------------------------------
+
+
+def crops(images: ImageSet, size: int, settings: FinetuneSettings) -> tuple[UInt8[Tensor, "v n 3 s s"], np.ndarray]:
+    """Every readable image as itself and `views` - 1 random crops; and the indices of those images."""
+    plain, kept = load_all(images, size)
+    if settings.views <= 1:
+        return plain[None], kept
+    found = torch.empty(settings.views, *plain.shape, dtype=torch.uint8)
+    found[0] = plain
+    with progress("images") as bar:
+        task = bar.add_task("random crops", total=len(kept), note="")
+        for row, index in enumerate(kept):
+            image = images.load(int(index))
+            for view in range(1, settings.views):
+                found[view, row] = random_crop(
+                    image, size, settings.crop_area, settings.flip, settings.seed, view, int(index)
+                )
+            bar.advance(task)
+    return found, kept
+
+
+def free_memory() -> int:
+    """Bytes of memory not in use; 8 GiB where the system does not say."""
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    return 8 * 2**30
+
+
+def frozen_tokens(
+    encoder: Encoder, views: UInt8[Tensor, "v n 3 s s"], device: torch.device, precision: str
+) -> Tensor | None:
+    """Tokens [v, n, t, d] of all pictures in float16; None when they would take more than a quarter of free memory."""
+    side = -(-views.shape[-1] // encoder.patch_size)
+    if views.shape[0] * views.shape[1] * side**2 * encoder.settings.width * 2 > free_memory() / 4:
+        return None
+    frozen = features.WorldEncoder(encoder, "frozen encoder", views.shape[-1])
+    flat = views.flatten(0, 1)
+    return features.encode(frozen, flat, pooling="tokens", device=device, precision=precision).unflatten(
+        0, tuple(views.shape[:2])
+    )
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+def finetune(
+    run: str,
+    data: str,
+    train: str = "predictor",
+    predictor: Literal["pretrained", "random"] = "pretrained",
+    *,
+    val: str = "",
+    seed: int = 0,
+    settings: FinetuneSettings | None = None,
+    size: int = 0,
+    start: str = "",
+    baselines: bool = False,
+    speed: Speed | None = None,
+    out: str = "",
+) -> dict[str, Any]:
+    """Finetune a RUN on a labelled source, write `RUN/eval/finetune-TRAIN[-PREDICTOR]-DATA.json` with the weights in
+    the folder of that name, print it, and return what was written, with the file under "path".
+
+    `train`, `predictor` and `seed` go before those of `settings`. `train="both"` starts from the finished predictor
+    finetuning in the folder `start`, or makes one first. `baselines` adds random_encoder_top1 (the same training with
+    nothing pretrained, the encoder drawn anew) and raw_pixels_top1 (linear). Raises UserError for bad input.
+    """
+    settings = replace(settings or FinetuneSettings(), train=train, predictor=predictor, seed=seed)
+    if run.startswith("timm:"):
+        raise UserError(f"{run} has no predictor to finetune; give a RUN, or probe it with `iwm probe`.")
+    speed = speed or Speed()
+    model = checkpoint.load_model(run)
+    size = size or model.settings.data.image_size
+    _ = settings.blocks  # an unknown way to train is an error before any work
+    splits = labelled_splits(data, val, seed=seed, size=size)
+    console.print(f"{splits.train.name}: {splits.sentence}.")
+    if train == "both" and not start:
+        alike: dict[str, Any] = {
+            "val": val,
+            "seed": seed,
+            "settings": settings,
+            "size": size,
+            "speed": speed,
+            "out": out,
+        }
+        first = finetune(run, data, "predictor", predictor, **alike)
+        start = first["weights"]
+    with hardware.threads(speed):
+        work = Work.prepare(splits, settings, size, speed)
+        found, classifier = _finetune(model, work, splits, settings, start)
+        if baselines:
+            found |= _baselines(model, work, splits, settings, speed)
+    payload = {
+        "run": run,
+        "data": splits.train.name,
+        "train": train,
+        "predictor": predictor if settings.uses_predictor else None,
+        **found,
+        "chance": 1 / len(splits.classes),
+        "encoder": "student encoder" if settings.student else "EMA encoder",
+        "image_size": size,
+        "precision": work.precision,
+        "classes": list(splits.classes),
+        "split": splits.sentence,
+        "started_from": start or None,
+    }
+    written = {
+        **vars(settings),
+        "schedule": vars(settings.schedule),
+        "data": results.data_identity(data),
+        "val": results.data_identity(val) if val else "",
+        "run": run if results.is_remote(run) else "",
+        "size": size,
+        "start": results.data_identity(start) if start else "",
+        "baselines": baselines,
+    }
+    words = [train, predictor if settings.uses_predictor else "", "student" * settings.student]
+    words.append(f"seed{settings.seed}" if settings.seed else "")
+    variant = "-".join(word for word in words if word)
+    path = results.place(run, "finetune", splits.train.name, written, variant=variant, out=out)
+    folder = path.with_suffix("")
+    save_classifier(classifier, model, folder, finetuned=config.to_dict(settings))
+    probes.draw_confusion(
+        np.array(found["confusion"]),
+        splits.classes,
+        f"finetuned {variant}, {splits.train.name}: {found['top1']:.1%}",
+        path.with_suffix(".png"),
+    )
+    content = results.write(path, {**payload, "weights": str(folder)}, written)
+    title = f"Finetuned {variant}, {splits.train.name}"
+    results.show(title, {name: content[name] for name in SHOWN if name in content}, path)
+    return {**content, "path": str(path)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """The images of a finetuning in memory, as pictures."""
+
+    train: Samples
+    test: UInt8[Tensor, "m 3 s s"]
+    labels: Tensor
+    """Of the test images; only `scores` sees them."""
+    size: int
+    device: torch.device
+    precision: str
+
+    @classmethod
+    def prepare(cls, splits: Splits, settings: FinetuneSettings, size: int, speed: Speed) -> "Work":
+        device = hardware.device_of(speed)
+        views, kept = crops(splits.train, size, settings)
+        test, kept_test = load_all(splits.val, size)
+        labels, truth = (
+            torch.from_numpy(np.asarray(images.labels)[rows].astype(np.int64))
+            for images, rows in ((splits.train, kept), (splits.val, kept_test))
+        )
+        return cls(Samples(views, labels), test, truth, size, device, hardware.precision_of(speed, device))
+
+    def fit(
+        self, model: ImageWorldModel, settings: FinetuneSettings, classes: int, start: str, title: str
+    ) -> tuple[Trained, Classifier, Tensor, dict[str, Any]]:
+        """Choose and train; returns the test images' logits and how the encoder was fed."""
+        where: dict[str, Any] = {"device": self.device, "precision": self.precision}
+        initial = load_classifier(start).state_dict() if start else None
+        samples, test, tokens, seconds = self.train, self.test, None, 0.0
+        if not settings.moves_encoder:
+            since = time.perf_counter()
+            encoder = model.encoder if settings.student else model.target_encoder
+            tokens = frozen_tokens(encoder, samples.values, **where)
+            if tokens is not None:
+                samples = Samples(tokens, samples.labels)
+                seconds = time.perf_counter() - since
+                frozen = features.WorldEncoder(encoder, "frozen encoder", self.size)
+                test = features.encode(frozen, test, pooling="tokens", **where)
+        made: list[Classifier] = []
+
+        def make(choice: dict[str, Any]) -> Learner:
+            classifier = build(model, settings, classes, self.size)
+            if initial is not None:
+                try:
+                    classifier.load_state_dict(initial)
+                except RuntimeError:
+                    raise UserError(
+                        f"{start} was not finetuned from this run for these classes; give one that was."
+                    ) from None
+            choose_attention(classifier.to(self.device), self.device, self.precision)
+            made[:] = [classifier]
+            logits = classifier if tokens is None else lambda values: classifier.classify(values.float())
+            return Learner(classifier, logits, groups_of(classifier, settings, **choice))
+
+        trained = choose(make, grid_of(settings), samples, settings.schedule, seed=settings.seed, title=title, **where)
+        logits = logits_of(trained.learner.logits, test, **where)
+        return trained, made[0], logits, {"tokens_kept": tokens is not None, "encode_seconds": round(seconds, 2)}
+
+
+def _finetune(
+    model: ImageWorldModel, work: Work, splits: Splits, settings: FinetuneSettings, start: str
+) -> tuple[dict[str, Any], Classifier]:
+    trained, classifier, logits, fed = work.fit(
+        model, settings, len(splits.classes), start, f"finetune {settings.train}"
+    )
+    classifier.names = splits.classes
+    found = {
+        **scores(logits, work.labels),
+        "trainable_parameters": sum(p.numel() for p in classifier.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in classifier.parameters()),
+        "flops_per_image": flops_of(classifier),
+        "flops_are": "one image forward, encoder included, 2 per multiply-add, by torch.utils.flop_counter",
+        "train_images_per_second": trained.images_per_second,
+        **fed,
+        "chosen": trained.choice,
+        "tried": trained.tried,
+        "n_train": len(work.train.labels),
+        "n_val": len(work.labels),
+    }
+    return found, classifier
+
+
+def _baselines(
+    model: ImageWorldModel, work: Work, splits: Splits, settings: FinetuneSettings, speed: Speed
+) -> dict[str, Any]:
+    """The same training with an encoder (and predictor) drawn anew, and a linear classifier on raw pixels."""
+    frozen = features.WorldEncoder(model.target_encoder, "", work.size).drawn_anew(settings.seed + 1)
+    twin = ImageWorldModel(model.settings, model.space)
+    twin.encoder.load_state_dict(frozen.body.state_dict())
+    twin.target_encoder.load_state_dict(frozen.body.state_dict())
+    bare = replace(settings, predictor="random")
+    trained, _, logits, _ = work.fit(twin.eval(), bare, len(splits.classes), "", "random encoder")
+    linear = probes.ProbeSettings(kind="linear", seed=settings.seed)
+    return {
+        "random_encoder_top1": accuracy(logits, work.labels),
+        "random_encoder_chosen": trained.choice,
+        **probes.raw_pixels(splits, work.size, linear, speed),
+    }

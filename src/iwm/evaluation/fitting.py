@@ -1,0 +1,253 @@
+"""Fitting a classifier to labelled samples in memory: the one training loop of probes and finetuning, and its scores.
+
+    AdamW, linear warm-up, cosine to 0, cross-entropy;   choice = argmax over a grid of the top-1 on a seeded tenth
+
+A learning rate is chosen in `choose` on a seeded tenth of the training images; the test images come into this file
+only as an argument of `logits_of`, after everything has been chosen.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from iwm import hardware
+from iwm.errors import UserError
+from iwm.log import progress
+from iwm.randomness import permutation, uniforms
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+
+
+def hold_out(labels: Int64[Tensor, " n"], seed: int) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " t"]]:
+    """Indices of the rest and of a seeded tenth of the training images, the same share of every class.
+
+    Classes of a single image stay in the rest, so nothing is asked that could not have been learned.
+    """
+    order = torch.from_numpy(permutation(seed, "tenth", 0, len(labels)))
+    tenth = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = order[labels[order] == label]
+        tenth[members[: max(round(len(members) / 10), int(len(members) > 1))]] = True
+    return (~tenth).nonzero()[:, 0], tenth.nonzero()[:, 0]
+
+
+def accuracy(logits: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> float:
+    """Fraction of images whose highest logit is the label's."""
+    return float((logits.argmax(dim=1) == labels).double().mean())
+
+
+def scores(logits: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> dict[str, Any]:
+    """top1, top5, balanced_top1 (mean recall over the classes that occur) and confusion [truth, prediction].
+
+    With fewer than five classes top5 is top-c, that is 1; "top5_is" says so.
+    """
+    classes = logits.shape[1]
+    among = min(5, classes)
+    best = logits.topk(among, dim=1).indices
+    confusion = torch.bincount(labels * classes + best[:, 0], minlength=classes**2).view(classes, classes)
+    counts = confusion.sum(dim=1)
+    recall = confusion.diagonal()[counts > 0] / counts[counts > 0]
+    return {
+        "top1": accuracy(logits, labels),
+        "top5": float((best == labels[:, None]).any(dim=1).double().mean()),
+        "top5_is": f"top-{among}",
+        "balanced_top1": float(recall.double().mean()),
+        "confusion": confusion.tolist(),
+    }
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How a classifier is trained: AdamW, linear warm-up, cosine to zero."""
+
+    epochs: int = 20
+    search_epochs: int = 0
+    """Length of the trials that choose the learning rate; 0: a quarter of `epochs`."""
+    search_images: int = 0
+    """Training images of those trials, a seeded choice; 0: all nine tenths."""
+    batch_size: int = 128
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    """Share of the steps."""
+    smoothing: float = 0.0
+    """Label smoothing."""
+    clip: float = 1.0
+    """Largest gradient norm; 0: no clipping."""
+
+    @property
+    def search(self) -> int:
+        return self.search_epochs or max(1, self.epochs // 4)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Training inputs in memory, `values[view, image]`: float16 tokens [v, n, t, d] or uint8 pixels [v, n, 3, s, s].
+
+    View 0 is the plain image; each further one a crop drawn once. Every epoch each image shows one view at random.
+    """
+
+    values: Tensor
+    labels: Int64[Tensor, " n"]
+
+    def batch(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Tensor:
+        """The images' inputs of this epoch."""
+        views = (uniforms(seed, "classifier view", epoch, rows, 1)[:, 0] * len(self.values)).astype(np.int64)
+        return self.values[torch.from_numpy(views), torch.from_numpy(rows)]
+
+    def plain(self, rows: Int64[Tensor, " b"]) -> Tensor:
+        return self.values[0, rows]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A fresh model to be trained: `logits` maps a batch of inputs to [b, c]; each group carries its peak "lr"."""
+
+    model: nn.Module
+    logits: Callable[[Tensor], Tensor]
+    groups: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished learner with what was tried on the way."""
+
+    learner: Learner
+    choice: dict[str, Any]
+    tried: list[dict[str, Any]]
+    images_per_second: float
+
+
+def decay_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups at one learning rate: no weight decay on biases, norms, queries and mask tokens."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    matrices = [p for p in trainable if p.squeeze().ndim > 1]
+    vectors = [p for p in trainable if p.squeeze().ndim <= 1]
+    pairs = [(matrices, weight_decay), (vectors, 0.0)]
+    return [{"params": params, "lr": lr, "weight_decay": decay} for params, decay in pairs if params]
+
+
+def fit(
+    learner: Learner,
+    samples: Samples,
+    rows: Int64[Tensor, " m"],
+    schedule: Schedule,
+    epochs: int,
+    *,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    title: str,
+) -> float:
+    """Train on `rows` of the samples, deterministically by seed; returns images a second.
+
+    Raises FloatingPointError when the loss is no longer finite.
+    """
+    model, size = learner.model, min(schedule.batch_size, len(rows))
+    per_epoch = max(1, len(rows) // size)
+    steps, done = epochs * per_epoch, 0
+    optimiser = torch.optim.AdamW(learner.groups, fused=True)
+    peaks = [group["lr"] for group in optimiser.param_groups]
+    trainable = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    model.train()
+    since = time.perf_counter()
+    with progress("steps") as bar:
+        task = bar.add_task(title, total=steps, note="")
+        for epoch in range(epochs):
+            order = rows[torch.from_numpy(permutation(seed, "classifier order", epoch, len(rows)))].numpy()
+            total = torch.zeros((), device=device)
+            for batch in order[: per_epoch * size].reshape(per_epoch, size):
+                factor = factor_at(done, steps, schedule.warmup)
+                for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                    group["lr"] = peak * factor
+                inputs = samples.batch(batch, seed, epoch).to(device, non_blocking=True)
+                labels = samples.labels[torch.from_numpy(batch)].to(device, non_blocking=True)
+                with hardware.autocast(device, precision):
+                    logits = learner.logits(inputs)
+                loss = F.cross_entropy(logits.float(), labels, label_smoothing=schedule.smoothing)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                if schedule.clip:
+                    torch.nn.utils.clip_grad_norm_(trainable, schedule.clip, foreach=True)
+                optimiser.step()
+                total += loss.detach()
+                done += 1
+                bar.advance(task)
+            mean = float(total) / per_epoch  # the epoch's only synchronisation
+            if not math.isfinite(mean):
+                raise FloatingPointError("the loss is not finite")
+            bar.update(task, note=f"loss {mean:.3f}")
+    model.eval()
+    return steps * size / (time.perf_counter() - since)
+
+
+def factor_at(step: int, steps: int, warmup: float) -> float:
+    """Learning rate of a step as a fraction of its peak: linear warm-up over a share of the steps, then cosine to 0."""
+    rise = warmup * steps
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
+
+
+@torch.no_grad()
+def logits_of(
+    logits: Callable[[Tensor], Tensor], inputs: Tensor, *, device: torch.device, precision: str, batch: int = 256
+) -> Float[Tensor, "n c"]:
+    """Logits of all inputs in float32 on the CPU."""
+    done = []
+    for part in inputs.split(batch):
+        with hardware.autocast(device, precision):
+            done.append(logits(part.to(device)).float().cpu())
+    return torch.cat(done)
+
+
+def choose(
+    make: Callable[[dict[str, Any]], Learner],
+    grid: Sequence[dict[str, Any]],
+    samples: Samples,
+    schedule: Schedule,
+    *,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    title: str,
+) -> Trained:
+    """Try every choice of the grid on nine tenths for `schedule.search` epochs, take the one that does best on the
+    seeded tenth, train it anew on all images for `schedule.epochs`.
+
+    `make` builds a fresh learner, the same one for the same choice. Raises UserError when the chosen training diverges.
+    """
+    rest, tenth = hold_out(samples.labels, seed)
+    if schedule.search_images:
+        rest = rest[torch.from_numpy(permutation(seed, "search images", 0, len(rest)))[: schedule.search_images]]
+    where: dict[str, Any] = {"seed": seed, "device": device, "precision": precision}
+    tried = []
+    for number, choice in enumerate(grid if len(grid) > 1 else (), start=1):
+        learner = make(choice)
+        named = f"{title}, choosing {number}/{len(grid)}"
+        try:
+            fit(learner, samples, rest, schedule, schedule.search, title=named, **where)
+            logits = logits_of(learner.logits, samples.plain(tenth), device=device, precision=precision)
+            tried.append({**choice, "epochs": schedule.search, "tenth_top1": accuracy(logits, samples.labels[tenth])})
+        except FloatingPointError:
+            tried.append({**choice, "epochs": schedule.search, "tenth_top1": 0.0, "diverged": True})
+    # The first of equals, so a grid in rising order takes the gentler learning rate.
+    best = max(range(len(tried)), key=lambda number: tried[number]["tenth_top1"]) if tried else 0
+    choice = dict(grid[best])
+    learner = make(choice)
+    everything = torch.arange(len(samples.labels))
+    try:
+        rate = fit(learner, samples, everything, schedule, schedule.epochs, title=title, **where)
+    except FloatingPointError:
+        raise UserError(f"Training the classifier diverged with {choice}; give lower learning rates.") from None
+    return Trained(learner, choice, tried, rate)

@@ -1,0 +1,115 @@
+"""The quality of a world model on held-out images: MRR with all its controls, and the retrieval strip.
+
+MRR alone proves no representation: a twin with a *frozen random* encoder (same predictor, same budget) can be trained
+and ranked beside it.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iwm import checkpoint, config, hardware, pictures, results, train
+from iwm.errors import UserError
+from iwm.images import Subset, open_splits
+from iwm.loader import load_all
+from iwm.log import console, progress
+from iwm.model import ImageWorldModel
+from iwm.vit import choose_attention
+from iwm.world import held_out, measure
+
+PUBLISHED = "Published (ImageNet, ViT-B/16, 300 epochs): none 0.00, sequence 0.82, feature 0.79."
+
+
+def world(
+    run: str,
+    data: str,
+    *,
+    val: str = "",
+    images: int = 64,
+    bank: int = 256,
+    seed: int = 0,
+    frozen_random_twin: bool = False,
+    out: str = "",
+    speed: config.Speed | None = None,
+) -> dict[str, Any]:
+    """Measure RUN on held-out images of `data`; writes RUN/eval/world-DATA.json and .png, returns the result.
+
+    Raises UserError for a source with too few images, or a RUN that is none.
+    """
+    if bank < 2 or images < 1:
+        raise UserError(
+            f"A bank of {bank} entries over {images} images ranks nothing; give --bank 2 or more, --images 1 or more."
+        )
+    speed = speed or config.Speed()
+    device = hardware.device_of(speed)
+    model = _ready(run, device, speed)
+    size = model.settings.data.image_size
+    _, held, how = open_splits(data, val, seed=seed, size=size)
+    pixels, _ = load_all(Subset(held, held_out(images, len(held), seed)), size)
+    settings = {
+        "data": results.data_identity(data),
+        "val": results.data_identity(val) if val else "",
+        "images": len(pixels),
+        "bank": bank,
+        "seed": seed,
+        "frozen_random_twin": frozen_random_twin,
+        "precision": hardware.precision_of(speed, device),
+    }
+    measured: dict[str, Any] = _measured(model, pixels, bank, seed, speed, "world")
+    if frozen_random_twin:
+        twin = _measured(_twin(run, device, speed), pixels, bank, seed, speed, "twin")
+        measured["frozen_random_twin_mrr"] = twin["mrr"]
+        measured["frozen_random_twin"] = twin
+    measured["data"], measured["split"] = held.name, how
+    measured["images"], measured["bank"] = len(pixels), bank
+    variant = "" if (images, bank, seed) == (64, 256, 0) else f"{images}x{bank}-seed{seed}"
+    path = results.place(run, "world", held.name, settings, variant=variant, out=out)
+    content = results.write(path, measured, settings)
+    with hardware.threads(speed), hardware.autocast(device, settings["precision"]):
+        rows = pictures.strip_rows(model, pixels[:6], seed, bank)
+    pictures.save(pictures.strips(rows), path.with_suffix(".png"))
+    shown = {k: v for k, v in measured.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    results.show(f"World model on {held.name} ({how})", shown, path)
+    console.print(PUBLISHED)
+    if measured["mrr"] < measured["mrr_chance"]:
+        console.print("[red]MRR is below chance: targets tie, so the target space has collapsed.")
+    return content
+
+
+def _ready(run: str, device: torch.device, speed: config.Speed) -> ImageWorldModel:
+    model = checkpoint.load_model(run, device)
+    choose_attention(model, device, hardware.precision_of(speed, device))
+    return model
+
+
+def _measured(
+    model: ImageWorldModel, pixels: torch.Tensor, bank: int, seed: int, speed: config.Speed, name: str
+) -> dict[str, float]:
+    device = model.device
+    precision = hardware.precision_of(speed, device)
+    with hardware.threads(speed), hardware.autocast(device, precision), progress("images") as bar:
+        task = bar.add_task(name, total=len(pixels), note="")
+        return measure(model, pixels, bank, seed, lambda: bar.advance(task))
+
+
+def _twin(run: str, device: torch.device, speed: config.Speed) -> ImageWorldModel:
+    """RUN's twin with a frozen random encoder, trained like it (once; kept in RUN/eval/frozen-random-twin)."""
+    folder = Path(run).expanduser()
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"A twin repeats the training of a run folder, and {run} has no config.yaml; give the --out folder."
+        )
+    settings = config.load(folder / "config.yaml")
+    out = folder / "eval" / "frozen-random-twin"
+    console.print(f"Training the twin with a frozen random encoder in {out}")
+    settings = replace(
+        settings,
+        init="",
+        optim=replace(settings.optim, freeze_encoder=True),
+        speed=replace(speed, compile=settings.speed.compile),
+        run=replace(settings.run, out=str(out), resume=True),
+    )
+    train.pretrain(settings)
+    return _ready(str(out), device, speed)

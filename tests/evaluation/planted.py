@@ -1,0 +1,37 @@
+"""A classification source on disk that takes more than a mean to solve."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import tiny
+
+from iwm import checkpoint
+from iwm.model import ImageWorldModel
+
+
+def corners(folder: Path, train: int = 320, val: int = 160) -> tuple[str, str]:
+    """Train and validation .npz of noisy 16 px pictures with two coloured corners: class 1 where the corners' colours
+    are equal. Each colour alone says nothing."""
+    paths = []
+    for number, (name, count) in enumerate((("corners", train), ("corners-val", val))):
+        generator = np.random.default_rng(number)
+        images = generator.integers(90, 166, (count, 16, 16, 3), dtype=np.uint8)
+        ours, theirs = generator.integers(0, 2, (2, count))
+        images[:, :8, :8] = np.array([[250, 20, 20], [20, 20, 250]], dtype=np.uint8)[ours][:, None, None]
+        images[:, 8:, 8:] = np.array([[250, 20, 20], [20, 20, 250]], dtype=np.uint8)[theirs][:, None, None]
+        np.savez(folder / f"{name}.npz", images=images, labels=(ours == theirs).astype(np.int64))
+        paths.append(str(folder / f"{name}.npz"))
+    return paths[0], paths[1]
+
+
+def exported(folder: Path, seed: int = 0, **groups: object) -> str:
+    """An untrained tiny world model's run folder. The student differs from the EMA encoder."""
+    torch.manual_seed(seed)
+    model = ImageWorldModel(tiny(**groups))
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.add_(0.01)
+    checkpoint.export(model, folder / "model")
+    (folder / "config.yaml").write_text("{}")
+    return str(folder)

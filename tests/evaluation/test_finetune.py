@@ -1,0 +1,191 @@
+"""Finetuning learns a planted task, leaves the frozen encoder alone, counts what it says and can be loaded again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from planted import corners, exported
+
+from iwm import checkpoint, config
+from iwm.errors import UserError
+from iwm.evaluation import classifier as classifiers
+from iwm.evaluation import finetune
+from iwm.evaluation.fitting import Schedule
+
+SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
+QUICK = finetune.FinetuneSettings(
+    lrs=(3e-3,), ratios=(1.0,), views=1, schedule=Schedule(epochs=1, search_epochs=1, batch_size=64)
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return corners(tmp_path_factory.mktemp("source"), train=480)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    return exported(tmp_path)
+
+
+def tune(run, source, train="predictor", predictor: Any = "pretrained", settings=QUICK, **options):
+    return finetune.finetune(run, source[0], train, predictor, val=source[1], settings=settings, speed=SPEED, **options)
+
+
+def test_a_finetuned_predictor_solves_what_a_mean_cannot_and_leaves_the_encoder_as_it_was(run, source):
+    before = (Path(run) / "model" / "model.safetensors").read_bytes()
+    settings = finetune.FinetuneSettings(
+        lrs=(1e-3, 5e-3), ratios=(1.0,), views=1, schedule=Schedule(epochs=12, search_epochs=3, batch_size=32)
+    )
+    found = tune(run, source, predictor="random", settings=settings)
+    assert found["top1"] > 0.9
+    assert [row["lr"] for row in found["tried"]] == [1e-3, 5e-3]
+    assert (Path(run) / "model" / "model.safetensors").read_bytes() == before
+    tuned = classifiers.load_classifier(found["weights"])
+    frozen = checkpoint.load_model(run).target_encoder
+    for name, value in frozen.state_dict().items():
+        assert torch.equal(tuned.encoder.state_dict()[name], value), name
+    arrays = np.load(source[1])
+    images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
+    guesses = classifiers.predict(tuned, images, SPEED)
+    torch.testing.assert_close(guesses.sum(1), torch.ones(160))
+    # The head learned from tokens rounded to float16: a borderline image may tip over.
+    top1 = float((guesses.argmax(1).numpy() == arrays["labels"]).mean())
+    assert top1 == pytest.approx(found["top1"], abs=0.02)
+
+
+def test_a_result_says_all_that_it_promises(run, source):
+    found = tune(run, source, baselines=True)
+    assert Path(found["path"]) == Path(run) / "eval" / "finetune-predictor-pretrained-corners.json"
+    content = json.loads(Path(found["path"]).read_text())
+    wanted = {"top1", "top5", "trainable_parameters", "flops_per_image", "train_images_per_second", "chosen", "tried"}
+    assert wanted | {"random_encoder_top1", "raw_pixels_top1"} <= set(content)
+    assert Path(found["path"]).with_suffix(".png").is_file()
+    model = checkpoint.load_model(run)
+    head = classifiers.AttentiveHead(32, 2)
+    counted = sum(p.numel() for part in (model.predictor, head) for p in part.parameters())
+    assert content["trainable_parameters"] == counted
+    meta = json.loads((Path(content["weights"]) / "config.json").read_text())
+    assert meta["classifier"]["classes"] == content["classes"]
+    assert meta["actions"] == model.space.spec()
+
+
+def test_repeats_are_equal_bit_for_bit_and_seeds_have_names_of_their_own(run, source):
+    first = tune(run, source)
+    weights = (Path(first["weights"]) / "model.safetensors").read_bytes()
+    again = tune(run, source)
+    assert first["path"] == again["path"]
+    assert (Path(again["weights"]) / "model.safetensors").read_bytes() == weights
+    other = tune(run, source, seed=1)
+    assert Path(other["path"]).name == "finetune-predictor-pretrained-seed1-corners.json"
+    assert (Path(first["weights"]) / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("train", "moves"),
+    [
+        ("predictor", {"predictor", "head"}),
+        ("head", {"head"}),
+        ("encoder", {"encoder.patch_embed", "encoder.blocks.0", "encoder.blocks.1", "encoder.norm", "head"}),
+        ("last-1", {"encoder.blocks.1", "encoder.norm", "head"}),
+        ("both", {"encoder.patch_embed", "encoder.blocks.0", "encoder.blocks.1", "encoder.norm", "predictor", "head"}),
+    ],
+)
+def test_only_what_is_named_learns(run, source, train, moves):
+    found = tune(run, source, train)
+    tuned = classifiers.load_classifier(found["weights"]).state_dict()
+    start = classifiers.load_classifier(found["started_from"]).state_dict() if train == "both" else None
+    fresh = finetune.build(
+        checkpoint.load_model(run), finetune.FinetuneSettings(train=train), classes=2, size=16
+    ).state_dict()
+    changed = [n.split(".") for n, value in (start or fresh).items() if not torch.equal(value, tuned[n])]
+    parts = {".".join(n[: 3 if n[1] == "blocks" else 2] if n[0] == "encoder" else n[:1]) for n in changed}
+    assert parts == moves
+
+
+def test_a_random_predictor_shares_nothing_but_its_shape_and_sees_its_context(run):
+    model = checkpoint.load_model(run)
+    built = finetune.build(model, finetune.FinetuneSettings(predictor="random"), 2, 16)
+    pretrained = finetune.build(model, finetune.FinetuneSettings(), 2, 16)
+    assert built.predictor is not None
+    assert pretrained.predictor is not None
+    own = dict(model.predictor.named_parameters())
+    assert all(torch.equal(value, own[name]) for name, value in pretrained.predictor.named_parameters())
+    assert not torch.equal(built.predictor.embed.weight, own["embed.weight"])
+    tokens = torch.randn(2, 16, 32)
+    predicted = built.predictor(tokens, torch.zeros(2, model.space.dim))
+    assert not torch.allclose(predicted[0], predicted[1])
+    for name, value in built.head.state_dict().items():
+        assert torch.equal(value, pretrained.head.state_dict()[name])
+
+
+def test_pretrained_and_random_try_the_same_grid():
+    settings = finetune.FinetuneSettings()
+    grid = finetune.grid_of(settings)
+    assert len(grid) == 6
+    assert grid == finetune.grid_of(finetune.FinetuneSettings(predictor="random"))
+    assert len(finetune.grid_of(finetune.FinetuneSettings(train="head"))) == 3
+
+
+def test_learning_rates_fall_with_depth(run):
+    settings = finetune.FinetuneSettings(train="both")
+    built = finetune.build(checkpoint.load_model(run), settings, 2, 16)
+    groups = finetune.groups_of(built, settings, 1e-3, 0.1)
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    own = dict(built.named_parameters())
+    assert rate[id(own["head.linear.weight"])] == 1e-3
+    assert rate[id(own["predictor.embed.weight"])] == pytest.approx(1e-4)
+    assert rate[id(own["encoder.norm.weight"])] == pytest.approx(1e-4)
+    assert rate[id(own["encoder.blocks.1.mlp.fc1.weight"])] == pytest.approx(1e-4)
+    assert rate[id(own["encoder.blocks.0.mlp.fc1.weight"])] == pytest.approx(0.65e-4)
+    assert rate[id(own["encoder.patch_embed.proj.weight"])] == pytest.approx(0.65**2 * 1e-4)
+
+
+def test_flops_against_a_formula(run):
+    built = finetune.build(checkpoint.load_model(run), finetune.FinetuneSettings(train="head"), 2, 16)
+    n, d, patch = 16, 32, 4
+    block = 2 * n * d * (3 * d + d + 8 * d) + 2 * 2 * n * n * d
+    head = 2 * (d * d + n * d * 2 * d + 8 * d * d + 2 * d) + 2 * 2 * n * d
+    assert finetune.flops_of(built) == 2 * n * 3 * patch**2 * d + 2 * block + head
+
+
+def test_views_are_the_image_and_its_crops(source):
+    splits = finetune.labelled_splits(*source, size=16)
+    settings = finetune.FinetuneSettings(views=3)
+    views, kept = finetune.crops(splits.train, 16, settings)
+    again, _ = finetune.crops(splits.train, 16, settings)
+    assert views.shape == (3, 480, 3, 16, 16)
+    assert torch.equal(views, again)
+    assert torch.equal(views[0, 5], splits.train.load(5))
+    assert not torch.equal(views[1], views[2])
+    assert kept.tolist() == list(range(480))
+
+
+def test_tokens_not_kept_give_the_same_training(run, source, monkeypatch):
+    first = tune(run, source)
+    monkeypatch.setattr(finetune, "free_memory", lambda: 0)
+    second = tune(run, source)
+    assert first["tokens_kept"]
+    assert not second["tokens_kept"]
+    assert second["top1"] == pytest.approx(first["top1"], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("train", "sentence"),
+    [("predictr", "did you mean 'predictor'"), ("last-0", "no way to train"), ("last-3", "at most last-2")],
+)
+def test_bad_ways_to_train(run, source, train, sentence):
+    with pytest.raises(UserError, match=sentence):
+        tune(run, source, train)
+
+
+def test_bad_runs(run, source, tmp_path):
+    with pytest.raises(UserError, match="no predictor"):
+        tune("timm:vit_tiny_patch16_224", source)
+    with pytest.raises(UserError, match="no finetuned classifier"):
+        classifiers.load_classifier(tmp_path / "nothing")
+    with pytest.raises(UserError, match="cannot be read"):
+        classifiers.load_classifier(Path(run) / "model")
