@@ -1,0 +1,357 @@
+"""The verbs of the command line. Each prints a table for people and writes JSON for machines.
+
+Bad input is one sentence and exit code 2; Ctrl-C during training saves first and exits with 130.
+"""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+from tyro.conf import Positional
+
+from iwm import config
+from iwm.errors import Interrupted, UserError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], argv: Sequence[str], verb: str, default: T | None = None) -> T:
+    """Options from the command line. Raises UserError: tyro's boxes become one sentence.
+
+    `--help` prints tyro's page and exits.
+    """
+    if "--help" in argv or "-h" in argv:
+        tyro.cli(kind, args=["--help"], default=default, prog=f"iwm {verb}", description=VERBS[verb][1])
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=list(argv), default=default, prog=f"iwm {verb}")
+    except SystemExit:
+        raise UserError(_sentence(complaint.getvalue(), verb)) from None
+
+
+def _sentence(box: str, verb: str) -> str:
+    """tyro's boxed complaint as one sentence with the nearest known option."""
+    paragraphs = [""]
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]:  # without colours and the box's title
+        words = line.strip(" │\t")
+        if re.fullmatch(r"[-─╭╮╰╯ ]{3,}", words):
+            paragraphs.append("")
+        else:
+            paragraphs[-1] = f"{paragraphs[-1]} {words}".strip()
+    said = next((part for part in paragraphs if part), "The options could not be read")
+    near = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", " ".join(paragraphs))
+    mend = f"did you mean {near.group(1)}?" if near else f"see iwm {verb} --help."
+    return f"{said.rstrip('. ')}; {mend}"
+
+
+# ---- the verbs -----------------------------------------------------------------------------------------------------
+
+
+def pretrain(argv: Sequence[str]) -> None:
+    """Train a world model: iwm pretrain RECIPE --data.source S --out RUN [any setting], or --config RUN/config.yaml."""
+    from iwm import recipes, train
+
+    argv, path = _taken(argv, "--config")
+    if path:
+        default = config.load(Path(path).expanduser())
+    else:
+        name = parse(config.Config, argv, "pretrain", config.Config(recipe="")).recipe
+        if not name:
+            raise UserError("Which recipe? Give `iwm pretrain RECIPE ...` (see `iwm recipes`) or --config FILE.")
+        default = recipes.get(name)
+    settings = parse(config.Config, argv, "pretrain", default)
+    if path and settings.recipe != default.recipe:
+        raise UserError(f"--config already gives all settings; leave out the recipe '{settings.recipe}'.")
+    if not settings.data.source:
+        raise UserError(f"Recipe '{settings.recipe}' brings no pictures; give --data.source FOLDER (or .zip, .npz, sample).")
+    train.pretrain(settings)
+
+
+def _taken(argv: Sequence[str], option: str) -> tuple[list[str], str]:
+    """The arguments without `option VALUE` (or option=VALUE), and the value."""
+    rest, value, waiting = [], "", False
+    for word in argv:
+        if waiting:
+            value, waiting = word, False
+        elif word == option:
+            waiting = True
+        elif word.startswith(option + "="):
+            value = word.split("=", 1)[1]
+        else:
+            rest.append(word)
+    if waiting:
+        raise UserError(f"{option} needs a value.")
+    return rest, value
+
+
+@dataclass(frozen=True)
+class World:
+    run: Positional[str]
+    """A run folder, exported weights, or hf-hub:user/name."""
+    data: str
+    """Source of the held-out images."""
+    images: int = 64
+    bank: int = 256
+    seed: int = 0
+    frozen_random_twin: bool = False
+    """Also train and rank a twin with a frozen random encoder: same predictor, same budget."""
+    val: str = ""
+    out: str = ""
+    """Where results go when RUN is not a local run folder."""
+    speed: config.Speed = field(default_factory=config.Speed)
+
+
+def world(argv: Sequence[str]) -> None:
+    """How good is the world model: MRR, hits@k, controls, strips."""
+    from iwm.evaluation import quality
+
+    options = parse(World, argv, "world")
+    quality.world(
+        options.run,
+        options.data,
+        val=options.val,
+        images=options.images,
+        bank=options.bank,
+        seed=options.seed,
+        frozen_random_twin=options.frozen_random_twin,
+        out=options.out,
+        speed=options.speed,
+    )
+
+
+@dataclass(frozen=True)
+class Probe:
+    run: Positional[str]
+    """A run folder, exported weights, hf-hub:user/name, or timm:NAME[,weights=PATH]."""
+    data: str
+    """A labelled source."""
+    kind: Literal["knn", "linear", "attentive"] = "linear"
+    val: str = ""
+    """Source of the images that are reported on; by default the source's own."""
+    seed: int = 0
+    k: int = 20
+    """Neighbours of kNN."""
+    student: bool = False
+    """Probe the student instead of the EMA encoder."""
+    layer: int = 0
+    """Block whose tokens are taken, from 1; 0: the last one, after the final norm."""
+    size: int = 0
+    """Side of the pictures; 0: the run's."""
+    baselines: bool = True
+    """Also a random encoder and raw pixels."""
+    out: str = ""
+    """Where results go when RUN is not a local run folder."""
+    speed: config.Speed = field(default_factory=config.Speed)
+
+
+def probe(argv: Sequence[str]) -> None:
+    """What does the encoder know: kNN, linear or attentive probe, beside a random encoder and raw pixels."""
+    from iwm.evaluation import probes
+
+    o = parse(Probe, argv, "probe")
+    probes.probe(
+        o.run,
+        o.data,
+        o.kind,
+        val=o.val,
+        seed=o.seed,
+        settings=probes.ProbeSettings(k=o.k),
+        student=o.student,
+        layer=o.layer,
+        size=o.size,
+        baselines=o.baselines,
+        speed=o.speed,
+        out=o.out,
+    )
+
+
+@dataclass(frozen=True)
+class Finetune:
+    run: Positional[str]
+    """A run folder, exported weights, or hf-hub:user/name."""
+    data: str
+    """A labelled source."""
+    train: str = "predictor"
+    """predictor, head, encoder, both, or last-K (the last K encoder blocks)."""
+    predictor: Literal["pretrained", "random"] = "pretrained"
+    """Where the predictor starts."""
+    val: str = ""
+    """Source of the images that are reported on; by default the source's own."""
+    seed: int = 0
+    epochs: int = 20
+    views: int = 4
+    """Pictures an image is trained on: itself and views - 1 random crops, drawn once."""
+    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Learning rates of the head; the best on a tenth of train is taken."""
+    ratios: tuple[float, ...] = (0.1, 1.0)
+    """Learning rate of predictor or encoder as a multiple of the head's; tried with every one."""
+    start: str = ""
+    """train both: folder of a finished predictor finetuning; made first where not given."""
+    student: bool = False
+    size: int = 0
+    """Side of the pictures; 0: the run's."""
+    out: str = ""
+    """Where results go when RUN is not a local run folder."""
+    speed: config.Speed = field(default_factory=config.Speed)
+
+
+def finetune(argv: Sequence[str]) -> None:
+    """Solve a task with the predictor on the frozen encoder, or with the encoder itself."""
+    from iwm.evaluation import fitting
+    from iwm.evaluation import finetune as tuning
+
+    o = parse(Finetune, argv, "finetune")
+    settings = tuning.FinetuneSettings(
+        student=o.student,
+        lrs=o.lrs,
+        ratios=o.ratios,
+        views=o.views,
+        schedule=fitting.Schedule(epochs=o.epochs),
+    )
+    tuning.finetune(
+        o.run,
+        o.data,
+        o.train,
+        o.predictor,
+        val=o.val,
+        seed=o.seed,
+        settings=settings,
+        size=o.size,
+        start=o.start,
+        speed=o.speed,
+        out=o.out,
+    )
+
+
+@dataclass(frozen=True)
+class Runs:
+    runs: Positional[tuple[str, ...]]
+    """Run folders."""
+
+
+def compare(argv: Sequence[str]) -> None:
+    """One table of the results of several runs."""
+    from iwm import compare as table
+
+    table.compare(parse(Runs, argv, "compare").runs)
+
+
+@dataclass(frozen=True)
+class OneRun:
+    run: Positional[str]
+    """A run folder."""
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Is the run healthy? A verdict in words; exit code 0 healthy, 1 ill."""
+    from iwm import health
+    from iwm.log import console, read_metrics
+
+    folder = Path(parse(OneRun, argv, "doctor").run).expanduser()
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        raise UserError(f"{folder} is not a run: it has no metrics.jsonl; give the --out folder of an `iwm pretrain`.")
+    lines = read_metrics(metrics)
+    if not lines:
+        raise UserError(f"{metrics} is empty; let the run reach its first log line.")
+    verdict = health.judge(lines[-1])
+    console.print(f"[{'green' if verdict.healthy else 'red'}]{verdict.word}[/] at step {lines[-1]['step']}")
+    for finding in verdict.findings:
+        console.print(f"  {finding}")
+    return 0 if verdict.healthy else 1
+
+
+def report(argv: Sequence[str]) -> None:
+    """Write RUN/report.html: curves, gallery, strips, tables, a verdict."""
+    from iwm import report as page
+    from iwm.log import console
+
+    written = page.write(Path(parse(OneRun, argv, "report").run).expanduser())
+    console.print(f"Written to {written}", soft_wrap=True, markup=False)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    pass
+
+
+def recipes(argv: Sequence[str]) -> None:
+    """List the recipes with size and cost."""
+    from iwm import recipes as cookbook
+
+    parse(Nothing, argv, "recipes")
+    cookbook.show()
+
+
+@dataclass(frozen=True)
+class Demo:
+    out: str = "runs/demo"
+    """Folder of the run."""
+    quick: bool = False
+    """A minute's run that shows every step; too short to learn much."""
+    seed: int = 0
+
+
+def demo(argv: Sequence[str]) -> None:
+    """Pretrain on the embedded images, evaluate, finetune the predictor, write report.html."""
+    from iwm import demo as show
+
+    options = parse(Demo, argv, "demo")
+    show.run(Path(options.out).expanduser(), quick=options.quick, seed=options.seed)
+
+
+VERBS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
+    verb.__name__: (verb, (verb.__doc__ or "").strip())
+    for verb in (demo, recipes, pretrain, world, probe, finetune, compare, doctor, report)
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the `iwm` command; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: iwm VERB ...\n")
+        for name, (_, text) in VERBS.items():
+            print(f"  {name:<11}{text.splitlines()[0]}")
+        print("\n`iwm VERB --help` tells a verb's options.")
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"iwm {version('iwm')}")
+        return 0
+    if argv[0] not in VERBS:
+        raise UserError(f"There is no verb '{argv[0]}': {config.did_you_mean(argv[0], VERBS)}")
+    try:
+        return VERBS[argv[0]][0](argv[1:]) or 0
+    except Interrupted as saved:
+        print(saved, file=sys.stderr)
+        return 130
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+            raise UserError(
+                "Out of memory: lower optim.batch_size, or keep it and raise optim.accumulate so that each part is smaller."
+            ) from error
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""The table of several runs: their results side by side, the best marked, and which settings differ."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from iwm import config, results
+from iwm.errors import UserError
+from iwm.log import console
+from iwm.verdict import Result, data_of, join, number, settings_of, verb_of
+
+HIGHER = ("mrr", "hits_at_1", "hits_at_5", "hits_at_10", "top1", "top5", "balanced_top1", "miou", "pixel_accuracy")
+LOWER = ("inferred_action_error",)
+"""Metrics with a best value; controls (chance, baselines) and costs have none."""
+SHOWN: dict[str, tuple[str, ...]] = {
+    "world": (
+        "mrr", "mrr_chance", "mrr_shuffled", "mrr_null", "frozen_random_twin_mrr",
+        "hits_at_1", "hits_at_5", "hits_at_10", "action_sensitivity", "inferred_action_error",
+    ),
+    "probe": ("top1", "top5", "balanced_top1", "random_encoder_top1", "raw_pixels_top1"),
+    "finetune": ("top1", "top5", "trainable_parameters", "flops_per_image", "train_images_per_second"),
+}  # fmt: skip
+"""Rows of each verb; of any other verb, all its numbers."""
+
+
+def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
+    """Print the results of several runs in one table, the best value of a row marked, and which settings differ.
+
+    Returns the rows: {"result", "data", "metric", "values": {run: number or None}, "best": [runs]}. Raises UserError
+    naming the run that is none, and when none of them has results.
+    """
+    runs = list(dict.fromkeys(runs))
+    if not runs:
+        raise UserError("Which runs? Give `iwm compare RUN RUN...`.")
+    folders = {run: _folder(run) for run in runs}
+    found = {run: {r["file"]: r for r in results.read_results(run)} for run in runs}
+    if not any(found.values()):
+        raise UserError(f"There are no results in {join(runs)}; measure something first, say `iwm world RUN --data S`.")
+    rows = []
+    for file in sorted({file for of_run in found.values() for file in of_run}):
+        here = {run: of_run[file] for run, of_run in found.items() if file in of_run}
+        first = next(iter(here.values()))
+        for metric in SHOWN.get(verb_of(first)) or _metrics(here.values()):
+            values = {run: number(found[run].get(file, {}), metric) for run in runs}
+            if any(value is not None for value in values.values()):
+                named = file.removesuffix("-" + results.plain_name(data_of(first)))
+                best = _best(metric, values)
+                rows.append({"result": named, "data": data_of(first), "metric": metric, "values": values, "best": best})
+    names = _short(folders)
+    console.print(_table(rows, names))
+    for run in runs:
+        if not found[run]:
+            console.print(Text(f"{run} has no results yet.", "yellow"))
+    settings = {run: config.flatten(config.read_unchecked(folder / "config.yaml")) for run, folder in folders.items()}
+    _say_differences("Settings of the runs that differ", {names[run]: values for run, values in settings.items()})
+    for file in sorted(set.intersection(*(set(of_run) for of_run in found.values()))):
+        same = {names[run]: config.flatten(settings_of(found[run][file])) for run in runs}
+        _say_differences(f"Not quite comparable, {file} was measured with different", same)
+    return rows
+
+
+def _folder(run: str) -> Path:
+    folder = results.run_folder(run)
+    if not any((folder / part).exists() for part in ("config.yaml", "metrics.jsonl", "eval")):
+        raise UserError(
+            f"{run} is not a run: it has no config.yaml, metrics.jsonl or eval/; "
+            "give the --out folder of an `iwm pretrain`."
+        )
+    return folder
+
+
+def _metrics(found: Iterable[Result]) -> list[str]:
+    """All numeric keys of some results, in order of appearance."""
+    return list(dict.fromkeys(key for r in found for key in r if key != "seed" and number(r, key) is not None))
+
+
+def _best(metric: str, values: Mapping[str, float | None]) -> list[str]:
+    """The runs with the best value; none when there is nothing to compare."""
+    known = {run: value for run, value in values.items() if value is not None}
+    if len(known) < 2 or metric not in HIGHER + LOWER:
+        return []
+    best = max(known.values()) if metric in HIGHER else min(known.values())
+    winners = [run for run, value in known.items() if value == best]
+    return winners if len(winners) < len(known) else []
+
+
+def _short(folders: Mapping[str, Path]) -> dict[str, str]:
+    """Column names: the folder's name, or the run as given where two would be called alike."""
+    names = {run: folder.resolve().name for run, folder in folders.items()}
+    alike = list(names.values())
+    return {run: name if alike.count(name) == 1 else run for run, name in names.items()}
+
+
+def _table(rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Table:
+    table = Table(title="Results (* best)", title_justify="left")
+    for column in ("result", "data", "metric"):
+        table.add_column(column)
+    for name in names.values():
+        table.add_column(Text(name), justify="right")
+    before = None
+    for row in rows:
+        same = (row["result"], row["data"])
+        if before not in (None, same):
+            table.add_section()
+        cells = [Text(text) for text in (("", "") if same == before else same)]
+        for run, value in row["values"].items():
+            marked = run in row["best"]
+            text = "" if value is None else _value(row["metric"], value) + (" *" if marked else "")
+            cells.append(Text(text, "bold green" if marked else ""))
+        table.add_row(*cells[:2], Text(row["metric"]), *cells[2:])
+        before = same
+    return table
+
+
+def _value(metric: str, value: float) -> str:
+    whole = metric.endswith(("parameters", "flops_per_image"))
+    return results.in_words(int(value) if whole else value)
+
+
+def _say_differences(title: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the names of the settings that are not the same everywhere, with their values in the order of the runs."""
+    names = dict.fromkeys(name for values in settings.values() for name in values)
+    told = []
+    for name in names:
+        values = [of_run.get(name) for of_run in settings.values()]
+        if name != "run.out" and any(value != values[0] for value in values):
+            told.append(f"{name} ({' | '.join(results.in_words(value) for value in values)})")
+    if told:
+        console.print(Text(f"{title}: {', '.join(told)}."))

@@ -1,0 +1,36 @@
+"""`iwm demo`: the whole use on the embedded images, in minutes on two CPU cores.
+
+Pretrain on the photos and the training objects without their labels, measure the world model with its controls, probe
+the encoder, finetune the predictor against its random twin, and write the page.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from iwm import config, recipes, report, train
+from iwm.evaluation import finetune, probes, quality
+from iwm.log import console
+
+OBJECTS = "sample-objects"
+"""The labelled source everything is evaluated on; its test images share no photo with training."""
+
+
+def run(out: Path, *, quick: bool = False, seed: int = 0) -> Path:
+    """Write a complete run to `out`; returns the report's path. An interrupted demo goes on where it stopped."""
+    settings = recipes.get("demo")
+    settings = replace(settings, run=replace(settings.run, out=str(out), seed=seed))
+    if quick:
+        settings = replace(settings, optim=replace(settings.optim, epochs=1), run=replace(settings.run, log_every=10))
+    console.rule("1 of 4: pretraining, unlabelled")
+    train.pretrain(settings)
+    console.rule("2 of 4: how good is the world model?")
+    quality.world(str(out), OBJECTS, images=8 if quick else 64, seed=seed)
+    console.rule("3 of 4: what does the encoder know?")
+    probes.probe(str(out), OBJECTS, "linear", seed=seed)
+    probes.probe(str(out), OBJECTS, "knn", seed=seed)
+    console.rule("4 of 4: finetuning the predictor, pretrained and random")
+    for kind in ("pretrained", "random"):
+        finetune.finetune(str(out), OBJECTS, train="predictor", predictor=kind, seed=seed)
+    page = report.write(out)
+    console.print(f"[bold]Open {page}", soft_wrap=True)
+    return page

@@ -1,0 +1,376 @@
+"""Pictures of a run: training curves, a gallery of views and masks, and the retrieval strips of the paper's figure 1.
+
+Every function returns a matplotlib figure of its own (no global state, so it is safe anywhere); `save` writes it.
+Colours are those of Okabe and Ito, which people with any colour vision can tell apart.
+"""
+
+import math
+import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from torch import Tensor
+
+from iwm import world
+from iwm.actions import ActionSpace, Parameters
+from iwm.errors import UserError
+from iwm.masks import Masks
+from iwm.model import ImageWorldModel
+from iwm.randomness import uniforms
+from iwm.views import Views
+from iwm.vit import Grid
+
+BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8A8A8A", "#222222"
+DPI = 160
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, format="png", dpi=DPI)
+    os.replace(part, path)
+    return path
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty white figure, inches."""
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+# ---- curves --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small chart of the curves: which metrics, called what."""
+
+    title: str
+    lines: tuple[tuple[str, str, str], ...]
+    """(key in metrics.jsonl, name in the legend, colour)."""
+    guide: float | None = None
+    """A level worth a thin line."""
+    from_zero: bool = True
+    """Whether the axis starts at 0, so that noise does not look like a trend."""
+
+
+PANELS = (
+    Panel(
+        "Loss (mean squared error in target space)",
+        (
+            ("loss", "this run", BLUE),
+            ("position_mean_loss", "knowing the position only", ORANGE),
+            ("identity_loss", "source left as it is", GREY),
+        ),
+        from_zero=False,
+    ),
+    Panel("Online probe (share of images right)", (("probe_top1", "", BLUE),)),
+    Panel("RankMe (directions the features span)", (("rankme", "", BLUE),)),
+    Panel("Target variance between images (share)", (("target_variance", "", BLUE),)),
+    Panel("Action sensitivity (1 = moves as far as truth)", (("action_sensitivity", "", BLUE),), 1.0),
+    Panel("Learning rate", (("lr", "", BLUE),)),
+    Panel("EMA momentum of the target encoder", (("ema", "", BLUE),), from_zero=False),
+    Panel("Speed (images per second)", (("images_per_second", "", BLUE),)),
+)
+"""The curves in reading order; the first is wide."""
+
+
+def curves(lines: Sequence[dict[str, Any]]) -> Figure:
+    """Small multiples of the lines of a metrics.jsonl against the training step; metrics not logged are left out.
+
+    Values that are missing or not finite leave a gap. Raises UserError when there is no line.
+    """
+    if not lines:
+        raise UserError("There are no metrics to draw; let the run reach its first log line.")
+    panels = [panel for panel in PANELS if any(key in line for key, _, _ in panel.lines for line in lines)]
+    if not panels:
+        raise UserError("The metrics hold none of the known curves; give the metrics.jsonl of an `iwm pretrain`.")
+    # The loss shares its row with the probe, or has it alone.
+    loss = [panel for panel in panels if panel is PANELS[0]]
+    probe = [panel for panel in panels if panel is PANELS[1]]
+    others = [panel for panel in panels if panel not in loss + probe]
+    rows = ([loss + probe] if loss or probe else []) + [others[i : i + 3] for i in range(0, len(others), 3)]
+    figure = _figure(10.5, 2.35 * len(rows) + 0.15)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
+    grid = figure.add_gridspec(len(rows), 3)
+    steps = np.array([_number(line.get("step", number + 1)) for number, line in enumerate(lines)])
+    for number, row in enumerate(rows):
+        starts = [0, 2] if number == 0 and len(row) == 2 and row[0] is PANELS[0] else range(len(row))
+        for start, panel in zip(starts, row, strict=True):
+            wide = panel is PANELS[0]
+            end = 3 if wide and len(row) == 1 else start + 2 if wide else start + 1
+            axes = figure.add_subplot(grid[number, start:end])
+            _draw(axes, panel, lines, steps)
+            if number == len(rows) - 1:
+                axes.set_xlabel("training step", fontsize=8.5, color=INK)
+    return figure
+
+
+def _number(value: Any) -> float:
+    """A finite float, or NaN."""
+    finite = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if finite else math.nan
+
+
+def _draw(axes: Axes, panel: Panel, lines: Sequence[dict[str, Any]], steps: Float[np.ndarray, " l"]) -> None:
+    """One chart in the common style."""
+    axes.set_title(panel.title, fontsize=9, loc="left", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#BBBBBB")
+    axes.tick_params(labelsize=8, color="#BBBBBB", labelcolor="#555555", length=3)
+    axes.grid(axis="y", color="#EBEBEB", linewidth=0.7)
+    axes.set_axisbelow(True)
+    shown: list[np.ndarray] = []
+    for key, name, colour in panel.lines:
+        values = np.array([_number(line.get(key)) for line in lines])
+        known = np.isfinite(values) & np.isfinite(steps)
+        if not known.any():
+            continue
+        # A metric logged on few lines (the probe) is joined over the others; a non-finite one shows as a gap.
+        logged = np.array([key in line for line in lines])
+        marker = "o" if known.sum() < 25 else ""
+        axes.plot(
+            steps[logged], values[logged], color=colour, linewidth=1.6, marker=marker, markersize=3, label=name or None
+        )
+        shown.append(values[known])
+    if not shown:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "no finite value", ha="center", va="center", color=GREY, transform=axes.transAxes)
+        return
+    everything = np.concatenate(shown)
+    if everything.min() > 0 and everything.max() > 100 * everything.min() and panel is PANELS[0]:
+        axes.set_yscale("log")  # a loss that exploded would flatten the rest
+    elif panel.from_zero and everything.min() >= 0:
+        axes.set_ylim(0, 1.08 * max(everything.max(), panel.guide or 1e-9))
+    if panel.guide is not None:
+        axes.axhline(panel.guide, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
+    # Every chart shows the whole run, from step 0, whatever is logged when.
+    axes.set_xlim(0, 1.02 * max(np.nanmax(steps), 1))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    if sum(bool(name) for _, name, _ in panel.lines) > 1:
+        axes.legend(fontsize=8, frameon=False, labelcolor=INK, ncols=3, loc="upper right", borderaxespad=0.1)
+        if axes.get_yscale() == "linear":
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high + 0.16 * (high - low))  # room for the legend above the lines
+
+
+# ---- images on a page ----------------------------------------------------------------------------------------------
+
+
+def _pixels(image: Tensor) -> UInt8[np.ndarray, "h w 3"]:
+    """An image [3, h, w], uint8 or float in [0, 1], as matplotlib wants it."""
+    image = image.detach().cpu()
+    if image.dtype != torch.uint8:
+        image = image.float().nan_to_num().clamp(0, 1).mul(255).round().byte()
+    return image.permute(1, 2, 0).numpy()
+
+
+def _picture(figure: Figure, image: Tensor, left: float, top: float, side: float) -> Axes:
+    """Put an image on the figure, `left` and `top` inches from its corner, `side` wide; pixels stay sharp squares."""
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
+    axes.imshow(_pixels(image), interpolation="nearest", extent=(0, image.shape[2], image.shape[1], 0))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def _words(figure: Figure, text: str, left: float, top: float, size: float = 9, **style: Any) -> None:
+    """Put text on the figure, inches from its upper left corner."""
+    width, height = figure.get_size_inches()
+    style = {"color": INK, "va": "top", "ha": "left", **style}
+    figure.text(left / width, 1 - top / height, text, fontsize=size, **style)
+
+
+def _veil(axes: Axes, image: Tensor, hidden: Bool[np.ndarray, " n"], grid: Grid, *, hatched: bool) -> None:
+    """Cover patches of an image: hatched grey where nothing is seen, a pale haze where nothing is asked."""
+    high, wide = image.shape[1] / grid[0], image.shape[2] / grid[1]
+    places = [(place % grid[1] * wide, place // grid[1] * high) for place in np.flatnonzero(hidden)]
+    covers = [Rectangle(place, wide, high) for place in places]
+    if hatched:
+        style = {"facecolor": "#C9C9C9", "edgecolor": "#8F8F8F", "hatch": "//////", "linewidth": 0.0}
+    else:
+        style = {"facecolor": (0.9, 0.9, 0.9, 0.88), "edgecolor": "none", "linewidth": 0.0}
+    # Neighbouring patches share an edge; smoothing it would draw the grid as hairlines.
+    axes.add_collection(PatchCollection(covers, antialiased=False, **style))
+
+
+# ---- gallery -------------------------------------------------------------------------------------------------------
+
+
+def gallery(
+    crops: UInt8[Tensor, "b 3 h w"], views: Views, masks: Masks, space: ActionSpace, grid: Grid, count: int = 5
+) -> Figure:
+    """What training works on, for the first `count` images of a batch, with the action in words under each.
+
+    From left to right: the crop; the source; what the student sees of it (dropped patches hatched); the target; the
+    target's patches that are predicted. `grid` is the patch grid (height, width). Raises UserError without images.
+    """
+    count = min(count, len(crops))
+    if count < 1:
+        raise UserError("There are no images for the gallery; give a batch of at least one.")
+    side, gap, margin, head, caption = 1.85, 0.14, 0.12, 0.36, 0.36
+    row = side + caption
+    figure = _figure(2 * margin + 5 * side + 4 * gap, head + count * row + 0.02)
+    patches = grid[0] * grid[1]
+    columns = ("crop", "source", "what the student sees", "target", "predicted patches")
+    for number, name in enumerate(columns):
+        _words(figure, name, margin + number * (side + gap), 0.1, 10, weight="bold")
+    for index in range(count):
+        top = head + index * row
+        dropped = _absent(masks.context[index], patches)
+        unasked = _absent(masks.predicted[index], patches)
+        source, target = views.source[index], views.target[index]
+        for number, image in enumerate((crops[index], source, source, target, target)):
+            axes = _picture(figure, image, margin + number * (side + gap), top, side)
+            if number == 2:
+                _veil(axes, image, dropped, grid, hatched=True)
+            elif number == 4:
+                _veil(axes, image, unasked, grid, hatched=False)
+        action = space.describe(views.action[index].detach().cpu())
+        seen, asked = patches - int(dropped.sum()), patches - int(unasked.sum())
+        below = top + side + 0.06
+        _words(figure, f"Action: {action}", margin, below, 9)
+        right = margin + 5 * side + 4 * gap
+        _words(figure, f"{seen} of {patches} seen, {asked} predicted", right, below, 9, ha="right", color="#555555")
+    return figure
+
+
+def _absent(positions: Int64[Tensor, " c"], patches: int) -> Bool[np.ndarray, " n"]:
+    """Which patches are not among the positions."""
+    absent = np.ones(patches, dtype=bool)
+    absent[positions.cpu().numpy()] = False
+    return absent
+
+
+# ---- strips --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StripRow:
+    """One question to the world model: which image of the bank is nearest to what it imagined?"""
+
+    source: Float[Tensor, "3 h w"]
+    action: str
+    """In words."""
+    nearest: Float[Tensor, "3 h w"]
+    truth: Float[Tensor, "3 h w"]
+    rank: float
+    """Of the truth in the bank, from 1; ties count half."""
+    bank: int
+
+    @property
+    def right(self) -> bool:
+        """Whether the truth itself is nearest, and nothing else ties with it."""
+        return self.rank == 1
+
+
+@torch.no_grad()
+def strip_rows(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: int, bank: int = 256) -> list[StripRow]:
+    """Ask the model for one change of each image, then to undo each destructive transformation it was trained on.
+
+    A change is one entry, drawn by `seed`, of the very bank `iwm.world.rank_image` ranks for the image at this place
+    of the batch. To undo: the source is the image jittered and, say, solarized, the truth is the clean image, and the
+    others in the bank are jittered versions of it. Give the few images that are to be shown: every row costs one bank.
+    """
+    space, bank_space = model.space, world.reference_space(model.space, model.settings.data.image_size)
+    chosen = (uniforms(seed, "strip entry", 0, np.arange(len(images)), 1)[:, 0] * bank).astype(int)
+    rows = []
+    for index, entry in enumerate(chosen):
+        clean = images[index][None].to(model.device).float() / 255
+        parameters = bank_space.sample_bank(seed, index, bank)
+        entries = bank_space.apply(clean.expand(bank, -1, -1, -1), parameters)
+        action = space.difference(space.neutral(1), parameters[entry : entry + 1])
+        rows.append(_ask(model, clean, action, entries, int(entry)))
+    undone = [place for place, t in enumerate(space.transformations) if not t.graded and t.probability > 0]
+    for number, position in enumerate(undone if len(images) else ()):
+        index = number % len(images)
+        clean = images[index][None].to(model.device).float() / 255
+        # One draw more than are asked for: the last one is the source's own jitter.
+        parameters = bank_space.sample_bank(seed, index, bank)
+        others = bank_space.apply(clean.expand(bank - 1, -1, -1, -1), parameters[:-1])
+        carried = _carrying(parameters[-1:], position, space)
+        action = space.difference(carried, space.neutral(1))
+        rows.append(_ask(model, space.apply(clean, carried), action, torch.cat([clean, others]), 0))
+    return rows
+
+
+def _carrying(jitter: Parameters, position: int, space: ActionSpace) -> Parameters:
+    """The jitter with one destructive transformation on top, at its strongest so that it can be seen."""
+    values, applied = jitter.values.clone(), jitter.applied.clone()
+    values[:, position] = space.transformations[position].high
+    applied[:, position] = True
+    return Parameters(values, applied)
+
+
+def _ask(
+    model: ImageWorldModel,
+    source: Float[Tensor, "1 3 s s"],
+    action: Float[Tensor, "1 k"],
+    entries: Float[Tensor, "b 3 s s"],
+    truth: int,
+) -> StripRow:
+    """Predict, and rank the bank by distance to the prediction over all tokens, as the mean reciprocal rank does."""
+    targets = torch.cat([model.target(part).values.float() for part in entries.split(64)])
+    prediction = model.predict(model.encode(source), action[0].to(model.device)).values.float()
+    distances = world.squared_distances(prediction, targets)
+    rank = world.ranks(distances.expand(len(entries), -1))[truth]
+    nearest = int(distances[0].argmin())
+    words = model.space.describe(action[0])
+    return StripRow(source[0].cpu(), words, entries[nearest].cpu(), entries[truth].cpu(), float(rank), len(entries))
+
+
+def strips(rows: Sequence[StripRow]) -> Figure:
+    """The paper's figure 1: source, action in words, bank image nearest to the prediction, truth; the truth's rank.
+
+    The frame of the nearest image is green and solid where it is the truth, red and dashed where it is not. Raises
+    UserError without rows.
+    """
+    if not rows:
+        raise UserError("There are no strips to draw; give at least one image.")
+    blocks = 2 if len(rows) > 4 else 1
+    height = math.ceil(len(rows) / blocks)
+    side, gap, told, margin, head, caption = 1.3, 0.12, 1.3, 0.14, 0.36, 0.34
+    block = 3 * side + told + 3 * gap
+    between = 0.4
+    figure = _figure(2 * margin + blocks * block + (blocks - 1) * between, head + height * (side + caption) + 0.04)
+    starts = (0.0, side + gap, side + told + 2 * gap, 2 * side + told + 3 * gap)
+    for number in range(blocks):
+        left = margin + number * (block + between)
+        for start, name in zip(starts, ("source", "action", "nearest", "truth"), strict=True):
+            centred = name == "action"
+            x = left + start + (told / 2 if centred else 0)
+            _words(figure, name, x, 0.1, 10, weight="bold", ha="center" if centred else "left")
+    for number, row in enumerate(rows):
+        left = margin + number // height * (block + between)
+        top = head + number % height * (side + caption)
+        _picture(figure, row.source, left + starts[0], top, side)
+        told_words = "\n".join(textwrap.fill(part, 20) for part in row.action.split(", "))
+        middle = left + starts[1] + told / 2
+        _words(figure, told_words, middle, top + side / 2 - 0.1, 8.5, ha="center", va="center", linespacing=1.35)
+        _words(figure, "⟶", middle, top + side - 0.24, 13, ha="center", color=GREY)
+        nearest = _picture(figure, row.nearest, left + starts[2], top, side)
+        colour, stroke = (GREEN, "-") if row.right else (ORANGE, (0, (3, 1.5)))
+        nearest.spines[:].set(visible=True, color=colour, linewidth=2.2, linestyle=stroke)
+        _picture(figure, row.truth, left + starts[3], top, side)
+        said = "is the truth" if row.right else "is not the truth"
+        _words(figure, said, left + starts[2], top + side + 0.06, 8.5, color=colour)
+        _words(figure, f"rank {row.rank:g} of {row.bank}", left + starts[3], top + side + 0.06, 8.5, color="#555555")
+    return figure

@@ -1,0 +1,247 @@
+"""What the numbers of a run say: every result beside its controls, in words, with a sign whether it is good.
+
+It reads dictionaries only, those of `metrics.jsonl` and of `results.read_results`.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iwm import health
+
+Result = dict[str, Any]
+
+VERBS = ("world", "probe", "finetune")
+"""Whose results are judged, in the order in which they are told."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison with its controls, in words and as bars."""
+
+    title: str
+    good: bool | None
+    """None: it cannot be told yet."""
+    sentence: str
+    bars: tuple[tuple[str, float], ...] = ()
+    """(what, value from 0 to 1), ours first."""
+
+
+def standing(value: float, control: float, error: float) -> str:
+    """'above', 'level with' (within two standard errors of the difference) or 'BELOW'."""
+    if abs(value - control) <= 2 * error or value == control:
+        return "level with"
+    return "above" if value > control else "BELOW"
+
+
+def number(result: Mapping[str, Any], key: str) -> float | None:
+    """A finite number of a result, else None."""
+    value = result.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def numbers(result: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:
+    """{name: value} of those keys ({key: name}) that the result holds."""
+    found = {name: number(result, key) for key, name in names.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def verb_of(result: Result) -> str:
+    return str(result["file"]).split("-")[0]
+
+
+def data_of(result: Result) -> str:
+    """Name of the data a result was measured on."""
+    return str(result.get("data") or Path(str(settings_of(result).get("data") or "")).stem or "unknown data")
+
+
+def settings_of(result: Result) -> dict[str, Any]:
+    settings = result.get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
+def join(parts: Sequence[str]) -> str:
+    """'a, b and c'."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
+
+
+def judge_training(lines: Sequence[Mapping[str, Any]]) -> Finding:
+    """The health verdict on the last line of metrics."""
+    last = lines[-1] if lines else {}
+    try:
+        verdict = health.judge(last)
+    except (KeyError, TypeError):
+        return Finding("Training", None, "The metrics hold no health numbers yet.")
+    words = f"Training is {verdict.word} at step {last.get('step', '?')}. "
+    return Finding("Training", verdict.healthy, words + " ".join(verdict.findings))
+
+
+def judge_world(result: Result) -> Finding:
+    """MRR against chance, shuffled and null actions, and the twin with a frozen random encoder."""
+    title, mrr = f"World model on {data_of(result)}", number(result, "mrr")
+    if mrr is None:
+        return Finding(title, False, "The mean reciprocal rank is not finite: the model's tokens are broken.")
+    names = {"mrr_chance": "chance", "mrr_shuffled": "shuffled actions", "mrr_null": "null action"}
+    controls = numbers(result, names)
+    twin = number(result, "frozen_random_twin_mrr")
+    error = number(result, "mrr_standard_error") or 0.0
+    bars = [("this model", mrr), *([("frozen random twin", twin)] if twin is not None else []), *controls.items()]
+    beside = join([f"{value:.3f} for {name}" for name, value in controls.items()]) or "no control at all"
+    bank = f" (bank of {result['bank']})" if result.get("bank") else ""
+    measured = f"MRR {mrr:.3f} against {beside}{bank}"
+    if not controls:
+        return Finding(title, None, f"{measured}, so it cannot be judged.", tuple(bars))
+    above = [standing(mrr, value, error) == "above" for value in controls.values()]
+    chance = controls.get("chance")
+    good = all(above)
+    if good:
+        words = f"The world model follows the action: {measured}."
+    elif chance is not None and standing(mrr, chance, error) == "BELOW":
+        words = (
+            f"The world model is BELOW chance: {measured}. The usual cause is a collapsed target space, full of ties."
+        )
+    else:
+        words = f"The world model does not follow the action: {measured}."
+    if twin is None:
+        words += " No twin with a frozen random encoder was measured, so this says nothing about the representation."
+    else:
+        of_twin = result.get("frozen_random_twin")
+        twin_error = number(of_twin, "mrr_standard_error") or 0.0 if isinstance(of_twin, dict) else 0.0
+        placed = standing(mrr, twin, math.hypot(error, twin_error))
+        words += f" It is {placed} its twin with a frozen random encoder ({twin:.3f})"
+        words += "." if placed == "above" else ": what it predicts, it could predict without learning a representation."
+        good = good and placed == "above"
+    return Finding(title, good, words, tuple(bars))
+
+
+def judge_probe(result: Result) -> Finding:
+    """A probe's accuracy against the same probe on a random encoder and on raw pixels."""
+    kind = str(result.get("kind") or "").replace("knn", "kNN")
+    title, top1 = f"{kind} probe on {data_of(result)}".strip(), number(result, "top1")
+    title = title[0].upper() + title[1:] if kind != "kNN" else title
+    if top1 is None:
+        return Finding(title, False, "The probe's accuracy is not finite.")
+    names = {"raw_pixels_top1": "raw pixels", "random_encoder_top1": "a random encoder"}
+    controls = numbers(result, names)
+    bars = (("this encoder", top1), *controls.items(), *numbers(result, {"chance": "chance"}).items())
+    ours = f"The {title[0].lower() + title[1:]} ({top1:.1%} right)"
+    if not controls:
+        return Finding(title, None, f"{ours} was measured without baselines, so it cannot be judged.", bars)
+    placed = {name: standing(top1, value, _error(top1, value, result)) for name, value in controls.items()}
+    behind = [name for name, place in placed.items() if place != "above"]
+    words = f"{ours} is " + join([f"{place} {name} ({controls[name]:.1%})" for name, place in placed.items()])
+    if "raw pixels" in behind:
+        words += ": the representation has learned nothing useful yet."
+    elif behind:
+        words += ": training has added nothing to what a random encoder already gives."
+    else:
+        words += ": the representation has learned something the pixels do not show by themselves."
+    return Finding(title, not behind, words, bars)
+
+
+def judge_finetuning(pretrained: Sequence[Result], random: Sequence[Result], others: Sequence[Result] = ()) -> Finding:
+    """Finetuning from the pretrained predictor against a randomly initialised one, over the seeds both were run with.
+
+    `others` are finetunings without a predictor on the same data, shown beside.
+    """
+    first = pretrained[0]
+    title = f"Finetuning the {first.get('train') or 'predictor'} on {data_of(first)}".replace("the both", "both")
+    pairs = [
+        (ours, control)
+        for a in pretrained
+        for b in random
+        if a.get("seed") == b.get("seed")
+        and (ours := number(a, "top1")) is not None
+        and (control := number(b, "top1")) is not None
+    ]
+    beside = [(f"{r.get('train')} only", value) for r in others if (value := number(r, "top1")) is not None]
+    names = {"random_encoder_top1": "nothing pretrained", "raw_pixels_top1": "raw pixels", "chance": "chance"}
+    more = numbers(first, names)
+    if not pairs:
+        top1 = number(first, "top1")
+        if top1 is None:
+            return Finding(title, False, "The accuracy is not finite.")
+        words = f"The pretrained predictor reaches {top1:.1%}; "
+        words += "no random predictor of the same seed and settings is there to compare it with."
+        return Finding(title, None, words, (("pretrained", top1), *beside, *more.items()))
+    count = len(pairs)
+    ours, control = (sum(pair[i] for pair in pairs) / count for i in (0, 1))
+    differences = [a - b for a, b in pairs]
+    mean = sum(differences) / count
+    if count > 1:
+        error = math.sqrt(sum((d - mean) ** 2 for d in differences) / (count - 1) / count)
+        how = f"over {count} seeds, standard error {100 * error:.1f}"
+    else:
+        error, how = _error(ours, control, first), "one seed"
+    placed = standing(ours, control, error)
+    words = f"The pretrained predictor ({ours:.1%}) is {placed} a random one ({control:.1%}): "
+    words += f"{100 * mean:+.1f} points, {how}. "
+    words += {
+        "above": "What pretraining taught it is of use.",
+        "level with": "No use of pretraining it can be shown here.",
+        "BELOW": "Pretraining it has done harm here.",
+    }[placed]
+    bars = (("pretrained", ours), ("random", control), *beside, *more.items())
+    return Finding(title, placed == "above", words, bars)
+
+
+def _error(a: float, b: float, result: Result) -> float:
+    """Standard error of a difference of two accuracies on the test images; 0 when their number is not known."""
+    count = number(result, "n_val")
+    return math.sqrt((a * (1 - a) + b * (1 - b)) / count) if count else 0.0
+
+
+def judge_results(found: Sequence[Result]) -> list[Finding]:
+    """One finding for every question asked: per data, the plainest result of each kind."""
+    findings = []
+    for group in _groups([r for r in found if verb_of(r) == "world"], data_of):
+        # With a twin the question is answered in full; else the result under the plain name.
+        findings.append(judge_world(min(group, key=lambda r: ("frozen_random_twin_mrr" not in r, len(r["file"])))))
+    probes = sorted((r for r in found if verb_of(r) == "probe"), key=lambda r: r.get("kind") != "linear")
+    for group in _groups(probes, lambda r: (data_of(r), r.get("kind"))):
+        findings.append(judge_probe(min(group, key=lambda r: len(r["file"]))))
+    tuned = [r for r in found if verb_of(r) == "finetune"]
+    for group in _groups([r for r in tuned if r.get("predictor") == "pretrained"], _tuning):
+        random = [r for r in tuned if r.get("predictor") == "random" and _tuning(r) == _tuning(group[0])]
+        plain = [r for r in tuned if not r.get("predictor") and data_of(r) == data_of(group[0])]
+        findings.append(judge_finetuning(group, random, plain))
+    return findings
+
+
+def _groups(found: Iterable[Result], key: Any) -> list[list[Result]]:
+    """Results of equal key together, in order of appearance."""
+    groups: dict[Any, list[Result]] = {}
+    for result in found:
+        groups.setdefault(key(result), []).append(result)
+    return list(groups.values())
+
+
+def _tuning(result: Result) -> str:
+    """What a finetuning and its control must have in common: everything but where the predictor starts and the seed."""
+    settings = {k: v for k, v in settings_of(result).items() if k not in ("predictor", "seed", "start")}
+    return json.dumps([data_of(result), result.get("train"), settings], sort_keys=True)
+
+
+def headline(training: Finding, findings: Sequence[Finding]) -> str:
+    """The verdict in one sentence."""
+    judged = [finding for finding in findings if finding.good is not None]
+    behind = [finding for finding in judged if not finding.good]
+    if training.good is None:
+        start = "Nothing is known of the training"
+    else:
+        start = "The training is healthy" if training.good else "The training is ill"
+    if not judged:
+        return f"{start}; no evaluation has been compared with its controls yet."
+    joined = "and" if bool(training.good) == (not behind) else "but"
+    ahead = len(judged) - len(behind)
+    if not behind:
+        return f"{start}, {joined} every evaluation beats its controls."
+    if not ahead:
+        return f"{start}, {joined} no evaluation beats its controls."
+    beat = "beats its" if ahead == 1 else "beat their"
+    return f"{start}, {joined} of {len(judged)} evaluations only {ahead} {beat} controls."

@@ -1,0 +1,32 @@
+"""Run folders with planted metrics and results, for the tests of verdict, compare and report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from iwm import config, results
+
+
+def metrics(**values: Any) -> str:
+    line = {"step": 100, "epoch": 1.0, "loss": 0.4, "health_loss": 0.4, "position_mean_loss": 0.9, "identity_loss": 0.5}
+    line |= {"rankme": 30.0, "target_variance": 0.5, "action_sensitivity": 0.7, "images_per_second": 300.0}
+    return json.dumps(line | {"precision": "bf16"} | values) + "\n"
+
+
+def plant(run: Path, **values: Any) -> str:
+    """A run folder without results."""
+    run.mkdir(parents=True)
+    config.save(config.Config(run=config.Run(out=str(run))), run / "config.yaml")
+    (run / "metrics.jsonl").write_text(metrics(**values))
+    return str(run)
+
+
+WORLD = {"mrr": 0.42, "mrr_standard_error": 0.01, "mrr_chance": 0.024, "mrr_shuffled": 0.025, "mrr_null": 0.024}
+PROBE = {"kind": "linear", "top1": 0.46, "random_encoder_top1": 0.28, "raw_pixels_top1": 0.33, "n_val": 2000}
+
+
+def tune(run: str, predictor: str, top1: float, seed: int = 0) -> None:
+    payload = {"data": "objects", "train": "predictor", "predictor": predictor, "top1": top1, "n_val": 2000}
+    settings = {"predictor": predictor, "seed": seed, "epochs": 20}
+    words = f"predictor-{predictor}" + (f"-seed{seed}" if seed else "")
+    results.save(run, "finetune", "objects", payload, settings, variant=words)

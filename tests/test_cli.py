@@ -1,0 +1,157 @@
+"""The command line as a user meets it: bad input is one sentence and exit code 2, good input does what it says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import pictures_file, tiny
+
+from iwm import cli, config, train
+
+SMALL = [
+    "--data.image-size=16",
+    "--encoder.patch-size=4",
+    "--encoder.width=32",
+    "--encoder.depth=2",
+    "--encoder.heads=2",
+    "--predictor.width=32",
+    "--predictor.depth=2",
+    "--optim.epochs=1",
+    "--optim.batch-size=16",
+    "--log-every=2",
+    "--speed.precision=fp32",
+]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    return str(pictures_file(tmp_path / "pictures.npz"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, source: str) -> str:
+    """A trained run of a tiny model."""
+    settings = config.replace_groups(tiny(), source=source, out=str(tmp_path / "run"))
+    return str(train.pretrain(settings))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The sentence a refused command prints; exit code 2, one line, no traceback."""
+    assert cli.main(list(argv)) == 2
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert "Traceback" not in said
+    return said
+
+
+def test_pretrain_resumes_from_its_own_configuration(tmp_path, source, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["pretrain", "--out", str(out), "demo", "--data.source", source, *SMALL]) == 0
+    assert cli.main(["pretrain", "--config", str(out / "config.yaml"), "--out", str(out), "--optim.epochs=2"]) == 0
+    assert "Going on from step 4 of 8" in capsys.readouterr().out
+    assert config.load(out / "config.yaml").optim.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["pretrian"], "did you mean 'pretrain'"),
+        (["pretrain"], "Which recipe?"),
+        (["pretrain", "cifar"], "did you mean 'cifar10'"),
+        (["pretrain", "cifar10", "--out", "x"], "brings no pictures"),
+        (["pretrain", "demo", "--optim.batchsize", "3"], "did you mean --optim.batch-size?"),
+        (["pretrain", "demo", "--optim.batch-size", "many"], "invalid literal for int() with base 10: 'many'"),
+        (["pretrain", "demo", "--optim.lr"], "Missing value for argument '--optim.lr'"),
+        (["pretrain", "demo", "--predictor.conditioning", "adalm"], "invalid choice 'adalm'"),
+        (["pretrain", "demo", "--config"], "--config needs a value"),
+        (["pretrain", "--config", "absent.yaml"], "There is no absent.yaml"),
+        (["pretrain", "demo", "--data.source", "absent"], "absent"),
+        (["world", "absent", "--data", "sample"], "There is no run at absent"),
+        (["probe", "absent", "--data", "sample-objects", "--kind", "knn"], "There is no run at absent"),
+        (["finetune", "absent", "--data", "sample-objects", "--train", "predictor"], "There is no run at absent"),
+        (["doctor", "absent"], "absent is not a run"),
+        (["report", "absent"], "absent"),
+        (["compare", "absent"], "absent"),
+    ],
+)
+def test_bad_input_is_one_sentence(argv, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(capsys, *argv)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_sources(tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "empty" in refused(capsys, "pretrain", "demo", "--data.source", str(empty), "--out", str(tmp_path / "o"))
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(b"PK not a zip")
+    assert "broken.zip" in refused(capsys, "pretrain", "demo", "--data.source", str(broken), "--out", str(tmp_path / "o"))
+
+
+def test_sizes_that_do_not_fit(tmp_path, source, capsys):
+    argv = ["pretrain", "demo", "--data.source", source, "--out", str(tmp_path / "o"), *SMALL]
+    assert "do not divide into patches" in refused(capsys, *argv, "--data.image-size=18")
+    assert "do not divide into patches" in refused(capsys, *argv, "--data.image-size=2")
+    assert "batch" in refused(capsys, *argv, "--optim.batch-size=1000")
+
+
+def test_a_run_of_another_configuration(run, source, capsys):
+    argv = ["pretrain", "demo", "--data.source", source, "--out", run, *SMALL]
+    assert "holds a run with" in refused(capsys, *argv)
+
+
+def test_a_corrupt_checkpoint_and_weights(run, source, capsys):
+    for state in Path(run).glob("checkpoints/*/state.safetensors"):
+        state.write_bytes(b"no")
+    assert "No checkpoint in" in refused(capsys, "pretrain", "--config", f"{run}/config.yaml", "--out", run)
+    (Path(run) / "model" / "model.safetensors").write_bytes(b"no")
+    assert "cannot be read" in refused(capsys, "world", run, "--data", source)
+
+
+def test_labels_asked_of_an_unlabelled_source(run, source, capsys):
+    assert "label" in refused(capsys, "probe", run, "--data", source, "--kind", "knn")
+    assert "label" in refused(capsys, "finetune", run, "--data", source, "--train", "predictor")
+
+
+def test_the_doctor_speaks_in_exit_codes(run, capsys):
+    assert cli.main(["doctor", run]) == 1  # eight steps: nothing learned yet
+    assert "ill" in capsys.readouterr().out
+    metrics = Path(run) / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().splitlines()[-1].replace("{", '{"x": 0, ', 1) + "\n")
+    good = '{"step": 9, "loss": 0.3, "health_loss": 0.3, "position_mean_loss": 0.9, "rankme": 30.0, '
+    good += '"target_variance": 0.7, "action_sensitivity": 0.6}\n'
+    metrics.write_text(good)
+    assert cli.main(["doctor", run]) == 0
+    assert "healthy" in capsys.readouterr().out
+
+
+def test_world_probe_finetune_report_compare(tmp_path, capsys):
+    source = str(pictures_file(tmp_path / "labelled.npz", count=80, labelled=True))
+    settings = config.replace_groups(tiny(), source=source, out=str(tmp_path / "run"))
+    run = str(train.pretrain(settings))
+    assert cli.main(["world", run, "--data", source, "--images=4", "--bank=8", "--frozen-random-twin"]) == 0
+    assert cli.main(["probe", run, "--data", source, "--kind", "linear"]) == 0
+    assert cli.main(["probe", run, "--data", source, "--kind", "knn"]) == 0
+    assert cli.main(["finetune", run, "--data", source, "--train", "predictor", "--epochs=1"]) == 0
+    assert cli.main(["report", run]) == 0
+    assert cli.main(["compare", run, run]) == 0
+    said = capsys.readouterr().out
+    for word in ("mrr_shuffled", "frozen_random_twin_mrr", "random_encoder_top1", "raw_pixels_top1", "trainable_parameters"):
+        assert word in said
+    names = {p.name.split("-")[0] for p in (Path(run) / "eval").glob("*.json")}
+    assert names == {"world", "probe", "finetune"}
+    assert (Path(run) / "report.html").is_file()
+
+
+def test_recipes_are_listed(capsys):
+    assert cli.main(["recipes"]) == 0
+    assert "cifar10" in capsys.readouterr().out
+
+
+def test_help_is_quick_and_lists_the_verbs():
+    code = "import sys, iwm, iwm.cli; iwm.cli.main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "pretrain" in done.stdout

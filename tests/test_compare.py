@@ -1,0 +1,57 @@
+"""Several runs side by side: the best is marked, and what differs is named."""
+
+import re
+from pathlib import Path
+
+import pytest
+from planted_runs import PROBE, WORLD, plant
+
+from iwm import config, results
+from iwm.compare import compare
+from iwm.errors import UserError
+
+
+def test_compare_marks_the_best_and_names_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two, three = (plant(tmp_path / name) for name in ("one", "two", "three"))
+    settings = config.Config(optim=config.Optim(lr=3e-3), run=config.Run(out=two))
+    config.save(settings, Path(two) / "config.yaml")
+    results.save(one, "world", "objects", {**WORLD, "data": "objects", "inferred_action_error": 0.1}, {"bank": 256})
+    results.save(
+        two, "world", "objects", {**WORLD, "data": "objects", "mrr": 0.5, "inferred_action_error": 0.2}, {"bank": 64}
+    )
+    results.save(two, "probe", "objects", {**PROBE, "data": "objects"}, {}, variant="linear")
+    rows = {(row["result"], row["metric"]): row for row in compare([one, two, three])}
+    assert rows["world", "mrr"]["values"] == {one: 0.42, two: 0.5, three: None}
+    assert rows["world", "mrr"]["best"] == [two]
+    assert rows["world", "inferred_action_error"]["best"] == [one]
+    assert rows["world", "mrr_chance"]["best"] == []
+    assert rows["probe-linear", "top1"]["best"] == []  # alone
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "0.5000 *" in said
+    assert "optim.lr (0.0010 | 0.0030 | 0.0010)" in said
+    assert "run.out" not in said
+    assert "has no results yet" in said
+
+
+def test_compare_says_when_a_result_was_measured_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = plant(tmp_path / "a" / "run"), plant(tmp_path / "b" / "run")
+    for run, bank in ((one, 256), (two, 64)):
+        results.save(run, "world", "objects", {**WORLD, "data": "objects"}, {"bank": bank})
+    rows = compare([one, two])
+    assert all(row["best"] == [] for row in rows)  # equal
+    assert "Not quite comparable, world-objects was measured with different: bank (256 | 64)." in re.sub(
+        r"\s+", " ", capsys.readouterr().out
+    )
+
+
+def test_compare_needs_runs_with_results(tmp_path: Path) -> None:
+    run = plant(tmp_path / "run")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match="no results"):
+        compare([run])
+    with pytest.raises(UserError, match="photos is not a run"):
+        compare([run, str(tmp_path / "photos")])
+    with pytest.raises(UserError, match="no run at"):
+        compare([run, str(tmp_path / "nowhere")])
+    with pytest.raises(UserError, match="Which runs"):
+        compare([])

@@ -1,0 +1,127 @@
+"""The page is whole, safe and true, and missing parts are named."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from planted_runs import PROBE, WORLD, plant, tune
+
+from iwm import report, results
+from iwm.errors import UserError
+from iwm.pictures import Figure, save
+
+NASTY = "<script>alert('x')</script> & \"data\""
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects text, tags and addresses."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def test_a_good_run_makes_a_whole_safe_page(tmp_path: Path) -> None:
+    run = plant(tmp_path / "a <b>run</b> & more")
+    path = results.save(run, "world", "objects", {**WORLD, "data": NASTY, "frozen_random_twin_mrr": 0.3}, {"seed": 0})
+    save(Figure((1, 1)), path.with_suffix(".png"))
+    save(Figure((1, 1)), Path(run) / "gallery.png")
+    probe = results.save(run, "probe", "objects", {**PROBE, "data": "objects", "note": NASTY}, {NASTY: NASTY})
+    probe.with_suffix(".png").write_text("no picture at all")
+    tune(run, "pretrained", 0.58)
+    tune(run, "random", 0.50)
+    written = report.write(Path(run))
+    assert written == Path(run) / "report.html"
+    text = written.read_text()
+    page = Page(text)
+    assert "script" not in page.tags
+    assert NASTY in page.text
+    assert page.addresses
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert page.tags.count("img") == 3  # curves, gallery, strips; the probe's picture is damaged
+    assert "cannot be read" in page.text
+    assert "The training is healthy, and every evaluation beats its controls." in page.text
+    for file in results.read_results(run):
+        assert file["file"] in page.text
+    for number in ("0.4200", "0.4600", "0.5800", "0.5000"):
+        assert number in page.text
+
+
+def test_a_bad_run_is_called_bad(tmp_path: Path) -> None:
+    run = plant(tmp_path / "run", target_variance=0.001)
+    results.save(run, "world", "objects", {**WORLD, "mrr": 0.024}, {})
+    results.save(run, "probe", "objects", {**PROBE, "top1": 0.2}, {}, variant="linear")
+    tune(run, "pretrained", 0.4)
+    tune(run, "random", 0.5)
+    text = Page(report.write(Path(run)).read_text()).text
+    assert "The training is ill, and no evaluation beats its controls." in text
+    assert "The targets hardly depend on the image" in text
+    assert "does not follow the action" in text
+    assert "BELOW raw pixels (33.0%)" in text
+    assert "learned nothing useful yet" in text
+    assert "BELOW a random one (50.0%): -10.0 points" in text
+    assert "iwm world" in text  # the twin is asked for
+
+
+def test_missing_parts_are_named_with_their_command(tmp_path: Path) -> None:
+    run = plant(tmp_path / "run")
+    (Path(run) / "metrics.jsonl").unlink()
+    page = Page(report.write(Path(run)).read_text())
+    assert "img" not in page.tags
+    for verb in ("pretrain", "world", "probe", "finetune"):
+        assert f"iwm {verb} " in page.text
+    assert "Nothing is known of the training" in page.text
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"step": 1}\n', '{"step": 1, "loss": null, "health_loss": "x"}\n'])
+def test_damaged_files_still_give_a_page(damage: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "eval").mkdir(parents=True)
+    (run / "metrics.jsonl").write_text(damage)
+    (run / "config.yaml").write_text("a: [")
+    odd = {"fingerprint": "x", "settings": "none", "hardware": 3, "data": None, "mrr": None, "top1": "high", "date": 5}
+    for verb in ("world", "probe", "finetune", "other"):
+        (run / "eval" / f"{verb}.json").write_text(json.dumps(odd | {"predictor": "pretrained"}))
+    text = Page(report.write(run).read_text()).text
+    assert "No evaluation" in text or "no evaluation" in text
+
+
+def test_a_diverged_run_is_ill(tmp_path: Path) -> None:
+    run = plant(tmp_path / "run", loss=math.nan, rankme=math.nan)
+    assert "diverged" in Page(report.write(Path(run)).read_text()).text
+
+
+def test_not_a_run(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match="photos is not a run"):
+        report.write(tmp_path / "photos")
+    with pytest.raises(UserError, match="no run at"):
+        report.write(tmp_path / "nowhere")

@@ -1,0 +1,103 @@
+"""Good results are called good, planted bad ones bad, and nothing is claimed without a control."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planted_runs import PROBE, WORLD, metrics, plant, tune
+
+from iwm import results
+from iwm.verdict import Finding, headline, judge_results, judge_training
+
+
+def finding(payload: dict[str, Any], verb: str = "world", **more: Any) -> Finding:
+    (found,) = judge_results([{"file": f"{verb}-objects", "data": "objects", **payload, **more}])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "good", "says"),
+    [
+        ({}, True, "healthy at step 100"),
+        ({"target_variance": 0.001}, False, "hardly depend on the image"),
+        ({"loss": math.nan}, False, "diverged"),
+        ({"action_sensitivity": None}, False, "diverged"),
+        ({"rankme": "high"}, None, "no health numbers"),
+    ],
+)
+def test_the_verdict_on_training(change: dict[str, Any], good: bool | None, says: str) -> None:
+    found = judge_training([json.loads(metrics()), json.loads(metrics(**change))])
+    assert found.good is good
+    assert says in found.sentence
+    assert judge_training([]).good is None
+
+
+@pytest.mark.parametrize(
+    ("change", "good", "says"),
+    [
+        ({}, True, "No twin with a frozen random encoder was measured"),
+        ({"frozen_random_twin_mrr": 0.30}, True, "above its twin"),
+        ({"frozen_random_twin_mrr": 0.41}, False, "level with its twin"),
+        ({"frozen_random_twin_mrr": 0.60}, False, "BELOW its twin"),
+        ({"mrr": 0.03}, False, "does not follow the action"),
+        ({"mrr": 0.004, "mrr_standard_error": 0.0}, False, "BELOW chance"),
+        ({"mrr_shuffled": 0.42}, False, "does not follow the action"),
+        ({"mrr": None}, False, "not finite"),
+    ],
+)
+def test_the_verdict_on_the_world_model(change: dict[str, Any], good: bool, says: str) -> None:
+    found = finding({**WORLD, **change})
+    assert found.good is good
+    assert says in found.sentence
+
+
+def test_without_controls_nothing_is_claimed() -> None:
+    assert finding({"mrr": 0.4}).good is None
+    assert finding({"top1": 0.4, "kind": "knn"}, "probe").good is None
+    assert finding({"top1": 0.4, "train": "predictor", "predictor": "pretrained"}, "finetune").good is None
+
+
+@pytest.mark.parametrize(
+    ("top1", "good", "says"),
+    [
+        (0.46, True, "above raw pixels (33.0%) and above a random encoder (28.0%)"),
+        (0.34, False, "level with raw pixels (33.0%) and above a random encoder"),
+        (
+            0.20,
+            False,
+            "BELOW raw pixels (33.0%) and BELOW a random encoder (28.0%): the representation has learned nothing",
+        ),
+    ],
+)
+def test_the_verdict_on_a_probe(top1: float, good: bool, says: str) -> None:
+    found = finding({**PROBE, "top1": top1}, "probe")
+    assert found.good is good
+    assert says in found.sentence
+    assert found.bars[0] == ("this encoder", top1)
+
+
+def test_a_random_encoder_as_good_means_training_added_nothing() -> None:
+    found = finding({**PROBE, "random_encoder_top1": 0.46}, "probe")
+    assert found.good is False
+    assert "training has added nothing" in found.sentence
+
+
+def test_finetuning_is_judged_over_the_seeds_both_have(tmp_path: Path) -> None:
+    run = plant(tmp_path / "run")
+    for seed, (ours, random) in enumerate([(0.52, 0.50), (0.53, 0.51), (0.525, 0.50)]):
+        tune(run, "pretrained", ours, seed)
+        tune(run, "random", random, seed)
+    tune(run, "pretrained", 0.9, seed=7)
+    (found,) = judge_results(results.read_results(run))
+    assert found.good is True
+    assert "(52.5%) is above a random one (50.3%): +2.2 points, over 3 seeds, standard error 0.2." in found.sentence
+
+
+def test_the_headline_counts() -> None:
+    good, bad, open_ = (Finding("", good, "") for good in (True, False, None))
+    assert headline(open_, []).startswith("Nothing is known of the training; no evaluation")
+    assert headline(good, [good, open_]) == "The training is healthy, and every evaluation beats its controls."
+    assert headline(good, [good, bad]) == "The training is healthy, but of 2 evaluations only 1 beats its controls."
+    assert headline(bad, [bad]) == "The training is ill, and no evaluation beats its controls."
