@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,15 @@ def tiny(**groups: object) -> config.Config:
         predictor=config.Predictor(depth=2, width=32, conditioning="adaln", init="xavier"),
         objective=config.Objective(target_norm="batch"),
         optim=config.Optim(
-            epochs=2, batch_size=16, lr=2e-3, lr_batch=16, lr_start=1e-4, warmup_epochs=0.5, ema=0.9, stretch=1.0, clip=1.0
+            epochs=2,
+            batch_size=16,
+            lr=2e-3,
+            lr_batch=16,
+            lr_start=1e-4,
+            warmup_epochs=0.5,
+            ema=0.9,
+            stretch=1.0,
+            clip=1.0,
         ),
         speed=config.Speed(precision="fp32", device="cpu", workers=0),
         run=config.Run(log_every=2, save_every=3),
@@ -50,7 +59,7 @@ def pictures_file(path: Path, count: int = 64, size: int = 16, labelled: bool = 
     generator = np.random.default_rng(0)
     coarse = generator.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
     images = np.asarray(coarse.repeat(size // 4, axis=1).repeat(size // 4, axis=2))
-    arrays = {"images": images}
+    arrays: dict[str, Any] = {"images": images}
     if labelled:
         labels = generator.integers(0, 2, count)
         images[np.arange(count), : size // 2, : size // 2] //= (2 - labels)[:, None, None, None].astype(np.uint8)

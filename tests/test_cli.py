@@ -87,7 +87,9 @@ def test_bad_sources(tmp_path, capsys):
     assert "empty" in refused(capsys, "pretrain", "demo", "--data.source", str(empty), "--out", str(tmp_path / "o"))
     broken = tmp_path / "broken.zip"
     broken.write_bytes(b"PK not a zip")
-    assert "broken.zip" in refused(capsys, "pretrain", "demo", "--data.source", str(broken), "--out", str(tmp_path / "o"))
+    assert "broken.zip" in refused(
+        capsys, "pretrain", "demo", "--data.source", str(broken), "--out", str(tmp_path / "o")
+    )
 
 
 def test_sizes_that_do_not_fit(tmp_path, source, capsys):
@@ -138,7 +140,13 @@ def test_world_probe_finetune_report_compare(tmp_path, capsys):
     assert cli.main(["report", run]) == 0
     assert cli.main(["compare", run, run]) == 0
     said = capsys.readouterr().out
-    for word in ("mrr_shuffled", "frozen_random_twin_mrr", "random_encoder_top1", "raw_pixels_top1", "trainable_parameters"):
+    for word in (
+        "mrr_shuffled",
+        "frozen_random_twin_mrr",
+        "random_encoder_top1",
+        "raw_pixels_top1",
+        "trainable_parameters",
+    ):
         assert word in said
     names = {p.name.split("-")[0] for p in (Path(run) / "eval").glob("*.json")}
     assert names == {"world", "probe", "finetune"}

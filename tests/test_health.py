@@ -52,6 +52,12 @@ def fresh() -> ImageWorldModel:
     return model
 
 
+def final_norm(model: ImageWorldModel) -> torch.nn.LayerNorm:
+    norm = model.target_encoder.norm
+    assert isinstance(norm, torch.nn.LayerNorm)
+    return norm
+
+
 def test_an_untrained_run_is_ill_for_its_loss():
     verdict = judge(examined(fresh()))
     assert not verdict.healthy
@@ -61,8 +67,8 @@ def test_an_untrained_run_is_ill_for_its_loss():
 @torch.no_grad()
 def test_constant_targets_are_ill():
     model = fresh()
-    model.target_encoder.norm.weight.zero_()
-    model.target_encoder.norm.bias.fill_(1.0)
+    torch.nn.init.zeros_(final_norm(model).weight)
+    torch.nn.init.ones_(final_norm(model).bias)
     line = examined(model)
     assert line["target_variance"] == 0
     assert not judge(line).healthy
@@ -130,5 +136,5 @@ def test_an_action_blind_predictor_measures_zero_sensitivity():
 @torch.no_grad()
 def test_a_diverged_model_is_ill():
     model = fresh()
-    model.target_encoder.norm.weight.fill_(float("nan"))
+    torch.nn.init.constant_(final_norm(model).weight, math.nan)
     assert "diverged" in judge(examined(model)).findings[0]

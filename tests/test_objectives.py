@@ -90,7 +90,10 @@ def test_variance_and_covariance_against_the_formula():
     positions = torch.arange(3).expand(40, -1)
     z = (tokens - tokens.mean(0)).flatten(0, 1).double()
     cov = z.T @ z / (len(z) - 1)
-    wanted = torch.relu(1 - (cov.diagonal() + 1e-4).sqrt()).mean(), (cov.square().sum() - cov.diagonal().square().sum()) / 4
+    wanted = (
+        torch.relu(1 - (cov.diagonal() + 1e-4).sqrt()).mean(),
+        (cov.square().sum() - cov.diagonal().square().sum()) / 4,
+    )
     for term, value in zip(variance_covariance(tokens, positions, 3), wanted, strict=True):
         assert term.item() == pytest.approx(value.item(), rel=1e-4)
 

@@ -58,8 +58,7 @@ def test_residual_projections_stay_rescaled():
     initialise(blocks, "trunc_normal")
     rescale_residuals(blocks)
     for number, block in enumerate(blocks, start=1):
-        assert isinstance(block, Block)
-        for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
+        for weight in (block.get_parameter("attn.proj.weight"), block.get_parameter("mlp.fc2.weight")):
             assert float(weight.detach().std()) == pytest.approx(0.02 / math.sqrt(2 * number), rel=0.05)
 
 

@@ -70,7 +70,9 @@ def test_an_oracle_scores_one(model, images, monkeypatch):
 
 @torch.no_grad()
 def test_a_constant_predictor_is_at_chance(model, images, monkeypatch):
-    monkeypatch.setattr(model, "predict", lambda tokens, action: model.target(images[:1].expand(len(tokens.values), -1, -1, -1)))
+    monkeypatch.setattr(
+        model, "predict", lambda tokens, action: model.target(images[:1].expand(len(tokens.values), -1, -1, -1))
+    )
     result = world.measure(model, images[:3], bank=32)
     assert result["mrr"] == pytest.approx(world.chance(32), rel=1e-6)
     assert result["action_sensitivity"] == 0

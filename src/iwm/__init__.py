@@ -1,9 +1,9 @@
 """Train, evaluate and use Image World Models.
 
-    import iwm
-    world = iwm.load("RUN")
-    tokens = world.encode(images)
-    future = world.predict(tokens, world.action(brightness=0.3))
+import iwm
+world = iwm.load("RUN")
+tokens = world.encode(images)
+future = world.predict(tokens, world.action(brightness=0.3))
 """
 
 import importlib

@@ -97,7 +97,9 @@ def read(path: Path) -> Checkpoint:
             raise UserError(f"Checkpoint {path} is damaged (its checksum does not match); delete that folder.")
         return Checkpoint(path, meta["step"], config.from_dict(config.Config, meta["settings"]), load_file(file))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"Checkpoint {path} is damaged ({type(error).__name__}: {error}); delete that folder.") from None
+        raise UserError(
+            f"Checkpoint {path} is damaged ({type(error).__name__}: {error}); delete that folder."
+        ) from None
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -112,7 +114,9 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except UserError as error:
             complaints.append(str(error))
     if complaints:
-        raise UserError(f"No checkpoint in {folder} can be read; delete the folder or give another --out. {complaints[0]}")
+        raise UserError(
+            f"No checkpoint in {folder} can be read; delete the folder or give another --out. {complaints[0]}"
+        )
     return None, complaints
 
 

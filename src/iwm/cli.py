@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import tyro
 from tyro.conf import Positional
@@ -27,11 +27,11 @@ def parse(kind: type[T], argv: Sequence[str], verb: str, default: T | None = Non
     `--help` prints tyro's page and exits.
     """
     if "--help" in argv or "-h" in argv:
-        tyro.cli(kind, args=["--help"], default=default, prog=f"iwm {verb}", description=VERBS[verb][1])
+        tyro.cli(kind, args=["--help"], default=cast(Any, default), prog=f"iwm {verb}", description=VERBS[verb][1])
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=list(argv), default=default, prog=f"iwm {verb}")
+            return cast(T, tyro.cli(kind, args=list(argv), default=cast(Any, default), prog=f"iwm {verb}"))
     except SystemExit:
         raise UserError(_sentence(complaint.getvalue(), verb)) from None
 
@@ -70,7 +70,9 @@ def pretrain(argv: Sequence[str]) -> None:
     if path and settings.recipe != default.recipe:
         raise UserError(f"--config already gives all settings; leave out the recipe '{settings.recipe}'.")
     if not settings.data.source:
-        raise UserError(f"Recipe '{settings.recipe}' brings no pictures; give --data.source FOLDER (or .zip, .npz, sample).")
+        raise UserError(
+            f"Recipe '{settings.recipe}' brings no pictures; give --data.source FOLDER (or .zip, .npz, sample)."
+        )
     train.pretrain(settings)
 
 
@@ -204,8 +206,8 @@ class Finetune:
 
 def finetune(argv: Sequence[str]) -> None:
     """Solve a task with the predictor on the frozen encoder, or with the encoder itself."""
-    from iwm.evaluation import fitting
     from iwm.evaluation import finetune as tuning
+    from iwm.evaluation import fitting
 
     o = parse(Finetune, argv, "finetune")
     settings = tuning.FinetuneSettings(
@@ -348,7 +350,8 @@ def _dispatch(argv: list[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
             raise UserError(
-                "Out of memory: lower optim.batch_size, or keep it and raise optim.accumulate so that each part is smaller."
+                "Out of memory: lower optim.batch_size, or keep it and raise optim.accumulate, so that each part is "
+                "smaller."
             ) from error
         raise
 

@@ -7,7 +7,7 @@ the encoder, finetune the predictor against its random twin, and write the page.
 from dataclasses import replace
 from pathlib import Path
 
-from iwm import config, recipes, report, train
+from iwm import recipes, report, train
 from iwm.evaluation import finetune, probes, quality
 from iwm.log import console
 

@@ -114,7 +114,9 @@ class ImageWorldModel(nn.Module):
     def after_step(self, ema: float) -> None:
         """Move the teacher towards the student and fold the step's target statistics in."""
         if not self.settings.optim.freeze_encoder:
-            torch._foreach_lerp_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), 1 - ema)
+            torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+                list(self.target_encoder.parameters()), list(self.encoder.parameters()), 1 - ema
+            )
         self.target_norm.fold()
 
     def raw_target(self, images: Pixels) -> Float[Tensor, "b n d"]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from iwm.config import Config
 from iwm.masks import dropped_count
 
-
 ACTIONS = 7
 """Components of the photometric action."""
 
@@ -53,7 +52,10 @@ def cost(settings: Config) -> Cost:
         predict += predictor.depth * 2 * 6 * predictor.width**2 + 2 * predictor.width * (predictor.width + ACTIONS)
     student = (1 if settings.optim.freeze_encoder else 3) * encode(context)
     return Cost(
-        _encoder_parameters(settings), _predictor_parameters(settings), encode(patches), encode(patches) + student + 3 * predict
+        _encoder_parameters(settings),
+        _predictor_parameters(settings),
+        encode(patches),
+        encode(patches) + student + 3 * predict,
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from iwm import config
 from iwm.errors import UserError
-from iwm.vit import AdaLNBlock, Grid, gather_tokens, head_count, initialise, rescale_residuals, sincos_positions
+from iwm.vit import AdaLNBlock, Grid, head_count, initialise, rescale_residuals, sincos_positions
 
 
 class Predictor(nn.Module):
@@ -45,7 +45,11 @@ class Predictor(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         if kind == "feature":
             self.condition = nn.Sequential(
-                nn.Linear(width + actions, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
+                nn.Linear(width + actions, width),
+                nn.ReLU(),
+                nn.Linear(width, width),
+                nn.ReLU(),
+                nn.Linear(width, width),
             )
         if kind == "sequence":
             self.action_weight = nn.Parameter(torch.zeros(actions, width))
@@ -62,8 +66,8 @@ class Predictor(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         if self.settings.conditioning in ("feature", "adaln") and init == "xavier":
             for layer in self.condition:
-                # He's rule keeps the variance through ReLUs and SiLUs; trunc-normal 0.02 shrinks it several-fold a layer at
-                # small widths and the action is learned late or never (docs/lab-notes.md).
+                # He's rule keeps the variance through ReLUs and SiLUs; trunc-normal 0.02 shrinks it several-fold a
+                # layer at small widths and the action is learned late or never (docs/lab-notes.md).
                 if isinstance(layer, nn.Linear):
                     nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
         if self.settings.conditioning == "sequence":

@@ -97,4 +97,6 @@ def show() -> None:
             f"{c.train_flops / 1e9:.2f}",
         )
     console.print(table)
-    console.print("GFLOPs/image: one image's share of a training step. Start one: iwm pretrain RECIPE --data.source S --out RUN")
+    console.print(
+        "GFLOPs/image: one image's share of a training step. Start one: iwm pretrain RECIPE --data.source S --out RUN"
+    )

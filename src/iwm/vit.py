@@ -4,11 +4,12 @@ A block is timm's: x + Attention(LN(x)), then x + MLP(LN(x)).
 """
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int64
 from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -70,8 +71,8 @@ def rescale_residuals(blocks: nn.ModuleList | nn.Sequential) -> None:
     """
     for number, block in enumerate(blocks, start=1):
         assert isinstance(block, Block)
-        block.attn.proj.weight.div_(math.sqrt(2.0 * number))
-        block.mlp.fc2.weight.div_(math.sqrt(2.0 * number))
+        for projection in (cast(Attention, block.attn).proj, cast(Mlp, block.mlp).fc2):
+            projection.weight.div_(math.sqrt(2.0 * number))
 
 
 class AdaLNBlock(Block):
@@ -109,4 +110,4 @@ def choose_attention(module: nn.Module, device: torch.device, precision: str) ->
     fused = not (device.type == "cpu" and precision == "bf16")
     for layer in module.modules():
         if isinstance(layer, Attention):
-            layer.fused_attn = fused
+            layer.fused_attn = fused  # pyright: ignore[reportAttributeAccessIssue]

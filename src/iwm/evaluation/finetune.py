@@ -16,7 +16,6 @@ import itertools
 import re
 import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -195,22 +194,12 @@ def crops(images: ImageSet, size: int, settings: FinetuneSettings) -> tuple[UInt
     return found, kept
 
 
-def free_memory() -> int:
-    """Bytes of memory not in use; 8 GiB where the system does not say."""
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    return 8 * 2**30
-
-
 def frozen_tokens(
     encoder: Encoder, views: UInt8[Tensor, "v n 3 s s"], device: torch.device, precision: str
 ) -> Tensor | None:
     """Tokens [v, n, t, d] of all pictures in float16; None when they would take more than a quarter of free memory."""
     side = -(-views.shape[-1] // encoder.patch_size)
-    if views.shape[0] * views.shape[1] * side**2 * encoder.settings.width * 2 > free_memory() / 4:
+    if views.shape[0] * views.shape[1] * side**2 * encoder.settings.width * 2 > hardware.free_memory() / 4:
         return None
     frozen = features.WorldEncoder(encoder, "frozen encoder", views.shape[-1])
     flat = views.flatten(0, 1)
