@@ -17,6 +17,7 @@ SMALL = [
     "--encoder.heads=2",
     "--predictor.width=32",
     "--predictor.depth=2",
+    "--objective.target-layers=2",
     "--optim.epochs=1",
     "--optim.batch-size=16",
     "--log-every=2",

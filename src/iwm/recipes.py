@@ -15,21 +15,22 @@ from iwm.plan import cost
 def small(image_size: int, patch_size: int, epochs: int) -> Config:
     """The small-data recipe: 10,000 images and up, on a CPU or one GPU.
 
-    Against the paper's: all positions predicted, targets normalised per channel over the batch, every view jittered,
-    AdaLN conditioning, Glorot/He initialisation, EMA from 0.99, a learning rate for small batches.
+    Against the paper's: all positions predicted, targets averaged over all blocks and normalised per channel over the
+    batch, light variance and covariance terms, every view jittered, AdaLN conditioning, Glorot/He initialisation, EMA
+    from 0.99, small batches.
     """
     return Config(
         data=Data(image_size=image_size),
         actions=Actions(jitter_probability=1.0),
         masks=Masks(predict="all"),
-        encoder=Encoder(patch_size=patch_size, width=192, depth=6, heads=6, init="xavier"),
+        encoder=Encoder(patch_size=patch_size, width=192, depth=4, heads=6, init="xavier"),
         predictor=Predictor(depth=4, width=128, conditioning="adaln", init="xavier"),
-        objective=Objective(target_norm="batch", variance=1.0, covariance=0.04),
+        objective=Objective(target_norm="batch", target_layers=4, variance=0.1, covariance=0.004),
         optim=Optim(
             epochs=epochs,
-            batch_size=128,
+            batch_size=64,
             lr=1.5e-3,
-            lr_batch=128,
+            lr_batch=64,
             lr_start=1e-4,
             lr_final=1e-5,
             warmup_epochs=1,
@@ -44,7 +45,7 @@ def small(image_size: int, patch_size: int, epochs: int) -> Config:
 
 def demo() -> Config:
     """The embedded photos and objects, minutes on two CPU cores."""
-    config = small(image_size=64, patch_size=8, epochs=4)
+    config = small(image_size=64, patch_size=16, epochs=16)
     return replace(config, data=replace(config.data, source="sample,sample-objects"), run=Run(out="runs/demo"))
 
 

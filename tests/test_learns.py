@@ -1,0 +1,69 @@
+"""Learning itself: a short run on real photos must beat chance, random initialisation and the position-only model, and
+the same check must fail at learning rate 0 and with shuffled actions."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+
+from iwm import checkpoint, config, train, world
+from iwm.images import open_images
+from iwm.loader import load_all
+from iwm.log import read_metrics
+
+BANK, IMAGES = 64, 16
+
+
+def learner(out: Path, **optim: float) -> config.Config:
+    """About twenty seconds of one core: the 800 training photos at 32 px, patches of 8."""
+    base = tiny()
+    return replace(
+        base,
+        data=config.Data(source="sample", image_size=32),
+        encoder=replace(base.encoder, patch_size=8, width=64, depth=2, heads=2),
+        predictor=replace(base.predictor, width=64, depth=2),
+        objective=config.Objective(target_norm="batch", target_layers=2, variance=0.1, covariance=0.004),
+        optim=replace(base.optim, epochs=40, batch_size=32, lr_batch=32, ema=0.99, **optim),
+        run=config.Run(out=str(out), log_every=500, save_every=2000),
+    )
+
+
+def learned(out: Path) -> list[str]:
+    """What a run failed to learn; empty when it learned."""
+    line = read_metrics(out / "metrics.jsonl")[-1]
+    model = checkpoint.load_model(str(out))
+    held_out = open_images("sample", "val")
+    pixels, _ = load_all(held_out, 32, limit=IMAGES)
+    result = world.measure(model, pixels, BANK)
+    random = world.measure(train.build(model.settings, torch.device("cpu")).eval(), pixels, BANK)
+    print(line["health_loss"], line["position_mean_loss"], result["mrr"], random["mrr"], result["mrr_shuffled"])
+    wanted = {
+        "loss below the position-only model": line["health_loss"] < 0.9 * line["position_mean_loss"],
+        "MRR above three times chance": result["mrr"] > 3 * result["mrr_chance"],
+        "MRR above random initialisation": result["mrr"] > random["mrr"] + 0.1,
+        "shuffled actions at chance": abs(result["mrr_shuffled"] - result["mrr_chance"]) < 0.03,
+    }
+    return [what for what, holds in wanted.items() if not holds]
+
+
+def test_a_short_run_learns(tmp_path):
+    assert learned(train.pretrain(learner(tmp_path / "run"))) == []
+
+
+def test_the_check_fails_at_learning_rate_zero(tmp_path):
+    frozen = learner(tmp_path / "run", lr=0.0, lr_start=0.0, lr_final=0.0)
+    missing = learned(train.pretrain(replace(frozen, optim=replace(frozen.optim, epochs=4))))
+    assert {"loss below the position-only model", "MRR above three times chance"} <= set(missing)
+
+
+def test_the_check_fails_with_shuffled_actions(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    real = train.make_views
+
+    def shuffled(*args):
+        views = real(*args)
+        return replace(views, action=views.action.roll(1, dims=0))
+
+    monkeypatch.setattr(train, "make_views", shuffled)
+    assert "MRR above three times chance" in learned(train.pretrain(learner(tmp_path / "run")))
