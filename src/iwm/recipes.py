@@ -44,9 +44,16 @@ def small(image_size: int, patch_size: int, epochs: int) -> Config:
 
 
 def demo() -> Config:
-    """The embedded photos and objects, minutes on two CPU cores."""
-    config = small(image_size=64, patch_size=16, epochs=16)
-    return replace(config, data=replace(config.data, source="sample,sample-objects"), run=Run(out="runs/demo"))
+    """The embedded photos and objects, minutes on two CPU cores: a small model takes many steps in them."""
+    base = small(image_size=64, patch_size=16, epochs=14)
+    return replace(
+        base,
+        data=replace(base.data, source="sample,sample-objects"),
+        encoder=replace(base.encoder, width=128, heads=4),
+        predictor=replace(base.predictor, width=96),
+        optim=replace(base.optim, batch_size=32, lr_batch=32),
+        run=Run(out="runs/demo", log_every=200, save_every=500),
+    )
 
 
 def cifar10() -> Config:

@@ -293,6 +293,8 @@ def _loop(training: Training, loader: Loader, watch: Watch, out: Path, start: in
                 line = watch.line(done, final)
                 note = f"loss {line['loss']:.3f}  {line['images_per_second']:.0f} images/s"
                 bar.update(task, note=note)
+                if not console.is_terminal:  # a log file shows no bar: say it in lines
+                    console.print(f"step {done:,} of {steps:,}  {note}")
             if final or done % s.run.save_every == 0 or stop.asked:
                 checkpoint.save(folder, done, training.model, training.optimiser, s.run.keep)
                 saved = done

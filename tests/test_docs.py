@@ -1,0 +1,82 @@
+"""README and docs tell the truth: their commands and Python run, their links exist."""
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import pictures_file, tiny
+
+import iwm
+from iwm import cli, config, train
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Every `iwm ...` line of every shell block, comments cut off."""
+    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("iwm ")]
+
+
+def test_the_quick_start_runs_as_written(tmp_path, monkeypatch):
+    """The README's commands, in order, on a folder of pictures; only the sizes are made tiny."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    source = pictures_file(tmp_path / "path" / "to" / "images.npz", count=100, labelled=True)
+    monkeypatch.setattr("iwm.recipes.get", lambda name: replace(tiny(), recipe=name))
+    text = blocks(ROOT / "README.md", "sh")[1]
+    ran = []
+    for line in text.splitlines():
+        if line.startswith("iwm "):
+            argv = [word.replace("path/to/images", str(source)) for word in shlex.split(line, comments=True)[1:]]
+            extra = {"finetune": ["--epochs=1"], "world": ["--images=2", "--bank=8"]}.get(argv[0], [])
+            assert cli.main([*argv, *extra]) == (1 if argv[0] == "doctor" else 0), line
+            ran.append(argv[0])
+    assert ran == ["pretrain", "doctor", "world", "report", "probe", "finetune"]
+    assert (tmp_path / "runs" / "mine" / "report.html").is_file()
+
+
+def test_the_python_example_runs_as_written(tmp_path, monkeypatch, images):
+    monkeypatch.chdir(tmp_path)
+    source = str(pictures_file(tmp_path / "pictures.npz"))
+    train.pretrain(config.replace_groups(tiny(), source=source, out="runs/mine"))
+    names = {"images": images, "changed_images": images.flip(-1)}
+    with torch.no_grad():
+        exec(blocks(ROOT / "README.md", "python")[0], names)
+    future, truth = names["future"], names["truth"]
+    assert isinstance(future, iwm.Tokens)
+    assert isinstance(truth, iwm.Tokens)
+    assert future.values.shape == truth.values.shape
+
+
+@pytest.mark.parametrize("argv", commands(), ids=" ".join)
+def test_every_documented_command_has_a_verb_and_options_that_exist(argv):
+    if argv[0].isupper():
+        return  # `iwm VERB --help` in prose
+    assert argv[0] in cli.VERBS
+    known = {"pretrain": config.Config, "world": cli.World, "probe": cli.Probe, "finetune": cli.Finetune}
+    if argv[0] in known:
+        rest = [word for word in argv[1:] if not word.startswith("--config")]
+        cli.parse(known[argv[0]], rest, argv[0], config.Config() if argv[0] == "pretrain" else None)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_named_files_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+    for name in re.findall(r"`(src/[\w./-]+)`", page.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_public_name_is_documented():
+    for name in iwm.__all__:
+        assert getattr(iwm, name).__doc__, name
