@@ -54,16 +54,18 @@ def tiny(**groups: object) -> config.Config:
     return replace(settings, **groups)  # pyright: ignore[reportArgumentType]
 
 
-def pictures_file(path: Path, count: int = 64, size: int = 16, labelled: bool = False) -> Path:
-    """An .npz of random smooth pictures; with labels, the label is which corner is bright."""
+def pictures_file(path: Path, count: int = 64, size: int = 16, labelled: bool = False, validation: bool = True) -> Path:
+    """An .npz of random smooth pictures, with a quarter as many to validate on; labels tell which half is bright."""
     generator = np.random.default_rng(0)
-    coarse = generator.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
-    images = np.asarray(coarse.repeat(size // 4, axis=1).repeat(size // 4, axis=2))
-    arrays: dict[str, Any] = {"images": images}
-    if labelled:
-        labels = generator.integers(0, 2, count)
-        images[np.arange(count), : size // 2, : size // 2] //= (2 - labels)[:, None, None, None].astype(np.uint8)
-        arrays["labels"] = labels
+    arrays: dict[str, Any] = {}
+    for prefix, number in {"": count, "val_": count // 4 if validation else 0}.items():
+        coarse = generator.integers(0, 256, (number, 4, 4, 3), dtype=np.uint8)
+        images = np.asarray(coarse.repeat(size // 4, axis=1).repeat(size // 4, axis=2))
+        labels = np.arange(number) % 2
+        if labelled:
+            images[:, : size // 2] //= (2 - labels)[:, None, None, None].astype(np.uint8)
+            arrays |= {f"{prefix}labels": labels} if number else {}
+        arrays |= {f"{prefix}images": images} if number else {}
     np.savez(path, **arrays)
     return path
 
@@ -72,3 +74,8 @@ def pictures_file(path: Path, count: int = 64, size: int = 16, labelled: bool = 
 def images() -> torch.Tensor:
     """Eight random 16 px images, uint8 [8, 3, 16, 16]."""
     return torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def trained_on(settings: config.Config, *, source: str, out: str) -> config.Config:
+    """The same settings for another source and another run folder."""
+    return replace(settings, data=replace(settings.data, source=source), run=replace(settings.run, out=out))

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import pictures_file, tiny
+from conftest import pictures_file, tiny, trained_on
 
 from iwm import cli, config, train
 
@@ -33,7 +33,7 @@ def source(tmp_path: Path) -> str:
 @pytest.fixture
 def run(tmp_path: Path, source: str) -> str:
     """A trained run of a tiny model."""
-    settings = config.replace_groups(tiny(), source=source, out=str(tmp_path / "run"))
+    settings = trained_on(tiny(), source=source, out=str(tmp_path / "run"))
     return str(train.pretrain(settings))
 
 
@@ -66,7 +66,7 @@ def test_pretrain_resumes_from_its_own_configuration(tmp_path, source, capsys):
         (["pretrain", "demo", "--optim.lr"], "Missing value for argument '--optim.lr'"),
         (["pretrain", "demo", "--predictor.conditioning", "adalm"], "invalid choice 'adalm'"),
         (["pretrain", "demo", "--config"], "--config needs a value"),
-        (["pretrain", "--config", "absent.yaml"], "There is no absent.yaml"),
+        (["pretrain", "--config", "absent.yaml"], "There is no file absent.yaml"),
         (["pretrain", "demo", "--data.source", "absent"], "absent"),
         (["world", "absent", "--data", "sample"], "There is no run at absent"),
         (["probe", "absent", "--data", "sample-objects", "--kind", "knn"], "There is no run at absent"),
@@ -132,7 +132,7 @@ def test_the_doctor_speaks_in_exit_codes(run, capsys):
 
 def test_world_probe_finetune_report_compare(tmp_path, capsys):
     source = str(pictures_file(tmp_path / "labelled.npz", count=80, labelled=True))
-    settings = config.replace_groups(tiny(), source=source, out=str(tmp_path / "run"))
+    settings = trained_on(tiny(), source=source, out=str(tmp_path / "run"))
     run = str(train.pretrain(settings))
     assert cli.main(["world", run, "--data", source, "--images=4", "--bank=8", "--frozen-random-twin"]) == 0
     assert cli.main(["probe", run, "--data", source, "--kind", "linear"]) == 0

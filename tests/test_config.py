@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from iwm import config, recipes
 from iwm.config import Config
@@ -42,7 +43,7 @@ def test_an_unknown_setting_is_named_with_its_neighbour():
         ({"data": {"crop_area": [0.3]}}, "'data.crop_area' must be"),
         ({"predictor": {"conditioning": "adalm"}}, "did you mean 'adaln'"),
         ({"optim": 3}, "'optim' must be a group"),
-        ({"speed": {"compile": 1}}, "'speed.compile' must be bool"),
+        ({"run": {"resume": 1}}, "'run.resume' must be bool"),
     ],
 )
 def test_a_wrong_type_is_named(values, said):
@@ -51,8 +52,42 @@ def test_a_wrong_type_is_named(values, said):
     assert said in str(caught.value)
 
 
-def test_whole_numbers_are_welcome_where_fractions_are():
+def test_whole_numbers_and_yamls_idea_of_a_fraction_are_welcome():
     assert config.from_dict(Config, {"optim": {"lr": 1}}).optim.lr == 1.0
+    assert config.from_dict(Config, yaml.safe_load("optim: {lr: 1e-3}")).optim.lr == 1e-3
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_makes_sense(name):
+    config.validate(recipes.get(name))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"optim": {"batch_size": 0}}, "optim.batch_size is 0; give 1 or more"),
+        ({"optim": {"batch_size": -4}}, "give 1 or more"),
+        ({"optim": {"epochs": 0}}, "optim.epochs is 0"),
+        ({"optim": {"accumulate": 0}}, "optim.accumulate is 0"),
+        ({"optim": {"lr": float("nan")}}, "optim.lr is nan"),
+        ({"optim": {"ema": 2}}, "optim.ema is 2.0; give a number from 0 to 1"),
+        ({"optim": {"betas": [2, 3]}}, "optim.betas"),
+        ({"optim": {"stretch": 0}}, "optim.stretch is 0"),
+        ({"encoder": {"heads": 0}}, "encoder.heads is 0"),
+        ({"encoder": {"patch_size": 0}}, "encoder.patch_size is 0"),
+        ({"predictor": {"width": 0}}, "predictor.width is 0"),
+        ({"run": {"log_every": 0}}, "run.log_every is 0"),
+        ({"run": {"save_every": 0}}, "run.save_every is 0"),
+        ({"data": {"flip": 7}}, "data.flip is 7.0"),
+        ({"data": {"crop_area": [1.0, 0.3]}}, "the smaller one first"),
+        ({"data": {"crop_area": [2, 3]}}, "an area is a fraction"),
+        ({"speed": {"threads": -1}}, "speed.threads is -1"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_done(values, said):
+    with pytest.raises(UserError) as caught:
+        config.validate(config.from_dict(Config, values))
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(("text", "said"), [("a: [", "not valid YAML"), ("3", "no settings")])
@@ -61,7 +96,7 @@ def test_a_damaged_file_is_named(tmp_path, text, said):
     path.write_text(text)
     with pytest.raises(UserError, match=said):
         config.load(path)
-    with pytest.raises(UserError, match="There is no"):
+    with pytest.raises(UserError, match="There is no file"):
         config.load(tmp_path / "absent.yaml")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import pictures_file, tiny
+from conftest import pictures_file, tiny, trained_on
 
 import iwm
 from iwm import cli, config, train
@@ -47,7 +47,7 @@ def test_the_quick_start_runs_as_written(tmp_path, monkeypatch):
 def test_the_python_example_runs_as_written(tmp_path, monkeypatch, images):
     monkeypatch.chdir(tmp_path)
     source = str(pictures_file(tmp_path / "pictures.npz"))
-    train.pretrain(config.replace_groups(tiny(), source=source, out="runs/mine"))
+    train.pretrain(trained_on(tiny(), source=source, out="runs/mine"))
     names = {"images": images, "changed_images": images.flip(-1)}
     with torch.no_grad():
         exec(blocks(ROOT / "README.md", "python")[0], names)

@@ -19,7 +19,7 @@ def test_flat_folder_of_mixed_formats(tmp_path):
     (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / ".hidden.png").write_text("")
     write(tmp_path / "__MACOSX" / "a.png")
-    opened = open_images(str(tmp_path))
+    opened = open_images(str(tmp_path), "all")
     assert len(opened) == 7
     assert opened.path(0).endswith("a.png") or opened.path(0).endswith("b.JPG")
     assert opened.classes is None
@@ -36,7 +36,7 @@ def test_class_folders(tmp_path, form):
     source = root
     if form != "folder":
         source = zipped(root, tmp_path / "pets.ZIP", "top/" if "top" in form else "")
-    opened = open_images(str(source))
+    opened = open_images(str(source), "all")
     classes, labels = require_labels(opened)
     assert opened.name == "pets"
     assert classes == ("cat", "dog")
@@ -68,10 +68,11 @@ def test_a_seeded_tenth_is_held_out(tmp_path):
     assert how == f"{tmp_path.name}: a seeded tenth (seed 1) held out"
     assert np.bincount(require_labels(val)[1]).tolist() == [2, 2]
     held_out = {val.path(i) for i in range(4)}
-    assert held_out | {train.path(i) for i in range(36)} == {open_images(source).path(i) for i in range(40)}
+    assert held_out | {train.path(i) for i in range(36)} == {open_images(source, "all").path(i) for i in range(40)}
     assert held_out == {open_images(source, "val", seed=1).path(i) for i in range(4)}
-    assert len(open_images(source)) == len(open_images(source, "all")) == 40
-    assert len(open_images(source, held_out=True, seed=1)) == 36
+    trained_on = open_images(source, seed=1)  # what pretraining opens: never the tenth that is measured on
+    assert {trained_on.path(i) for i in range(len(trained_on))} == {train.path(i) for i in range(36)}
+    assert len(open_images(source, "all")) == 40
     other = open_images(source, "val", seed=2)
     assert held_out != {other.path(i) for i in range(4)}
 
@@ -160,7 +161,7 @@ def test_bad_sources(tmp_path):
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "photos" / "1.png")
-    assert len(open_images("~/photos")) == 1
+    assert len(open_images("~/photos", "all")) == 1
 
 
 def test_links_in_a_loop_end(tmp_path):
@@ -168,7 +169,7 @@ def test_links_in_a_loop_end(tmp_path):
     write(tmp_path / "elsewhere" / "2.png")
     os.symlink(tmp_path / "elsewhere", tmp_path / "set" / "b")
     os.symlink(tmp_path / "set", tmp_path / "set" / "a" / "loop")
-    opened = open_images(str(tmp_path / "set"))
+    opened = open_images(str(tmp_path / "set"), "all")
     assert require_labels(opened)[0] == ("a", "b")
     assert sorted({Path(opened.path(i)).name for i in range(len(opened))}) == ["1.png", "2.png"]
 
@@ -180,13 +181,13 @@ def test_mix(tmp_path):
         write(tmp_path / "two" / "ab"[index] / "3.png")
     write(tmp_path / "flat,with comma" / "4.png")
     one, two, flat = (str(tmp_path / name) for name in ("one", "two", "flat,with comma"))
-    mixed = open_images(f"{one}, {two}")
+    mixed = open_images(f"{one}, {two}", "all")
     assert mixed.name == "one+two"
     assert require_labels(mixed)[1].tolist() == [0, 1, 0, 1]
     assert mixed.load(1)[:, 0, 0].tolist() == [1, 2, 3]
     assert mixed.path(2).endswith("two/a/3.png")
-    assert open_images(flat).name == "flat-with-comma"
-    assert open_images(f"{one},sample").labels is None
+    assert open_images(flat, "all").name == "flat-with-comma"
+    assert open_images(f"{one},sample", "all").labels is None
     both = open_images("sample,sample-objects")
     assert len(both) == 10_800
     assert both.labels is None

@@ -105,3 +105,12 @@ def test_features_that_know_only_the_position_do_not_satisfy_the_variance_term()
     variance, covariance = variance_covariance(context, keep, 9)
     assert variance.item() == pytest.approx(0.99, abs=1e-3)
     assert covariance.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_terms_stay_in_float32_under_autocast():
+    tokens = torch.randn(40, 3, 4)
+    positions = torch.arange(3).expand(40, -1)
+    plain = variance_covariance(tokens, positions, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = variance_covariance(tokens, positions, 3)
+    assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(cast, plain, strict=True))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny
@@ -28,11 +30,16 @@ def test_the_learning_rate_scales_with_the_batch():
     assert small.lr(500) == pytest.approx(large.lr(500) / 4)
 
 
-def test_only_matrices_decay():
-    model = ImageWorldModel(tiny())
+@pytest.mark.parametrize("conditioning", ["adaln", "sequence", "feature"])
+def test_only_weight_matrices_decay(conditioning):
+    model = ImageWorldModel(tiny(predictor=replace(tiny().predictor, conditioning=conditioning)))
     decays, spared = adamw(model, tiny().optim).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
     assert all(p.ndim > 1 for p in decays["params"])
-    assert all(p.ndim <= 1 for p in spared["params"])
+    assert not any(
+        names[id(p)].endswith("bias") for p in decays["params"]
+    )  # sequence's biases are stacked, still biases
+    assert {id(p) for p in spared["params"]} >= {id(p) for p in model.parameters() if p.requires_grad and p.ndim <= 1}
     assert spared["weight_decay"] == 0
     trained = {id(p) for group in (decays, spared) for p in group["params"]}
     assert id(model.encoder.pos_embed) not in trained

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from iwm import checkpoint, config, train
 from iwm.errors import Interrupted, UserError
+from iwm.images import open_splits
 from iwm.loader import Batch
 from iwm.log import read_metrics
 
@@ -129,7 +130,7 @@ def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
     training = train.Training.start(chosen, 4)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(out / "checkpoints", 9, training.model, training.optimiser, 2)
+        checkpoint.save(out / "checkpoints", 9, training.model, training.optimiser, 2, 64)
     assert sorted(p.name for p in (out / "checkpoints").glob("step-*")) == names
     assert checkpoint.newest(out / "checkpoints")[0].step == 8  # pyright: ignore
 
@@ -247,3 +248,57 @@ def test_accumulate_must_divide_the_batch(tmp_path):
     chosen = settings(tmp_path)
     with pytest.raises(UserError, match=r"multiple of optim\.accumulate"):
         train.pretrain(replace(chosen, optim=replace(chosen.optim, accumulate=3)))
+
+
+def test_a_run_without_checkpoints_is_not_written_over(tmp_path):
+    chosen = settings(tmp_path)
+    out = train.pretrain(chosen)
+    before = weights(out)
+    for folder in (out / "checkpoints").iterdir():
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    with pytest.raises(UserError, match="without its checkpoints"):
+        train.pretrain(chosen)
+    assert all(torch.equal(before[name], value) for name, value in weights(out).items())
+
+
+def test_a_changed_source_is_named_on_resume(tmp_path):
+    chosen = settings(tmp_path)
+    train.pretrain(chosen)
+    pictures_file(tmp_path / "pictures.npz", count=128)
+    with pytest.raises(UserError, match=r"was trained on 64 images, 'pictures' now holds 128"):
+        train.pretrain(replace(chosen, optim=replace(chosen.optim, epochs=3)))
+
+
+def test_the_held_out_tenth_is_never_trained_on(tmp_path, monkeypatch):
+    seen = set()
+    real = train.Training.step
+
+    def watching(self, batch):
+        seen.update(batch.indices.tolist())
+        return real(self, batch)
+
+    monkeypatch.setattr(train.Training, "step", watching)
+    pictures_file(tmp_path / "pictures.npz", validation=False)
+    chosen = settings(tmp_path)
+    train.pretrain(chosen)
+    trained, held, how = open_splits(chosen.data.source)
+    assert "held out" in how
+    assert max(seen) < len(trained) == 64 - len(held)
+
+
+def test_a_finished_run_started_again_ends_at_once(tmp_path, monkeypatch):
+    chosen = settings(tmp_path)
+    train.pretrain(chosen)
+    monkeypatch.setattr(train.Training, "step", lambda self, batch: pytest.fail("trained on"))
+    train.pretrain(chosen)
+
+
+def test_a_damaged_newer_checkpoint_does_not_push_out_the_good_one(tmp_path):
+    out = tmp_path / "checkpoints"
+    training = train.Training.start(tiny(), 4)
+    checkpoint.save(out, 9, training.model, training.optimiser, 1, 64)
+    (out / "step-00000009" / "state.json").write_text("{")
+    checkpoint.save(out, 7, training.model, training.optimiser, 1, 64)
+    assert [path.name for path in out.iterdir()] == ["step-00000007"]

@@ -31,6 +31,7 @@ class Checkpoint:
 
     path: Path
     step: int
+    images: int
     settings: config.Config
     tensors: dict[str, Tensor]
 
@@ -65,8 +66,14 @@ def _optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> di
     }
 
 
-def save(folder: Path, step: int, model: ImageWorldModel, optimiser: torch.optim.Optimizer, keep: int) -> Path:
-    """Write the state after `step` optimiser steps and delete all but the newest `keep` checkpoints."""
+def save(
+    folder: Path, step: int, model: ImageWorldModel, optimiser: torch.optim.Optimizer, keep: int, images: int
+) -> Path:
+    """Write the state after `step` optimiser steps and delete all but the newest `keep` checkpoints.
+
+    `images`, the size of the training set, is recorded: the order of the images depends on it. Whatever lies there of
+    later steps is a damaged checkpoint that was passed over on resume, or half of one; it goes.
+    """
     final = folder / f"step-{step:08d}"
     part = folder / f".part-{step:08d}"
     shutil.rmtree(part, ignore_errors=True)
@@ -75,7 +82,8 @@ def save(folder: Path, step: int, model: ImageWorldModel, optimiser: torch.optim
     tensors |= _optimiser_tensors(model, optimiser)
     file = part / "state.safetensors"
     save_file({name: value.contiguous() for name, value in tensors.items()}, file)
-    meta = {"format": FORMAT, "step": step, "sha256": _digest(file), "settings": config.to_dict(model.settings)}
+    meta = {"format": FORMAT, "step": step, "images": images, "sha256": _digest(file)}
+    meta["settings"] = config.to_dict(model.settings)
     (part / "state.json").write_text(json.dumps(meta, indent=1))
     for entry in (file, part / "state.json", part):
         _sync(entry)
@@ -83,7 +91,9 @@ def save(folder: Path, step: int, model: ImageWorldModel, optimiser: torch.optim
         shutil.rmtree(final)
     part.rename(final)
     _sync(folder)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    there = sorted(folder.glob("step-*"))
+    kept = [path for path in there if path.name <= final.name][-keep:]
+    for old in [path for path in there if path not in kept] + list(folder.glob(".part-*")):
         shutil.rmtree(old)
     return final
 
@@ -95,8 +105,10 @@ def read(path: Path) -> Checkpoint:
         meta = json.loads((path / "state.json").read_text())
         if _digest(file) != meta["sha256"]:
             raise UserError(f"Checkpoint {path} is damaged (its checksum does not match); delete that folder.")
-        return Checkpoint(path, meta["step"], config.from_dict(config.Config, meta["settings"]), load_file(file))
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        return Checkpoint(
+            path, meta["step"], meta["images"], config.from_dict(config.Config, meta["settings"]), load_file(file)
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
             f"Checkpoint {path} is damaged ({type(error).__name__}: {error}); delete that folder."
         ) from None
@@ -156,8 +168,16 @@ def find_weights(run: str) -> Path:
     """
     if run.startswith("hf-hub:"):
         from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-        return Path(snapshot_download(run.removeprefix("hf-hub:"), allow_patterns=["model.safetensors", "config.json"]))
+        try:
+            wanted = ["model.safetensors", "config.json"]
+            return Path(snapshot_download(run.removeprefix("hf-hub:"), allow_patterns=wanted))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{run} cannot be fetched ({reason}); give a run folder, or check name and network."
+            ) from None
     path = Path(run).expanduser()
     if path.is_file():
         path = path.parent
@@ -183,7 +203,7 @@ def load_model(run: str, device: str | torch.device = "cpu") -> ImageWorldModel:
         settings = config.from_dict(config.Config, meta["settings"])
         model = ImageWorldModel(settings, ActionSpace.from_spec(meta["actions"]))
         model.load_state_dict(tensors)
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"The weights in {folder} cannot be read ({reason}); export them again.") from None
     return model.eval().requires_grad_(False).to(device)

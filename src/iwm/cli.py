@@ -197,6 +197,9 @@ class Finetune:
     start: str = ""
     """train both: folder of a finished predictor finetuning; made first where not given."""
     student: bool = False
+    """Finetune on the student instead of the EMA encoder."""
+    baselines: bool = True
+    """Also the same training with nothing pretrained, and raw pixels."""
     size: int = 0
     """Side of the pictures; 0: the run's."""
     out: str = ""
@@ -227,6 +230,7 @@ def finetune(argv: Sequence[str]) -> None:
         settings=settings,
         size=o.size,
         start=o.start,
+        baselines=o.baselines,
         speed=o.speed,
         out=o.out,
     )
@@ -294,8 +298,8 @@ def recipes(argv: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Demo:
-    out: str = "runs/demo"
-    """Folder of the run."""
+    out: str = ""
+    """Folder of the run; by default runs/demo, or runs/demo-quick."""
     quick: bool = False
     """A minute's run that shows every step; too short to learn much."""
     seed: int = 0
@@ -306,7 +310,11 @@ def demo(argv: Sequence[str]) -> None:
     from iwm import demo as show
 
     options = parse(Demo, argv, "demo")
-    show.run(Path(options.out).expanduser(), quick=options.quick, seed=options.seed)
+    show.run(
+        Path(options.out or ("runs/demo-quick" if options.quick else "runs/demo")).expanduser(),
+        quick=options.quick,
+        seed=options.seed,
+    )
 
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
@@ -347,6 +355,10 @@ def _dispatch(argv: list[str]) -> int:
     except Interrupted as saved:
         print(saved, file=sys.stderr)
         return 130
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or 'A file'} cannot be used ({error.strerror or error}); check path and space."
+        ) from error
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
             raise UserError(

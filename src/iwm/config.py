@@ -28,8 +28,6 @@ class Data:
 
     source: str = ""
     """One or several sources, comma-separated: a folder, .zip, .npz, `sample` or `sample-objects`."""
-    val: str = ""
-    """Source of the online probe's validation images; by default the source's own validation split."""
     image_size: int = 224
     """Side of the square crops, pixels."""
     crop_area: tuple[float, float] = (0.3, 1.0)
@@ -133,7 +131,8 @@ class Optim:
     epochs: int = 300
     batch_size: int = 2048
     accumulate: int = 1
-    """Micro-batches a step; `batch_size` counts all of them together."""
+    """Micro-batches a step; `batch_size` counts all of them together. Saves memory; the variance and covariance terms,
+    where used, are then taken over each micro-batch."""
     lr: float = 1e-3
     """Peak learning rate at `lr_batch` images a step; scaled linearly with the batch size."""
     lr_batch: int = 2048
@@ -160,8 +159,7 @@ class Speed:
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the processor multiplies it in hardware."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    compile: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     """Threads of one process on the CPU; 0: all cores this process may use."""
     workers: int = -1
@@ -271,18 +269,76 @@ def _checked(hint: Any, value: Any, name: str) -> Any:
         if value is None:
             return None
         return _checked(next(part for part in typing.get_args(hint) if part is not type(None)), value, name)
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+    elif hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as text
+        except ValueError:
+            pass
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise UserError(f"Setting '{name}' must be {getattr(hint, '__name__', hint)}, got {value!r}.")
 
 
-def replace_groups(config: Config, *, source: str, out: str) -> Config:
-    """The same settings for another source and another run folder."""
-    return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, source=source), run=dataclasses.replace(config.run, out=out)
-    )
+AT_LEAST = {
+    "data.image_size": 1,
+    "actions.brightness": 0,
+    "actions.contrast": 0,
+    "actions.saturation": 0,
+    "actions.hue": 0,
+    "masks.blocks": 1,
+    "encoder.patch_size": 1,
+    "encoder.width": 4,
+    "encoder.depth": 1,
+    "encoder.heads": 1,
+    "encoder.mlp_ratio": 0.1,
+    "predictor.depth": 1,
+    "predictor.width": 4,
+    "predictor.mlp_ratio": 0.1,
+    "objective.variance": 0,
+    "objective.covariance": 0,
+    "optim.epochs": 1,
+    "optim.batch_size": 1,
+    "optim.accumulate": 1,
+    "optim.lr": 0,
+    "optim.lr_batch": 1,
+    "optim.lr_start": 0,
+    "optim.lr_final": 0,
+    "optim.warmup_epochs": 0,
+    "optim.weight_decay": 0,
+    "optim.weight_decay_final": 0,
+    "optim.stretch": 1,
+    "optim.clip": 0,
+    "speed.threads": 0,
+    "speed.workers": -1,
+    "run.log_every": 1,
+    "run.probe_every": 1,
+    "run.save_every": 1,
+    "run.keep": 1,
+}
+FRACTIONS = (
+    *("data.flip", "actions.jitter_probability", "actions.grayscale", "actions.blur", "actions.solarize"),
+    *("optim.ema", "optim.ema_final"),
+)
+RANGES = ("data.crop_area", "masks.block_area", "masks.block_aspect", "actions.blur_sigma")
+
+
+def validate(config: Config) -> None:
+    """Check that numbers make sense before anything is done. Raises UserError naming the first that does not."""
+    values = flatten(to_dict(config))
+    for name, least in AT_LEAST.items():
+        if not values[name] >= least:  # "not >=" also catches nan
+            raise UserError(f"{name} is {values[name]}; give {least} or more.")
+    for name in FRACTIONS:
+        if not 0 <= values[name] <= 1:
+            raise UserError(f"{name} is {values[name]}; give a number from 0 to 1.")
+    for name in RANGES:
+        low, high = values[name] or (1, 1)
+        if not 0 < low <= high:
+            raise UserError(f"{name} is {low} to {high}; give two positive numbers, the smaller one first.")
+        if name.endswith("area") and high > 1:
+            raise UserError(f"{name} reaches {high}; an area is a fraction of the image, at most 1.")
+    if not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise UserError(f"optim.betas are {config.optim.betas}; give numbers from 0 to below 1.")
 
 
 def save(config: Config, path: Path) -> None:
@@ -293,8 +349,10 @@ def load(path: Path) -> Config:
     """Read a config.yaml. Raises UserError when it is missing, not YAML or has unknown settings."""
     try:
         values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"There is no {path}; give the config.yaml of a run.") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"There is no file {path}; give the config.yaml of a run.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text; give the config.yaml of a run.") from None
     except yaml.YAMLError as error:
         raise UserError(
             f"{path} is not valid YAML ({str(error).splitlines()[0]}); restore it or start a new run."

@@ -46,9 +46,8 @@ def device_of(speed: Speed) -> torch.device:
     """The device asked for; auto takes CUDA, then the CPU. Raises UserError when it is not there."""
     if speed.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available[speed.device]:
-        raise UserError(f"There is no {speed.device} device here; choose --speed.device cpu or auto.")
+    if speed.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("There is no cuda device here; choose --speed.device cpu or auto.")
     return torch.device(speed.device)
 
 
@@ -81,7 +80,8 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def threads(speed: Speed) -> Iterator[int]:
     """Use speed.threads CPU threads (0: all cores; OMP_NUM_THREADS is respected) inside the block."""
     before = torch.get_num_threads()
-    asked = speed.threads or int(os.environ.get("OMP_NUM_THREADS") or cores())
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list names the nesting levels
+    asked = speed.threads or (int(given) if given.isdigit() and int(given) else cores())
     torch.set_num_threads(asked)
     try:
         yield asked

@@ -82,6 +82,7 @@ def measure(model: ImageWorldModel, views: Views, masks: Masks) -> dict[str, flo
         "target_variance": target_variance(raw.float()),
         "action_sensitivity": float((moved - still).square().sum() / moves.clamp_min(1e-12)),
         "ema_gap": float((gap / size).sqrt()),
+        "conditioned": float(model.settings.predictor.conditioning != "none" and float(moves) > 0),
     }
 
 
@@ -122,7 +123,7 @@ def judge(line: Mapping[str, Any]) -> Verdict:
             f"The loss ({loss:.3f}) is no better than knowing the position only ({known:.3f}): the predictor has "
             "learned nothing about the image yet."
         )
-    if line["action_sensitivity"] < 0.02:
+    if line.get("conditioned", 1.0) and line["action_sensitivity"] < 0.02:
         ill.append(
             f"The predictor ignores the action (sensitivity {line['action_sensitivity']:.3f}; 1 moves as far as the "
             "truth). Try predictor.conditioning adaln, predictor.init xavier, or train longer."

@@ -205,13 +205,11 @@ class Subset(ImageSet):
         return self.images.dimensions(int(self.indices[index]))
 
 
-def open_images(
-    source: str, split: str = "train", *, seed: int = 0, size: int | None = None, held_out: bool = False
-) -> ImageSet:
+def open_images(source: str, split: str = "train", *, seed: int = 0, size: int | None = None) -> ImageSet:
     """Open one split of a source.
 
-    "train": the source's train/, else everything (or, with `held_out`, all but the seeded tenth when the source has no
-    validation split); "val": its val/ or test/, else a seeded tenth of the training images; "all": both together.
+    "train": the source's train/, else all but a seeded tenth, which pretraining and evaluation alike leave for
+    measuring; "val": its val/ or test/, else that tenth; "all": both together.
     `size` is the side at which generated scenes are drawn (64 by default); `seed` draws the tenth and nothing else, the
     scenes are the same for every seed. Raises UserError.
     """
@@ -220,7 +218,7 @@ def open_images(
     members = []
     for part in _parts(source):
         train, valid, _ = _open_one(part, size or 64)
-        if valid is None and (split == "val" or (split == "train" and held_out)):
+        if valid is None and split != "all":
             train, valid = _hold_out(train, seed)
         chosen = {"train": [train], "val": [valid], "all": [train, valid]}[split]
         members.append(_join([member for member in chosen if member is not None], split))
@@ -253,6 +251,14 @@ def open_splits(
     if train.classes != valid.classes:
         raise UserError(_class_difference(train, valid))
     return train, valid, "; ".join(how)
+
+
+def source_identity(source: str) -> str:
+    """How a data source is written down in settings: paths made absolute, names as they are."""
+    parts = [part.strip() for part in source.split(",")]
+    return ",".join(
+        str(Path(part).expanduser().resolve()) if Path(part).expanduser().exists() else part for part in parts
+    )
 
 
 def require_labels(images: ImageSet) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]]:

@@ -1,12 +1,17 @@
 """Metrics as JSON lines, and the progress bar people watch meanwhile."""
 
 import json
+import math
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from iwm.errors import UserError
 
 console = Console(stderr=False, highlight=False)
 
@@ -21,20 +26,27 @@ class Metrics:
         """Forget every line after `step`: on resume the log is cut back to the checkpoint."""
         if self.path.exists():
             lines = [line for line in read_metrics(self.path) if line["step"] <= step]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            part = self.path.with_name(self.path.name + ".part")
+            part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            os.replace(part, self.path)
 
     def write(self, line: dict[str, Any]) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(plain(line)) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; a last line torn by a crash is left out."""
-    lines = path.read_text().split("\n")
-    torn = lines.pop()  # empty when the file ends in a newline
-    records = [json.loads(line) for line in lines if line]
-    if torn and torn.endswith("}"):
-        records.append(json.loads(torn))
+    """All complete lines; a last line torn by a crash is left out. Raises UserError for any other damage."""
+    *lines, _torn = path.read_text().split("\n")  # what follows the last newline is torn, or empty
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record["step"], int):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"Line {number} of {path} is damaged; delete that line.") from None
+        records.append(record)
     return records
 
 
@@ -53,3 +65,16 @@ def progress(unit: str = "steps") -> Progress:
         refresh_per_second=2 if sys.stdout.isatty() else 0.05,
         transient=False,
     )
+
+
+def plain(value: Any) -> Any:
+    """JSON-safe copy: tuples as lists, array and tensor scalars as numbers, paths as text, NaN and infinity as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from iwm import config
 from iwm.actions import ActionSpace
 from iwm.encoder import Encoder
+from iwm.errors import UserError
 from iwm.masks import Masks
 from iwm.objectives import TargetNorm, latent_loss, variance_covariance
 from iwm.predictor import Predictor
@@ -66,7 +67,7 @@ class ImageWorldModel(nn.Module):
         self.predictor = Predictor(settings.predictor, settings.encoder.width, self.space.dim, self.encoder.grid)
         self.target_norm = TargetNorm(settings.objective, settings.encoder.width)
         if not 1 <= settings.objective.target_layers <= settings.encoder.depth:
-            raise config.UserError(
+            raise UserError(
                 f"objective.target_layers is {settings.objective.target_layers}; it must lie between 1 and "
                 f"encoder.depth ({settings.encoder.depth})."
             )

@@ -5,7 +5,7 @@
 `token` normalisation is LayerNorm without affine (I-JEPA's lineage). `batch` normalises every channel by running
 statistics over images and positions; at small scale it keeps the targets from drifting to constants that depend on
 the position only (docs/lab-notes.md). The statistics used in a step are those folded in before it, so neither the
-number of micro-batches nor of ranks changes what is computed.
+number of micro-batches nor of ranks changes the targets.
 
 At small scale the latent loss alone lets the features fall into a few directions (average colour first), which an EMA
 teacher then hands on. Two terms of VICReg (Bardes et al. 2022, equations 1 and 3) on the student's context tokens keep
@@ -31,7 +31,8 @@ class TargetNorm(nn.Module):
     mean: Tensor
     variance: Tensor
     folded: Tensor
-    pending: Tensor
+    pending: Tensor | None = None
+    """Sums of a step's micro-batches: no buffer, or DDP would overwrite every rank's with the first one's."""
 
     def __init__(self, settings: config.Objective, width: int) -> None:
         super().__init__()
@@ -40,7 +41,6 @@ class TargetNorm(nn.Module):
             self.register_buffer("mean", torch.zeros(width))
             self.register_buffer("variance", torch.ones(width))
             self.register_buffer("folded", torch.zeros(()))
-            self.register_buffer("pending", torch.zeros(3, width, dtype=torch.float64), persistent=False)
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         tokens = tokens.float()
@@ -55,12 +55,13 @@ class TargetNorm(nn.Module):
             values = tokens.flatten(0, 1).float()
             variance, mean = torch.var_mean(values, dim=0, correction=0)
             moments = torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
-            self.pending += len(values) * moments
+            sums = len(values) * moments.double()
+            self.pending = sums if self.pending is None else self.pending + sums
 
     @torch.no_grad()
     def fold(self, momentum: float = 0.95) -> None:
         """Take the pending sums into the running statistics, once a step; a plain average over the first steps."""
-        if self.kind != "batch":
+        if self.kind != "batch" or self.pending is None:
             return
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.pending)
@@ -74,7 +75,7 @@ class TargetNorm(nn.Module):
         self.mean.lerp_(torch.where(usable, mean.float(), self.mean), weight)
         self.variance.lerp_(torch.where(usable, variance.float(), self.variance), weight)
         self.folded += usable
-        self.pending.zero_()
+        self.pending = None
 
 
 def latent_loss(prediction: Float[Tensor, "b q d"], target: Float[Tensor, "b q d"]) -> Float[Tensor, ""]:
@@ -90,11 +91,12 @@ def variance_covariance(
     Every token is centred by the mean of its position (`positions` of a grid of `count`) over the micro-batch first:
     otherwise features that say nothing but the position would satisfy both terms.
     """
-    flat, where = tokens.flatten(0, 1).float(), positions.flatten()
-    sums = flat.new_zeros(count, flat.shape[1]).index_add(0, where, flat)
-    seen = torch.bincount(where, minlength=count).clamp_min(1).unsqueeze(1)
-    centred = flat - (sums / seen)[where]
-    covariance = centred.T @ centred / max(1, len(flat) - 1)
-    spread = (covariance.diagonal() + 1e-4).sqrt()
-    others = covariance.square().sum() - covariance.diagonal().square().sum()
-    return F.relu(1 - spread).mean(), others / flat.shape[1]
+    with torch.autocast(tokens.device.type, enabled=False):  # autocast would multiply in bfloat16 all the same
+        flat, where = tokens.flatten(0, 1).float(), positions.flatten()
+        sums = flat.new_zeros(count, flat.shape[1]).index_add(0, where, flat)
+        seen = torch.bincount(where, minlength=count).clamp_min(1).unsqueeze(1)
+        centred = flat - (sums / seen)[where]
+        covariance = centred.T @ centred / max(1, len(flat) - 1)
+        spread = (covariance.diagonal() + 1e-4).sqrt()
+        others = covariance.square().sum() - covariance.diagonal().square().sum()
+        return F.relu(1 - spread).mean(), others / flat.shape[1]

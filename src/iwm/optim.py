@@ -54,11 +54,12 @@ class Schedule:
 
 
 def adamw(model: nn.Module, settings: Optim) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; no weight decay on 1-D ones (biases, norms, mask token)."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    """AdamW over the trainable parameters; no weight decay on biases, stacked ones too, nor on other 1-D ones."""
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decays = {name: p.ndim > 1 and not name.endswith("bias") for name, p in trainable}
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "decays": True},
-        {"params": [p for p in trainable if p.ndim <= 1], "decays": False, "weight_decay": 0.0},
+        {"params": [p for name, p in trainable if decays[name]], "decays": True},
+        {"params": [p for name, p in trainable if not decays[name]], "decays": False, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, fused=True)
 

@@ -9,7 +9,6 @@ fingerprint, the seed, the machine and the date. Pictures and weights of a resul
 
 import hashlib
 import json
-import math
 import re
 import shlex
 import sys
@@ -22,7 +21,7 @@ from rich.table import Table
 
 from iwm import checkpoint, hardware
 from iwm.errors import UserError
-from iwm.log import console
+from iwm.log import console, plain
 
 
 def run_folder(run: str, out: str = "") -> Path:
@@ -50,30 +49,16 @@ def is_remote(run: str) -> bool:
     return run.startswith(("hf-hub:", "timm:"))
 
 
+def run_identity(run: str, out: str) -> str:
+    """What tells results of several RUNs in one folder apart: empty where the folder is the run's own."""
+    if is_remote(run):
+        return run
+    return str(Path(run).expanduser().resolve()) if out else ""
+
+
 def plain_name(text: str) -> str:
     """A name fit for a file on any system: letters, digits, dot, plus, underscore and dash."""
     return re.sub(r"[^\w.+-]+", "-", text).strip("-.") or "unnamed"
-
-
-def data_identity(source: str) -> str:
-    """How a data source is written down in settings: paths made absolute, names as they are."""
-    parts = [part.strip() for part in source.split(",")]
-    return ",".join(
-        str(Path(part).expanduser().resolve()) if Path(part).expanduser().exists() else part for part in parts
-    )
-
-
-def plain(value: Any) -> Any:
-    """JSON-safe copy: tuples as lists, array and tensor scalars as numbers, paths as text, NaN and infinity as null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ Everything random is a pure function of (seed, step, image index), so a resumed 
 """
 
 import gc
+import shlex
 import signal
 import time
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from iwm import checkpoint, config, foreign, hardware, health, pictures
 from iwm.errors import Interrupted, UserError
-from iwm.images import ImageSet, Subset, open_images
+from iwm.images import ImageSet, Subset, open_images, source_identity
 from iwm.loader import Batch, Loader, load_all
 from iwm.log import Metrics, console, progress
 from iwm.masks import sample_masks
@@ -46,7 +47,7 @@ def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
     Raises UserError naming the first setting that drifted.
     """
     was, now = config.flatten(config.to_dict(old)), config.flatten(config.to_dict(new))
-    free = {"optim.epochs", "recipe", "data.val"}
+    free = {"optim.epochs", "recipe"}
     for name, value in now.items():
         group = name.split(".")[0]
         if was.get(name) != value and (name == "run.seed" or (group not in ("speed", "run") and name not in free)):
@@ -156,7 +157,12 @@ def pretrain(settings: config.Config, source: ImageSet | None = None) -> Path:
     if not settings.run.out:
         raise UserError("Where should the run go? Give --out FOLDER.")
     out = Path(settings.run.out).expanduser()
+    config.validate(settings)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; give a folder as --out.")
     source = source or open_images(settings.data.source, "train", size=settings.data.image_size)
+    # The source as anybody can find it again, from whatever folder the run is replayed or resumed.
+    settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
     with hardware.threads(settings.speed):
         return _pretrain(settings, source, out)
 
@@ -170,6 +176,13 @@ def _pretrain(settings: config.Config, source: ImageSet, out: Path) -> Path:
     if saved:
         check_drift(saved.settings, settings, out)
     start = saved.step if saved else 0
+    if not saved and ((out / "model").exists() or (out / "metrics.jsonl").exists()):
+        raise UserError(f"{out} holds a run without its checkpoints; it is not written over, give another --out.")
+    if saved and saved.images != len(source):
+        raise UserError(
+            f"{out} was trained on {saved.images:,} images, '{source.name}' now holds {len(source):,}; give the same "
+            "pictures, or another --out."
+        )
 
     loader = Loader(source, settings.data, settings.optim.batch_size, settings.run.seed, settings.speed, start)
     training = Training.start(settings, loader.steps_per_epoch)
@@ -197,7 +210,7 @@ def _pretrain(settings: config.Config, source: ImageSet, out: Path) -> Path:
     if not start:
         shown = pictures.gallery(batch.crops, batch.views, batch.masks, training.model.space, training.model.grid)
         pictures.save(shown, out / "gallery.png")
-    watch = Watch(batch, probe, metrics, training)
+    watch = Watch(batch, probe, metrics, training, len(source))
     if start < steps:  # of a finished run nothing is left to do but the export
         _loop(training, loader, watch, out, start)
     checkpoint.export(training.model, out / "model", step=steps, precision=training.precision)
@@ -226,8 +239,11 @@ def initialise_from(model: ImageWorldModel, init: str) -> None:
 class Watch:
     """Writes a line of metrics every `log_every` steps: averaged loss, speed, health, online probe."""
 
-    def __init__(self, batch: HealthBatch, probe: OnlineProbe | None, metrics: Metrics, training: Training):
+    def __init__(
+        self, batch: HealthBatch, probe: OnlineProbe | None, metrics: Metrics, training: Training, images: int
+    ):
         self.batch, self.probe, self.metrics, self.training = batch, probe, metrics, training
+        self.images = images
         self.last: dict[str, Any] = {}
         self.reset()
 
@@ -296,16 +312,15 @@ def _loop(training: Training, loader: Loader, watch: Watch, out: Path, start: in
                 if not console.is_terminal:  # a log file shows no bar: say it in lines
                     console.print(f"step {done:,} of {steps:,}  {note}")
             if final or done % s.run.save_every == 0 or stop.asked:
-                checkpoint.save(folder, done, training.model, training.optimiser, s.run.keep)
+                checkpoint.save(folder, done, training.model, training.optimiser, s.run.keep, watch.images)
                 saved = done
             bar.update(task, completed=done)
             if final or stop.asked:
                 break
         loader.close()
     if stop.asked and saved < steps:
-        raise Interrupted(
-            f"Saved at step {saved} of {steps}. Go on with: iwm pretrain --config {out}/config.yaml --out {out}"
-        )
+        again = shlex.join(["iwm", "pretrain", "--config", str(out / "config.yaml"), "--out", str(out)])
+        raise Interrupted(f"Saved at step {saved} of {steps}. Go on with: {again}")
 
 
 class _StopSignal:

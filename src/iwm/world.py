@@ -99,15 +99,17 @@ def measure(
     bank: int = 256,
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
+    own_range: bool = False,
 ) -> dict[str, float]:
     """MRR, hits@k and all controls over the images' banks.
 
     mrr_shuffled: every prediction made with another entry's action; mrr_null: with the null action; both are at
     chance by construction of the metric unless targets tie. action_sensitivity = |p(a) - p(0)|^2 / |target(y_a) -
     target(y_0)|^2. inferred_action_error: mean absolute error, per component and in units of its range, of the action
-    of the bank entry nearest to the prediction. `advance` is called after every image.
+    of the bank entry nearest to the prediction. `advance` is called after every image. The bank's range is
+    the `destructive` level's, common to all models, or the model's own.
     """
-    bank_space = reference_space(model.space, model.settings.data.image_size)
+    bank_space = model.space if own_range else reference_space(model.space, model.settings.data.image_size)
     graded = [i for i, t in enumerate(model.space.transformations) if t.graded and t.both]
     all_ranks, shuffled, null, errors, zero = [], [], [], [], []
     moved = moves = 0.0

@@ -44,7 +44,7 @@ from iwm.evaluation.fitting import (
     scores,
 )
 from iwm.evaluation.probes import Splits, labelled_splits
-from iwm.images import ImageSet
+from iwm.images import ImageSet, source_identity
 from iwm.loader import load_all
 from iwm.log import console, progress
 from iwm.model import ImageWorldModel
@@ -275,11 +275,11 @@ def finetune(
     written = {
         **vars(settings),
         "schedule": vars(settings.schedule),
-        "data": results.data_identity(data),
-        "val": results.data_identity(val) if val else "",
-        "run": run if results.is_remote(run) else "",
+        "data": source_identity(data),
+        "val": source_identity(val) if val else "",
+        "run": results.run_identity(run, out),
         "size": size,
-        "start": results.data_identity(start) if start else "",
+        "start": source_identity(start) if start else "",
         "baselines": baselines,
     }
     words = [train, predictor if settings.uses_predictor else "", "student" * settings.student]

@@ -37,7 +37,7 @@ from iwm.evaluation.fitting import (
     scores,
 )
 from iwm.evaluation.linear import choose_l2, fit_linear
-from iwm.images import ImageSet, open_splits, require_labels
+from iwm.images import ImageSet, open_splits, require_labels, source_identity
 from iwm.log import console
 
 Kind = Literal["knn", "linear", "attentive"]
@@ -79,7 +79,7 @@ class Splits:
 def labelled_splits(data: str, val: str = "", *, seed: int = 0, size: int | None = None) -> Splits:
     """Open a classification source. Raises UserError without labels, with one class only, when the class sets of the
     splits differ, and when a class has no training image."""
-    train, test, sentence = open_splits(data, val, seed=seed, size=size)
+    train, test, sentence = open_splits(data, val, size=size)
     classes, labels = require_labels(train)
     _, truth = require_labels(test)
     if len(classes) < 2:
@@ -142,9 +142,9 @@ def probe(
     settings_written = {
         **vars(settings),
         "schedule": vars(settings.schedule),
-        "data": results.data_identity(data),
-        "val": results.data_identity(val) if val else "",
-        "run": run if results.is_remote(run) else "",
+        "data": source_identity(data),
+        "val": source_identity(val) if val else "",
+        "run": results.run_identity(run, out),
         "student": student,
         "layer": encoder.layer,
         "size": encoder.size,

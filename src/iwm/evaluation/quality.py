@@ -5,19 +5,18 @@ and ranked beside it.
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from iwm import checkpoint, config, hardware, pictures, results, train
 from iwm.errors import UserError
-from iwm.images import Subset, open_splits
+from iwm.images import Subset, open_splits, source_identity
 from iwm.loader import load_all
 from iwm.log import console, progress
 from iwm.model import ImageWorldModel
 from iwm.vit import choose_attention
-from iwm.world import held_out, measure
+from iwm.world import held_out, measure, reference_space
 
 PUBLISHED = "Published (ImageNet, ViT-B/16, 300 epochs): none 0.00, sequence 0.82, feature 0.79."
 
@@ -46,18 +45,22 @@ def world(
     device = hardware.device_of(speed)
     model = _ready(run, device, speed)
     size = model.settings.data.image_size
-    _, held, how = open_splits(data, val, seed=seed, size=size)
+    _, held, how = open_splits(data, val, size=size)
     pixels, _ = load_all(Subset(held, held_out(images, len(held), seed)), size)
     settings = {
-        "data": results.data_identity(data),
-        "val": results.data_identity(val) if val else "",
+        "data": source_identity(data),
+        "val": source_identity(val) if val else "",
         "images": len(pixels),
         "bank": bank,
         "seed": seed,
+        "run": results.run_identity(run, out),
         "frozen_random_twin": frozen_random_twin,
         "precision": hardware.precision_of(speed, device),
     }
     measured: dict[str, Any] = _measured(model, pixels, bank, seed, speed, "world")
+    if reference_space(model.space, size).spec() != model.space.spec():
+        own = _measured(model, pixels, bank, seed, speed, "own range", own_range=True)
+        measured["mrr_own_range"] = own["mrr"]
     if frozen_random_twin:
         twin = _measured(_twin(run, device, speed), pixels, bank, seed, speed, "twin")
         measured["frozen_random_twin_mrr"] = twin["mrr"]
@@ -66,8 +69,8 @@ def world(
     measured["images"], measured["bank"] = len(pixels), bank
     variant = "" if (images, bank, seed) == (64, 256, 0) else f"{images}x{bank}-seed{seed}"
     path = results.place(run, "world", held.name, settings, variant=variant, out=out)
-    content = results.write(path, measured, settings)
     with hardware.threads(speed), hardware.autocast(device, settings["precision"]):
+        content = results.write(path, measured, settings)
         rows = pictures.strip_rows(model, pixels[:6], seed, bank)
     pictures.save(pictures.strips(rows), path.with_suffix(".png"))
     shown = {k: v for k, v in measured.items() if isinstance(v, int | float) and not isinstance(v, bool)}
@@ -85,18 +88,24 @@ def _ready(run: str, device: torch.device, speed: config.Speed) -> ImageWorldMod
 
 
 def _measured(
-    model: ImageWorldModel, pixels: torch.Tensor, bank: int, seed: int, speed: config.Speed, name: str
+    model: ImageWorldModel,
+    pixels: torch.Tensor,
+    bank: int,
+    seed: int,
+    speed: config.Speed,
+    name: str,
+    own_range: bool = False,
 ) -> dict[str, float]:
     device = model.device
     precision = hardware.precision_of(speed, device)
     with hardware.threads(speed), hardware.autocast(device, precision), progress("images") as bar:
         task = bar.add_task(name, total=len(pixels), note="")
-        return measure(model, pixels, bank, seed, lambda: bar.advance(task))
+        return measure(model, pixels, bank, seed, lambda: bar.advance(task), own_range=own_range)
 
 
 def _twin(run: str, device: torch.device, speed: config.Speed) -> ImageWorldModel:
     """RUN's twin with a frozen random encoder, trained like it (once; kept in RUN/eval/frozen-random-twin)."""
-    folder = Path(run).expanduser()
+    folder = results.run_folder(run)
     if not (folder / "config.yaml").is_file():
         raise UserError(
             f"A twin repeats the training of a run folder, and {run} has no config.yaml; give the --out folder."
@@ -108,7 +117,7 @@ def _twin(run: str, device: torch.device, speed: config.Speed) -> ImageWorldMode
         settings,
         init="",
         optim=replace(settings.optim, freeze_encoder=True),
-        speed=replace(speed, compile=settings.speed.compile),
+        speed=replace(settings.speed, device=speed.device, workers=speed.workers, threads=speed.threads),
         run=replace(settings.run, out=str(out), resume=True),
     )
     train.pretrain(settings)
