@@ -22,7 +22,7 @@ def loader(
     source: Path | str, batch_size: int = 4, start_step: int = 0, steps: int | None = 6, **speed: object
 ) -> Loader:
     data = config.Data(image_size=12)
-    return Loader(open_images(str(source)), data, batch_size, 3, config.Speed(**speed), start_step, steps)  # pyright: ignore[reportArgumentType]
+    return Loader(open_images(str(source), "all"), data, batch_size, 3, config.Speed(**speed), start_step, steps)  # pyright: ignore[reportArgumentType]
 
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
@@ -33,7 +33,7 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
 
 
 def test_load_all_names_what_it_leaves_out(tmp_path, caplog):
-    opened = open_images(str(noise(tmp_path, 10, broken=(2, 5))))
+    opened = open_images(str(noise(tmp_path, 10, broken=(2, 5))), "all")
     seen = []
     with caplog.at_level(logging.WARNING, "iwm"):
         pixels, kept = load_all(opened, 12, progress=lambda done, of: seen.append((done, of)))
@@ -135,7 +135,7 @@ def test_batch_larger_than_the_set(tmp_path):
 
 def test_memory_is_used_when_a_quarter_of_what_is_free_suffices(tmp_path, monkeypatch):
     noise(tmp_path, 8)
-    opened = open_images(str(tmp_path))
+    opened = open_images(str(tmp_path), "all")
     exact = sum(opened.load(index).numel() for index in range(8))
     assert decoded_bytes(opened) == pytest.approx(exact, abs=8)
     monkeypatch.setattr(hardware, "free_memory", lambda: 4 * exact + 40)

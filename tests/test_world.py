@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import tiny
 
-from iwm import world
+from iwm import config, world
+from iwm.actions import ActionSpace
 from iwm.model import ImageWorldModel, Tokens
 
 
@@ -99,3 +100,11 @@ def test_held_out_is_seeded_and_without_repetition():
     assert len(set(chosen.tolist())) == 64
     assert (chosen == world.held_out(64, 500, 3)).all()
     assert len(world.held_out(64, 10, 0)) == 10
+
+
+def test_only_another_range_is_another_bank():
+    def ranges(**changes):
+        return world.bank_ranges(ActionSpace.from_config(config.Actions(**changes), 32))
+
+    assert ranges(jitter_probability=1.0) == ranges(level="jitter") == ranges()
+    assert ranges(level="strong") != ranges()

@@ -51,6 +51,11 @@ def reference_space(space: ActionSpace, image_size: int) -> ActionSpace:
     return reference if reference.names == space.names else space
 
 
+def bank_ranges(space: ActionSpace) -> list[tuple[str, float, float]]:
+    """What a bank's entries are drawn from: name and range of every graded transformation of both views."""
+    return [(t.name, t.low, t.high) for t in space.transformations if t.graded and t.both]
+
+
 @dataclass(frozen=True)
 class ImageRanks:
     """One image's bank: distances of every prediction (rows) to every entry (columns), and what the action changed."""

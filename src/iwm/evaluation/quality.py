@@ -16,7 +16,7 @@ from iwm.loader import load_all
 from iwm.log import console, progress
 from iwm.model import ImageWorldModel
 from iwm.vit import choose_attention
-from iwm.world import held_out, measure, reference_space
+from iwm.world import bank_ranges, held_out, measure, reference_space
 
 PUBLISHED = "Published (ImageNet, ViT-B/16, 300 epochs): none 0.00, sequence 0.82, feature 0.79."
 
@@ -58,7 +58,7 @@ def world(
         "precision": hardware.precision_of(speed, device),
     }
     measured: dict[str, Any] = _measured(model, pixels, bank, seed, speed, "world")
-    if reference_space(model.space, size).spec() != model.space.spec():
+    if bank_ranges(reference_space(model.space, size)) != bank_ranges(model.space):
         own = _measured(model, pixels, bank, seed, speed, "own range", own_range=True)
         measured["mrr_own_range"] = own["mrr"]
     if frozen_random_twin:
