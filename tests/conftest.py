@@ -79,3 +79,8 @@ def images() -> torch.Tensor:
 def trained_on(settings: config.Config, *, source: str, out: str) -> config.Config:
     """The same settings for another source and another run folder."""
     return replace(settings, data=replace(settings.data, source=source), run=replace(settings.run, out=out))
+
+
+def with_run(settings: config.Config, **changes: Any) -> config.Config:
+    """The settings with changes to their run group."""
+    return replace(settings, run=replace(settings.run, **changes))

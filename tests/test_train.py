@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import pictures_file, tiny
+from conftest import pictures_file, tiny, with_run
 from safetensors.torch import load_file
 
 from iwm import checkpoint, config, train
@@ -142,8 +142,8 @@ def test_a_drifted_setting_is_named(tmp_path):
     with pytest.raises(UserError, match=r"optim\.lr = 0\.002, now it is 0\.1"):
         train.pretrain(drifted)
     with pytest.raises(UserError, match=r"seed"):
-        train.pretrain(train.with_run(chosen, seed=4))
-    train.pretrain(train.with_run(replace(chosen, speed=replace(chosen.speed, threads=1)), log_every=7))
+        train.pretrain(with_run(chosen, seed=4))
+    train.pretrain(with_run(replace(chosen, speed=replace(chosen.speed, threads=1)), log_every=7))
 
 
 def test_epochs_may_be_extended(tmp_path):
@@ -159,7 +159,7 @@ def test_a_replay_elsewhere_gives_the_same_weights(tmp_path):
     chosen = settings(tmp_path)
     one = weights(train.pretrain(chosen))
     loaded = config.load(tmp_path / "run" / "config.yaml")
-    two = weights(train.pretrain(train.with_run(loaded, out=str(tmp_path / "replay"))))
+    two = weights(train.pretrain(with_run(loaded, out=str(tmp_path / "replay"))))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -167,7 +167,7 @@ def test_no_resume_refuses_a_folder_with_a_run(tmp_path):
     chosen = settings(tmp_path)
     train.pretrain(chosen)
     with pytest.raises(UserError, match="already holds a run"):
-        train.pretrain(train.with_run(chosen, resume=False))
+        train.pretrain(with_run(chosen, resume=False))
 
 
 def one_batch(count: int = 16) -> Batch:
@@ -235,7 +235,7 @@ def test_init_starts_from_a_run(tmp_path):
     assert torch.equal(one["predictor.embed.weight"], two["predictor.embed.weight"])
     other = replace(frozen, predictor=replace(frozen.predictor, width=64))
     with pytest.raises(UserError, match="do not fit these settings"):
-        train.pretrain(train.with_run(other, out=str(tmp_path / "third")))
+        train.pretrain(with_run(other, out=str(tmp_path / "third")))
 
 
 def test_more_images_asked_for_than_there_are(tmp_path):

@@ -6,7 +6,6 @@ A checkpoint is a folder `checkpoints/step-00001234/` with `state.safetensors` (
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from iwm import config
+from iwm import config, files
 from iwm.actions import ActionSpace
 from iwm.errors import UserError
 from iwm.model import ImageWorldModel
@@ -39,23 +38,6 @@ class Checkpoint:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    _sync(part)
-    os.replace(part, path)
 
 
 def _optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -86,11 +68,11 @@ def save(
     meta["settings"] = config.to_dict(model.settings)
     (part / "state.json").write_text(json.dumps(meta, indent=1))
     for entry in (file, part / "state.json", part):
-        _sync(entry)
+        files.sync(entry)
     if final.exists():
         shutil.rmtree(final)
     part.rename(final)
-    _sync(folder)
+    files.sync(folder)
     there = sorted(folder.glob("step-*"))
     kept = [path for path in there if path.name <= final.name][-keep:]
     for old in [path for path in there if path not in kept] + list(folder.glob(".part-*")):
@@ -150,15 +132,17 @@ def restore(checkpoint: Checkpoint, model: ImageWorldModel, optimiser: torch.opt
 # ---- weights for use -----------------------------------------------------------------------------------------------
 
 
+def write_weights(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write `model.safetensors` and `config.json` (`meta` and the format's number) into `folder`, atomically."""
+    with files.replacing(folder / "model.safetensors") as part:
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, part)
+        files.write_text(folder / "config.json", json.dumps({"format": FORMAT, **meta}, indent=1))
+
+
 def export(model: ImageWorldModel, folder: Path, **extra: Any) -> None:
-    """Write `model.safetensors` and `config.json` (settings, action space, format) into `folder`, atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "model.safetensors.part"
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part)
-    _sync(part)
-    meta = {"format": FORMAT, "settings": config.to_dict(model.settings), "actions": model.space.spec(), **extra}
-    write_atomically(folder / "config.json", json.dumps(meta, indent=1))
-    os.replace(part, folder / "model.safetensors")
+    """Write a model for use: its weights, settings and action space."""
+    meta = {"settings": config.to_dict(model.settings), "actions": model.space.spec(), **extra}
+    write_weights(folder, model.state_dict(), meta)
 
 
 def find_weights(run: str) -> Path:

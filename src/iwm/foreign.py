@@ -3,7 +3,6 @@
 Files are read as safetensors, or as .pth without pickled code (`weights_only=True`).
 """
 
-import inspect
 import pickle
 from pathlib import Path
 from typing import Any
@@ -67,8 +66,7 @@ def open_timm(name: str) -> tuple[str, Any]:
 
 def timm_model(name: str, pretrained: bool = False) -> Any:
     """The model without its classifier, in eval mode, taking any image size where timm can."""
-    entry = timm.model_entrypoint(name.split(".")[0])
-    is_vit = "vision_transformer" in inspect.getmodule(entry).__name__  # type: ignore[union-attr]
+    is_vit = "vision_transformer" in timm.model_entrypoint(name.split(".")[0]).__module__
     options: dict[str, Any] = {"dynamic_img_size": True} if is_vit else {}
     return timm.create_model(name, pretrained=pretrained, num_classes=0, **options).eval().requires_grad_(False)
 

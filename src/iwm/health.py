@@ -51,7 +51,7 @@ def measure(model: ImageWorldModel, views: Views, masks: Masks) -> dict[str, flo
     raw = model.raw_target(views.target)
     target = model.target_norm(raw)
     output = model(views, masks)
-    queried = gather_tokens(target, masks.predicted)
+    queried = output.target
     mean = target.mean(dim=0, keepdim=True).expand_as(target)
     unbiased = count / max(1, count - 1)  # the mean was fitted on these very images
     identity = gather_tokens(model.target(views.source).values, masks.predicted)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from iwm import files
 from iwm.errors import UserError
 
 console = Console(stderr=False, highlight=False)
@@ -26,9 +26,7 @@ class Metrics:
         """Forget every line after `step`: on resume the log is cut back to the checkpoint."""
         if self.path.exists():
             lines = [line for line in read_metrics(self.path) if line["step"] <= step]
-            part = self.path.with_name(self.path.name + ".part")
-            part.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            os.replace(part, self.path)
+            files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write(self, line: dict[str, Any]) -> None:
         with self.path.open("a") as file:

@@ -5,7 +5,6 @@ Colours are those of Okabe and Ito, which people with any colour vision can tell
 """
 
 import math
-import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
-from iwm import world
+from iwm import files, world
 from iwm.actions import ActionSpace, Parameters
 from iwm.errors import UserError
 from iwm.masks import Masks
@@ -38,10 +37,8 @@ DPI = 160
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, whole or not at all; returns the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png", dpi=DPI)
-    os.replace(part, path)
+    with files.replacing(path) as part:
+        figure.savefig(part, format="png", dpi=DPI)
     return path
 
 

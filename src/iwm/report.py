@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from iwm import checkpoint, config, pictures, results
+from iwm import config, files, pictures, results
 from iwm.errors import UserError
 from iwm.log import console, read_metrics
 from iwm.verdict import VERBS, Finding, Result, data_of, headline, judge_results, judge_training, number, verb_of
@@ -94,7 +94,7 @@ def write(run: Path) -> Path:
         + "\n</body></html>\n"
     )
     path = folder / "report.html"
-    checkpoint.write_atomically(path, page)
+    files.write_text(path, page)
     return path
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.table import Table
 
-from iwm import checkpoint, hardware
+from iwm import files, hardware
 from iwm.errors import UserError
 from iwm.log import console, plain
 
@@ -98,7 +98,7 @@ def write(path: Path, payload: Mapping[str, Any], settings: Mapping[str, Any]) -
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     content = plain(content)
-    checkpoint.write_atomically(path, json.dumps(content, indent=1) + "\n")
+    files.write_text(path, json.dumps(content, indent=1) + "\n")
     return content
 
 

@@ -349,8 +349,3 @@ class _StopSignal:
         gc.unfreeze()
         for number, handler in self.before.items():
             signal.signal(number, handler)
-
-
-def with_run(settings: config.Config, **changes: Any) -> config.Config:
-    """The settings with changes to their run group."""
-    return replace(settings, run=replace(settings.run, **changes))

@@ -93,10 +93,6 @@ def rank_image(
     )
 
 
-def reciprocal(distances: Float[Tensor, "b b"]) -> Float[Tensor, " b"]:
-    return 1 / ranks(distances)
-
-
 @torch.no_grad()
 def measure(
     model: ImageWorldModel,
@@ -121,8 +117,8 @@ def measure(
     for index, image in enumerate(images):
         result = rank_image(model, image, index, bank, seed, bank_space)
         all_ranks.append(ranks(result.distances))
-        shuffled.append(reciprocal(result.distances.roll(1, dims=0)))
-        null.append(reciprocal(result.null.expand(bank, bank)))
+        shuffled.append(1 / ranks(result.distances.roll(1, dims=0)))
+        null.append(1 / ranks(result.null.expand(bank, bank)))
         nearest = result.actions[result.distances.argmin(1)]
         errors.append((nearest - result.actions)[:, graded].abs().mean(0))
         zero.append(result.actions[:, graded].abs().mean(0))

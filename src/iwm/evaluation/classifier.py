@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from iwm import checkpoint, config, hardware
@@ -108,11 +108,7 @@ class Classifier(nn.Module):
 def save_classifier(classifier: Classifier, model: ImageWorldModel, folder: Path, **extra: Any) -> None:
     """Write `model.safetensors` and `config.json` (settings, action space, class names, head) into `folder`: all that
     `load_classifier` needs, the encoder included."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "model.safetensors.part"
-    save_file({name: value.cpu().contiguous() for name, value in classifier.state_dict().items()}, part)
     meta = {
-        "format": FORMAT,
         "settings": config.to_dict(model.settings),
         "actions": model.space.spec(),
         "classifier": {
@@ -123,8 +119,7 @@ def save_classifier(classifier: Classifier, model: ImageWorldModel, folder: Path
         },
         **extra,
     }
-    checkpoint.write_atomically(folder / "config.json", json.dumps(meta, indent=1))
-    part.replace(folder / "model.safetensors")
+    checkpoint.write_weights(folder, classifier.state_dict(), meta)
 
 
 def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> Classifier:

@@ -10,7 +10,6 @@ settings, so it cannot go stale.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from iwm import checkpoint, foreign, hardware
+from iwm import checkpoint, files, foreign, hardware
 from iwm.config import Speed
 from iwm.encoder import Encoder
 from iwm.errors import UserError
@@ -255,10 +254,8 @@ def _remembered(
             console.print(f"[yellow]{path} is damaged; its features are computed again.")
     features = encode(encoder, pixels, pooling=pooling, device=device, precision=precision)
     if path and features.nbytes <= CACHE_LIMIT:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two commands may fill the cache at once
-        save_file({"features": features}, part)
-        os.replace(part, path)
+        with files.replacing(path) as part:
+            save_file({"features": features}, part)
     return features
 
 
