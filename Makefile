@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-learning lint clean
+.PHONY: demo test lint clean
 
 demo: $(READY)
 	$(VENV)/bin/iwm demo --out runs/demo

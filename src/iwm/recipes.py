@@ -16,15 +16,15 @@ def small(image_size: int, patch_size: int, epochs: int) -> Config:
     """The small-data recipe: 10,000 images and up, on a CPU or one GPU.
 
     Against the paper's: all positions predicted, targets averaged over all blocks and normalised per channel over the
-    batch, light variance and covariance terms, every view jittered, AdaLN conditioning, Glorot/He initialisation, EMA
-    from 0.99, small batches.
+    batch, light variance and covariance terms, every view jittered, AdaLN conditioning, a predictor as wide as the
+    encoder, Glorot/He initialisation, EMA from 0.99, small batches.
     """
     return Config(
         data=Data(image_size=image_size),
         actions=Actions(jitter_probability=1.0),
         masks=Masks(predict="all"),
         encoder=Encoder(patch_size=patch_size, width=192, depth=4, heads=6, init="xavier"),
-        predictor=Predictor(depth=4, width=128, conditioning="adaln", init="xavier"),
+        predictor=Predictor(depth=4, width=192, conditioning="adaln", init="xavier"),
         objective=Objective(target_norm="batch", target_layers=4, variance=0.1, covariance=0.004),
         optim=Optim(
             epochs=epochs,
@@ -45,12 +45,12 @@ def small(image_size: int, patch_size: int, epochs: int) -> Config:
 
 def demo() -> Config:
     """The embedded photos and objects, minutes on two CPU cores: a small model takes many steps in them."""
-    base = small(image_size=64, patch_size=16, epochs=14)
+    base = small(image_size=64, patch_size=8, epochs=8)
     return replace(
         base,
         data=replace(base.data, source="sample,sample-objects"),
         encoder=replace(base.encoder, width=128, heads=4),
-        predictor=replace(base.predictor, width=96),
+        predictor=replace(base.predictor, width=128),
         optim=replace(base.optim, batch_size=32, lr_batch=32),
         run=Run(out="runs/demo", log_every=200, save_every=500),
     )
@@ -58,7 +58,7 @@ def demo() -> Config:
 
 def cifar10() -> Config:
     """CIFAR-10 at 32 px, about an hour on two CPU cores."""
-    return small(image_size=32, patch_size=4, epochs=10)
+    return small(image_size=32, patch_size=4, epochs=6)
 
 
 def imagenet(width: int, depth: int, heads: int, predictor_depth: int, predictor_width: int) -> Config:
