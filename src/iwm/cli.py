@@ -67,6 +67,10 @@ def pretrain(argv: Sequence[str]) -> None:
             raise UserError("Which recipe? Give `iwm pretrain RECIPE ...` (see `iwm recipes`) or --config FILE.")
         default = recipes.get(name)
     settings = parse(config.Config, argv, "pretrain", default)
+    if ":" in settings.actions.set and any(word.split("=")[0] == "--actions.set" for word in argv):
+        from iwm import actions
+
+        actions.import_set(settings.actions.set)  # typed here and now; one that a file names is not run
     if path and settings.recipe != default.recipe:
         raise UserError(f"--config already gives all settings; leave out the recipe '{settings.recipe}'.")
     if not settings.data.source:
@@ -392,12 +396,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _load_own_code(argv: list[str]) -> list[str]:
+    """The arguments without any `--actions PATH.py:NAME`, whose transformations are now known."""
+    while any(word.split("=")[0] == "--actions" for word in argv):
+        from iwm import actions
+
+        at = max(place for place, word in enumerate(argv) if word.split("=")[0] == "--actions")
+        last, text = _taken(argv[at:], "--actions")
+        actions.import_set(text)
+        argv = argv[:at] + last
+    return argv
+
+
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: iwm VERB ...\n")
         for name, (_, text) in VERBS.items():
             print(f"  {name:<11}{text.splitlines()[0]}")
-        print("\n`iwm VERB --help` tells a verb's options.")
+        print("\n`iwm VERB --help` tells a verb's options. Any verb takes --actions PATH.py:NAME: transformations of")
+        print("your own that weights were trained with (docs/actions.md).")
         return 0 if argv else 2
     if argv[0] == "--version":
         from importlib.metadata import version
@@ -407,7 +424,7 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] not in VERBS:
         raise UserError(f"There is no verb '{argv[0]}': {config.did_you_mean(argv[0], VERBS)}")
     try:
-        return VERBS[argv[0]][0](argv[1:]) or 0
+        return VERBS[argv[0]][0](_load_own_code(argv[1:])) or 0
     except Interrupted as saved:
         print(saved, file=sys.stderr)
         return 130
