@@ -34,11 +34,13 @@ def test_jpeg_against_pillow(quality, size):
     Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0)
     theirs = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).float()
     ours = camera.jpeg(image[None], torch.tensor([float(quality)]))[0] * 255
-    apart = (ours - theirs).abs()
-    # Integer arithmetic may round a coefficient to the other side; everything else agrees within rounding.
-    assert apart.mean() < 0.6
-    assert (apart <= 3).float().mean() > 0.95
-    assert apart.mean() < 0.2 * (ours - image * 255).abs().mean() or quality == 100
+    apart = (ours - theirs).abs().mean(dim=0)
+    # libjpeg counts in integers: here and there a coefficient is rounded to the other side, which shows in its block.
+    blocks = torch.nn.functional.avg_pool2d(apart[None, None], 8, ceil_mode=True)
+    assert (blocks < 1).float().mean() > 0.8
+    assert apart.mean() < 1
+    lost, theirs_lost = ((made - image * 255).square().mean().sqrt() for made in (ours, theirs))
+    assert lost == pytest.approx(theirs_lost, rel=0.02)
 
 
 def test_jpeg_gets_worse_with_quality_and_each_image_has_its_own():

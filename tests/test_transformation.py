@@ -100,8 +100,8 @@ def test_predictions_mrr_and_strips_use_it(mine):
     measured = world.measure(model, images, bank=8)
     assert 0 < measured["mrr"] <= 1
     rows = strip_rows(model, images, 0, bank=8)
-    assert [row.action.split()[0] for row in rows] == ["gamma", "gamma", "fade"]
-    assert rows[-1].action == "fade -0.80", "shown at its strongest"
+    assert ["fade" in row.action for row in rows] == [False, False, True]
+    assert "fade -0.80" in rows[-1].action, "shown at its strongest"
 
 
 def test_another_sets_transformation_of_the_same_name_is_not_taken(mine):

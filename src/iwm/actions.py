@@ -131,7 +131,7 @@ def _origin(transformation: Transformation) -> str:
 
 
 def _known(fields: dict[str, Any], named: str) -> Transformation:
-    """The code of a transformation of a saved space, from its own set and nowhere else where that is built in."""
+    """The code of a transformation of a saved space: of the built-in set it was trained with, else the user's own."""
     name = fields["name"]
     # Weights older than the sets name no origin: what they call hue is the photometric one.
     built_in = BUILT_IN.get(fields.get("origin", "photometric"), ())

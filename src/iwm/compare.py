@@ -12,8 +12,10 @@ from iwm.errors import UserError
 from iwm.log import console
 from iwm.verdict import Result, data_of, join, number, settings_of, verb_of
 
-HIGHER = ("mrr", "hits_at_1", "hits_at_5", "hits_at_10", "top1", "top5", "balanced_top1", "miou", "pixel_accuracy")
-HIGHER += ("average_top1",)
+HIGHER = (
+    *("mrr", "hits_at_1", "hits_at_5", "hits_at_10", "top1", "top5", "balanced_top1", "average_top1"),
+    *("miou", "pixel_accuracy"),
+)
 LOWER = ("inferred_action_error",)
 """Metrics with a best value; controls (chance, baselines) and costs have none."""
 SHOWN: dict[str, tuple[str, ...]] = {

@@ -10,6 +10,7 @@ steps in total, and every task's twin is shown the very pictures, in the very or
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -214,11 +215,16 @@ def stream(samples: Samples, rows: Rows, seed: int, batch: int, step: int) -> tu
     epochs, within = places // len(rows), places % len(rows)
     inputs, labels = [], []
     for epoch in np.unique(epochs):
-        order = rows.numpy()[permutation(seed, "classifier order", int(epoch), len(rows))]
-        drawn = order[within[epochs == epoch]]
+        drawn = rows.numpy()[_order(seed, int(epoch), len(rows))[within[epochs == epoch]]]
         inputs.append(samples.batch(drawn, seed, int(epoch)))
         labels.append(samples.labels[torch.from_numpy(drawn)])
     return torch.cat(inputs), torch.cat(labels)
+
+
+@lru_cache(maxsize=2 * MOST)
+def _order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " {count}"]:
+    """An epoch's order, drawn once for all its steps."""
+    return permutation(seed, "classifier order", epoch, count)
 
 
 def steps_of(counts: Sequence[int], epochs: int, batch: int) -> int:
