@@ -44,6 +44,32 @@ def test_the_quick_start_runs_as_written(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "mine" / "report.html").is_file()
 
 
+def test_the_transformation_of_your_own_is_short_and_works_as_written(tmp_path, monkeypatch):
+    """docs/actions.md's file and commands, in order; only the sizes are made tiny."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("iwm.actions._OWN", {})
+    page = ROOT / "docs" / "actions.md"
+    code = blocks(page, "python")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    (tmp_path / "mine.py").write_text(code)
+    source = pictures_file(tmp_path / "pictures.npz", count=100)
+    monkeypatch.setattr("iwm.recipes.get", lambda name: replace(tiny(), recipe=name))
+    ran = []
+    for line in "\n".join(blocks(page, "sh")).splitlines():
+        argv = [word.replace("path/to/images", str(source)) for word in shlex.split(line, comments=True)[1:]]
+        extra = {"world": ["--images=2", "--bank=8"]}.get(argv[0], []) if argv else []
+        if argv:
+            assert cli.main([*argv, *extra]) == 0, line
+            ran.append(argv[0])
+    assert ran == ["pretrain", "world", "pretrain"]
+    assert list((tmp_path / "runs" / "sharp" / "eval").glob("world-*.png"))
+    monkeypatch.setattr("iwm.actions._OWN", {})
+    names = {}
+    with torch.no_grad():
+        exec(blocks(page, "python")[1], names)
+    assert names["action"].tolist()[1] == pytest.approx(0.5 / 1.6)
+
+
 def test_the_python_example_runs_as_written(tmp_path, monkeypatch, images):
     monkeypatch.chdir(tmp_path)
     source = str(pictures_file(tmp_path / "pictures.npz"))
@@ -63,8 +89,9 @@ def test_every_documented_command_has_a_verb_and_options_that_exist(argv):
         return  # `iwm VERB --help` in prose
     assert argv[0] in cli.VERBS
     known = {"pretrain": config.Config, "world": cli.World, "probe": cli.Probe, "finetune": cli.Finetune}
+    known["multitask"] = cli.Multitask
     if argv[0] in known:
-        rest = [word for word in argv[1:] if not word.startswith("--config")]
+        rest = cli._taken([word for word in argv[1:] if not word.startswith("--config")], "--actions")[0]
         cli.parse(known[argv[0]], rest, argv[0], config.Config() if argv[0] == "pretrain" else None)
 
 

@@ -95,3 +95,19 @@ def test_reset_draws_anew_and_rescales():
 def test_width_must_fit_the_positions():
     with pytest.raises(UserError, match="multiple of 4"):
         Predictor(replace(tiny().predictor, width=30), 24, 7, (4, 4))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_task_tokens_take_part_and_are_not_returned(kind):
+    predictor = build(kind)
+    predictor.open_gates()
+    tokens, action, task = torch.randn(2, 16, 24), torch.zeros(2, 7), torch.randn(2, 1, 32)
+    plain, told = predictor(tokens, action), predictor(tokens, action, task=task)
+    assert told.shape == plain.shape
+    assert not torch.allclose(told, plain)
+    torch.testing.assert_close(predictor(tokens, action, task=torch.empty(2, 0, 32)), plain)
+    # Every image hears its own.
+    turned = predictor(tokens, action, task=task.flip(0))
+    alone = predictor(tokens[:1], action[:1], task=task[1:])
+    torch.testing.assert_close(turned[:1], alone)

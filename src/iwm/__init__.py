@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from iwm.actions import ActionSpace, Transformation, register
+    from iwm.actions import ActionSpace, Transformation, import_set, register
     from iwm.checkpoint import load_model as load
     from iwm.config import Config
     from iwm.errors import UserError
@@ -23,8 +23,9 @@ _HOMES = {
     "Config": "config",
     "ImageWorldModel": "model",
     "Tokens": "model",
-    "Transformation": "actions",
+    "Transformation": "transformation",
     "UserError": "errors",
+    "import_set": "actions",
     "load": "checkpoint:load_model",
     "open_images": "images",
     "pretrain": "train",
@@ -38,6 +39,7 @@ __all__ = [
     "Tokens",
     "Transformation",
     "UserError",
+    "import_set",
     "load",
     "open_images",
     "pretrain",

@@ -1,16 +1,16 @@
-"""The action space: named photometric transformations, one parameter per image, and what turns one view into another.
+"""The action space: named transformations, one parameter per image, and what turns one view into another.
 
 Source x and target y carry raw parameters w(x) and w(y) (1 or 0 where a transformation is not applied). The action is
 what a predictor must be told to get from x to y (paper section 3, appendix A): for graded transformations the
-difference over the range, `a = (w(y) - w(x)) / (high - low)`, in [-1, 1]; for the destructive ones a flag, 1 when x
-carries it and it is to be undone. All zeros, the null action, means "as it is". A transformation of your own joins by
-one call of `register`.
+difference over the range, `a = (w(y) - w(x)) / (high - low)`, in [-1, 1]; for the others a flag, 1 when x carries it
+and it is to be undone. All zeros, the null action, means "as it is". The transformations are a set: `photometric`,
+`camera`, or one of your own (docs/actions.md).
 """
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -21,185 +21,132 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from iwm import config
+from iwm.camera import CAMERA
 from iwm.errors import UserError
+from iwm.photometric import (
+    PHOTOMETRIC,
+    brightness,
+    contrast,
+    gaussian_blur,
+    grayscale,
+    hue,
+    photometric,
+    saturation,
+    solarize,
+)
 from iwm.randomness import uniforms
+from iwm.transformation import Apply, Transformation, check, read_transformations, require_set, set_name, try_out
+
+__all__ = [
+    "ActionSpace",
+    "Parameters",
+    "Transformation",
+    "brightness",
+    "contrast",
+    "gaussian_blur",
+    "grayscale",
+    "hue",
+    "import_set",
+    "register",
+    "saturation",
+    "solarize",
+]
 
 # Pixels handled at once on a CPU, per thread: the working set of all operations then stays in the second-level cache.
 _PIXELS_AT_ONCE = 2**16
 
+# ---- sets of transformations ---------------------------------------------------------------------------------------
 
-# Operations. Images are float in [0, 1]; the meaning of every parameter is torchvision's.
-
-
-def _per_image(value: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
-    return value[:, None, None, None]
-
-
-def _luma(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
-    """Grey level by the weights torchvision and Pillow use (ITU-R 601)."""
-    red, green, blue = images.split(1, dim=1)
-    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
-
-
-def brightness(images: Float[Tensor, "b 3 h w"], value: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-    """Multiply by `value` (1: unchanged, 0: black), clamped to [0, 1]."""
-    return images.mul(_per_image(value)).clamp_(0, 1)
-
-
-def contrast(images: Float[Tensor, "b 3 h w"], value: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-    """Blend with the mean grey level of the image itself (1: unchanged, 0: uniform grey), clamped to [0, 1]."""
-    red, green, blue = images.flatten(2).mean(dim=2).unbind(dim=1)
-    grey = 0.2989 * red + 0.587 * green + 0.114 * blue
-    return images.mul(_per_image(value)).add_(_per_image((1 - value) * grey)).clamp_(0, 1)
-
-
-def saturation(images: Float[Tensor, "b 3 h w"], value: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-    """Blend with the grey image (1: unchanged, 0: grey), clamped to [0, 1]."""
-    return torch.lerp(_luma(images), images, _per_image(value)).clamp_(0, 1)
-
-
-def hue(images: Float[Tensor, "b 3 h w"], value: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-    """Turn the hue by `value` turns (0: unchanged) at constant HSV saturation and value.
-
-    Without the six cases of the usual conversion: with every channel scaled to c' = (c - min) / (max - min), the
-    hue's distance from pure red is 1 + g' + b' - r' sixths of a turn, towards green where g > b; and a hue H gives
-    back r = min + (max - min) (1 - T(H - 3)), g = min + (max - min) T(H - 2), b likewise with H - 4, where
-    T(x) = clamp(2 - |x|, 0, 1).
-    """
-    red, green, blue = images.split(1, dim=1)
-    high = torch.maximum(red, green)
-    low = torch.minimum(red, green)
-    high, low = torch.maximum(high, blue, out=high), torch.minimum(low, blue, out=low)
-    chroma = high - low
-    # Grey pixels have no hue; with chroma 0 any number gives back the same grey.
-    turn = (green + blue).sub_(red).sub_(low).div_(chroma.clamp_min(1e-12)).add_(1)
-    turn.copysign_(green - blue).add_(_per_image(6 * value))
-    turn.sub_(turn.mul(1 / 6).floor_(), alpha=6)  # remainder_(6) is several times slower on CPUs
-    turned = torch.empty_like(images)
-    for channel, centre in enumerate((3, 2, 4)):
-        torch.sub(turn, centre, out=turned[:, channel : channel + 1])
-    turned.abs_().sub_(2).clamp_(-1, 0).mul_(chroma)  # now -(max - min) T
-    turned[:, :1].add_(high)
-    torch.sub(low, turned[:, 1:], out=turned[:, 1:])
-    return turned
-
-
-def grayscale(images: Float[Tensor, "b 3 h w"], value: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-    """Grey level in all three channels; `value` is not used."""
-    return _luma(images).expand_as(images)
-
-
-def gaussian_blur(
-    images: Float[Tensor, "b 3 h w"], value: Float[Tensor, " b"], radius: int = 3
-) -> Float[Tensor, "b 3 h w"]:
-    """Convolve with a Gaussian of standard deviation `value` pixels, cut off at `radius`, borders reflected.
-
-    Equals torchvision's gaussian_blur with kernel size 2 radius + 1. The radius is cut where the image is too small
-    to be reflected that far.
-    """
-    radius = min(radius, images.shape[-1] - 1, images.shape[-2] - 1)
-    offsets = torch.arange(-radius, radius + 1, device=images.device)
-    kernel = torch.softmax(-(offsets**2) / (2 * value[:, None] ** 2), dim=1)
-    for axis in (2, 3):
-        pad = (radius, radius, 0, 0) if axis == 3 else (0, 0, radius, radius)
-        padded = torch.nn.functional.pad(images, pad, mode="reflect")
-        length = images.shape[axis]
-        # Both sides of the kernel weigh the same: r + 1 multiplications instead of 2 r + 1.
-        images = padded.narrow(axis, radius, length) * _per_image(kernel[:, radius])
-        for k in range(radius):
-            pair = padded.narrow(axis, k, length) + padded.narrow(axis, 2 * radius - k, length)
-            images.addcmul_(pair, _per_image(kernel[:, k]))
-    return images
-
-
-def solarize(images: Float[Tensor, "b 3 h w"], value: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-    """Invert every channel at or above the threshold `value`."""
-    return torch.where(images >= _per_image(value), 1 - images, images)
-
-
-Apply = Callable[[Float[Tensor, "b 3 h w"], Float[Tensor, " b"]], Float[Tensor, "b 3 h w"]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transformation:
-    """One named change of an image, with how it is drawn and how it enters the action."""
-
-    name: str
-    apply: Apply
-    """apply(images [b, 3, h, w] in [0, 1], value [b]) -> images, one parameter per image, on any device."""
-    graded: bool
-    """True: its component of the action is a difference; False: a flag."""
-    both: bool
-    """True: on source and target; False: on the source only."""
-    low: float
-    high: float
-    """Range of the raw parameter (a factor, turns, pixels)."""
-    neutral: float
-    """Raw parameter of an image it is not applied to."""
-    probability: float
-    group: str = ""
-    """Transformations of one group are applied together or not at all; by default each stands alone."""
-    sample: Callable[[np.ndarray], np.ndarray] | None = None
-    """Raw parameters from uniform numbers in [0, 1); by default uniform between low and high."""
-
-    @property
-    def range(self) -> float:
-        return self.high - self.low
-
-    def draw(self, uniform: Float[np.ndarray, " b"]) -> Float[np.ndarray, " b"]:
-        return self.sample(uniform) if self.sample else self.low + uniform * self.range
-
-
-_BUILT_IN = (
-    Transformation(
-        name="brightness", apply=brightness, graded=True, both=True,
-        low=0.6, high=1.4, neutral=1.0, probability=0.8, group="jitter",
-    ),
-    Transformation(
-        name="contrast", apply=contrast, graded=True, both=True,
-        low=0.6, high=1.4, neutral=1.0, probability=0.8, group="jitter",
-    ),
-    Transformation(
-        name="saturation", apply=saturation, graded=True, both=True,
-        low=0.8, high=1.2, neutral=1.0, probability=0.8, group="jitter",
-    ),
-    Transformation(
-        name="hue", apply=hue, graded=True, both=True,
-        low=-0.1, high=0.1, neutral=0.0, probability=0.8, group="jitter",
-    ),
-    Transformation(
-        name="grayscale", apply=grayscale, graded=False, both=False, low=1.0, high=1.0, neutral=0.0, probability=0.2
-    ),
-    Transformation(
-        name="blur", apply=gaussian_blur, graded=False, both=False, low=0.1, high=2.0, neutral=0.0, probability=0.2
-    ),
-    Transformation(
-        name="solarize", apply=solarize, graded=False, both=False, low=0.5, high=0.5, neutral=2.0, probability=0.2
-    ),
-)  # fmt: skip
-_REGISTRY = {transformation.name: transformation for transformation in _BUILT_IN}
+BUILT_IN = {"photometric": PHOTOMETRIC, "camera": CAMERA}
+"""The sets that come with the package."""
+_OWN: dict[str, tuple[Transformation, ...]] = {}
+"""Sets read from files of the user's, by FILE.py:NAME."""
+_REGISTRY: dict[str, Transformation] = {}
+"""Transformations of the user's that join every space."""
 
 
 def register(transformation: Transformation) -> Transformation:
-    """Add a transformation to every action space built or loaded from now on.
+    """Add a transformation to every action space built from now on, whatever its set; to those loaded, where the
+    weights were trained with it.
 
-    Raises UserError when the name is taken by a built-in one or is no identifier (it is typed as `name=0.3`).
+    Raises UserError when the name is taken by a photometric one or is no identifier (it is typed as `name=0.3`), and
+    when applying it goes wrong.
     """
-    if any(transformation.name == built_in.name for built_in in _BUILT_IN):
+    if any(transformation.name == built_in.name for built_in in PHOTOMETRIC):
         raise UserError(f"'{transformation.name}' is a built-in transformation; give yours another name.")
-    if not transformation.name.isidentifier():
-        raise UserError(f"'{transformation.name}' cannot name a transformation; use letters, digits and underscores.")
-    _check(transformation)
+    try_out(transformation)
     _REGISTRY[transformation.name] = transformation
     return transformation
 
 
-def _check(transformation: Transformation) -> None:
-    name, low, high = transformation.name, transformation.low, transformation.high
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise UserError(f"The range of '{name}' is {low:g} to {high:g}; give two finite numbers, the lower first.")
-    if not 0 <= transformation.probability <= 1:
-        raise UserError(f"The probability of '{name}' is {transformation.probability:g}; give one between 0 and 1.")
+def import_set(text: str) -> str:
+    """Run your PATH.py and keep the transformations it calls NAME, given PATH.py:NAME, under the name FILE.py:NAME,
+    which comes back: for `actions.set`, and for weights that were trained with them.
+
+    Nothing else runs code: settings and weights only ever name it. Raises UserError when the file or what it holds is
+    not right.
+    """
+    members = read_transformations(text)
+    _OWN[set_name(text)] = members
+    return set_name(text)
+
+
+OF_PHOTOMETRIC = ("brightness", "contrast", "saturation", "hue", "grayscale", "blur", "solarize", "blur_sigma")
+"""Settings that mean something for the photometric set only."""
+
+
+def _members(cfg: config.Actions, image_size: int) -> tuple[Transformation, ...]:
+    """The transformations of `cfg.set`, with the settings worked in."""
+    if cfg.set == "photometric":
+        return photometric(cfg, image_size)
+    members = BUILT_IN.get(cfg.set) or _OWN.get(set_name(cfg.set))
+    if members is None and ":" in cfg.set:
+        raise UserError(
+            f"Setting 'actions.set' names code, {cfg.set}, that has not been loaded; if you trust it, add --actions "
+            f"{cfg.set} to the command, or call iwm.import_set('{cfg.set}') first."
+        )
+    if members is None:
+        known = config.did_you_mean(cfg.set, (*BUILT_IN, *_OWN))
+        raise UserError(f"There is no action set '{cfg.set}', {known.rstrip('.')} (your own: PATH.py:NAME).")
+    plain = config.Actions()
+    changed = [name for name in OF_PHOTOMETRIC if getattr(cfg, name) != getattr(plain, name)]
+    if changed or cfg.level == "strong":
+        name = f"actions.{changed[0]}" if changed else "actions.level strong"
+        raise UserError(f"Setting '{name}' belongs to the photometric set, but actions.set is {cfg.set}; leave it out.")
+    jitter = {"probability": cfg.jitter_probability}
+    members = tuple(dataclasses.replace(m, **jitter) if m.group == "jitter" else m for m in members)
+    if cfg.level == "jitter":
+        members = tuple(m if m.both else dataclasses.replace(m, probability=0.0) for m in members)
+    return members
+
+
+def _origin(transformation: Transformation) -> str:
+    """The built-in set whose code a transformation runs; empty for a user's own."""
+    for name, members in BUILT_IN.items():
+        for member in members:
+            same = member.name == transformation.name and member.sample is transformation.sample
+            if same and member.apply is _bare(transformation.apply):
+                return name
+    return ""
+
+
+def _known(fields: dict[str, Any], named: str) -> Transformation:
+    """The code of a transformation of a saved space: of the built-in set it was trained with, else the user's own."""
+    name = fields["name"]
+    # Weights older than the sets name no origin: what they call hue is the photometric one.
+    built_in = BUILT_IN.get(fields.get("origin", "photometric"), ())
+    places: Iterable[Iterable[Transformation]] = (built_in, _OWN.get(named, ()), _REGISTRY.values(), *_OWN.values())
+    for member in itertools.chain.from_iterable(places):
+        if member.name == name:
+            return member
+    own = f"add --actions PATH/{named} to the command, or call iwm.import_set or" if ":" in named else "call"
+    raise UserError(
+        f"The action space uses the transformation '{name}', which is not known here, and code never travels with "
+        f"weights; {own} iwm.register with it before loading."
+    )
+
+
+# ---- the space -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -233,6 +180,8 @@ class ActionSpace:
     transformations: tuple[Transformation, ...]
     random_order: bool = False
     """Shuffle the order of the group "jitter", per image, as torchvision does; shuffled ones precede all others."""
+    set: str = "photometric"
+    """The set they come from: a built-in one, or FILE.py:NAME."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -245,38 +194,15 @@ class ActionSpace:
 
     @classmethod
     def from_config(cls, cfg: config.Actions, image_size: int) -> "ActionSpace":
-        """The photometric space of the paper (appendix A) for square images of `image_size` pixels.
+        """The space of `cfg.set` for square images of `image_size` pixels.
 
-        Level "jitter" keeps the destructive transformations' places in the action but never applies them, so models
-        of all levels stay comparable. Registered transformations follow the built-in ones. Raises UserError on an
-        impossible range or probability.
+        Transformations added by `register` follow those of the set. Raises UserError when there is no such set, and
+        on an impossible range or probability.
         """
-        strengths = {name: getattr(cfg, name) for name in ("brightness", "contrast", "saturation", "hue")}
-        if cfg.level == "strong":
-            strengths = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
-        for name, strength in strengths.items():
-            if not 0 <= strength <= (0.5 if name == "hue" else math.inf):
-                limit = "between 0 and 0.5 turns" if name == "hue" else "at least 0"
-                raise UserError(f"Setting 'actions.{name}' is {strength:g}; it must be {limit}.")
-        sigma = cfg.blur_sigma or _blur_sigma(image_size)
-        if not 0 < sigma[0] <= sigma[1]:
-            raise UserError(f"Setting 'actions.blur_sigma' is {sigma}; give two positive numbers, the smaller first.")
-        ranges = {name: (max(0.0, 1 - s), 1 + s) for name, s in strengths.items()}
-        ranges |= {"hue": (-strengths["hue"], strengths["hue"]), "blur": sigma}
-        probabilities = dict.fromkeys(strengths, cfg.jitter_probability)
-        for name in ("grayscale", "blur", "solarize"):
-            probabilities[name] = 0.0 if cfg.level == "jitter" else getattr(cfg, name)
-        return cls(
-            tuple(
-                _adapted(
-                    transformation,
-                    *ranges.get(transformation.name, (transformation.low, transformation.high)),
-                    probabilities.get(transformation.name, transformation.probability),
-                )
-                for transformation in _REGISTRY.values()
-            ),
-            cfg.jitter_order == "random",
-        )
+        members = (*_members(cfg, image_size), *_REGISTRY.values())
+        require_set(members, cfg.set)
+        adapted = tuple(_adapted(member) for member in members)
+        return cls(adapted, cfg.jitter_order == "random", cfg.set if cfg.set in BUILT_IN else set_name(cfg.set))
 
     def sample(
         self,
@@ -289,14 +215,15 @@ class ActionSpace:
     ) -> Parameters:
         """Draw the parameters of one view of each image, a pure function of the arguments.
 
-        `always` applies the graded transformations to every image whatever their probability. Only transformations
-        meant for both views reach the target.
+        `always` applies the graded transformations of both views to every image whatever their probability. Only
+        transformations meant for both views reach the target.
         """
         parameters = self._draw(seed, view, step, indices, always=always)
         return parameters if view == "source" else self._only_both(parameters)
 
     def sample_bank(self, seed: int, image_index: int, count: int) -> Parameters:
-        """`count` targets of one image for the mean reciprocal rank: all graded transformations, in the fixed order."""
+        """`count` targets of one image for the mean reciprocal rank: every graded transformation of both views, in the
+        fixed order."""
         space = dataclasses.replace(self, random_order=False)
         drawn = space._draw(seed, "bank", image_index, np.arange(count), always=True)
         graded = torch.tensor([transformation.graded for transformation in self.transformations])
@@ -310,11 +237,11 @@ class ActionSpace:
     def reach(self, actions: Float[Tensor, "b k"]) -> Parameters:
         """Parameters of the targets that the actions ask for when the source is an untouched image.
 
-        Only graded components count: an untouched image carries nothing to undo. Factors stop at 0.
+        Only graded components of both views count: an untouched image carries nothing to undo. Factors stop at 0.
         """
         actions = actions.detach().float().cpu()
         neutral = self.neutral(len(actions))
-        graded = torch.tensor([transformation.graded for transformation in self.transformations])
+        graded = torch.tensor([t.graded and t.both for t in self.transformations])
         values = neutral.values + actions * self._ranges()
         # A factor (neutral 1) below 0 means nothing; a shift (neutral 0) may well be negative.
         values = torch.where(neutral.values > 0, values.clamp_min(0), values)
@@ -324,7 +251,7 @@ class ActionSpace:
     def apply(self, images: Float[Tensor, "b 3 h w"], parameters: Parameters) -> Float[Tensor, "b 3 h w"]:
         """Transform each image by its own parameters; images float in [0, 1] on any device, a new tensor comes back.
 
-        Order: brightness, contrast, saturation, hue (or the parameters' own order), grayscale, blur, solarize.
+        In the order of the space, or the parameters' own. Never in lower precision, whatever the caller's autocast.
         """
         if len(parameters) != len(images):
             raise UserError(f"{len(parameters)} sets of parameters were given for {len(images)} images; give one each.")
@@ -337,7 +264,8 @@ class ActionSpace:
             at_once = max(1, _PIXELS_AT_ONCE * torch.get_num_threads() // (images.shape[-1] * images.shape[-2]))
         for start in range(0, len(images), at_once):
             chunk = slice(start, start + at_once)
-            self._apply_steps(images[chunk], values[chunk], [(position, rows[chunk]) for position, rows in steps])
+            with torch.autocast(images.device.type, enabled=False):
+                self._apply_steps(images[chunk], values[chunk], [(position, rows[chunk]) for position, rows in steps])
         return images
 
     def difference(self, source: Parameters, target: Parameters) -> Float[Tensor, "b k"]:
@@ -392,24 +320,23 @@ class ActionSpace:
     def spec(self) -> dict[str, Any]:
         """Everything but the code, JSON-safe; travels with the weights."""
         fields = [field.name for field in dataclasses.fields(Transformation) if field.name not in ("apply", "sample")]
-        described = [{name: getattr(t, name) for name in fields} for t in self.transformations]
-        return {"transformations": described, "random_order": self.random_order}
+        described = [{name: getattr(t, name) for name in fields} | {"origin": _origin(t)} for t in self.transformations]
+        return {"set": self.set, "transformations": described, "random_order": self.random_order}
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> "ActionSpace":
-        """Rebuild a space from `spec()`. Raises UserError when one of its transformations is not registered."""
+        """Rebuild a space from `spec()`, without running any code that is not loaded already.
+
+        Raises UserError when one of its transformations is not known.
+        """
         transformations = []
         try:
+            named = spec.get("set", "photometric")
             for fields in spec["transformations"]:
-                name = fields["name"]
-                if name not in _REGISTRY:
-                    raise UserError(
-                        f"The action space uses the transformation '{name}', which is not known here; "
-                        "call iwm.actions.register with it before loading."
-                    )
-                known = dataclasses.replace(_REGISTRY[name], **fields)
-                transformations.append(_adapted(known, known.low, known.high, known.probability))
-            return cls(tuple(transformations), spec["random_order"])
+                known = _known(fields, named)
+                told = {name: value for name, value in fields.items() if name != "origin"}
+                transformations.append(_adapted(dataclasses.replace(known, **told)))
+            return cls(tuple(transformations), spec["random_order"], named)
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"The action space saved with the weights is damaged ({error}); export them again."
@@ -427,7 +354,7 @@ class ActionSpace:
         for position, transformation in enumerate(self.transformations):
             leader = leaders.setdefault(transformation.group or transformation.name, position)
             whether, value = drawn[:, 2 * leader], drawn[:, 2 * position + 1]
-            certain = always and transformation.graded
+            certain = always and transformation.graded and transformation.both
             applied[:, position] = whether < (1.0 if certain else transformation.probability)
             values[:, position] = np.where(applied[:, position], transformation.draw(value), transformation.neutral)
         order = None
@@ -474,19 +401,15 @@ class ActionSpace:
                 images.index_copy_(0, where, picked)
 
 
-def _blur_sigma(image_size: int) -> tuple[float, float]:
-    """0.1-2.0 pixels at 224 px (paper appendix A), at small sizes narrowed to what visibly changes pixels."""
-    if image_size > 224:
-        return 0.1 * image_size / 224, 2.0 * image_size / 224
-    way = max(0.0, (image_size - 32) / (224 - 32))
-    return 0.4 + way * (0.1 - 0.4), 1.0 + way * (2.0 - 1.0)
+def _bare(apply: Apply) -> Apply:
+    """An operation without the parameters bound by `_adapted`."""
+    return apply.func if isinstance(apply, partial) else apply
 
 
-def _adapted(transformation: Transformation, low: float, high: float, probability: float) -> Transformation:
-    apply = transformation.apply
-    if transformation.name == "blur":
-        # As wide as the largest sigma of the space needs: one image's blur must not depend on its batch.
-        apply = partial(gaussian_blur, radius=math.ceil(3 * high))
-    adapted = dataclasses.replace(transformation, low=low, high=high, probability=probability, apply=apply)
-    _check(adapted)
-    return adapted
+def _adapted(transformation: Transformation) -> Transformation:
+    """Checked, and a blur made as wide as the largest sigma of the space needs: one image's blur must not depend on
+    its batch."""
+    check(transformation)
+    if _bare(transformation.apply) is not gaussian_blur:
+        return transformation
+    return dataclasses.replace(transformation, apply=partial(gaussian_blur, radius=math.ceil(3 * transformation.high)))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 from iwm import config
 from iwm.errors import Interrupted, UserError
@@ -67,6 +67,10 @@ def pretrain(argv: Sequence[str]) -> None:
             raise UserError("Which recipe? Give `iwm pretrain RECIPE ...` (see `iwm recipes`) or --config FILE.")
         default = recipes.get(name)
     settings = parse(config.Config, argv, "pretrain", default)
+    if ":" in settings.actions.set and any(word.split("=")[0] == "--actions.set" for word in argv):
+        from iwm import actions
+
+        actions.import_set(settings.actions.set)  # typed here and now; one that a file names is not run
     if path and settings.recipe != default.recipe:
         raise UserError(f"--config already gives all settings; leave out the recipe '{settings.recipe}'.")
     if not settings.data.source:
@@ -237,6 +241,62 @@ def finetune(argv: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
+class Multitask:
+    run: Positional[str]
+    """A run folder, exported weights, or hf-hub:user/name."""
+    task: UseAppendAction[tuple[str, ...]] = ()
+    """NAME=S, a labelled source under a name of yours; once for each of 2 to 8 tasks."""
+    val: UseAppendAction[tuple[str, ...]] = ()
+    """NAME=S2, source of the images a task is reported on; by default the source's own."""
+    predictor: Literal["pretrained", "random"] = "pretrained"
+    """Where the predictor starts."""
+    seed: int = 0
+    epochs: int = 20
+    """Passes over all tasks' images together; the batch is split evenly, so small tasks are seen more often."""
+    batch_size: int = 128
+    """Images of a step, of all tasks together."""
+    views: int = 4
+    """Pictures an image is trained on: itself and views - 1 random crops, drawn once."""
+    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Learning rates of the heads; the best on a tenth of train is taken."""
+    ratios: tuple[float, ...] = (0.1, 1.0)
+    """Learning rate of the predictor as a multiple of the heads'; tried with every one."""
+    student: bool = False
+    """Finetune on the student instead of the EMA encoder."""
+    size: int = 0
+    """Side of the pictures; 0: the run's."""
+    out: str = ""
+    """Where results go when RUN is not a local run folder."""
+    speed: config.Speed = field(default_factory=config.Speed)
+
+
+def multitask(argv: Sequence[str]) -> None:
+    """Solve several tasks with one predictor, beside a predictor of its own for each."""
+    from iwm.evaluation import finetune as tuning
+    from iwm.evaluation import fitting
+    from iwm.evaluation import multitask as many
+
+    o = parse(Multitask, argv, "multitask")
+    many.multitask(
+        o.run,
+        many.parse_tasks(o.task),
+        vals=many.parse_tasks(o.val, "--val"),
+        predictor=o.predictor,
+        seed=o.seed,
+        settings=tuning.FinetuneSettings(
+            student=o.student,
+            lrs=o.lrs,
+            ratios=o.ratios,
+            views=o.views,
+            schedule=fitting.Schedule(epochs=o.epochs, batch_size=o.batch_size),
+        ),
+        size=o.size,
+        speed=o.speed,
+        out=o.out,
+    )
+
+
+@dataclass(frozen=True)
 class Runs:
     runs: Positional[tuple[str, ...]]
     """Run folders."""
@@ -319,7 +379,7 @@ def demo(argv: Sequence[str]) -> None:
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
     verb.__name__: (verb, (verb.__doc__ or "").strip())
-    for verb in (demo, recipes, pretrain, world, probe, finetune, compare, doctor, report)
+    for verb in (demo, recipes, pretrain, world, probe, finetune, multitask, compare, doctor, report)
 }
 
 
@@ -336,12 +396,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _load_own_code(argv: list[str]) -> list[str]:
+    """The arguments without any `--actions PATH.py:NAME`, whose transformations are now known."""
+    while any(word.split("=")[0] == "--actions" for word in argv):
+        from iwm import actions
+
+        at = max(place for place, word in enumerate(argv) if word.split("=")[0] == "--actions")
+        last, text = _taken(argv[at:], "--actions")
+        actions.import_set(text)
+        argv = argv[:at] + last
+    return argv
+
+
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: iwm VERB ...\n")
         for name, (_, text) in VERBS.items():
             print(f"  {name:<11}{text.splitlines()[0]}")
-        print("\n`iwm VERB --help` tells a verb's options.")
+        print("\n`iwm VERB --help` tells a verb's options. Any verb takes --actions PATH.py:NAME: transformations of")
+        print("your own that weights were trained with (docs/actions.md).")
         return 0 if argv else 2
     if argv[0] == "--version":
         from importlib.metadata import version
@@ -351,7 +424,7 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] not in VERBS:
         raise UserError(f"There is no verb '{argv[0]}': {config.did_you_mean(argv[0], VERBS)}")
     try:
-        return VERBS[argv[0]][0](argv[1:]) or 0
+        return VERBS[argv[0]][0](_load_own_code(argv[1:])) or 0
     except Interrupted as saved:
         print(saved, file=sys.stderr)
         return 130

@@ -12,7 +12,10 @@ from iwm.errors import UserError
 from iwm.log import console
 from iwm.verdict import Result, data_of, join, number, settings_of, verb_of
 
-HIGHER = ("mrr", "hits_at_1", "hits_at_5", "hits_at_10", "top1", "top5", "balanced_top1", "miou", "pixel_accuracy")
+HIGHER = (
+    *("mrr", "hits_at_1", "hits_at_5", "hits_at_10", "top1", "top5", "balanced_top1", "average_top1"),
+    *("miou", "pixel_accuracy"),
+)
 LOWER = ("inferred_action_error",)
 """Metrics with a best value; controls (chance, baselines) and costs have none."""
 SHOWN: dict[str, tuple[str, ...]] = {
@@ -22,6 +25,9 @@ SHOWN: dict[str, tuple[str, ...]] = {
     ),
     "probe": ("top1", "top5", "balanced_top1", "random_encoder_top1", "raw_pixels_top1"),
     "finetune": ("top1", "top5", "trainable_parameters", "flops_per_image", "train_images_per_second"),
+    "multitask": (
+        "average_top1", "average_single_task_top1", "trainable_parameters", "single_task_trainable_parameters",
+    ),
 }  # fmt: skip
 """Rows of each verb; of any other verb, all its numbers."""
 

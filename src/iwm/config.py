@@ -38,8 +38,11 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Actions:
-    """Photometric change between source and target (paper appendix A)."""
+    """Change between source and target (paper appendix A); from `brightness` to `blur_sigma` of the photometric set."""
 
+    set: str = "photometric"
+    """photometric (the paper's), camera (gamma, white balance, noise, JPEG), or PATH.py:NAME, transformations of your
+    own."""
     level: Literal["jitter", "destructive", "strong"] = "destructive"
     """jitter: no destructive transformation; destructive: the default; strong: jitter 0.8/0.8/0.8/0.2 as well."""
     jitter_probability: float = 0.8

@@ -281,7 +281,7 @@ class StripRow:
 
 @torch.no_grad()
 def strip_rows(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: int, bank: int = 256) -> list[StripRow]:
-    """Ask the model for one change of each image, then to undo each destructive transformation it was trained on.
+    """Ask the model for one change of each image, then to undo each transformation of the source it was trained on.
 
     A change is one entry, drawn by `seed`, of the very bank `iwm.world.rank_image` ranks for the image at this place
     of the batch. To undo: the source is the image jittered and, say, solarized, the truth is the clean image, and the
@@ -296,7 +296,7 @@ def strip_rows(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: i
         entries = bank_space.apply(clean.expand(bank, -1, -1, -1), parameters)
         action = space.difference(space.neutral(1), parameters[entry : entry + 1])
         rows.append(_ask(model, clean, action, entries, int(entry)))
-    undone = [place for place, t in enumerate(space.transformations) if not t.graded and t.probability > 0]
+    undone = [p for p, t in enumerate(space.transformations) if not (t.graded and t.both) and t.probability > 0]
     for number, position in enumerate(undone if len(images) else ()):
         index = number % len(images)
         clean = images[index][None].to(model.device).float() / 255
@@ -310,9 +310,9 @@ def strip_rows(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: i
 
 
 def _carrying(jitter: Parameters, position: int, space: ActionSpace) -> Parameters:
-    """The jitter with one destructive transformation on top, at its strongest so that it can be seen."""
+    """The jitter with one transformation of the source on top, at its strongest so that it can be seen."""
     values, applied = jitter.values.clone(), jitter.applied.clone()
-    values[:, position] = space.transformations[position].high
+    values[:, position] = space.transformations[position].strongest
     applied[:, position] = True
     return Parameters(values, applied)
 

@@ -97,13 +97,15 @@ class Predictor(nn.Module):
         context: Int64[Tensor, "b c"] | None = None,
         queries: Int64[Tensor, "b q"] | None = None,
         grid: Grid | None = None,
+        task: Float[Tensor, "b t w"] | None = None,
     ) -> Float[Tensor, "b q d"]:
         """Predict the target's tokens at the queried positions.
 
-        `tokens` are the encoder's at positions `context` of `grid`; None stands for all positions. The output is in
-        target space (see `iwm.objectives`).
+        `tokens` are the encoder's at positions `context` of `grid`; None stands for all positions. `task` are learned
+        tokens that tell which task is meant; they take part in the attention, their outputs are discarded. The output
+        is in target space (see `iwm.objectives`).
         """
-        return self.project(self.features(tokens, action, context=context, queries=queries, grid=grid))
+        return self.project(self.features(tokens, action, context=context, queries=queries, grid=grid, task=task))
 
     def features(
         self,
@@ -113,6 +115,7 @@ class Predictor(nn.Module):
         context: Int64[Tensor, "b c"] | None = None,
         queries: Int64[Tensor, "b q"] | None = None,
         grid: Grid | None = None,
+        task: Float[Tensor, "b t w"] | None = None,
     ) -> Float[Tensor, "b q w"]:
         """The queries after the final norm, before the projection back to the encoder's width."""
         batch, kind = len(tokens), self.settings.conditioning
@@ -127,6 +130,8 @@ class Predictor(nn.Module):
         parts = [query, x]  # queries first: their outputs are one contiguous slice
         if kind == "sequence":
             parts.append(action[:, :, None] * self.action_weight + self.action_bias)
+        if task is not None:
+            parts.append(task)
         x = torch.cat([part.to(x.dtype) for part in parts], dim=1)
         if kind == "adaln":
             condition = self.condition(action)

@@ -83,6 +83,7 @@ def write(run: Path) -> Path:
         _curves(folder, lines),
         _gallery(folder),
         _strips(folder, found),
+        _tasks(folder, found),
         _results(folder, found),
         _configuration(folder),
     ]
@@ -246,6 +247,29 @@ def _strips(folder: Path, found: Sequence[Result]) -> str:
     return heading + "".join(drawn)
 
 
+def _tasks(folder: Path, found: Sequence[Result]) -> str:
+    """Every task of one predictor beside its twin; nothing where no such thing was asked."""
+    parts = []
+    for result in found:
+        tasks = result.get("tasks")
+        if verb_of(result) != "multitask" or not isinstance(tasks, dict):
+            continue
+        rows = [("task", "top-1", "predictor of its own", "chance", "classes")]
+        for name, task in tasks.items():
+            told = task if isinstance(task, dict) else {}
+            values = [results.in_words(told.get(key)) for key in ("top1", "single_task_top1", "chance")]
+            rows.append((str(name), *values, str(len(told.get("classes") or ()))))
+        cells = "".join("<tr>" + "".join(f"<td>{esc(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        path, drawn = folder / "eval" / f"{result['file']}.png", ""
+        if path.is_file():
+            drawn = _image(path, "", f"Accuracy of every task on {data_of(result)}")
+        table = f'<div class="scroll"><table>{cells}</table></div>'
+        parts.append(
+            f'<h3>{esc(str(result["file"]))}</h3><div class="result"><div class="both">{table}{drawn}</div></div>'
+        )
+    return "<h2>Many tasks, one predictor</h2>" + "".join(parts) if parts else ""
+
+
 def _results(folder: Path, found: Sequence[Result]) -> str:
     if not found:
         return "<h2>All results</h2>" + _missing("There are no results yet; start with", _WORLD, folder)
@@ -262,7 +286,7 @@ def _result(folder: Path, result: Result) -> str:
     )
     picture = folder / "eval" / f"{result['file']}.png"
     shown = ""
-    if verb_of(result) != "world" and picture.is_file():
+    if verb_of(result) not in ("world", "multitask") and picture.is_file():
         shown = _image(picture, "", str(result["file"]))
     made = {key: result[key] for key in MADE if key in result} | nested
     how = "".join(f"<h3>{esc(key)}</h3><pre>{esc(_told(value, result['file']))}</pre>" for key, value in made.items())

@@ -14,7 +14,7 @@ from iwm import health
 
 Result = dict[str, Any]
 
-VERBS = ("world", "probe", "finetune")
+VERBS = ("world", "probe", "finetune", "multitask")
 """Whose results are judged, in the order in which they are told."""
 
 
@@ -190,6 +190,25 @@ def judge_finetuning(pretrained: Sequence[Result], random: Sequence[Result], oth
     return Finding(title, placed == "above", words, bars)
 
 
+def judge_multitask(result: Result) -> Finding:
+    """One predictor for all tasks against one for each: it does its work where it is not behind, for it is smaller."""
+    tasks = result.get("tasks")
+    of_tasks = [task for task in tasks.values() if isinstance(task, dict)] if isinstance(tasks, dict) else []
+    title = f"One predictor, {len(of_tasks)} tasks"
+    ours, alone = number(result, "average_top1"), number(result, "average_single_task_top1")
+    if ours is None or alone is None:
+        return Finding(title, False, "The accuracies are not finite.")
+    squares = [_error(number(t, "top1") or 0.0, number(t, "single_task_top1") or 0.0, t) ** 2 for t in of_tasks]
+    placed = standing(ours, alone, math.sqrt(sum(squares)) / max(1, len(squares)))
+    words = f"One predictor told the task by a token ({ours:.1%} right on average) is {placed} one predictor a task "
+    words += f"({alone:.1%}): {100 * (ours - alone):+.1f} points"
+    sizes = [number(result, key) for key in ("trainable_parameters", "single_task_trainable_parameters")]
+    if sizes[0] and sizes[1]:
+        words += f", with {sizes[0] / sizes[1]:.0%} of the trained parameters"
+    bars = (("one for all", ours), ("one each", alone), *numbers(result, {"average_chance": "chance"}).items())
+    return Finding(title, placed != "BELOW", words + ".", bars)
+
+
 def _error(a: float, b: float, result: Result) -> float:
     """Standard error of a difference of two accuracies on the test images; 0 when their number is not known."""
     count = number(result, "n_val")
@@ -210,6 +229,9 @@ def judge_results(found: Sequence[Result]) -> list[Finding]:
         random = [r for r in tuned if r.get("predictor") == "random" and _tuning(r) == _tuning(group[0])]
         plain = [r for r in tuned if not r.get("predictor") and data_of(r) == data_of(group[0])]
         findings.append(judge_finetuning(group, random, plain))
+    many = [r for r in found if verb_of(r) == "multitask"]
+    for group in _groups(many, lambda r: (data_of(r), r.get("predictor"))):
+        findings.append(judge_multitask(min(group, key=lambda r: len(r["file"]))))
     return findings
 
 

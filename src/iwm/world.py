@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from iwm import config
-from iwm.actions import ActionSpace
+from iwm.actions import BUILT_IN, ActionSpace
 from iwm.model import ImageWorldModel, Tokens
 
 HITS = (1, 5, 10)
@@ -46,8 +46,11 @@ def squared_distances(a: Float[Tensor, "p n d"], b: Float[Tensor, "q n d"]) -> F
 
 
 def reference_space(space: ActionSpace, image_size: int) -> ActionSpace:
-    """The bank's action space, common to every photometric model: the `destructive` level's ranges."""
-    reference = ActionSpace.from_config(config.Actions(), image_size)
+    """The bank's action space, common to every model of a built-in set: the `destructive` level's ranges. For a set of
+    the user's, the model's own."""
+    if space.set not in BUILT_IN:
+        return space
+    reference = ActionSpace.from_config(config.Actions(set=space.set), image_size)
     return reference if reference.names == space.names else space
 
 

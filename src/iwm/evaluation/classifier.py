@@ -1,13 +1,16 @@
 """A classifier made from a world model: encoder, perhaps predictor, and one of two heads; its weights on disk.
 
+Classifiers of several tasks may share encoder and predictor, each with a task token and a head of its own.
+
     attentive:  q' = q + Attention(q, LN(z));  y = W (q' + MLP(LN(q')))      one learned query q (V-JEPA's probe)
     mean:       y = W mean_i z_i
     z = f(x), or p(f(x), a = 0) at all positions where there is a predictor
 
-`iwm finetune` writes it, `iwm predict` reads it.
+`iwm finetune` writes one, `iwm multitask` several that share; `load_classifier` reads both.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +89,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoder, self.predictor, self.head = encoder, predictor, head
         self.actions, self.size = actions, size
+        self.token: nn.Parameter | None = None
+        """[1, w]: tells a predictor that several tasks share which one is meant."""
         self.names: tuple[str, ...] = ()
         """Class names, in the order of the logits."""
         side = -(-size // encoder.patch_size)
@@ -98,7 +103,8 @@ class Classifier(nn.Module):
         """The part after the encoder; the predictor is asked for all positions under the null action."""
         if self.predictor is not None:
             null = tokens.new_zeros(len(tokens), self.actions)
-            tokens = self.predictor(tokens, null, grid=self.grid)
+            task = None if self.token is None else self.token.expand(len(tokens), 1, -1)
+            tokens = self.predictor(tokens, null, grid=self.grid, task=task)
         return self.head(tokens.float())
 
 
@@ -108,43 +114,103 @@ class Classifier(nn.Module):
 def save_classifier(classifier: Classifier, model: ImageWorldModel, folder: Path, **extra: Any) -> None:
     """Write `model.safetensors` and `config.json` (settings, action space, class names, head) into `folder`: all that
     `load_classifier` needs, the encoder included."""
-    meta = {
-        "settings": config.to_dict(model.settings),
-        "actions": model.space.spec(),
-        "classifier": {
-            "head": "attentive" if isinstance(classifier.head, AttentiveHead) else "mean",
-            "predictor": classifier.predictor is not None,
-            "classes": list(classifier.names),
-            "image_size": classifier.size,
-        },
-        **extra,
-    }
+    meta = {**_meta(classifier, model), **extra}
+    meta["classifier"]["classes"] = list(classifier.names)
     checkpoint.write_weights(folder, classifier.state_dict(), meta)
 
 
-def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> Classifier:
-    """A finetuned classifier in eval mode; uint8 images [b, 3, size, size] in, logits in the order of `names` out.
+def save_tasks(
+    classifiers: Sequence[Classifier], tasks: Sequence[str], model: ImageWorldModel, folder: Path, **extra: Any
+) -> None:
+    """Write classifiers that share encoder and predictor, once, with every task's name, classes, token and head."""
+    meta = {**_meta(classifiers[0], model), **extra}
+    meta["classifier"]["tasks"] = [
+        {"name": name, "classes": list(classifier.names)} for name, classifier in zip(tasks, classifiers, strict=True)
+    ]
+    tensors: dict[str, Tensor] = {}
+    for number, classifier in enumerate(classifiers):
+        for name, value in classifier.state_dict().items():
+            tensors[name if name.startswith(SHARED) else f"tasks.{number}.{name}"] = value
+    checkpoint.write_weights(folder, tensors, meta)
 
-    Raises UserError when the folder holds none.
+
+SHARED = ("encoder.", "predictor.")
+"""Weights that the classifiers of several tasks have in common."""
+
+
+def _meta(classifier: Classifier, model: ImageWorldModel) -> dict[str, Any]:
+    what = {
+        "head": "attentive" if isinstance(classifier.head, AttentiveHead) else "mean",
+        "predictor": classifier.predictor is not None,
+        "image_size": classifier.size,
+    }
+    return {"settings": config.to_dict(model.settings), "actions": model.space.spec(), "classifier": what}
+
+
+def task_names(folder: str | Path) -> tuple[str, ...]:
+    """The tasks of the weights `iwm multitask` wrote into a folder; none for those of `iwm finetune`.
+
+    Raises UserError when the folder holds neither.
     """
-    folder = Path(folder).expanduser()
+    return tuple(task["name"] for task in _read_meta(Path(folder).expanduser())["classifier"].get("tasks", ()))
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta = json.loads((folder / "config.json").read_text())
+        return {**meta, "classifier": dict(meta["classifier"])}
+    except FileNotFoundError:
+        raise UserError(
+            f"There is no finetuned classifier in {folder}; `iwm finetune` and `iwm multitask` make one."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"The classifier in {folder} cannot be read ({error}); finetune again.") from None
+
+
+def load_classifier(folder: str | Path, device: str | torch.device = "cpu", *, task: str = "") -> Classifier:
+    """A finetuned classifier in eval mode; uint8 images [b, 3, size, size] in, logits in the order of `names` out.
+
+    `task` names the one that is meant of weights that hold several. Raises UserError when the folder holds no
+    classifier, no such task, or several and none is named.
+    """
+    folder = Path(folder).expanduser()
+    meta = _read_meta(folder)
+    number = _number_of(task, task_names(folder), folder)
+    try:
         what, settings = meta["classifier"], config.from_dict(config.Config, meta["settings"])
         space = ActionSpace.from_spec(meta["actions"])
         encoder = Encoder(settings.encoder, settings.data.image_size)
-        width, count = settings.encoder.width, len(what["classes"])
+        classes = what["classes"] if number is None else what["tasks"][number]["classes"]
+        width, count = settings.encoder.width, len(classes)
         predictor = Predictor(settings.predictor, width, space.dim, encoder.grid) if what["predictor"] else None
         head = AttentiveHead(width, count) if what["head"] == "attentive" else MeanHead(width, count)
         classifier = Classifier(encoder, predictor, head, space.dim, what["image_size"])
-        classifier.load_state_dict(load_file(folder / "model.safetensors"))
-    except FileNotFoundError:
-        raise UserError(f"There is no finetuned classifier in {folder}; `iwm finetune` makes one.") from None
+        tensors = load_file(folder / "model.safetensors")
+        if number is not None:
+            classifier.token = nn.Parameter(torch.empty(1, settings.predictor.width))
+            own = f"tasks.{number}."
+            tensors = {
+                name.removeprefix(own): value for name, value in tensors.items() if name.startswith((own, *SHARED))
+            }
+        classifier.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"The classifier in {folder} cannot be read ({reason}); finetune again.") from None
-    classifier.names = tuple(what["classes"])
+    classifier.names = tuple(classes)
     return classifier.eval().requires_grad_(False).to(device)
+
+
+def _number_of(task: str, tasks: Sequence[str], folder: Path) -> int | None:
+    """Place of the task that is meant; None for the weights of a single one."""
+    if not tasks:
+        if task:
+            raise UserError(f"{folder} holds a classifier of one task; leave out the task '{task}'.")
+        return None
+    if not task:
+        raise UserError(f"{folder} holds several tasks; name one of them: {', '.join(tasks)}.")
+    if task not in tasks:
+        raise UserError(f"{folder} holds no task '{task}'; {config.did_you_mean(task, tasks)}")
+    return tasks.index(task)
 
 
 def predict(

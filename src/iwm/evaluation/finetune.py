@@ -16,6 +16,7 @@ import itertools
 import re
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -302,10 +303,11 @@ def finetune(
 
 @dataclass(frozen=True)
 class Work:
-    """The images of a finetuning in memory, as pictures."""
+    """The images of a finetuning in memory: as pictures, or as the frozen encoder's tokens."""
 
     train: Samples
-    test: UInt8[Tensor, "m 3 s s"]
+    test: Tensor
+    """uint8 pictures [m, 3, s, s], or float16 tokens [m, t, d]."""
     labels: Tensor
     """Of the test images; only `scores` sees them."""
     size: int
@@ -323,22 +325,38 @@ class Work:
         )
         return cls(Samples(views, labels), test, truth, size, device, hardware.precision_of(speed, device))
 
+    @property
+    def tokens_kept(self) -> bool:
+        return self.test.dtype != torch.uint8
+
+    def encoded(self, encoder: Encoder) -> "Work":
+        """The same with a frozen encoder's tokens in place of the pictures; unchanged where they do not fit."""
+        where: dict[str, Any] = {"device": self.device, "precision": self.precision}
+        tokens = frozen_tokens(encoder, self.train.values, **where)
+        if tokens is None:
+            return self
+        frozen = features.WorldEncoder(encoder, "frozen encoder", self.size)
+        test = features.encode(frozen, self.test, pooling="tokens", **where)
+        return replace(self, train=Samples(tokens, self.train.labels), test=test)
+
+    def logits(self, classifier: Classifier, values: Tensor) -> Tensor:
+        """A classifier's logits of `train` or `test` values."""
+        return classifier.classify(values.float()) if self.tokens_kept else classifier(values)
+
+    def guess(self, classifier: Classifier, values: Tensor) -> Tensor:
+        """The same of any number of values, in parts, on the CPU."""
+        return logits_of(partial(self.logits, classifier), values, device=self.device, precision=self.precision)
+
     def fit(
         self, model: ImageWorldModel, settings: FinetuneSettings, classes: int, start: str, title: str
     ) -> tuple[Trained, Classifier, Tensor, dict[str, Any]]:
         """Choose and train; returns the test images' logits and how the encoder was fed."""
         where: dict[str, Any] = {"device": self.device, "precision": self.precision}
         initial = load_classifier(start).state_dict() if start else None
-        samples, test, tokens, seconds = self.train, self.test, None, 0.0
-        if not settings.moves_encoder:
-            since = time.perf_counter()
-            encoder = model.encoder if settings.student else model.target_encoder
-            tokens = frozen_tokens(encoder, samples.values, **where)
-            if tokens is not None:
-                samples = Samples(tokens, samples.labels)
-                seconds = time.perf_counter() - since
-                frozen = features.WorldEncoder(encoder, "frozen encoder", self.size)
-                test = features.encode(frozen, test, pooling="tokens", **where)
+        since = time.perf_counter()
+        frozen = not settings.moves_encoder
+        work = self.encoded(model.encoder if settings.student else model.target_encoder) if frozen else self
+        seconds = time.perf_counter() - since
         made: list[Classifier] = []
 
         def make(choice: dict[str, Any]) -> Learner:
@@ -352,12 +370,12 @@ class Work:
                     ) from None
             choose_attention(classifier.to(self.device), self.device, self.precision)
             made[:] = [classifier]
-            logits = classifier if tokens is None else lambda values: classifier.classify(values.float())
-            return Learner(classifier, logits, groups_of(classifier, settings, **choice))
+            return Learner(classifier, partial(work.logits, classifier), groups_of(classifier, settings, **choice))
 
-        trained = choose(make, grid_of(settings), samples, settings.schedule, seed=settings.seed, title=title, **where)
-        logits = logits_of(trained.learner.logits, test, **where)
-        return trained, made[0], logits, {"tokens_kept": tokens is not None, "encode_seconds": round(seconds, 2)}
+        schedule = settings.schedule
+        trained = choose(make, grid_of(settings), work.train, schedule, seed=settings.seed, title=title, **where)
+        fed = {"tokens_kept": work.tokens_kept, "encode_seconds": round(seconds, 2)}
+        return trained, made[0], work.guess(made[0], work.test), fed
 
 
 def _finetune(

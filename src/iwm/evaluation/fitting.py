@@ -8,9 +8,9 @@ only as an argument of `logits_of`, after everything has been chosen.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from iwm import hardware
 from iwm.errors import UserError
 from iwm.log import progress
 from iwm.randomness import permutation, uniforms
+
+T = TypeVar("T")
 
 # ---- scores --------------------------------------------------------------------------------------------------------
 
@@ -153,42 +155,73 @@ def fit(
 
     Raises FloatingPointError when the loss is no longer finite.
     """
-    model, size = learner.model, min(schedule.batch_size, len(rows))
+    size = min(schedule.batch_size, len(rows))
     per_epoch = max(1, len(rows) // size)
-    steps, done = epochs * per_epoch, 0
-    optimiser = torch.optim.AdamW(learner.groups, fused=True)
+
+    def batches() -> Iterable[tuple[int, np.ndarray]]:
+        for epoch in range(epochs):
+            order = rows[torch.from_numpy(permutation(seed, "classifier order", epoch, len(rows)))].numpy()
+            yield from ((epoch, batch) for batch in order[: per_epoch * size].reshape(per_epoch, size))
+
+    def loss_of(drawn: tuple[int, np.ndarray]) -> Tensor:
+        epoch, batch = drawn
+        inputs = samples.batch(batch, seed, epoch).to(device, non_blocking=True)
+        labels = samples.labels[torch.from_numpy(batch)].to(device, non_blocking=True)
+        with hardware.autocast(device, precision):
+            logits = learner.logits(inputs)
+        return F.cross_entropy(logits.float(), labels, label_smoothing=schedule.smoothing)
+
+    learner.model.train()
+    steps = epochs * per_epoch
+    seconds = descend(
+        learner.groups, batches(), loss_of, steps, schedule, checked_every=per_epoch, device=device, title=title
+    )
+    learner.model.eval()
+    return steps * size / seconds
+
+
+def descend(
+    groups: list[dict[str, Any]],
+    batches: Iterable[T],
+    loss_of: Callable[[T], Tensor],
+    steps: int,
+    schedule: Schedule,
+    *,
+    checked_every: int,
+    device: torch.device,
+    title: str,
+) -> float:
+    """One AdamW step a batch, each group's "lr" being its peak; returns the seconds it took.
+
+    Raises FloatingPointError when the loss, looked at every `checked_every` steps, is no longer finite.
+    """
+    optimiser = torch.optim.AdamW(groups, fused=True)
     peaks = [group["lr"] for group in optimiser.param_groups]
     trainable = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    model.train()
+    total, summed = torch.zeros((), device=device), 0
     since = time.perf_counter()
     with progress("steps") as bar:
         task = bar.add_task(title, total=steps, note="")
-        for epoch in range(epochs):
-            order = rows[torch.from_numpy(permutation(seed, "classifier order", epoch, len(rows)))].numpy()
-            total = torch.zeros((), device=device)
-            for batch in order[: per_epoch * size].reshape(per_epoch, size):
-                factor = factor_at(done, steps, schedule.warmup)
-                for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-                    group["lr"] = peak * factor
-                inputs = samples.batch(batch, seed, epoch).to(device, non_blocking=True)
-                labels = samples.labels[torch.from_numpy(batch)].to(device, non_blocking=True)
-                with hardware.autocast(device, precision):
-                    logits = learner.logits(inputs)
-                loss = F.cross_entropy(logits.float(), labels, label_smoothing=schedule.smoothing)
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                if schedule.clip:
-                    torch.nn.utils.clip_grad_norm_(trainable, schedule.clip, foreach=True)
-                optimiser.step()
-                total += loss.detach()
-                done += 1
-                bar.advance(task)
-            mean = float(total) / per_epoch  # the epoch's only synchronisation
-            if not math.isfinite(mean):
-                raise FloatingPointError("the loss is not finite")
-            bar.update(task, note=f"loss {mean:.3f}")
-    model.eval()
-    return steps * size / (time.perf_counter() - since)
+        for step, batch in enumerate(batches):
+            factor = factor_at(step, steps, schedule.warmup)
+            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            loss = loss_of(batch)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            if schedule.clip:
+                torch.nn.utils.clip_grad_norm_(trainable, schedule.clip, foreach=True)
+            optimiser.step()
+            total += loss.detach()
+            summed += 1
+            bar.advance(task)
+            if summed == checked_every or step == steps - 1:
+                mean = float(total) / summed  # the only synchronisation
+                if not math.isfinite(mean):
+                    raise FloatingPointError("the loss is not finite")
+                bar.update(task, note=f"loss {mean:.3f}")
+                total, summed = torch.zeros((), device=device), 0
+    return time.perf_counter() - since
 
 
 def factor_at(step: int, steps: int, warmup: float) -> float:
@@ -227,27 +260,57 @@ def choose(
 
     `make` builds a fresh learner, the same one for the same choice. Raises UserError when the chosen training diverges.
     """
-    rest, tenth = hold_out(samples.labels, seed)
+    rest, tenth = search_rows(samples.labels, schedule, seed)
+    where: dict[str, Any] = {"seed": seed, "device": device, "precision": precision}
+
+    def trial(choice: dict[str, Any], named: str) -> float:
+        learner = make(choice)
+        fit(learner, samples, rest, schedule, schedule.search, title=named, **where)
+        logits = logits_of(learner.logits, samples.plain(tenth), device=device, precision=precision)
+        return accuracy(logits, samples.labels[tenth])
+
+    def train(choice: dict[str, Any]) -> tuple[Learner, float]:
+        learner = make(choice)
+        everything = torch.arange(len(samples.labels))
+        return learner, fit(learner, samples, everything, schedule, schedule.epochs, title=title, **where)
+
+    (learner, rate), choice, tried = search_and_train(grid, trial, train, schedule, title)
+    return Trained(learner, choice, tried, rate)
+
+
+def search_rows(
+    labels: Int64[Tensor, " n"], schedule: Schedule, seed: int
+) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " t"]]:
+    """What the trials of a search train on (nine tenths, or `search_images` of them) and the tenth that judges them."""
+    rest, tenth = hold_out(labels, seed)
     if schedule.search_images:
         rest = rest[torch.from_numpy(permutation(seed, "search images", 0, len(rest)))[: schedule.search_images]]
-    where: dict[str, Any] = {"seed": seed, "device": device, "precision": precision}
+    return rest, tenth
+
+
+def search_and_train(
+    grid: Sequence[dict[str, Any]],
+    trial: Callable[[dict[str, Any], str], float],
+    train: Callable[[dict[str, Any]], T],
+    schedule: Schedule,
+    title: str,
+) -> tuple[T, dict[str, Any], list[dict[str, Any]]]:
+    """Train with the choice of the grid whose trial (choice, title -> accuracy on the tenth) was best; returns what
+    `train` does, the choice, and everything tried. A grid of one is not tried.
+
+    Either may raise FloatingPointError: such a trial counts 0. Raises UserError when the chosen training diverges.
+    """
     tried = []
     for number, choice in enumerate(grid if len(grid) > 1 else (), start=1):
-        learner = make(choice)
-        named = f"{title}, choosing {number}/{len(grid)}"
+        row = {**choice, "epochs": schedule.search}
         try:
-            fit(learner, samples, rest, schedule, schedule.search, title=named, **where)
-            logits = logits_of(learner.logits, samples.plain(tenth), device=device, precision=precision)
-            tried.append({**choice, "epochs": schedule.search, "tenth_top1": accuracy(logits, samples.labels[tenth])})
+            tried.append({**row, "tenth_top1": trial(dict(choice), f"{title}, choosing {number}/{len(grid)}")})
         except FloatingPointError:
-            tried.append({**choice, "epochs": schedule.search, "tenth_top1": 0.0, "diverged": True})
+            tried.append({**row, "tenth_top1": 0.0, "diverged": True})
     # The first of equals, so a grid in rising order takes the gentler learning rate.
     best = max(range(len(tried)), key=lambda number: tried[number]["tenth_top1"]) if tried else 0
     choice = dict(grid[best])
-    learner = make(choice)
-    everything = torch.arange(len(samples.labels))
     try:
-        rate = fit(learner, samples, everything, schedule, schedule.epochs, title=title, **where)
+        return train(choice), choice, tried
     except FloatingPointError:
         raise UserError(f"Training the classifier diverged with {choice}; give lower learning rates.") from None
-    return Trained(learner, choice, tried, rate)

@@ -1,0 +1,149 @@
+"""One named change of an image: how it is drawn, applied and told to the predictor. Yours are read from a file.
+
+a = (w(y) - w(x)) / (high - low)  graded          a = 1 where x carries it  a flag
+"""
+
+import difflib
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from iwm.errors import UserError
+
+Apply = Callable[[Float[Tensor, "b 3 h w"], Float[Tensor, " b"]], Float[Tensor, "b 3 h w"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformation:
+    """One named change of an image, with how it is drawn and how it enters the action."""
+
+    name: str
+    apply: Apply
+    """apply(images [b, 3, h, w] in [0, 1], value [b]) -> images, one parameter per image, on any device."""
+    graded: bool
+    """True: its component of the action is a difference; False: a flag."""
+    both: bool
+    """True: on source and target; False: on the source only."""
+    low: float
+    high: float
+    """Range of the raw parameter (a factor, turns, pixels)."""
+    neutral: float
+    """Raw parameter of an image it is not applied to."""
+    probability: float
+    group: str = ""
+    """Transformations of one group are applied together or not at all; by default each stands alone."""
+    sample: Callable[[np.ndarray], np.ndarray] | None = None
+    """Raw parameters from uniform numbers in [0, 1); by default uniform between low and high."""
+
+    @property
+    def range(self) -> float:
+        return self.high - self.low
+
+    def draw(self, uniform: Float[np.ndarray, " b"]) -> Float[np.ndarray, " b"]:
+        return self.sample(uniform) if self.sample else self.low + uniform * self.range
+
+    @property
+    def strongest(self) -> float:
+        """The end of the range that is farther from neutral."""
+        return max(self.low, self.high, key=lambda value: abs(value - self.neutral))
+
+
+def per_image(value: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
+    """One number an image, shaped to multiply pixels."""
+    return value[:, None, None, None]
+
+
+def check(transformation: Transformation) -> None:
+    name, low, high = transformation.name, transformation.low, transformation.high
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise UserError(f"The range of '{name}' is {low:g} to {high:g}; give two finite numbers, the lower first.")
+    if not 0 <= transformation.probability <= 1:
+        raise UserError(f"The probability of '{name}' is {transformation.probability:g}; give one between 0 and 1.")
+
+
+# ---- transformations of your own -----------------------------------------------------------------------------------
+
+
+def set_name(text: str) -> str:
+    """FILE.py:NAME of a PATH/FILE.py:NAME: what a set of your own is called, wherever its file lies."""
+    path, _, name = text.rpartition(":")
+    return f"{Path(path).name}:{name}"
+
+
+def read_transformations(text: str) -> tuple[Transformation, ...]:
+    """The transformations PATH.py:NAME stands for, one or several; runs that file, so call it for code you trust.
+
+    Raises UserError when there is no such file or name, when it fails, and when what it holds cannot be an action
+    space.
+    """
+    path, colon, name = text.rpartition(":")
+    file = Path(path).expanduser()
+    if not colon or not name.isidentifier() or file.suffix != ".py":
+        raise UserError(f"'{text}' names no transformations; give PATH.py:NAME, as in mine.py:SET.")
+    if not file.is_file():
+        raise UserError(f"There is no file {path}; give the PATH.py:NAME of your transformations.")
+    found = importlib.util.spec_from_file_location(f"iwm_own_{file.stem}", file)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:  # it is anybody's code
+        raise UserError(f"{path} cannot be run ({type(error).__name__}: {error}); mend it.") from error
+    held = getattr(module, name, None)
+    members = (held,) if isinstance(held, Transformation) else held
+    if not isinstance(members, tuple | list) or not members or not all(isinstance(m, Transformation) for m in members):
+        near = difflib.get_close_matches(name, [key for key in vars(module) if not key.startswith("_")], n=1)
+        mend = f"did you mean '{near[0]}'?" if near and held is None else "make it one, or a tuple of them."
+        raise UserError(f"'{name}' of {path} is no iwm.Transformation; {mend}")
+    require_set(tuple(members), text)
+    for member in members:
+        try_out(member)
+    return tuple(members)
+
+
+def require_set(members: tuple[Transformation, ...], name: str) -> None:
+    """Raises UserError when transformations cannot make an action space together."""
+    names = [member.name for member in members]
+    twice = next((each for each in names if names.count(each) > 1), None)
+    if twice is not None:
+        raise UserError(f"The action set {name} has two transformations called '{twice}'; rename one.")
+    if not any(member.graded and member.both for member in members):
+        raise UserError(
+            f"The action set {name} has no graded transformation of both views, so a world model has nothing to "
+            "predict by degrees; make one both=True, graded=True."
+        )
+
+
+def try_out(transformation: Transformation) -> None:
+    """Apply a transformation to small images at both ends of its range. Raises UserError when what comes back is not
+    as many finite images in [0, 1] of the same size."""
+    name = transformation.name
+    if not name.isidentifier():
+        raise UserError(f"'{name}' cannot name a transformation; use letters, digits and underscores.")
+    check(transformation)
+    low, high, neutral = transformation.low, transformation.high, transformation.neutral
+    if transformation.graded and not low <= neutral <= high:
+        raise UserError(
+            f"The neutral value of '{name}' is {neutral:g}, outside its range {low:g} to {high:g}: actions would leave "
+            "[-1, 1]; widen the range."
+        )
+    drawn = transformation.draw(np.array([0.0, 0.5, 1 - 1e-9]))
+    if not (np.shape(drawn) == (3,) and np.all(drawn >= low - 1e-6) and np.all(drawn <= high + 1e-6)):
+        raise UserError(f"What '{name}' samples is not within its range {low:g} to {high:g}; mend its sample.")
+    images = torch.rand(3, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    try:
+        made = transformation.apply(images.clone(), torch.tensor([low, neutral, high]))
+    except Exception as error:  # it is anybody's code
+        raise UserError(f"Applying '{name}' fails ({type(error).__name__}: {error}); mend it.") from error
+    if not isinstance(made, Tensor) or made.shape != images.shape or made.dtype != images.dtype:
+        raise UserError(f"Applying '{name}' to images [b, 3, h, w] must give as many of the same size and type.")
+    if not bool(((made >= -1e-4) & (made <= 1 + 1e-4)).all()):
+        raise UserError(f"Applying '{name}' leaves [0, 1]; clamp what it returns.")
