@@ -22,6 +22,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     ),
     "probe": ("top1", "top5", "balanced_top1", "random_encoder_top1", "raw_pixels_top1"),
     "finetune": ("top1", "top5", "trainable_parameters", "flops_per_image", "train_images_per_second"),
+    "segment": ("miou", "pixel_accuracy", "random_encoder_miou", "majority_miou", "trainable_parameters"),
 }  # fmt: skip
 """Rows of each verb; of any other verb, all its numbers."""
 

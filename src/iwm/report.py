@@ -83,6 +83,7 @@ def write(run: Path) -> Path:
         _curves(folder, lines),
         _gallery(folder),
         _strips(folder, found),
+        _segmentation(folder, found),
         _results(folder, found),
         _configuration(folder),
     ]
@@ -246,6 +247,21 @@ def _strips(folder: Path, found: Sequence[Result]) -> str:
     return heading + "".join(drawn)
 
 
+def _segmentation(folder: Path, found: Sequence[Result]) -> str:
+    """Segmented images, where there are any: not every run has a use for them."""
+    drawn = []
+    for result in found:
+        path = folder / "eval" / f"{result['file']}.png"
+        if verb_of(result) == "segment" and path.is_file():
+            caption = (
+                f"{result['file']}: mIoU {results.in_words(number(result, 'miou'))}; nothing pretrained "
+                f"{results.in_words(number(result, 'random_encoder_miou'))}, the majority class everywhere "
+                f"{results.in_words(number(result, 'majority_miou'))}."
+            )
+            drawn.append(_image(path, "wide", f"Segmented images of {data_of(result)}", caption))
+    return "<h2>Segmented images</h2>" + "".join(drawn) if drawn else ""
+
+
 def _results(folder: Path, found: Sequence[Result]) -> str:
     if not found:
         return "<h2>All results</h2>" + _missing("There are no results yet; start with", _WORLD, folder)
@@ -262,7 +278,7 @@ def _result(folder: Path, result: Result) -> str:
     )
     picture = folder / "eval" / f"{result['file']}.png"
     shown = ""
-    if verb_of(result) != "world" and picture.is_file():
+    if verb_of(result) not in ("world", "segment") and picture.is_file():
         shown = _image(picture, "", str(result["file"]))
     made = {key: result[key] for key in MADE if key in result} | nested
     how = "".join(f"<h3>{esc(key)}</h3><pre>{esc(_told(value, result['file']))}</pre>" for key, value in made.items())

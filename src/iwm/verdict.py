@@ -14,7 +14,7 @@ from iwm import health
 
 Result = dict[str, Any]
 
-VERBS = ("world", "probe", "finetune")
+VERBS = ("world", "probe", "finetune", "segment")
 """Whose results are judged, in the order in which they are told."""
 
 
@@ -190,6 +190,26 @@ def judge_finetuning(pretrained: Sequence[Result], random: Sequence[Result], oth
     return Finding(title, placed == "above", words, bars)
 
 
+def judge_segmentation(result: Result) -> Finding:
+    """mIoU against the same training with nothing pretrained, and against the majority class everywhere."""
+    what = " ".join(str(part) for part in (result.get("train"), result.get("predictor"), result.get("head")) if part)
+    title, miou = f"Segmentation of {data_of(result)} ({what})", number(result, "miou")
+    if miou is None:
+        return Finding(title, False, "The mean IoU is not finite.")
+    names = {"random_encoder_miou": "nothing pretrained", "majority_miou": "the majority class everywhere"}
+    controls = numbers(result, names)
+    bars = (("this run", miou), *controls.items())
+    if len(controls) < len(names):
+        return Finding(title, None, f"mIoU {miou:.3f} was measured without baselines, so it cannot be judged.", bars)
+    # Both are measured on the same images: the error of ours stands for that of each.
+    error = (number(result, "miou_standard_error") or 0.0) * math.sqrt(2) / 2
+    placed = {name: standing(miou, value, error) for name, value in controls.items()}
+    words = f"mIoU {miou:.3f} is " + join([f"{place} {name} ({controls[name]:.3f})" for name, place in placed.items()])
+    behind = [name for name, place in placed.items() if place != "above"]
+    words += ": pretraining is of use here." if not behind else ": no use of pretraining can be shown here."
+    return Finding(title, not behind, words, bars)
+
+
 def _error(a: float, b: float, result: Result) -> float:
     """Standard error of a difference of two accuracies on the test images; 0 when their number is not known."""
     count = number(result, "n_val")
@@ -210,6 +230,9 @@ def judge_results(found: Sequence[Result]) -> list[Finding]:
         random = [r for r in tuned if r.get("predictor") == "random" and _tuning(r) == _tuning(group[0])]
         plain = [r for r in tuned if not r.get("predictor") and data_of(r) == data_of(group[0])]
         findings.append(judge_finetuning(group, random, plain))
+    segmented = [r for r in found if verb_of(r) == "segment" and r.get("predictor") != "random"]
+    for group in _groups(segmented, lambda r: (data_of(r), r.get("train"), r.get("head"))):
+        findings.append(judge_segmentation(min(group, key=lambda r: len(r["file"]))))
     return findings
 
 
