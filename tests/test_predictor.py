@@ -95,3 +95,18 @@ def test_reset_draws_anew_and_rescales():
 def test_width_must_fit_the_positions():
     with pytest.raises(UserError, match="multiple of 4"):
         Predictor(replace(tiny().predictor, width=30), 24, 7, (4, 4))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_intermediates_are_the_queries_after_a_block(kind):
+    predictor = build(kind)
+    predictor.open_gates()
+    seen = []
+    for block in predictor.blocks:
+        block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    tokens, action = torch.randn(2, 12, 24), torch.randn(2, 7)
+    first, last = predictor.intermediates(tokens, action, [1, 2], grid=(3, 4))
+    torch.testing.assert_close(first, torch.nn.functional.layer_norm(seen[0][:, :12], (32,)))
+    torch.testing.assert_close(last, predictor.norm(seen[1][:, :12]))
+    assert torch.equal(last, predictor.features(tokens, action, grid=(3, 4)))
