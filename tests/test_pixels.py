@@ -176,7 +176,7 @@ def test_scaled_crops_keep_image_and_classes_together(scales):
         )
         flat = inside & ~edge
         assert (pixels[0][flat].float() / 100).round().short().equal(classes[flat])
-        sizes.add(crop.box)
+        sizes.add((crop.box, crop.place))
         mirrored += crop.mirrored
     assert len(sizes) > 10
     assert 8 < mirrored < 32

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from iwm import hardware, images, samples
 from iwm.errors import UserError
-from iwm.images import Files, ImageSet, Subset
+from iwm.images import Arrays, Files, ImageSet, Subset
 from iwm.loader import decoded_bytes
 from iwm.log import console, progress
 from iwm.pixels import IGNORED, BrokenImage, reason
@@ -121,9 +121,8 @@ def _scenes(scenes: ImageSet, size: int) -> Annotated:
 def _open_arrays(path: Path, name: str) -> tuple[Annotated, Annotated | None, str]:
     arrays = images.read_arrays(path)
     names = tuple(arrays["classes"].astype(str).tolist()) if "classes" in arrays else None
-    opened = images.open_splits(str(path))
 
-    def half(prefix: str, pictures: ImageSet) -> Annotated:
+    def half(prefix: str, split: str) -> Annotated:
         shown, masks = arrays[f"{prefix}images"], arrays.get(f"{prefix}masks")
         if masks is None:
             raise UserError(f"'{path}' has no array `{prefix}masks`; save whole numbers [n, h, w] under that name.")
@@ -132,11 +131,12 @@ def _open_arrays(path: Path, name: str) -> tuple[Annotated, Annotated | None, st
                 f"`{prefix}masks` in '{path}' is {masks.dtype} {list(masks.shape)}; it must be whole numbers "
                 f"{list(shown.shape[:3])}, the class of every pixel of `{prefix}images`."
             )
+        pictures = Arrays(shown, name, split, f"{path}:{prefix}images")
         return Annotated(pictures, lambda index: masks[index], lambda index: f"{path}:{prefix}masks[{index}]", names)
 
     if "val_images" not in arrays:
-        return half("", images.open_images(str(path), "all")), None, "images"
-    return half("", opened[0]), half("val_", opened[1]), "images and val_images"
+        return half("", "train"), None, "images"
+    return half("", "train"), half("val_", "val"), "images and val_images"
 
 
 def _class_names(root: Path, listing: Sequence[str]) -> tuple[str, ...] | None:
@@ -317,7 +317,6 @@ def _classes_of(names: tuple[str, ...] | None, train: Examples, val: Examples, i
         values = range(count + 1 if 0 <= ignore_index <= count else count)
         names = tuple(map(str, values))
     classes = tuple(name for value, name in enumerate(names) if value != ignore_index)
-    classes = classes[: count if not names else len(classes)]
     seen, asked = (np.pad(part.pixels, (0, len(classes) - len(part.pixels))) for part in (train, val))
     if (seen > 0).sum() < 2:
         only = "".join(f" ('{classes[number]}')" for number in np.flatnonzero(seen))

@@ -97,7 +97,7 @@ class Files(ImageSet):
         return {**self.__dict__, "_archive": None}
 
 
-class _Array(ImageSet):
+class Arrays(ImageSet):
     """Images of one array."""
 
     def __init__(self, images: UInt8[np.ndarray, "n h w 3"], name: str, split: str, where: str):
@@ -425,7 +425,7 @@ def _open_arrays(path: Path, name: str) -> tuple[ImageSet, ImageSet | None, str]
 
     def half(prefix: str, split: str) -> ImageSet:
         images, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
-        opened = _Array(images, name, split, f"{path}:{prefix}images")
+        opened = Arrays(images, name, split, f"{path}:{prefix}images")
         if labels is not None:
             whole = labels.shape == (len(images),) and labels.dtype.kind in "iu"
             if not whole or labels.min() < 0 or labels.max() >= len(classes):

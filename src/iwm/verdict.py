@@ -201,8 +201,8 @@ def judge_segmentation(result: Result) -> Finding:
     bars = (("this run", miou), *controls.items())
     if len(controls) < len(names):
         return Finding(title, None, f"mIoU {miou:.3f} was measured without baselines, so it cannot be judged.", bars)
-    # Both are measured on the same images: the error of ours stands for that of each.
-    error = (number(result, "miou_standard_error") or 0.0) * math.sqrt(2) / 2
+    # Of a difference, as if the control were measured on other images with the same error: on the safe side.
+    error = (number(result, "miou_standard_error") or 0.0) * math.sqrt(2)
     placed = {name: standing(miou, value, error) for name, value in controls.items()}
     words = f"mIoU {miou:.3f} is " + join([f"{place} {name} ({controls[name]:.3f})" for name, place in placed.items()])
     behind = [name for name, place in placed.items() if place != "above"]
