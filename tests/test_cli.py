@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import pictures_file, tiny, trained_on
 
@@ -71,6 +72,9 @@ def test_pretrain_resumes_from_its_own_configuration(tmp_path, source, capsys):
         (["world", "absent", "--data", "sample"], "There is no run at absent"),
         (["probe", "absent", "--data", "sample-objects", "--kind", "knn"], "There is no run at absent"),
         (["finetune", "absent", "--data", "sample-objects", "--train", "predictor"], "There is no run at absent"),
+        (["segment", "absent", "--data", "sample-objects"], "There is no run at absent"),
+        (["segment", "absent", "--data", "sample-objects", "--train", "heads"], "invalid choice 'heads'"),
+        (["segment", "absent", "--data", "sample-objects", "--ignore-index", "x"], "invalid literal for int()"),
         (["doctor", "absent"], "absent is not a run"),
         (["report", "absent"], "absent"),
         (["compare", "absent"], "absent"),
@@ -116,6 +120,7 @@ def test_a_corrupt_checkpoint_and_weights(run, source, capsys):
 def test_labels_asked_of_an_unlabelled_source(run, source, capsys):
     assert "label" in refused(capsys, "probe", run, "--data", source, "--kind", "knn")
     assert "label" in refused(capsys, "finetune", run, "--data", source, "--train", "predictor")
+    assert "has no array `masks`" in refused(capsys, "segment", run, "--data", source)
 
 
 def test_the_doctor_speaks_in_exit_codes(run, capsys):
@@ -152,6 +157,23 @@ def test_world_probe_finetune_report_compare(tmp_path, capsys):
     names = {p.name.split("-")[0] for p in (Path(run) / "eval").glob("*.json")}
     assert names == {"world", "probe", "finetune"}
     assert (Path(run) / "report.html").is_file()
+
+
+def test_segment_report_compare(run, tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    masks = generator.integers(0, 2, (12, 4, 6), dtype=np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+    np.savez(tmp_path / "parts.npz", images=np.stack([masks] * 3, axis=-1) * 200, masks=masks)
+    argv = ["segment", run, "--data", str(tmp_path / "parts.npz"), "--head=linear", "--epochs=1", "--lrs=1e-3"]
+    assert cli.main([*argv, "--ignore-index=-1"]) == 0
+    said = capsys.readouterr().out
+    for word in ("miou", "random_encoder_miou", "majority_miou", "pixel_accuracy", "IoU of every class"):
+        assert word in said
+    assert cli.main(["report", run]) == 0
+    page = (Path(run) / "report.html").read_text()
+    assert "Segmented images" in page
+    assert "segment-head-linear-parts: mIoU" in page
+    assert cli.main(["compare", run, run]) == 0
+    assert "miou" in capsys.readouterr().out
 
 
 def test_recipes_are_listed(capsys):

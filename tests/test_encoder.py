@@ -106,3 +106,17 @@ def test_an_image_that_does_not_divide_is_refused(size, patch):
 def test_a_width_the_heads_do_not_divide_is_refused():
     with pytest.raises(UserError, match=r"encoder\.heads"):
         Encoder(replace(tiny().encoder, heads=3), 16)
+
+
+@torch.no_grad()
+def test_intermediates_are_timms_after_a_layer_norm(encoder):
+    images = torch.rand(2, 3, 32, 48)
+    found = encoder.intermediates(images, [1, 2, 2, 3])
+    raw = (
+        timm_twin(encoder, dynamic_img_size=True)
+        .eval()
+        .forward_intermediates(encoder.normalise(images), indices=[0, 1], intermediates_only=True, output_fmt="NLC")
+    )
+    for ours, theirs in zip(found[:3], (raw[0], raw[1], raw[1]), strict=True):
+        torch.testing.assert_close(ours, torch.nn.functional.layer_norm(theirs, (48,)))
+    assert torch.equal(found[3], encoder.tokens(images))

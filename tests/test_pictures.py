@@ -193,3 +193,37 @@ def test_no_lines_is_an_error() -> None:
         pictures.curves([])
     with pytest.raises(UserError, match="known curves"):
         pictures.curves([{"step": 3}])
+
+
+def test_overlays_show_truth_prediction_and_mistakes_with_a_legend(tmp_path):
+    truth = np.zeros((8, 12), dtype=np.int64)
+    truth[:, 6:] = 1
+    truth[0] = -100
+    guess = truth.copy()
+    guess[0] = 0
+    guess[4, 2] = 1
+    image = torch.full((3, 8, 12), 128, dtype=torch.uint8)
+    figure = pictures.overlays([pictures.Overlay(image, truth, guess)], ["sky", "road", "never seen"])
+    words = [text.get_text() for text in figure.texts]
+    assert {"sky", "road", "does not count", "truth", "prediction"} <= set(words)
+    assert "never seen" not in words
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes[:4]]
+    assert [len(np.unique(part.reshape(-1, 3), axis=0)) for part in shown] == [1, 3, 2, 3]
+    assert np.argwhere((shown[3] == 0).all(axis=-1)).tolist() == [[4, 2]]
+    assert (shown[1][0] == 255).all()
+    assert not (shown[2][1, 0] == shown[2][1, 8]).all()
+    assert pictures.save(figure, tmp_path / "overlay.png").stat().st_size > 1000
+
+
+def test_overlays_of_many_classes():
+    colours = pictures.class_colours(150)
+    assert len(np.unique(colours.round(3), axis=0)) == 150
+    assert colours.min() >= 0
+    assert colours.max() <= 1
+    kinds = np.arange(150).reshape(10, 15)
+    figure = pictures.overlays(
+        [pictures.Overlay(torch.zeros(3, 10, 15, dtype=torch.uint8), kinds, kinds)], [f"kind {n}" for n in range(150)]
+    )
+    assert "and 126 rarer classes" in [text.get_text() for text in figure.texts]
+    with pytest.raises(UserError, match="no segmented images"):
+        pictures.overlays([], ["a"])

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from iwm.pixels import BrokenImage, center, crop_boxes, decode, random_crop, random_crops
+from iwm.pixels import IGNORED, BrokenImage, center, crop_boxes, decode, random_crop, random_crops, scaled_crop
 
 
 def of_array(values: object, kind: str, dtype: str, **options: object) -> bytes:
@@ -150,3 +150,52 @@ def test_crops_at_once_are_the_same_bytes():
     at_once = random_crops(pictures, 12, (0.3, 1.0), 0.5, 1, 2, np.arange(4))
     for index, picture in enumerate(pictures):
         assert torch.equal(at_once[index], random_crop(picture, 12, (0.3, 1.0), 0.5, 1, 2, index))
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (0.4, 0.6), (0.7, 2.5)])
+def test_scaled_crops_keep_image_and_classes_together(scales):
+    """The image's red channel is its mask times 100, so whatever the geometry, red tells the class."""
+    mask = torch.zeros(30, 44, dtype=torch.int16)
+    mask[4:20, 6:30] = 1
+    mask[14:, 22:] = 2
+    image = torch.zeros(3, 30, 44, dtype=torch.uint8)
+    image[0] = (100 * mask).byte()
+    sizes, mirrored = set(), 0
+    for step in range(40):
+        crop = scaled_crop(30, 44, 24, scales, 0.5, 0, step, 3)
+        pixels, classes = crop.of_image(image), crop.of_mask(mask)
+        assert pixels.shape == (3, 24, 24)
+        inside = classes != IGNORED
+        assert int(inside.sum()) == crop.scaled[0] * crop.scaled[1]
+        ratio = crop.scaled[1] / crop.box[3]
+        assert scales[0] * 0.9 < ratio < scales[1] * 1.1
+        # Only pixels on an edge may differ: there the bicubic filter mixes.
+        edge = (
+            torch.nn.functional.max_pool2d(classes[None, None].float(), 5, 1, 2)[0, 0]
+            != -torch.nn.functional.max_pool2d(-classes[None, None].float(), 5, 1, 2)[0, 0]
+        )
+        flat = inside & ~edge
+        assert (pixels[0][flat].float() / 100).round().short().equal(classes[flat])
+        sizes.add((crop.box, crop.place))
+        mirrored += crop.mirrored
+    assert len(sizes) > 10
+    assert 8 < mirrored < 32
+
+
+def test_a_crop_at_full_scale_is_a_piece_of_the_image():
+    image = torch.randint(0, 256, (3, 30, 44), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    crop = scaled_crop(30, 44, 24, (1.0, 1.0), 0.0, 0, 5, 3)
+    top, left, height, width = crop.box
+    assert (height, width) == (24, 24)
+    assert crop.of_image(image).equal(image[:, top : top + 24, left : left + 24])
+    assert crop == scaled_crop(30, 44, 24, (1.0, 1.0), 0.0, 0, 5, 3)
+    assert crop != scaled_crop(30, 44, 24, (1.0, 1.0), 0.0, 0, 5, 4)
+
+
+def test_a_small_image_lies_on_its_mean_colour():
+    image = torch.full((3, 10, 12), 77, dtype=torch.uint8)
+    crop = scaled_crop(10, 12, 32, (1.0, 1.0), 0.0, 0, 0, 0)
+    assert (crop.of_image(image) == 77).all()
+    classes = crop.of_mask(torch.ones(10, 12, dtype=torch.int16))
+    assert int((classes == 1).sum()) == 120
+    assert int((classes == IGNORED).sum()) == 32 * 32 - 120

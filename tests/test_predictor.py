@@ -111,3 +111,16 @@ def test_task_tokens_take_part_and_are_not_returned(kind):
     turned = predictor(tokens, action, task=task.flip(0))
     alone = predictor(tokens[:1], action[:1], task=task[1:])
     torch.testing.assert_close(turned[:1], alone)
+
+
+def test_intermediates_are_the_queries_after_a_block(kind):
+    predictor = build(kind)
+    predictor.open_gates()
+    seen = []
+    for block in predictor.blocks:
+        block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    tokens, action = torch.randn(2, 12, 24), torch.randn(2, 7)
+    first, last = predictor.intermediates(tokens, action, [1, 2], grid=(3, 4))
+    torch.testing.assert_close(first, torch.nn.functional.layer_norm(seen[0][:, :12], (32,)))
+    torch.testing.assert_close(last, predictor.norm(seen[1][:, :12]))
+    assert torch.equal(last, predictor.features(tokens, action, grid=(3, 4)))

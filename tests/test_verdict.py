@@ -101,3 +101,24 @@ def test_the_headline_counts() -> None:
     assert headline(good, [good, open_]) == "The training is healthy, and every evaluation beats its controls."
     assert headline(good, [good, bad]) == "The training is healthy, but of 2 evaluations only 1 beats its controls."
     assert headline(bad, [bad]) == "The training is ill, and no evaluation beats its controls."
+
+
+SEGMENT = {"file": "segment-head-linear-rooms", "data": "rooms", "train": "head", "head": "linear", "miou": 0.4}
+SEGMENT |= {"majority_miou": 0.1, "miou_standard_error": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("random", "good", "said"),
+    [
+        (0.3, True, "above nothing pretrained"),
+        (0.39, False, "level with"),
+        (0.5, False, "BELOW"),
+        (None, None, "cannot"),
+    ],
+)
+def test_segmentation_is_judged_beside_its_controls(random, good, said):
+    result = SEGMENT | ({} if random is None else {"random_encoder_miou": random})
+    (found,) = judge_results([result])
+    assert found.good is good
+    assert said in found.sentence
+    assert found.bars[0] == ("this run", 0.4)

@@ -8,6 +8,7 @@ from torch import nn
 from iwm.vit import (
     AdaLNBlock,
     choose_attention,
+    depths,
     gather_tokens,
     head_count,
     initialise,
@@ -82,3 +83,10 @@ def test_both_attention_kernels_compute_the_same():
     plain = block(x)
     choose_attention(block, torch.device("cpu"), "fp32")
     torch.testing.assert_close(block(x), plain)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(12, (4, 6, 8, 12)), (18, (6, 9, 12, 18)), (4, (2, 2, 3, 4)), (1, (1, 1, 1, 1))]
+)
+def test_depths_at_a_third_a_half_two_thirds_and_the_end(count, expected):
+    assert depths(count) == expected

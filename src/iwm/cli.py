@@ -297,6 +297,76 @@ def multitask(argv: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
+class Segment:
+    run: Positional[str]
+    """A run folder, exported weights, or hf-hub:user/name."""
+    data: str
+    """images/ and annotations/ (PNG masks) in every split, an .npz with images and masks, or sample-objects."""
+    train: Literal["head", "predictor", "encoder", "both"] = "head"
+    """What learns; both is encoder and predictor end to end."""
+    head: Literal["linear", "upernet"] = "upernet"
+    predictor: Literal["pretrained", "random"] = "pretrained"
+    """Where the predictor starts."""
+    ignore_index: int = 255
+    """Mask value of pixels that are neither learned nor counted; -1 for none."""
+    val: str = ""
+    """Source of the images that are reported on; by default the source's own."""
+    seed: int = 0
+    epochs: int = 20
+    batch_size: int = 16
+    views: int = 4
+    """Crops an image is trained on while the encoder is frozen, drawn once; 0: fresh ones every epoch."""
+    scales: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest scale of the crops."""
+    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Learning rates of the head; the best on a tenth of train is taken."""
+    ratios: tuple[float, ...] = (0.1, 1.0)
+    """Learning rate of predictor or encoder as a multiple of the head's; tried with every one."""
+    start: str = ""
+    """train both: folder of a finished predictor segmentation; made first where not given."""
+    student: bool = False
+    """Segment with the student instead of the EMA encoder."""
+    baselines: bool = True
+    """Also the same training with nothing pretrained."""
+    size: int = 0
+    """Side of crops and windows; 0: the images' shorter side, at most 512 and at most 4 times the run's."""
+    out: str = ""
+    """Where results go when RUN is not a local run folder."""
+    speed: config.Speed = field(default_factory=config.Speed)
+
+
+def segment(argv: Sequence[str]) -> None:
+    """Say the class of every pixel, from the encoder's blocks or the predictor's: mIoU, overlay pictures."""
+    from iwm.evaluation import fitting, segmentation
+
+    o = parse(Segment, argv, "segment")
+    settings = segmentation.SegmentSettings(
+        student=o.student,
+        lrs=o.lrs,
+        ratios=o.ratios,
+        views=o.views,
+        scales=o.scales,
+        schedule=fitting.Schedule(epochs=o.epochs, batch_size=o.batch_size),
+    )
+    segmentation.segment(
+        o.run,
+        o.data,
+        o.train,
+        o.head,
+        o.predictor,
+        val=o.val,
+        ignore_index=o.ignore_index,
+        seed=o.seed,
+        settings=settings,
+        size=o.size,
+        start=o.start,
+        baselines=o.baselines,
+        speed=o.speed,
+        out=o.out,
+    )
+
+
+@dataclass(frozen=True)
 class Runs:
     runs: Positional[tuple[str, ...]]
     """Run folders."""
@@ -379,7 +449,7 @@ def demo(argv: Sequence[str]) -> None:
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
     verb.__name__: (verb, (verb.__doc__ or "").strip())
-    for verb in (demo, recipes, pretrain, world, probe, finetune, multitask, compare, doctor, report)
+    for verb in (demo, recipes, pretrain, world, probe, finetune, multitask, segment, compare, doctor, report)
 }
 
 

@@ -28,6 +28,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "multitask": (
         "average_top1", "average_single_task_top1", "trainable_parameters", "single_task_trainable_parameters",
     ),
+    "segment": ("miou", "pixel_accuracy", "random_encoder_miou", "majority_miou", "trainable_parameters"),
 }  # fmt: skip
 """Rows of each verb; of any other verb, all its numbers."""
 

@@ -4,6 +4,8 @@ Positions are fixed (frozen) 2-D sin-cos vectors kept in `pos_embed`, resampled 
 deviation of the pixels are part of the module but not of its state dict, which *is* a timm state dict.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from iwm import config
 from iwm.errors import UserError
-from iwm.vit import Grid, gather_tokens, initialise, rescale_residuals, sincos_positions
+from iwm.vit import Grid, block_outputs, gather_tokens, initialise, rescale_residuals, sincos_positions
 
 
 class Encoder(VisionTransformer):
@@ -116,3 +118,9 @@ class Encoder(VisionTransformer):
             if number >= first:
                 total = total + F.layer_norm(x.float(), x.shape[-1:])
         return total / average
+
+    def intermediates(
+        self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], numbers: Sequence[int]
+    ) -> list[Float[Tensor, "b n d"]]:
+        """Tokens of all patches after the blocks of these numbers (see `vit.block_outputs`)."""
+        return block_outputs(self.norm_pre(self.embed(images)), self.blocks, numbers, self.norm)

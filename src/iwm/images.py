@@ -27,6 +27,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 TRAIN_FOLDERS = ("train", "training")
 VAL_FOLDERS = ("val", "valid", "validation", "test")
 """Folder names of the splits, any case; of several the first is taken."""
+IMAGES, MASKS = "images", "annotations"
+"""The two folders of a split whose images have masks (`iwm.annotations`)."""
 
 
 class ImageSet:
@@ -55,7 +57,7 @@ class ImageSet:
         raise NotImplementedError
 
 
-class _Files(ImageSet):
+class Files(ImageSet):
     """Image files of a folder or a zip archive."""
 
     def __init__(self, root: Path, names: Sequence[str], name: str, split: str):
@@ -70,16 +72,17 @@ class _Files(ImageSet):
         return str(self.root / self.names[index])
 
     def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        return decode(self._read(index), self.path(index))
+        return decode(self.read(index), self.path(index))
 
     def dimensions(self, index: int) -> tuple[int, int]:
         try:
-            with Image.open(io.BytesIO(self._read(index))) as picture:
+            with Image.open(io.BytesIO(self.read(index))) as picture:
                 return picture.height, picture.width
         except Exception as error:
             raise BrokenImage(self.path(index), reason(error)) from error
 
-    def _read(self, index: int) -> bytes:
+    def read(self, index: int) -> bytes:
+        """The file itself. Raises BrokenImage."""
         try:
             if self.root.is_dir():
                 return (self.root / self.names[index]).read_bytes()
@@ -94,7 +97,7 @@ class _Files(ImageSet):
         return {**self.__dict__, "_archive": None}
 
 
-class _Array(ImageSet):
+class Arrays(ImageSet):
     """Images of one array."""
 
     def __init__(self, images: UInt8[np.ndarray, "n h w 3"], name: str, split: str, where: str):
@@ -286,24 +289,34 @@ def _open_one(source: str, size: int) -> tuple[ImageSet, ImageSet | None, str]:
         return _Photos("train"), _Photos("val"), "800 and 119 of the embedded photos"
     if source == "sample-objects":
         return _Scenes("train", size), _Scenes("val", size), "scenes on different photos"
+    path, name = locate(source)
+    if path.suffix.lower() == ".npz" and not path.is_dir():
+        return _open_arrays(path, name)
+    return _open_files(path, name, file_names(path))
+
+
+def locate(source: str) -> tuple[Path, str]:
+    """Path and short name of a source on disk. Raises UserError when there is none."""
     path = Path(source).expanduser()
     if not path.exists():
         raise UserError(
             f"There is no '{source}'; give a folder, .zip, .npz, `sample` or `sample-objects` (several with commas)."
         )
-    name = re.sub(r"[^\w.-]+", "-", path.resolve().name if path.is_dir() else path.stem).strip("-.") or "images"
+    return path, re.sub(r"[^\w.-]+", "-", path.resolve().name if path.is_dir() else path.stem).strip("-.") or "images"
+
+
+def file_names(path: Path) -> list[str]:
+    """Paths of all files in a folder or a zip archive, below it. Raises UserError when it is neither."""
     if path.is_dir():
-        return _open_files(path, name, _folder_names(path))
+        return _folder_names(path)
     if path.suffix.lower() == ".zip":
         try:
             with zipfile.ZipFile(path) as archive:
-                return _open_files(path, name, archive.namelist())
+                return archive.namelist()
         except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"'{source}' is not a readable zip archive ({reason(error)}); make it again.") from error
-    if path.suffix.lower() == ".npz":
-        return _open_arrays(path, name)
+            raise UserError(f"'{path}' is not a readable zip archive ({reason(error)}); make it again.") from error
     hint = "give the folder it lies in" if path.suffix.lower() in SUFFIXES else "give a folder, a .zip or an .npz"
-    raise UserError(f"'{source}' is not a source of images; {hint}.")
+    raise UserError(f"'{path}' is not a source of images; {hint}.")
 
 
 def _folder_names(root: Path) -> list[str]:
@@ -322,6 +335,21 @@ def _folder_names(root: Path) -> list[str]:
 
 def _open_files(root: Path, name: str, names: Sequence[str]) -> tuple[ImageSet, ImageSet | None, str]:
     """Find splits and classes in the paths below `root`."""
+    train, valid, how = split_files(root, names)
+    return _labelled(root, name, "train", train), valid and _labelled(root, name, "val", valid), how
+
+
+Named = tuple[str, list[str]]
+"""A file's path below its root, and the parts of it that lie below single top folders and the split's folder."""
+
+
+def split_files(root: Path, names: Sequence[str]) -> tuple[list[Named], list[Named] | None, str]:
+    """The image files of training and validation (None where there is no such folder), and in words how they are told
+    apart.
+
+    ADE20K's own order (images/training/, annotations/training/) is read as training/images/ and so on. Raises
+    UserError when there are no images.
+    """
 
     def hidden(parts: Sequence[str]) -> bool:
         return any(part.startswith(".") or part == "__MACOSX" for part in parts)
@@ -335,22 +363,29 @@ def _open_files(root: Path, name: str, names: Sequence[str]) -> tuple[ImageSet, 
         files = [(path, parts[1:]) for path, parts in files]
 
     tops = {parts[0].lower() for _, parts in files if len(parts) > 1}
+    if tops == {IMAGES, MASKS}:
+        seconds = {parts[1].lower() for _, parts in files if len(parts) > 2}
+        if seconds & {*TRAIN_FOLDERS} and seconds & {*VAL_FOLDERS}:
+            files = [(path, [parts[1], parts[0], *parts[2:]]) for path, parts in files if len(parts) > 2]
+            tops = seconds
 
-    def below(folder: str, split: str) -> ImageSet:
-        inside = [(path, parts[1:]) for path, parts in files if len(parts) > 1 and parts[0].lower() == folder]
-        return _labelled(root, name, split, inside)
+    def below(folder: str) -> list[Named]:
+        return [(path, parts[1:]) for path, parts in files if len(parts) > 1 and parts[0].lower() == folder]
 
     train = next((folder for folder in TRAIN_FOLDERS if folder in tops), None)
     valid = next((folder for folder in VAL_FOLDERS if folder in tops), None)
     if train is None:
-        return _labelled(root, name, "train", files), None, "all images"
+        return files, None, "all images"
     if valid is None:
-        return below(train, "train"), None, f"{train}/"
-    return below(train, "train"), below(valid, "val"), f"{train}/ and {valid}/"
+        return below(train), None, f"{train}/"
+    return below(train), below(valid), f"{train}/ and {valid}/"
 
 
-def _labelled(root: Path, name: str, split: str, files: Sequence[tuple[str, list[str]]]) -> ImageSet:
-    images = _Files(root, [path for path, _ in files], name, split)
+def _labelled(root: Path, name: str, split: str, files: Sequence[Named]) -> ImageSet:
+    tops = {parts[0].lower() for _, parts in files if len(parts) > 1}
+    if tops == {IMAGES, MASKS}:  # a segmentation source: its masks are neither pictures nor a class
+        files = [(path, parts[1:2]) for path, parts in files if len(parts) > 1 and parts[0].lower() == IMAGES]
+    images = Files(root, [path for path, _ in files], name, split)
     tops = [parts[0] if len(parts) > 1 else "" for _, parts in files]
     classes = tuple(sorted(set(tops)))
     if len(classes) > 1 and "" not in classes:
@@ -359,8 +394,11 @@ def _labelled(root: Path, name: str, split: str, files: Sequence[tuple[str, list
     return images
 
 
-def _open_arrays(path: Path, name: str) -> tuple[ImageSet, ImageSet | None, str]:
-    """An .npz with `images`, optional `labels`, `classes`, `val_images`, `val_labels`."""
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz, checked: `images` and, where there are any, `val_images` are uint8 [n, h, w, 3].
+
+    Raises UserError.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
@@ -368,6 +406,18 @@ def _open_arrays(path: Path, name: str) -> tuple[ImageSet, ImageSet | None, str]
         raise UserError(f"'{path}' is not a readable .npz of plain arrays ({reason(error)}); save it again.") from error
     if "images" not in arrays:
         raise UserError(f"'{path}' has no array `images`; save uint8 [n, h, w, 3] under that name.")
+    for key in ("images", "val_images"):
+        images = arrays.get(key)
+        if images is not None and (
+            images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size
+        ):
+            raise UserError(f"`{key}` in '{path}' is {images.dtype} {list(images.shape)}; save uint8 [n, h, w, 3].")
+    return arrays
+
+
+def _open_arrays(path: Path, name: str) -> tuple[ImageSet, ImageSet | None, str]:
+    """An .npz with `images`, optional `labels`, `classes`, `val_images`, `val_labels`."""
+    arrays = read_arrays(path)
     counts = [int(arrays[key].max()) + 1 for key in ("labels", "val_labels") if arrays.get(key, np.zeros(0)).size]
     classes = tuple(
         arrays["classes"].astype(str).tolist() if "classes" in arrays else map(str, range(max(counts or [0])))
@@ -375,11 +425,7 @@ def _open_arrays(path: Path, name: str) -> tuple[ImageSet, ImageSet | None, str]
 
     def half(prefix: str, split: str) -> ImageSet:
         images, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
-            raise UserError(
-                f"`{prefix}images` in '{path}' is {images.dtype} {list(images.shape)}; save uint8 [n, h, w, 3]."
-            )
-        opened = _Array(images, name, split, f"{path}:{prefix}images")
+        opened = Arrays(images, name, split, f"{path}:{prefix}images")
         if labels is not None:
             whole = labels.shape == (len(images),) and labels.dtype.kind in "iu"
             if not whole or labels.min() < 0 or labels.max() >= len(classes):
@@ -400,15 +446,25 @@ def _join(members: Sequence[ImageSet], split: str) -> ImageSet:
 
 
 def _hold_out(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-    """The other nine tenths and a seeded tenth of a set, the tenth drawn evenly from all classes."""
-    if len(images) < 2:
-        raise UserError(f"'{images.name}' holds a single image, too few to hold some out; add images.")
-    order = permutation(seed, "held out", 0, len(images))
-    if images.labels is not None:
-        order = order[np.argsort(images.labels[order], kind="stable")]
-    chosen = np.zeros(len(images), dtype=bool)
-    chosen[order[4::10] if len(images) >= 10 else order[:1]] = True
-    return Subset(images, np.flatnonzero(~chosen), "train"), Subset(images, np.flatnonzero(chosen), "val")
+    rest, tenth = held_out(len(images), images.name, seed, images.labels)
+    return Subset(images, rest, "train"), Subset(images, tenth, "val")
+
+
+def held_out(
+    count: int, name: str, seed: int, labels: Int64[np.ndarray, " n"] | None = None
+) -> tuple[Int64[np.ndarray, " r"], Int64[np.ndarray, " t"]]:
+    """The other nine tenths and a seeded tenth of a set's indices, the tenth drawn evenly from all classes.
+
+    Raises UserError when the set is a single image.
+    """
+    if count < 2:
+        raise UserError(f"'{name}' holds a single image, too few to hold some out; add images.")
+    order = permutation(seed, "held out", 0, count)
+    if labels is not None:
+        order = order[np.argsort(labels[order], kind="stable")]
+    chosen = np.zeros(count, dtype=bool)
+    chosen[order[4::10] if count >= 10 else order[:1]] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
 def _class_difference(train: ImageSet, valid: ImageSet) -> str:

@@ -1,19 +1,23 @@
-"""Pixels: decode an image file to RGB bytes, square it, crop it. Every random crop is a pure function of seed, step and
-image (`randomness.py`).
+"""Pixels: decode an image file to RGB bytes, square it, crop it (alone, or with the classes of its pixels). Every
+random crop is a pure function of seed, step and image (`randomness.py`).
 """
 
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int16, Int64, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from iwm.randomness import uniforms
+
+IGNORED = -100
+"""Class of pixels that neither teach nor count: what PyTorch's cross-entropy leaves out."""
 
 
 class BrokenImage(Exception):
@@ -143,3 +147,61 @@ def random_crops(
         crop = F.interpolate(box, (size, size), mode="bicubic", antialias=True)[0]
         crops[row] = crop.flip(2) if mirrored[row] else crop
     return crops
+
+
+@dataclass(frozen=True)
+class ScaledCrop:
+    """A box of an image, scaled as a whole, mirrored or not, on a square canvas of `size` px that it may not fill.
+
+    Pixels and classes go through the same geometry, so they stay aligned to half a pixel.
+    """
+
+    size: int
+    box: tuple[int, int, int, int]
+    """Top, left, height, width in the image."""
+    scaled: tuple[int, int]
+    """Height and width of the box on the canvas."""
+    place: tuple[int, int]
+    """Top and left of the box on the canvas."""
+    mirrored: bool
+
+    def of_image(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 {self.size} {self.size}"]:
+        """The crop (bicubic, antialiased); the rest of the canvas has its mean colour."""
+        box = F.interpolate(self._cut(image)[None], self.scaled, mode="bicubic", antialias=True)[0]
+        canvas = box.float().mean(dim=(1, 2)).round().to(torch.uint8)[:, None, None].repeat(1, self.size, self.size)
+        return self._on(canvas, box)
+
+    def of_mask(self, mask: Int16[Tensor, "h w"]) -> Int16[Tensor, "{self.size} {self.size}"]:
+        """The classes (nearest); the rest of the canvas is IGNORED."""
+        # "nearest-exact" shares its pixel centres with bicubic; plain "nearest" is half a pixel off.
+        box = F.interpolate(self._cut(mask)[None, None].float(), self.scaled, mode="nearest-exact")[0, 0].short()
+        return self._on(torch.full((self.size, self.size), IGNORED, dtype=torch.int16), box)
+
+    def _cut(self, image: Tensor) -> Tensor:
+        top, left, height, width = self.box
+        return image[..., top : top + height, left : left + width]
+
+    def _on(self, canvas: Tensor, box: Tensor) -> Tensor:
+        (top, left), (height, width) = self.place, self.scaled
+        canvas[..., top : top + height, left : left + width] = box
+        return canvas.flip(-1) if self.mirrored else canvas
+
+
+def scaled_crop(
+    height: int, width: int, size: int, scales: tuple[float, float], flip: float, seed: int, step: int, index: int
+) -> ScaledCrop:
+    """Multi-scale crop as segmentation uses it: the image scaled by a log-uniform factor, then cut to `size` px, or
+    laid on a canvas of that size where it is smaller."""
+    u = uniforms(seed, "scaled crop", step, np.array([index]), 6)[0]
+    scale = math.exp(math.log(scales[0]) + (math.log(scales[1]) - math.log(scales[0])) * u[0])
+    box, scaled, corner, place = [], [], [], []
+    for number, side in enumerate((height, width)):
+        cut = min(side, max(1, round(size / scale)))
+        length = size if cut < side else min(size, max(1, round(cut * scale)))
+        box.append(cut)
+        scaled.append(length)
+        corner.append(math.floor(u[1 + number] * (side - cut + 1)))
+        place.append(math.floor(u[3 + number] * (size - length + 1)))
+    return ScaledCrop(
+        size, (corner[0], corner[1], box[0], box[1]), (scaled[0], scaled[1]), (place[0], place[1]), bool(u[5] < flip)
+    )

@@ -8,7 +8,8 @@ appends one token per component, each through its own Linear(1 -> width); `none`
 ours, modulates every block (AdaLN-Zero).
 """
 
-from typing import cast
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int64
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from iwm import config
 from iwm.errors import UserError
-from iwm.vit import AdaLNBlock, Grid, head_count, initialise, rescale_residuals, sincos_positions
+from iwm.vit import AdaLNBlock, Grid, block_outputs, head_count, initialise, rescale_residuals, sincos_positions
 
 
 class Predictor(nn.Module):
@@ -118,6 +119,20 @@ class Predictor(nn.Module):
         task: Float[Tensor, "b t w"] | None = None,
     ) -> Float[Tensor, "b q w"]:
         """The queries after the final norm, before the projection back to the encoder's width."""
+        last = [len(self.blocks)]
+        return self.intermediates(tokens, action, last, context=context, queries=queries, grid=grid)[0]
+
+    def intermediates(
+        self,
+        tokens: Float[Tensor, "b c d"],
+        action: Float[Tensor, "b k"],
+        numbers: Sequence[int],
+        *,
+        context: Int64[Tensor, "b c"] | None = None,
+        queries: Int64[Tensor, "b q"] | None = None,
+        grid: Grid | None = None,
+    ) -> list[Float[Tensor, "b q w"]]:
+        """The queries after the blocks of these numbers (see `vit.block_outputs`)."""
         batch, kind = len(tokens), self.settings.conditioning
         positions = self._positions(grid or self.grid)
         x = self.embed(tokens) + (positions if context is None else positions[context])
@@ -133,11 +148,9 @@ class Predictor(nn.Module):
         if task is not None:
             parts.append(task)
         x = torch.cat([part.to(x.dtype) for part in parts], dim=1)
+        blocks: list[Callable[[Tensor], Tensor]] = list(self.blocks)
         if kind == "adaln":
             condition = self.condition(action)
-            for block in self.blocks:
-                x = cast(AdaLNBlock, block)(x, condition)
-        else:
-            for block in self.blocks:
-                x = block(x)
-        return self.norm(x[:, :count])
+            blocks = [partial(block, condition=condition) for block in self.blocks]
+        found = block_outputs(x, blocks, numbers, lambda last: self.norm(last[:, :count]))
+        return [outputs[:, :count] for outputs in found]

@@ -84,6 +84,7 @@ def write(run: Path) -> Path:
         _gallery(folder),
         _strips(folder, found),
         _tasks(folder, found),
+        _segmentation(folder, found),
         _results(folder, found),
         _configuration(folder),
     ]
@@ -270,6 +271,21 @@ def _tasks(folder: Path, found: Sequence[Result]) -> str:
     return "<h2>Many tasks, one predictor</h2>" + "".join(parts) if parts else ""
 
 
+def _segmentation(folder: Path, found: Sequence[Result]) -> str:
+    """Segmented images, where there are any: not every run has a use for them."""
+    drawn = []
+    for result in found:
+        path = folder / "eval" / f"{result['file']}.png"
+        if verb_of(result) == "segment" and path.is_file():
+            caption = (
+                f"{result['file']}: mIoU {results.in_words(number(result, 'miou'))}; nothing pretrained "
+                f"{results.in_words(number(result, 'random_encoder_miou'))}, the majority class everywhere "
+                f"{results.in_words(number(result, 'majority_miou'))}."
+            )
+            drawn.append(_image(path, "wide", f"Segmented images of {data_of(result)}", caption))
+    return "<h2>Segmented images</h2>" + "".join(drawn) if drawn else ""
+
+
 def _results(folder: Path, found: Sequence[Result]) -> str:
     if not found:
         return "<h2>All results</h2>" + _missing("There are no results yet; start with", _WORLD, folder)
@@ -286,7 +302,7 @@ def _result(folder: Path, result: Result) -> str:
     )
     picture = folder / "eval" / f"{result['file']}.png"
     shown = ""
-    if verb_of(result) not in ("world", "multitask") and picture.is_file():
+    if verb_of(result) not in ("world", "multitask", "segment") and picture.is_file():
         shown = _image(picture, "", str(result["file"]))
     made = {key: result[key] for key in MADE if key in result} | nested
     how = "".join(f"<h3>{esc(key)}</h3><pre>{esc(_told(value, result['file']))}</pre>" for key, value in made.items())

@@ -14,7 +14,7 @@ from iwm import health
 
 Result = dict[str, Any]
 
-VERBS = ("world", "probe", "finetune", "multitask")
+VERBS = ("world", "probe", "finetune", "multitask", "segment")
 """Whose results are judged, in the order in which they are told."""
 
 
@@ -209,6 +209,26 @@ def judge_multitask(result: Result) -> Finding:
     return Finding(title, placed != "BELOW", words + ".", bars)
 
 
+def judge_segmentation(result: Result) -> Finding:
+    """mIoU against the same training with nothing pretrained, and against the majority class everywhere."""
+    what = " ".join(str(part) for part in (result.get("train"), result.get("predictor"), result.get("head")) if part)
+    title, miou = f"Segmentation of {data_of(result)} ({what})", number(result, "miou")
+    if miou is None:
+        return Finding(title, False, "The mean IoU is not finite.")
+    names = {"random_encoder_miou": "nothing pretrained", "majority_miou": "the majority class everywhere"}
+    controls = numbers(result, names)
+    bars = (("this run", miou), *controls.items())
+    if len(controls) < len(names):
+        return Finding(title, None, f"mIoU {miou:.3f} was measured without baselines, so it cannot be judged.", bars)
+    # Of a difference, as if the control were measured on other images with the same error: on the safe side.
+    error = (number(result, "miou_standard_error") or 0.0) * math.sqrt(2)
+    placed = {name: standing(miou, value, error) for name, value in controls.items()}
+    words = f"mIoU {miou:.3f} is " + join([f"{place} {name} ({controls[name]:.3f})" for name, place in placed.items()])
+    behind = [name for name, place in placed.items() if place != "above"]
+    words += ": pretraining is of use here." if not behind else ": no use of pretraining can be shown here."
+    return Finding(title, not behind, words, bars)
+
+
 def _error(a: float, b: float, result: Result) -> float:
     """Standard error of a difference of two accuracies on the test images; 0 when their number is not known."""
     count = number(result, "n_val")
@@ -232,6 +252,9 @@ def judge_results(found: Sequence[Result]) -> list[Finding]:
     many = [r for r in found if verb_of(r) == "multitask"]
     for group in _groups(many, lambda r: (data_of(r), r.get("predictor"))):
         findings.append(judge_multitask(min(group, key=lambda r: len(r["file"]))))
+    segmented = [r for r in found if verb_of(r) == "segment" and r.get("predictor") != "random"]
+    for group in _groups(segmented, lambda r: (data_of(r), r.get("train"), r.get("head"))):
+        findings.append(judge_segmentation(min(group, key=lambda r: len(r["file"]))))
     return findings
 
 

@@ -4,9 +4,11 @@ A block is timm's: x + Attention(LN(x)), then x + MLP(LN(x)).
 """
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
@@ -36,6 +38,32 @@ def gather_tokens(tokens: Float[Tensor, "b n d"], indices: Int64[Tensor, "b k"] 
     if indices is None:
         return tokens
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def block_outputs(
+    x: Float[Tensor, "b n d"],
+    blocks: Iterable[Callable[[Tensor], Tensor]],
+    numbers: Sequence[int],
+    norm: Callable[[Tensor], Tensor],
+) -> list[Float[Tensor, "b _q d"]]:
+    """Outputs of the blocks of these numbers (from 1, in rising order, repeats allowed).
+
+    The last block's goes through `norm`, which was fitted to it (and may leave tokens out), an earlier one's through a
+    LayerNorm without affine.
+    """
+    found: list[Tensor] = []
+    stack = list(blocks)
+    for number, block in enumerate(stack[: max(numbers)], start=1):
+        x = block(x)
+        if number in numbers:
+            normed = norm(x) if number == len(stack) else F.layer_norm(x, x.shape[-1:])
+            found += [normed] * list(numbers).count(number)
+    return found
+
+
+def depths(count: int) -> tuple[int, int, int, int]:
+    """Numbers of the blocks at 1/3, 1/2, 2/3 and the end of `count` blocks, rounded up."""
+    return -(-count // 3), -(-count // 2), -(-2 * count // 3), count
 
 
 def head_count(width: int, head_width: int = 32) -> int:

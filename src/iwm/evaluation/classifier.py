@@ -82,8 +82,8 @@ class MeanHead(nn.Module):
         return self.linear(tokens.mean(dim=1))
 
 
-class Classifier(nn.Module):
-    """Images to class logits through encoder, perhaps predictor, and head."""
+class Headed(nn.Module):
+    """Encoder, perhaps predictor, and a head: what finetuning trains for a task."""
 
     def __init__(self, encoder: Encoder, predictor: Predictor | None, head: nn.Module, actions: int, size: int) -> None:
         super().__init__()
@@ -93,6 +93,13 @@ class Classifier(nn.Module):
         """[1, w]: tells a predictor that several tasks share which one is meant."""
         self.names: tuple[str, ...] = ()
         """Class names, in the order of the logits."""
+
+
+class Classifier(Headed):
+    """Images to class logits."""
+
+    def __init__(self, encoder: Encoder, predictor: Predictor | None, head: nn.Module, actions: int, size: int) -> None:
+        super().__init__(encoder, predictor, head, actions, size)
         side = -(-size // encoder.patch_size)
         self.grid = (side, side)
 

@@ -89,12 +89,7 @@ class WorldEncoder(FrozenEncoder):
 
     @torch.no_grad()
     def forward(self, images: Pixels) -> Float[Tensor, "b n d"]:
-        if self.layer == self.depth:
-            return self.body.tokens(images)
-        tokens = self.body.norm_pre(self.body.embed(images))
-        for block in list(self.body.blocks)[: self.layer]:
-            tokens = block(tokens)
-        return F.layer_norm(tokens, tokens.shape[-1:])
+        return self.body.intermediates(images, [self.layer])[0]
 
     def drawn_anew(self, seed: int) -> "WorldEncoder":
         with torch.random.fork_rng(devices=[]):

@@ -32,7 +32,7 @@ from iwm.config import Speed
 from iwm.encoder import Encoder
 from iwm.errors import UserError
 from iwm.evaluation import features, probes
-from iwm.evaluation.classifier import AttentiveHead, Classifier, MeanHead, load_classifier, save_classifier
+from iwm.evaluation.classifier import AttentiveHead, Classifier, Headed, MeanHead, load_classifier, save_classifier
 from iwm.evaluation.fitting import (
     Learner,
     Samples,
@@ -60,8 +60,8 @@ SHOWN = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings:
-    """What a finetuning's numbers depend on, beside the run and the data."""
+class Tuning:
+    """What finetuning for any task depends on, beside the run and the data."""
 
     train: str = "predictor"
     """predictor, head, encoder, both, or last-K."""
@@ -78,8 +78,6 @@ class FinetuneSettings:
     """Learning rate of an encoder block over that of the next one (encoder, both, last-K)."""
     views: int = 4
     """Pictures an image is trained on: itself and views - 1 random crops, drawn once. 1: no augmentation."""
-    crop_area: tuple[float, float] = (0.5, 1.0)
-    """Area of those crops, as a fraction of the image."""
     flip: float = 0.5
     """Probability that such a crop is mirrored."""
     schedule: Schedule = field(default_factory=Schedule)
@@ -102,13 +100,36 @@ class FinetuneSettings:
         return self.train not in ("predictor", "head")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(Tuning):
+    """What a finetuning for classification depends on."""
+
+    crop_area: tuple[float, float] = (0.5, 1.0)
+    """Area of those crops, as a fraction of the image."""
+
+
 def build(model: ImageWorldModel, settings: FinetuneSettings, classes: int, size: int) -> Classifier:
     """A fresh classifier from a world model, the same for the same seed; only what is to be trained takes gradients.
 
     The world model itself is left as it is. Raises UserError when last-K asks for more blocks than there are.
     """
+    encoder = encoder_of(model, settings)
+    width = encoder.settings.width
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        attentive = settings.uses_predictor or settings.train == "head"
+        head = AttentiveHead(width, classes) if attentive else MeanHead(width, classes)
+        predictor = predictor_of(model, settings)
+    return Classifier(encoder, predictor, head, model.space.dim, size)
+
+
+def encoder_of(model: ImageWorldModel, settings: Tuning) -> Encoder:
+    """A copy of the encoder of which only what is to be trained takes gradients.
+
+    Raises UserError when last-K asks for more blocks than there are.
+    """
     encoder = copy.deepcopy(model.encoder if settings.student else model.target_encoder)
-    width, depth = encoder.settings.width, len(encoder.blocks)
+    depth = len(encoder.blocks)
     if settings.blocks > depth:
         raise UserError(
             f"--train {settings.train} asks for more than the encoder's {depth} blocks; give at most last-{depth}."
@@ -120,21 +141,22 @@ def build(model: ImageWorldModel, settings: FinetuneSettings, classes: int, size
         encoder.patch_embed.requires_grad_(False)
         for block in list(encoder.blocks)[: depth - settings.blocks]:
             block.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        attentive = settings.uses_predictor or settings.train == "head"
-        head = AttentiveHead(width, classes) if attentive else MeanHead(width, classes)
-        predictor = None
-        if settings.uses_predictor:
-            predictor = Predictor(model.settings.predictor, width, model.space.dim, model.grid)
-            if settings.predictor == "pretrained":
-                predictor.load_state_dict(model.predictor.state_dict())
-            else:
-                predictor.open_gates()
-    return Classifier(encoder, predictor, head, model.space.dim, size)
+    return encoder
 
 
-def groups_of(classifier: Classifier, settings: FinetuneSettings, lr: float, ratio: float) -> list[dict[str, Any]]:
+def predictor_of(model: ImageWorldModel, settings: Tuning) -> Predictor | None:
+    """A copy of the predictor, or one drawn anew with open gates; None where it is not used."""
+    if not settings.uses_predictor:
+        return None
+    predictor = Predictor(model.settings.predictor, model.settings.encoder.width, model.space.dim, model.grid)
+    if settings.predictor == "pretrained":
+        predictor.load_state_dict(model.predictor.state_dict())
+    else:
+        predictor.open_gates()
+    return predictor
+
+
+def groups_of(classifier: Headed, settings: Tuning, lr: float, ratio: float) -> list[dict[str, Any]]:
     """Parameter groups: head at `lr`, predictor and the encoder's last block at `ratio` of it, every block below at
     `layer_decay` times the one above."""
     decay = settings.schedule.weight_decay
@@ -154,14 +176,14 @@ def groups_of(classifier: Classifier, settings: FinetuneSettings, lr: float, rat
     return groups
 
 
-def grid_of(settings: FinetuneSettings) -> list[dict[str, float]]:
+def grid_of(settings: Tuning) -> list[dict[str, float]]:
     """Every head learning rate with every ratio; the head alone has no ratio to choose."""
     if settings.train == "head":
         return [{"lr": lr, "ratio": 1.0} for lr in settings.lrs]
     return [{"lr": lr, "ratio": ratio} for lr, ratio in itertools.product(settings.lrs, settings.ratios)]
 
 
-def flops_of(classifier: Classifier) -> int:
+def flops_of(classifier: Headed) -> int:
     """Floating-point operations of one image's forward pass: torch's counter over matrix products, convolutions and
     attention, two for a multiply-add."""
     image = torch.zeros(
@@ -401,16 +423,23 @@ def _finetune(
     return found, classifier
 
 
+def untrained(model: ImageWorldModel, seed: int) -> ImageWorldModel:
+    """A world model of the same shape, its encoders drawn anew by the seed."""
+    frozen = features.WorldEncoder(model.target_encoder, "", model.settings.data.image_size).drawn_anew(seed)
+    twin = ImageWorldModel(model.settings, model.space)
+    twin.encoder.load_state_dict(frozen.body.state_dict())
+    twin.target_encoder.load_state_dict(frozen.body.state_dict())
+    return twin.eval()
+
+
 def _baselines(
     model: ImageWorldModel, work: Work, splits: Splits, settings: FinetuneSettings, speed: Speed
 ) -> dict[str, Any]:
     """The same training with an encoder (and predictor) drawn anew, and a linear classifier on raw pixels."""
-    frozen = features.WorldEncoder(model.target_encoder, "", work.size).drawn_anew(settings.seed + 1)
-    twin = ImageWorldModel(model.settings, model.space)
-    twin.encoder.load_state_dict(frozen.body.state_dict())
-    twin.target_encoder.load_state_dict(frozen.body.state_dict())
     bare = replace(settings, predictor="random")
-    trained, _, logits, _ = work.fit(twin.eval(), bare, len(splits.classes), "", "random encoder")
+    trained, _, logits, _ = work.fit(
+        untrained(model, settings.seed + 1), bare, len(splits.classes), "", "random encoder"
+    )
     linear = probes.ProbeSettings(kind="linear", seed=settings.seed)
     return {
         "random_encoder_top1": accuracy(logits, work.labels),

@@ -1,6 +1,7 @@
-"""Fitting a classifier to labelled samples in memory: the one training loop of probes and finetuning, and its scores.
+"""Fitting a classifier, of images or of pixels: the one training loop of probes, finetuning and segmentation, and the
+scores of classification.
 
-    AdamW, linear warm-up, cosine to 0, cross-entropy;   choice = argmax over a grid of the top-1 on a seeded tenth
+    AdamW, linear warm-up, cosine to 0, cross-entropy;   choice = argmax over a grid of the score on a seeded tenth
 
 A learning rate is chosen in `choose` on a seeded tenth of the training images; the test images come into this file
 only as an argument of `logits_of`, after everything has been chosen.
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from iwm import hardware
 from iwm.errors import UserError
 from iwm.log import progress
+from iwm.pixels import IGNORED
 from iwm.randomness import permutation, uniforms
 
 T = TypeVar("T")
@@ -92,8 +94,34 @@ class Schedule:
         return self.search_epochs or max(1, self.epochs // 4)
 
 
+class TrainingSet:
+    """What `fit` and `choose` learn from: indexed examples whose inputs may differ from epoch to epoch."""
+
+    metric: str
+    """Name of the score that choices go by."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def batch(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Tensor:
+        """The examples' inputs of this epoch."""
+        raise NotImplementedError
+
+    def targets(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Tensor:
+        """Their classes: one an image, or one a pixel of these inputs with IGNORED where there is none."""
+        raise NotImplementedError
+
+    def hold_out(self, seed: int) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " t"]]:
+        """Indices of the rest and of a seeded tenth."""
+        raise NotImplementedError
+
+    def score(self, learner: "Learner", rows: Int64[Tensor, " t"], *, device: torch.device, precision: str) -> float:
+        """How well a trained learner does on these examples, the more the better."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Samples:
+class Samples(TrainingSet):
     """Training inputs in memory, `values[view, image]`: float16 tokens [v, n, t, d] or uint8 pixels [v, n, 3, s, s].
 
     View 0 is the plain image; each further one a crop drawn once. Every epoch each image shows one view at random.
@@ -101,19 +129,33 @@ class Samples:
 
     values: Tensor
     labels: Int64[Tensor, " n"]
+    metric = "top1"
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def batch(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Tensor:
-        """The images' inputs of this epoch."""
         views = (uniforms(seed, "classifier view", epoch, rows, 1)[:, 0] * len(self.values)).astype(np.int64)
         return self.values[torch.from_numpy(views), torch.from_numpy(rows)]
+
+    def targets(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Tensor:
+        return self.labels[torch.from_numpy(rows)]
 
     def plain(self, rows: Int64[Tensor, " b"]) -> Tensor:
         return self.values[0, rows]
 
+    def hold_out(self, seed: int) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " t"]]:
+        return hold_out(self.labels, seed)
+
+    def score(self, learner: "Learner", rows: Int64[Tensor, " t"], *, device: torch.device, precision: str) -> float:
+        logits = logits_of(learner.logits, self.plain(rows), device=device, precision=precision)
+        return accuracy(logits, self.labels[rows])
+
 
 @dataclass(frozen=True)
 class Learner:
-    """A fresh model to be trained: `logits` maps a batch of inputs to [b, c]; each group carries its peak "lr"."""
+    """A fresh model to be trained: `logits` maps a batch of inputs to [b, c] (or [b, c, h, w]); each group carries its
+    peak "lr"."""
 
     model: nn.Module
     logits: Callable[[Tensor], Tensor]
@@ -141,7 +183,7 @@ def decay_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict
 
 def fit(
     learner: Learner,
-    samples: Samples,
+    samples: TrainingSet,
     rows: Int64[Tensor, " m"],
     schedule: Schedule,
     epochs: int,
@@ -166,10 +208,10 @@ def fit(
     def loss_of(drawn: tuple[int, np.ndarray]) -> Tensor:
         epoch, batch = drawn
         inputs = samples.batch(batch, seed, epoch).to(device, non_blocking=True)
-        labels = samples.labels[torch.from_numpy(batch)].to(device, non_blocking=True)
+        labels = samples.targets(batch, seed, epoch).to(device, non_blocking=True)
         with hardware.autocast(device, precision):
             logits = learner.logits(inputs)
-        return F.cross_entropy(logits.float(), labels, label_smoothing=schedule.smoothing)
+        return cross_entropy(logits.float(), labels, schedule.smoothing)
 
     learner.model.train()
     steps = epochs * per_epoch
@@ -224,6 +266,12 @@ def descend(
     return time.perf_counter() - since
 
 
+def cross_entropy(logits: Float[Tensor, "b c *s"], labels: Int64[Tensor, "b *s"], smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy over the labels that are not IGNORED; 0 where all of them are."""
+    total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED, label_smoothing=smoothing)
+    return total / (labels != IGNORED).sum().clamp_min(1)
+
+
 def factor_at(step: int, steps: int, warmup: float) -> float:
     """Learning rate of a step as a fraction of its peak: linear warm-up over a share of the steps, then cosine to 0."""
     rise = warmup * steps
@@ -247,7 +295,7 @@ def logits_of(
 def choose(
     make: Callable[[dict[str, Any]], Learner],
     grid: Sequence[dict[str, Any]],
-    samples: Samples,
+    samples: TrainingSet,
     schedule: Schedule,
     *,
     seed: int,
@@ -260,29 +308,26 @@ def choose(
 
     `make` builds a fresh learner, the same one for the same choice. Raises UserError when the chosen training diverges.
     """
-    rest, tenth = search_rows(samples.labels, schedule, seed)
+    rest, tenth = search_rows(samples, schedule, seed)
     where: dict[str, Any] = {"seed": seed, "device": device, "precision": precision}
 
     def trial(choice: dict[str, Any], named: str) -> float:
         learner = make(choice)
         fit(learner, samples, rest, schedule, schedule.search, title=named, **where)
-        logits = logits_of(learner.logits, samples.plain(tenth), device=device, precision=precision)
-        return accuracy(logits, samples.labels[tenth])
+        return samples.score(learner, tenth, device=device, precision=precision)
 
     def train(choice: dict[str, Any]) -> tuple[Learner, float]:
         learner = make(choice)
-        everything = torch.arange(len(samples.labels))
+        everything = torch.arange(len(samples))
         return learner, fit(learner, samples, everything, schedule, schedule.epochs, title=title, **where)
 
-    (learner, rate), choice, tried = search_and_train(grid, trial, train, schedule, title)
+    (learner, rate), choice, tried = search_and_train(grid, trial, train, schedule, title, samples.metric)
     return Trained(learner, choice, tried, rate)
 
 
-def search_rows(
-    labels: Int64[Tensor, " n"], schedule: Schedule, seed: int
-) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " t"]]:
+def search_rows(samples: TrainingSet, schedule: Schedule, seed: int) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " t"]]:
     """What the trials of a search train on (nine tenths, or `search_images` of them) and the tenth that judges them."""
-    rest, tenth = hold_out(labels, seed)
+    rest, tenth = samples.hold_out(seed)
     if schedule.search_images:
         rest = rest[torch.from_numpy(permutation(seed, "search images", 0, len(rest)))[: schedule.search_images]]
     return rest, tenth
@@ -294,8 +339,9 @@ def search_and_train(
     train: Callable[[dict[str, Any]], T],
     schedule: Schedule,
     title: str,
+    metric: str = "top1",
 ) -> tuple[T, dict[str, Any], list[dict[str, Any]]]:
-    """Train with the choice of the grid whose trial (choice, title -> accuracy on the tenth) was best; returns what
+    """Train with the choice of the grid whose trial (choice, title -> `metric` on the tenth) was best; returns what
     `train` does, the choice, and everything tried. A grid of one is not tried.
 
     Either may raise FloatingPointError: such a trial counts 0. Raises UserError when the chosen training diverges.
@@ -304,11 +350,11 @@ def search_and_train(
     for number, choice in enumerate(grid if len(grid) > 1 else (), start=1):
         row = {**choice, "epochs": schedule.search}
         try:
-            tried.append({**row, "tenth_top1": trial(dict(choice), f"{title}, choosing {number}/{len(grid)}")})
+            tried.append({**row, f"tenth_{metric}": trial(dict(choice), f"{title}, choosing {number}/{len(grid)}")})
         except FloatingPointError:
-            tried.append({**row, "tenth_top1": 0.0, "diverged": True})
+            tried.append({**row, f"tenth_{metric}": 0.0, "diverged": True})
     # The first of equals, so a grid in rising order takes the gentler learning rate.
-    best = max(range(len(tried)), key=lambda number: tried[number]["tenth_top1"]) if tried else 0
+    best = max(range(len(tried)), key=lambda number: tried[number][f"tenth_{metric}"]) if tried else 0
     choice = dict(grid[best])
     try:
         return train(choice), choice, tried

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -31,6 +30,7 @@ from iwm.evaluation.finetune import FinetuneSettings, Work
 from iwm.evaluation.fitting import (
     Samples,
     accuracy,
+    cross_entropy,
     decay_groups,
     descend,
     scores,
@@ -257,7 +257,7 @@ def tune(
     schedule, work = settings.schedule, tasks[0].work
     each = schedule.batch_size // len(among)
     batch = each * len(among) // len(tasks)
-    split = {task.name: search_rows(task.work.train.labels, schedule, settings.seed) for task in among}
+    split = {task.name: search_rows(task.work.train, schedule, settings.seed) for task in among}
     title = f"all {len(tasks)} tasks" if len(tasks) > 1 else f"{tasks[0].name} alone"
 
     def fit(choice: dict[str, Any], epochs: int, rows: Mapping[str, Rows], named: str) -> tuple[list[Classifier], int]:
@@ -272,7 +272,7 @@ def tune(
             with hardware.autocast(work.device, work.precision):
                 logits = logits_together(made, inputs, work.tokens_kept)
             losses = [
-                F.cross_entropy(guess.float(), truth.to(work.device), label_smoothing=schedule.smoothing)
+                cross_entropy(guess.float(), truth.to(work.device), schedule.smoothing)
                 for guess, (_, truth) in zip(logits, drawn, strict=True)
             ]
             return torch.stack(losses).mean()

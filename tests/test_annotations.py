@@ -1,0 +1,244 @@
+"""Segmentation sources, their splits, and what is wrong with them in one sentence."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from picture_files import zipped
+from PIL import Image
+
+from iwm import hardware, samples
+from iwm.annotations import Examples, annotated_splits, decode_mask, open_annotated
+from iwm.errors import UserError
+from iwm.images import open_images
+from iwm.pixels import IGNORED, BrokenImage
+
+
+def pair(root: Path, split: str, stem: str, mask: np.ndarray, order: str = "split first", mode: str = "L") -> None:
+    """An image whose red channel is its mask, and the mask."""
+    for kind, suffix in (("images", "png"), ("annotations", "png")):
+        folder = root / split / kind if order == "split first" else root / kind / split
+        folder.mkdir(parents=True, exist_ok=True)
+        if kind == "images":
+            pixels = np.zeros((*mask.shape, 3), dtype=np.uint8)
+            pixels[..., 0] = mask
+            Image.fromarray(pixels).save(folder / f"{stem}.{suffix}")
+        else:
+            picture = Image.fromarray(mask.astype(np.uint8))
+            if mode == "P":
+                picture.putpalette(list(np.random.default_rng(0).integers(0, 256, 768)))
+            picture.save(folder / f"{stem}.{suffix}")
+
+
+def halves(first: int, second: int, height: int = 6, width: int = 8) -> np.ndarray:
+    mask = np.full((height, width), first, dtype=np.uint8)
+    mask[:, width // 2 :] = second
+    return mask
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three training and two validation images of three classes and an ignored value, of several sizes."""
+    folder = tmp_path / "rooms"
+    for number, mask in enumerate((halves(0, 1), halves(1, 2, 8, 4), halves(2, 255))):
+        pair(folder, "train", str(number), mask)
+    for number, mask in enumerate((halves(0, 2), halves(1, 255))):
+        pair(folder, "val", str(number), mask)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "ADE20K's order", "palette"])
+def test_images_and_masks_of_every_split(form, root, tmp_path):
+    if form in ("ADE20K's order", "palette"):
+        order = "kind first" if form == "ADE20K's order" else "split first"
+        root = tmp_path / "other" / "rooms"
+        names = ("training", "validation") if order == "kind first" else ("train", "val")
+        for split, stem, mask in zip(
+            (*2 * names[:1], names[1]), "abc", (halves(0, 1), halves(2, 255), halves(0, 2)), strict=True
+        ):
+            pair(root, split, stem, mask, order, "P" if form == "palette" else "L")
+    source = str(zipped(root, tmp_path / "rooms.zip", "top/") if form == "zip" else root)
+    splits = annotated_splits(source)
+    assert splits.train.name == "rooms"
+    assert splits.classes == ("0", "1", "2")
+    assert not splits.named
+    for part in (splits.train, splits.val):
+        for index in range(len(part)):
+            image, mask = part.load(index)
+            red = image[0].short()
+            red[red == 255] = IGNORED
+            assert red.equal(mask)
+    expected = np.zeros(3, dtype=int)
+    for index in range(len(splits.train)):
+        mask = splits.train.load(index)[1].numpy()
+        expected += np.bincount(mask[mask >= 0], minlength=3)
+    assert splits.train.pixels.tolist() == expected.tolist()
+
+
+def test_for_pretraining_masks_are_no_pictures(root):
+    opened = open_images(str(root), "all")
+    assert len(opened) == 5
+    assert opened.labels is None
+    assert all("annotations" not in opened.path(index) for index in range(5))
+
+
+def test_the_ignored_value_is_taken_out_of_the_classes(root):
+    for mask_path in root.rglob("annotations/*.png"):
+        mask = np.array(Image.open(mask_path))
+        mask[mask == 255] = 1
+        Image.fromarray(mask).save(mask_path)
+    (root / "classes.txt").write_text("wall\nvoid\ndoor\n")
+    splits = annotated_splits(str(root), ignore_index=1)
+    assert splits.classes == ("wall", "door")
+    assert splits.named
+    _, mask = splits.train.load(1)  # halves of void and door
+    assert mask.tolist() == [[IGNORED, IGNORED, 1, 1]] * 8
+    assert splits.majority == 1
+
+
+def test_arrays_and_a_held_out_tenth(tmp_path):
+    generator = np.random.default_rng(0)
+    masks = generator.integers(0, 3, (20, 5, 7), dtype=np.uint8)
+    images = np.stack([masks] * 3, axis=-1) * 80
+    path = tmp_path / "cells.npz"
+    np.savez(path, images=images, masks=masks, classes=np.array(["a", "b", "c"]))
+    splits = annotated_splits(str(path), seed=3)
+    assert (len(splits.train), len(splits.val)) == (18, 2)
+    assert "a seeded tenth (seed 3) held out" in splits.sentence
+    assert splits.classes == ("a", "b", "c")
+    both = [part.load(i) for part in (splits.train, splits.val) for i in range(len(part))]
+    assert all((image[0] == mask * 80).all() for image, mask in both)
+    assert sorted(int(image.sum()) for image, _ in both) == sorted(images.astype(int).sum((1, 2, 3)).tolist())
+    np.savez(tmp_path / "more.npz", images=images[:4], masks=masks[:4], classes=np.array(["a", "b", "c"]))
+    splits = annotated_splits(str(path), str(tmp_path / "more.npz"))
+    assert (len(splits.train), len(splits.val)) == (20, 4)
+    np.savez(path, images=images, masks=masks, val_images=images[:6], val_masks=masks[:6])
+    splits = annotated_splits(str(path))
+    assert (len(splits.train), len(splits.val), splits.classes) == (20, 6, ("0", "1", "2"))
+
+
+def test_the_embedded_objects_have_masks():
+    train, val, _ = open_annotated("sample-objects", 24)
+    assert val is not None
+    assert train.names is not None
+    assert train.names[0] == "background"
+    assert len(train.names) == 1 + len(samples.sprites())
+    image, mask = train.load(5, 255)
+    scene = samples.scene("train", 5, 24)
+    assert (image.permute(1, 2, 0).numpy() == scene.image).all()
+    assert (mask.numpy() == np.where(scene.mask, scene.label + 1, 0)).all()
+    assert train.names[scene.label + 1] == train.images.classes[scene.label]  # pyright: ignore[reportOptionalSubscript]
+
+
+def test_examples_too_large_for_memory_are_read_again(root, monkeypatch):
+    kept = annotated_splits(str(root)).train
+    monkeypatch.setattr(hardware, "free_memory", lambda: 0)
+    again = annotated_splits(str(root)).train
+    for index in range(3):
+        assert all(a.equal(b) for a, b in zip(kept.load(index), again.load(index), strict=True))
+    (root / "train" / "images" / "1.png").unlink()
+    with pytest.raises(UserError, match="cannot now"):
+        again.load(1)
+
+
+def test_broken_images_are_left_out_and_named(root, capsys):
+    (root / "train" / "images" / "0.png").write_bytes(b"no")
+    pair(root, "train", "more", halves(0, 1))
+    splits = annotated_splits(str(root))
+    assert len(splits.train) == 3
+    assert "Skipped a broken image" in capsys.readouterr().out
+    with pytest.raises(BrokenImage):
+        decode_mask(b"no")
+
+
+def drop_masks(root: Path) -> None:
+    for path in root.rglob("annotations/*.png"):
+        path.unlink()
+
+
+def drop_one_mask(root: Path) -> None:
+    (root / "train" / "annotations" / "1.png").unlink()
+
+
+def resize_a_mask(root: Path) -> None:
+    Image.fromarray(halves(0, 1, 5, 8)).save(root / "train" / "annotations" / "0.png")
+
+
+def name_too_few(root: Path) -> None:
+    (root / "classes.txt").write_text("wall\ndoor\n")
+
+
+def name_twice(root: Path) -> None:
+    (root / "classes.txt").write_text("wall\ndoor\nwall\n")
+
+
+def name_too_many(root: Path) -> None:
+    (root / "classes.txt").write_text("wall\ndoor\nroof\ntree\n")
+
+
+def ask_the_unknown(root: Path) -> None:
+    pair(root, "val", "new", halves(3, 4))
+
+
+def leave_a_gap(root: Path) -> None:
+    pair(root, "train", "new", halves(0, 5))
+
+
+def leave_one_class(root: Path) -> None:
+    for path in root.rglob("annotations/*.png"):
+        Image.fromarray(np.where(np.array(Image.open(path)) == 0, 0, 255).astype(np.uint8)).save(path)
+
+
+def colour_a_mask(root: Path) -> None:
+    Image.new("RGB", (8, 6)).save(root / "train" / "annotations" / "0.png")
+
+
+def blur_a_mask(root: Path) -> None:
+    Image.new("L", (8, 6)).save(root / "train" / "annotations" / "0.png", format="JPEG")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (drop_masks, r"\(train\) has no masks; lay every split out as images/ and annotations/"),
+        (drop_one_mask, r"1 of the 3 images of 'rooms' \(train\) have no mask, e.g. train/images/1.png"),
+        (resize_a_mask, "0.png is 8 x 5 px and its image 8 x 6"),
+        (name_too_few, "holds the value 2, but there are 2 classes, 0 to 1"),
+        (name_twice, "must name every class once"),
+        (name_too_many, "Class 'tree' of 'rooms' has no training image"),
+        (ask_the_unknown, "different classes: '3', '4' only in validation"),
+        (leave_a_gap, "Class '3' of 'rooms' has no training image"),
+        (leave_one_class, r"hold one class only \('0'\), beside the ignored value 255"),
+        (colour_a_mask, r"is a colour picture \(RGB\)"),
+        (blur_a_mask, "is a JPEG file"),
+    ],
+)
+def test_what_is_wrong_is_said(damage, sentence, root):
+    damage(root)
+    with pytest.raises(UserError, match=sentence):
+        annotated_splits(str(root))
+
+
+def test_wrong_arrays_are_named(tmp_path):
+    images = np.zeros((4, 6, 8, 3), dtype=np.uint8)
+    path = tmp_path / "cells.npz"
+    for masks, sentence in (
+        (None, "has no array `masks`"),
+        (
+            np.zeros((4, 6, 7), dtype=np.uint8),
+            r"`masks` in .* is uint8 \[4, 6, 7\]; it must be whole numbers \[4, 6, 8\]",
+        ),
+        (np.zeros((4, 6, 8)), "`masks` in .* is float64"),
+        (np.full((4, 6, 8), -3), "holds the value -3"),
+    ):
+        np.savez(path, images=images, **({} if masks is None else {"masks": masks}))
+        with pytest.raises(UserError, match=sentence):
+            annotated_splits(str(path))
+
+
+def test_no_readable_image(root):
+    train, _, _ = open_annotated(str(root), 16)
+    for path in (root / "train" / "images").iterdir():
+        path.write_bytes(b"no")
+    with pytest.raises(UserError, match="Not one image"):
+        Examples(train, 255)
