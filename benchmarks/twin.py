@@ -9,6 +9,7 @@ settings, so that equal losses from equal weights (tests/test_benchmarks.py) say
 
 import copy
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ class Twin(nn.Module):
         super().__init__()
         self.settings = model.settings
         width = self.settings.encoder.width
-        heads = getattr(model.predictor.blocks[0].attn, "num_heads")  # noqa: B009: timm's attribute has no type
+        heads = cast(int, model.predictor.get_submodule("blocks.0.attn").num_heads)
         self.student = Encoder(self.settings)
         self.predictor = Predictor(self.settings, heads, model.space.dim)
         _take_encoder(self.student, model.encoder)

@@ -115,6 +115,10 @@ def choose_attention(module: nn.Module, device: torch.device, precision: str) ->
 
 def compile_blocks(module: nn.Module) -> None:
     """Compile every transformer block in place: names and weights stay, and blocks of one shape share their code."""
+    import torch._dynamo.config as limits  # here, for it takes a second
+
+    # Teacher, student and predictor, in training and in the health checks: more shapes than the 8 allowed by default.
+    limits.recompile_limit = max(limits.recompile_limit, 64)
     for block in module.modules():
         if isinstance(block, Block):
             block.compile(dynamic=False)
