@@ -3,6 +3,7 @@
 import json
 import signal
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import torch
 from conftest import pictures_file, tiny, with_run
 from safetensors.torch import load_file
 
-from iwm import checkpoint, config, train
+from iwm import checkpoint, config, hardware, train
 from iwm.errors import Interrupted, UserError
 from iwm.images import open_splits
 from iwm.loader import Batch
 from iwm.log import read_metrics
+from iwm.vit import choose_attention
 
 
 def settings(tmp_path: Path, name: str = "run", **groups) -> config.Config:
@@ -224,6 +226,53 @@ def test_precision_changes_little_and_is_recorded(tmp_path):
         losses[precision] = float(loss)
         assert training.precision == precision
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+def loss_and_gradients(device: str, **speed) -> tuple[float, torch.Tensor]:
+    """Of one step, all gradients in a row."""
+    chosen = tiny(speed=config.Speed(device=device, workers=0, **speed))  # pyright: ignore[reportArgumentType]
+    with hardware.threads(chosen.speed), hardware.kept_memory():
+        training = train.Training.start(replace(chosen, optim=replace(chosen.optim, clip=0.0)), 4)
+        with torch.no_grad():
+            training.model.predictor.open_gates()  # or hardly anything would reach the context
+        loss, _ = training.step(one_batch())
+    gradients = [p.grad.flatten().float().cpu() for p in training.model.parameters() if p.grad is not None]
+    return float(loss), torch.cat(gradients)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("speed", "tolerance"),
+    [
+        ({"precision": "fp32", "threads": 2}, 1e-4),
+        ({"precision": "fp32", "compile": True}, 1e-4),
+        ({"precision": "bf16"}, 5e-2),
+        ({"precision": "bf16", "compile": True}, 5e-2),
+    ],
+    ids=str,
+)
+def test_speed_settings_do_not_change_what_is_computed(monkeypatch, device, speed, tolerance):
+    """Loss and gradients (relative norm of their difference) against fp32 on one thread; bf16 has 8 bits."""
+    if device == "cpu":  # everything but the C++ compiler, which takes minutes
+        monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    loss, gradients = loss_and_gradients(device, precision="fp32", threads=1)
+    other, theirs = loss_and_gradients(device, **speed)
+    assert other == pytest.approx(loss, rel=tolerance / 2)
+    assert float((gradients - theirs).norm() / gradients.norm()) < tolerance
+
+
+def test_both_attention_kernels_give_the_same_gradients(monkeypatch):
+    results = []
+    for precision in ("fp32", "bf16"):  # what `choose_attention` takes for either, here both computed in fp32
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "choose_attention", lambda m, d, _, chosen=precision: choose_attention(m, d, chosen))
+            results.append(loss_and_gradients("cpu", precision="fp32"))
+    (fused, one), (plain, two) = results
+    assert plain == pytest.approx(fused, rel=1e-5)
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
 
 
 def test_init_starts_from_a_run(tmp_path):

@@ -163,6 +163,8 @@ class Speed:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the processor multiplies it in hardware."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False
+    """Compile the transformer blocks with torch.compile; the first step then takes a minute or so."""
     threads: int = 0
     """Threads of one process on the CPU; 0: all cores this process may use."""
     workers: int = -1

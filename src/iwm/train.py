@@ -26,7 +26,7 @@ from iwm.model import ImageWorldModel
 from iwm.online import OnlineProbe
 from iwm.optim import Schedule, adamw, apply_schedule
 from iwm.views import make_views
-from iwm.vit import choose_attention
+from iwm.vit import choose_attention, compile_blocks
 
 HEALTH_IMAGES = 256
 """Images of the fixed batch that health is measured on."""
@@ -74,6 +74,8 @@ class Training:
         precision = hardware.precision_of(settings.speed, device)
         model = build(settings, device).train()
         choose_attention(model, device, precision)
+        if settings.speed.compile:
+            compile_blocks(model)
         optimiser = adamw(model, settings.optim)
         return cls(settings, model, optimiser, Schedule(settings.optim, steps_per_epoch), device, precision)
 
@@ -163,7 +165,7 @@ def pretrain(settings: config.Config, source: ImageSet | None = None) -> Path:
     source = source or open_images(settings.data.source, "train", size=settings.data.image_size)
     # The source as anybody can find it again, from whatever folder the run is replayed or resumed.
     settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
-    with hardware.threads(settings.speed):
+    with hardware.threads(settings.speed), hardware.kept_memory():
         return _pretrain(settings, source, out)
 
 

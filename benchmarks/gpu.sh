@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# All that needs a GPU, on a CUDA machine without network that has its own torch (2.11 or newer):
+#
+#   benchmarks/gpu.sh          every piece that is not done yet, one after another
+#   benchmarks/gpu.sh PIECE    one of: tests vit-s vit-s-compiled vit-b vit-b-compiled cifar10
+#
+# No piece takes longer than 10 minutes. A stopped one is simply started again: finished pieces are skipped, the CIFAR-10
+# run goes on from its checkpoint (call again until it says it is complete). Wheels this machine lacks and the data come from
+# benchmarks/pack.sh and lie in PACK. Settings from outside: PACK, OUT, PYTHON, EPOCHS, BATCH, LIMIT (seconds a piece).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PACK=${PACK:-benchmarks/pack}
+OUT=${OUT:-build/gpu}
+PYTHON=${PYTHON:-python3}
+EPOCHS=${EPOCHS:-100}
+BATCH=${BATCH:-256}
+LIMIT=${LIMIT:-570}
+PIECES=(tests vit-s vit-s-compiled vit-b vit-b-compiled cifar10)
+RUN=$OUT/cifar10-vits
+
+piece() {
+    case $1 in
+    tests)
+        "$PYTHON" -m pytest tests/test_train.py tests/test_model.py tests/test_vit.py tests/test_benchmarks.py
+        ;;
+    vit-s | vit-b) bench "$1" ;;
+    vit-s-compiled | vit-b-compiled) bench "${1%-compiled}" --compile ;;
+    cifar10)
+        # The recipe's settings at ViT-S size; patches of 4, so 64 tokens an image.
+        "$PYTHON" -m iwm.cli pretrain cifar10 --data.source "$PACK/cifar10.zip" --out "$RUN" \
+            --encoder.width 384 --encoder.depth 12 --encoder.heads 6 --predictor.width 192 --predictor.depth 6 \
+            --optim.epochs "$EPOCHS" --optim.batch-size "$BATCH" --optim.lr-batch "$BATCH" --speed.precision bf16
+        ;;
+    *)
+        echo "There is no piece '$1'; known are: ${PIECES[*]}" >&2
+        exit 2
+        ;;
+    esac
+}
+
+bench() {
+    "$PYTHON" -m benchmarks peak --sizes "$1" --precisions bf16 --out "$OUT/$1" "${@:2}"
+}
+
+# Started by `limited` below, in a process of its own that can be stopped as a whole.
+if [ "${1:-}" = --inside ]; then
+    piece "$2"
+    exit
+fi
+
+limited() {
+    local status=0
+    # SIGTERM lets a training run save; a minute later it is killed.
+    timeout --signal=TERM --kill-after=60 "$LIMIT" bash benchmarks/gpu.sh --inside "$1" || status=$?
+    if [ "$1" = cifar10 ] && [ ! -f "$RUN/model/model.safetensors" ] && compgen -G "$RUN/checkpoints/step-*" >/dev/null; then
+        echo "cifar10: saved, not complete; call benchmarks/gpu.sh cifar10 again."
+        return 3
+    fi
+    if [ "$status" != 0 ]; then
+        echo "$1: failed with exit code $status (124: longer than $LIMIT s)." >&2
+        return 1
+    fi
+    touch "$OUT/$1.done"
+}
+
+mkdir -p "$OUT"
+export PYTHONPATH=$PWD/src:$PWD${PYTHONPATH:+:$PYTHONPATH}
+if compgen -G "$PACK/*.whl" >/dev/null; then
+    if [ ! -d "$OUT/site" ]; then
+        "$PYTHON" -m pip install --quiet --no-index --no-deps --target "$OUT/site" "$PACK"/*.whl
+    fi
+    export PYTHONPATH=$PYTHONPATH:$PWD/$OUT/site
+fi
+"$PYTHON" - <<'CHECK'
+import importlib.util
+import sys
+
+import torch
+
+version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+if version < (2, 11):
+    sys.exit(f"torch {torch.__version__} is too old; 2.11 or newer is needed.")
+needed = "torchvision timm numpy PIL safetensors huggingface_hub tyro rich matplotlib yaml jaxtyping pytest beartype hypothesis"
+lacking = [name for name in needed.split() if importlib.util.find_spec(name) is None]
+if lacking:
+    sys.exit(f"Missing here: {', '.join(lacking)}; add them to the pack: benchmarks/pack.sh DATA.zip PACKAGE...")
+print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}")
+CHECK
+
+chosen=("${PIECES[@]}")
+if [ $# -gt 0 ]; then
+    chosen=("$1")
+fi
+for name in "${chosen[@]}"; do
+    if [ -f "$OUT/$name.done" ]; then
+        echo "$name: done already."
+        continue
+    fi
+    echo "== $name"
+    limited "$name"
+done
+echo "Results lie in $OUT."

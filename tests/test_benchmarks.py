@@ -1,0 +1,42 @@
+"""The benchmark's plain twin computes what the package computes, or the comparison of their speeds means nothing."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+
+from benchmarks.twin import Twin, TwinTraining
+from iwm import config, train
+from iwm.loader import Batch
+from iwm.masks import sample_masks
+from iwm.views import make_views
+
+PAPER = {
+    "objective": config.Objective(target_norm="token"),
+    "predictor": replace(tiny().predictor, conditioning="feature"),
+    "masks": config.Masks(predict="dropped"),
+}
+SMALL_DATA = {"objective": config.Objective(target_norm="batch", target_layers=2, variance=0.1, covariance=0.004)}
+IJEPA = PAPER | {"predictor": replace(tiny().predictor, conditioning="none")}
+
+
+@pytest.mark.parametrize("groups", [PAPER, SMALL_DATA, IJEPA], ids=["paper", "small-data", "ijepa"])
+def test_the_twin_takes_the_same_steps(groups):
+    settings = tiny(**groups)
+    training = train.Training.start(settings, 4)
+    twin = TwinTraining(Twin(training.model), training.schedule, "fp32")
+    images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    indices = np.arange(16)
+    for step in range(4):  # later losses also see the optimiser, the EMA and the target statistics
+        views = make_views(images, training.model.space, settings.actions, 0, step, indices, "cpu")
+        masks = sample_masks(settings.masks, training.model.grid, 0, step, indices, "cpu")
+        theirs = twin.step(step, views, masks)
+        ours, finite = training.step(Batch(step=step, indices=indices, images=images, labels=None, waited=0.0))
+        assert bool(finite)
+        assert float(ours) == pytest.approx(float(theirs), rel=2e-4), f"step {step}"
+    student = twin.twin.student.patches.weight
+    torch.testing.assert_close(student, training.model.encoder.patch_embed.proj.weight, atol=2e-4, rtol=1e-3)
+    teacher = twin.twin.teacher.patches.weight
+    torch.testing.assert_close(teacher, training.model.target_encoder.patch_embed.proj.weight, atol=2e-4, rtol=1e-3)
