@@ -120,7 +120,7 @@ class Predictor(nn.Module):
     ) -> Float[Tensor, "b q w"]:
         """The queries after the final norm, before the projection back to the encoder's width."""
         last = [len(self.blocks)]
-        return self.intermediates(tokens, action, last, context=context, queries=queries, grid=grid)[0]
+        return self.intermediates(tokens, action, last, context=context, queries=queries, grid=grid, task=task)[0]
 
     def intermediates(
         self,
@@ -131,6 +131,7 @@ class Predictor(nn.Module):
         context: Int64[Tensor, "b c"] | None = None,
         queries: Int64[Tensor, "b q"] | None = None,
         grid: Grid | None = None,
+        task: Float[Tensor, "b t w"] | None = None,
     ) -> list[Float[Tensor, "b q w"]]:
         """The queries after the blocks of these numbers (see `vit.block_outputs`)."""
         batch, kind = len(tokens), self.settings.conditioning
