@@ -455,7 +455,7 @@ def overlays(shown: Sequence[Overlay], classes: Sequence[str], most: int = 24) -
 def _coloured(
     image: UInt8[Tensor, "3 h w"], kinds: Int64[np.ndarray, "h w"], colours: Float[np.ndarray, "c 3"]
 ) -> Float[Tensor, "3 h w"]:
-    """The image in pale grey under the colours of its classes."""
+    """The colours of its classes, darker where the image is dark: mixed with grey, two blues would look alike."""
     grey = image.float().mean(dim=0).div(255).numpy()[..., None]
-    painted = np.where((kinds < 0)[..., None], 1.0, 0.72 * colours[np.maximum(kinds, 0)] + 0.28 * grey)
+    painted = np.where((kinds < 0)[..., None], 1.0, colours[np.maximum(kinds, 0)] * (0.65 + 0.35 * grey))
     return torch.from_numpy(painted).permute(2, 0, 1)

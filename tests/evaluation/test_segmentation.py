@@ -185,7 +185,9 @@ def test_crops_of_an_epoch_are_drawn_once_and_repeat(source):
     fresh = segmentation.Crops(examples, replace(QUICK, views=0), 16, None)
     assert len(torch.stack([fresh.batch(rows[:1], 0, epoch)[0] for epoch in range(8)]).unique(dim=0)) == 8
     masks = few.targets(rows, 0, 3)
-    assert masks.equal(torch.stack([few.crop(view, row)[1] for row, view in enumerate(few._views(rows, 0, 3))]).long())
+    assert masks.equal(
+        torch.stack([few.crop(int(view), row)[1] for row, view in enumerate(few._views(rows, 0, 3))]).long()
+    )
     asked: list[int] = []
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
