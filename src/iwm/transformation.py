@@ -6,6 +6,7 @@ a = (w(y) - w(x)) / (high - low)  graded          a = 1 where x carries it  a fl
 import difflib
 import importlib.util
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,7 @@ def read_transformations(text: str) -> tuple[Transformation, ...]:
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module  # where dataclasses and pickle look a module up
     try:
         found.loader.exec_module(module)
     except Exception as error:  # it is anybody's code
