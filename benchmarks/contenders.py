@@ -75,6 +75,7 @@ def lightly(settings: Config) -> Contender:
 def stable_pretraining(settings: Config) -> Contender:
     """stable-pretraining's IJEPA without its Lightning loop. Raises ImportError where it is missing."""
     methods = importlib.import_module("stable_pretraining.methods.ijepa")
+    importlib.import_module("loguru").logger.disable("stable_pretraining")
     masking = importlib.import_module("stable_pretraining.backbone").IJEPAMaskOutput
     training = train.Training.start(settings, 100)
     model: Any = methods.IJEPA(

@@ -12,6 +12,9 @@ cd "$(dirname "$0")/.."
 
 PACK=${PACK:-benchmarks/pack}
 OUT=${OUT:-build/gpu}
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+export OUT
 PYTHON=${PYTHON:-python3}
 EPOCHS=${EPOCHS:-100}
 BATCH=${BATCH:-256}
@@ -22,31 +25,31 @@ RUN=$OUT/cifar10-vits
 piece() {
     case $1 in
     tests)
-        "$PYTHON" -m pytest tests/test_train.py tests/test_model.py tests/test_vit.py tests/test_benchmarks.py
+        exec "$PYTHON" -m pytest tests/test_train.py tests/test_model.py tests/test_vit.py tests/test_benchmarks.py
         ;;
     vit-s | vit-b) bench "$1" ;;
     vit-s-compiled | vit-b-compiled) bench "${1%-compiled}" --compile ;;
     cifar10)
         # The recipe's settings at ViT-S size; patches of 4, so 64 tokens an image.
-        "$PYTHON" -m iwm.cli pretrain cifar10 --data.source "$PACK/cifar10.zip" --out "$RUN" \
+        exec "$PYTHON" -m iwm.cli pretrain cifar10 --data.source "$PACK/cifar10.zip" --out "$RUN" \
             --encoder.width 384 --encoder.depth 12 --encoder.heads 6 --predictor.width 192 --predictor.depth 6 \
             --optim.epochs "$EPOCHS" --optim.batch-size "$BATCH" --optim.lr-batch "$BATCH" --speed.precision bf16
-        ;;
-    *)
-        echo "There is no piece '$1'; known are: ${PIECES[*]}" >&2
-        exit 2
         ;;
     esac
 }
 
 bench() {
-    "$PYTHON" -m benchmarks peak --sizes "$1" --precisions bf16 --out "$OUT/$1" "${@:2}"
+    exec "$PYTHON" -m benchmarks peak --sizes "$1" --precisions bf16 --out "$OUT/$1" "${@:2}"
 }
 
-# Started by `limited` below, in a process of its own that can be stopped as a whole.
+# Started by `limited` below. `piece` replaces this shell by the command itself, so that it is the command that `timeout`
+# stops and waits for: a shell would die at once and leave it saving.
 if [ "${1:-}" = --inside ]; then
     piece "$2"
-    exit
+fi
+if [ $# -gt 0 ] && [[ " ${PIECES[*]} " != *" $1 "* ]]; then
+    echo "There is no piece '$1'; known are: ${PIECES[*]}" >&2
+    exit 2
 fi
 
 limited() {
@@ -64,13 +67,12 @@ limited() {
     touch "$OUT/$1.done"
 }
 
-mkdir -p "$OUT"
 export PYTHONPATH=$PWD/src:$PWD${PYTHONPATH:+:$PYTHONPATH}
 if compgen -G "$PACK/*.whl" >/dev/null; then
     if [ ! -d "$OUT/site" ]; then
         "$PYTHON" -m pip install --quiet --no-index --no-deps --target "$OUT/site" "$PACK"/*.whl
     fi
-    export PYTHONPATH=$PYTHONPATH:$PWD/$OUT/site
+    export PYTHONPATH=$PYTHONPATH:$OUT/site
 fi
 "$PYTHON" - <<'CHECK'
 import importlib.util

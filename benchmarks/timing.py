@@ -96,7 +96,9 @@ def race(contenders: Sequence[Contender], options: Options) -> dict[str, list[fl
 
 def compare(contenders: Sequence[Contender], options: Options, **what: Any) -> list[dict[str, Any]]:
     """Race them; the first is ours. One row a contender, `what` (size, precision...) in each."""
+    console.print(", ".join(f"{name} {value}" for name, value in what.items()), end=": ")
     rates = race(contenders, options)
+    console.print("; ".join(f"{name} {statistics.median(values):.3g}/s" for name, values in rates.items()))
     ours = rates[contenders[0].name]
     rows = []
     for contender in contenders:

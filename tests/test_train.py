@@ -243,6 +243,7 @@ def loss_and_gradients(device: str, **speed) -> tuple[float, torch.Tensor]:
     return float(loss), torch.cat(gradients)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # raised by torch.compile
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("speed", "tolerance"),
