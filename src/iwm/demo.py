@@ -15,7 +15,7 @@ from iwm.log import console
 OBJECTS = "sample-objects"
 """The labelled source everything is evaluated on; its test images share no photo with training."""
 
-FINETUNING = finetune.FinetuneSettings(lrs=(1e-3, 3e-3), views=2, schedule=Schedule(epochs=4, search_epochs=1))
+FINETUNING = finetune.FinetuneSettings(lrs=(1e-3, 3e-3), views=2, schedule=Schedule(epochs=6, search_epochs=1))
 """A short finetuning with the same grid for both predictors; `iwm finetune` alone takes longer and gets further."""
 
 

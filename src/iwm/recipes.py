@@ -45,7 +45,7 @@ def small(image_size: int, patch_size: int, epochs: int) -> Config:
 
 def demo() -> Config:
     """The embedded photos and objects, minutes on two CPU cores: a small model takes many steps in them."""
-    base = small(image_size=64, patch_size=8, epochs=4)
+    base = small(image_size=64, patch_size=16, epochs=12)
     return replace(
         base,
         data=replace(base.data, source="sample,sample-objects"),
