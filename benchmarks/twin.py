@@ -54,6 +54,10 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
+    positions: Tensor
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, settings: Config) -> None:
         super().__init__()
         s = settings.encoder
@@ -80,6 +84,8 @@ class Encoder(nn.Module):
 
 
 class Predictor(nn.Module):
+    positions: Tensor
+
     def __init__(self, settings: Config, heads: int, actions: int) -> None:
         super().__init__()
         s, width, outer = settings.predictor, settings.predictor.width, settings.encoder.width
@@ -239,7 +245,7 @@ def _take_encoder(mine: Encoder, theirs: nn.Module) -> None:
     mine.positions.copy_(state["pos_embed"][0])
     _take_blocks(mine.blocks, state)
     for block, number in zip(mine.blocks, range(len(mine.blocks)), strict=True):
-        block.norm1.eps = block.norm2.eps = theirs.get_submodule(f"blocks.{number}.norm1").eps
+        block.norm1.eps = block.norm2.eps = theirs.get_submodule(f"blocks.{number}.norm1").eps  # pyright: ignore
 
 
 def _take_predictor(mine: Predictor, theirs: nn.Module) -> None:

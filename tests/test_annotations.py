@@ -231,7 +231,7 @@ def test_wrong_arrays_are_named(tmp_path):
         (np.zeros((4, 6, 8)), "`masks` in .* is float64"),
         (np.full((4, 6, 8), -3), "holds the value -3"),
     ):
-        np.savez(path, images=images, **({} if masks is None else {"masks": masks}))
+        np.savez(path, images=images, **({} if masks is None else {"masks": masks}))  # pyright: ignore[reportArgumentType]
         with pytest.raises(UserError, match=sentence):
             annotated_splits(str(path))
 

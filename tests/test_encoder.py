@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import timm
@@ -112,10 +113,9 @@ def test_a_width_the_heads_do_not_divide_is_refused():
 def test_intermediates_are_timms_after_a_layer_norm(encoder):
     images = torch.rand(2, 3, 32, 48)
     found = encoder.intermediates(images, [1, 2, 2, 3])
-    raw = (
-        timm_twin(encoder, dynamic_img_size=True)
-        .eval()
-        .forward_intermediates(encoder.normalise(images), indices=[0, 1], intermediates_only=True, output_fmt="NLC")
+    twin = timm_twin(encoder, dynamic_img_size=True).eval()
+    raw: Any = twin.forward_intermediates(
+        encoder.normalise(images), indices=[0, 1], intermediates_only=True, output_fmt="NLC"
     )
     for ours, theirs in zip(found[:3], (raw[0], raw[1], raw[1]), strict=True):
         torch.testing.assert_close(ours, torch.nn.functional.layer_norm(theirs, (48,)))

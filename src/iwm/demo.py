@@ -27,15 +27,16 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> Path:
         settings = replace(settings, optim=replace(settings.optim, epochs=1), run=replace(settings.run, log_every=50))
     console.rule("1 of 4: pretraining, unlabelled")
     train.pretrain(settings)
+    speed = settings.speed
     console.rule("2 of 4: how good is the world model?")
-    quality.world(str(out), OBJECTS, images=8 if quick else 64, seed=seed)
+    quality.world(str(out), OBJECTS, images=8 if quick else 64, seed=seed, speed=speed)
     console.rule("3 of 4: what does the encoder know?")
-    probes.probe(str(out), OBJECTS, "linear", seed=seed)
-    probes.probe(str(out), OBJECTS, "knn", seed=seed)
+    probes.probe(str(out), OBJECTS, "linear", seed=seed, speed=speed)
+    probes.probe(str(out), OBJECTS, "knn", seed=seed, speed=speed)
     console.rule("4 of 4: finetuning the predictor, pretrained and random")
-    settings = FINETUNING if not quick else replace(FINETUNING, schedule=replace(FINETUNING.schedule, epochs=1))
+    tuning = FINETUNING if not quick else replace(FINETUNING, schedule=replace(FINETUNING.schedule, epochs=1))
     for kind in ("pretrained", "random"):
-        finetune.finetune(str(out), OBJECTS, "predictor", kind, seed=seed, settings=settings)
+        finetune.finetune(str(out), OBJECTS, "predictor", kind, seed=seed, settings=tuning, speed=speed)
     page = report.write(out)
     console.print(f"[bold]Open {page}", soft_wrap=True)
     return page

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rich.table import Table
 
-from iwm.config import Actions, Config, Data, Encoder, Masks, Objective, Optim, Predictor, Run, did_you_mean
+from iwm.config import Actions, Config, Data, Encoder, Masks, Objective, Optim, Predictor, Run, Speed, did_you_mean
 from iwm.errors import UserError
 from iwm.log import console
 from iwm.plan import cost
@@ -45,13 +45,14 @@ def small(image_size: int, patch_size: int, epochs: int) -> Config:
 
 def demo() -> Config:
     """The embedded photos and objects, minutes on two CPU cores: a small model takes many steps in them."""
-    base = small(image_size=64, patch_size=16, epochs=12)
+    base = small(image_size=64, patch_size=16, epochs=10)
     return replace(
         base,
         data=replace(base.data, source="sample,sample-objects"),
         encoder=replace(base.encoder, width=128, heads=4),
         predictor=replace(base.predictor, width=128),
         optim=replace(base.optim, batch_size=32, lr_batch=32),
+        speed=Speed(threads=1),  # 252 images/s; 203 on two threads, which such small products and the loader fight over
         run=Run(out="runs/demo", log_every=200, save_every=500),
     )
 

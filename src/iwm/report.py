@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from iwm import config, files, pictures, results
 from iwm.errors import UserError
 from iwm.log import console, read_metrics
@@ -105,8 +107,8 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     try:
         return read_metrics(path) if path.is_file() else []
-    except ValueError:
-        console.print(f"[yellow]{path} is damaged and is left out of the report.")
+    except UserError as damage:
+        console.print(f"[yellow]{escape(str(damage))} It is left out of the report.")
         return []
 
 
@@ -255,7 +257,7 @@ def _tasks(folder: Path, found: Sequence[Result]) -> str:
         tasks = result.get("tasks")
         if verb_of(result) != "multitask" or not isinstance(tasks, dict):
             continue
-        rows = [("task", "top-1", "predictor of its own", "chance", "classes")]
+        rows: list[tuple[str, ...]] = [("task", "top-1", "predictor of its own", "chance", "classes")]
         for name, task in tasks.items():
             told = task if isinstance(task, dict) else {}
             values = [results.in_words(told.get(key)) for key in ("top1", "single_task_top1", "chance")]
@@ -300,6 +302,11 @@ def _result(folder: Path, result: Result) -> str:
     rows = "".join(
         f"<tr><td>{esc(key)}</td><td>{esc(results.in_words(value))}</td></tr>" for key, value in flat.items()
     )
+    points = result.get("points")
+    for point in points if isinstance(points, list) else ():
+        if isinstance(point, dict):
+            told = f"{results.in_words(point.get('top1'))} with {results.in_words(point.get('trainable_parameters'))}"
+            rows += f"<tr><td>{esc(str(point.get('what')))}</td><td>{esc(told)} parameters</td></tr>"
     picture = folder / "eval" / f"{result['file']}.png"
     shown = ""
     if verb_of(result) not in ("world", "multitask", "segment") and picture.is_file():

@@ -56,7 +56,7 @@ def test_the_predictor_is_asked_under_the_null_action(run):
     assert model.predictor is not None
     images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
     tokens = model.encoder.tokens(images)
-    blocks = model.predictor.intermediates(tokens, torch.zeros(1, model.actions), [1, 1, 2, 2])
+    blocks = model.predictor.intermediates(tokens, torch.zeros(1, model.space.dim), [1, 1, 2, 2])
     torch.testing.assert_close(
         model(images),
         torch.nn.functional.interpolate(

@@ -16,14 +16,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
+from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
 from iwm import hardware
 from iwm.errors import UserError
 from iwm.log import progress
 from iwm.pixels import IGNORED
-from iwm.randomness import permutation, uniforms
+from iwm.randomness import permutation, seeded, uniforms
 
 T = TypeVar("T")
 
@@ -86,8 +87,28 @@ class Schedule:
     """Share of the steps."""
     smoothing: float = 0.0
     """Label smoothing."""
+    mixup: float = 0.0
+    """Alpha of mixup: pixels and labels of two images are mixed with a Beta(alpha, alpha) share; 0: none."""
+    cutmix: float = 0.0
+    """Alpha of cutmix, a box of the other image; with both, a coin decides for each batch."""
+    ema: float = 0.0
+    """Decay a step of an exponential moving average of the weights, which is then used instead; 0: none."""
     clip: float = 1.0
     """Largest gradient norm; 0: no clipping."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.search_epochs < 0 or self.batch_size < 1:
+            raise UserError(f"{self.epochs} epochs in batches of {self.batch_size} train nothing; give 1 or more.")
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} {getattr(self, name)} is no alpha; give 0 (none) or more.")
+        for name in ("smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)} is no share; give a number from 0 to below 1.")
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
 
     @property
     def search(self) -> int:
@@ -124,17 +145,21 @@ class TrainingSet:
 class Samples(TrainingSet):
     """Training inputs in memory, `values[view, image]`: float16 tokens [v, n, t, d] or uint8 pixels [v, n, 3, s, s].
 
-    View 0 is the plain image; each further one a crop drawn once. Every epoch each image shows one view at random.
+    View 0 is the plain image; each further one a crop drawn once. Every epoch each image shows one view at random, or
+    what `fresh` (rows, epoch) makes of it.
     """
 
     values: Tensor
     labels: Int64[Tensor, " n"]
+    fresh: Callable[[Int64[np.ndarray, " b"], int], Tensor] | None = None
     metric = "top1"
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Tensor:
+        if self.fresh:
+            return self.fresh(rows, epoch)
         views = (uniforms(seed, "classifier view", epoch, rows, 1)[:, 0] * len(self.values)).astype(np.int64)
         return self.values[torch.from_numpy(views), torch.from_numpy(rows)]
 
@@ -200,24 +225,33 @@ def fit(
     size = min(schedule.batch_size, len(rows))
     per_epoch = max(1, len(rows) // size)
 
-    def batches() -> Iterable[tuple[int, np.ndarray]]:
+    def batches() -> Iterable[tuple[int, int, np.ndarray]]:
         for epoch in range(epochs):
             order = rows[torch.from_numpy(permutation(seed, "classifier order", epoch, len(rows)))].numpy()
-            yield from ((epoch, batch) for batch in order[: per_epoch * size].reshape(per_epoch, size))
+            for number, batch in enumerate(order[: per_epoch * size].reshape(per_epoch, size)):
+                yield epoch, epoch * per_epoch + number, batch
 
-    def loss_of(drawn: tuple[int, np.ndarray]) -> Tensor:
-        epoch, batch = drawn
+    def loss_of(drawn: tuple[int, int, np.ndarray]) -> Tensor:
+        epoch, step, batch = drawn
         inputs = samples.batch(batch, seed, epoch).to(device, non_blocking=True)
         labels = samples.targets(batch, seed, epoch).to(device, non_blocking=True)
+        share = 1.0
+        if schedule.mixes:
+            inputs, share = mixed(inputs, schedule, seed, step)
         with hardware.autocast(device, precision):
-            logits = learner.logits(inputs)
-        return cross_entropy(logits.float(), labels, schedule.smoothing)
+            logits = learner.logits(inputs).float()
+        loss = cross_entropy(logits, labels, schedule.smoothing)
+        if share < 1:  # cross-entropy is linear in the target: this is that of the mixed label
+            loss = share * loss + (1 - share) * cross_entropy(logits, labels.flip(0), schedule.smoothing)
+        return loss
 
     learner.model.train()
     steps = epochs * per_epoch
-    seconds = descend(
-        learner.groups, batches(), loss_of, steps, schedule, checked_every=per_epoch, device=device, title=title
-    )
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # drop path draws from the global generator
+        seconds = descend(
+            learner.groups, batches(), loss_of, steps, schedule, checked_every=per_epoch, device=device, title=title
+        )
     learner.model.eval()
     return steps * size / seconds
 
@@ -240,6 +274,7 @@ def descend(
     optimiser = torch.optim.AdamW(groups, fused=True)
     peaks = [group["lr"] for group in optimiser.param_groups]
     trainable = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    average = [parameter.detach().clone() for parameter in trainable] if schedule.ema else []
     total, summed = torch.zeros((), device=device), 0
     since = time.perf_counter()
     with progress("steps") as bar:
@@ -254,6 +289,10 @@ def descend(
             if schedule.clip:
                 torch.nn.utils.clip_grad_norm_(trainable, schedule.clip, foreach=True)
             optimiser.step()
+            if average:
+                # A short memory first, or a short training would end at its start (as in TensorFlow).
+                weight = 1 - min(schedule.ema, (step + 1) / (step + 10))
+                torch._foreach_lerp_(average, [p.detach() for p in trainable], weight)  # pyright: ignore[reportPrivateImportUsage]
             total += loss.detach()
             summed += 1
             bar.advance(task)
@@ -263,6 +302,9 @@ def descend(
                     raise FloatingPointError("the loss is not finite")
                 bar.update(task, note=f"loss {mean:.3f}")
                 total, summed = torch.zeros((), device=device), 0
+    with torch.no_grad():
+        for parameter, mean in zip(trainable if average else (), average, strict=True):
+            parameter.copy_(mean)
     return time.perf_counter() - since
 
 
@@ -270,6 +312,20 @@ def cross_entropy(logits: Float[Tensor, "b c *s"], labels: Int64[Tensor, "b *s"]
     """Mean cross-entropy over the labels that are not IGNORED; 0 where all of them are."""
     total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED, label_smoothing=smoothing)
     return total / (labels != IGNORED).sum().clamp_min(1)
+
+
+def mixed(
+    images: UInt8[Tensor, "b 3 h w"], schedule: Schedule, seed: int, step: int
+) -> tuple[Float[Tensor, "b 3 h w"], float]:
+    """A batch mixed with itself in reverse order by timm's mixup or cutmix, in [0, 1], and the share of the first.
+
+    A pure function of seed and step; the label of image i is the share of y_i and the rest of y_(b-1-i).
+    """
+    mixup = Mixup(schedule.mixup, schedule.cutmix)
+    values = images.float() / 255
+    with seeded(seed, "mixup", step, 0):
+        share = mixup._mix_batch(values)
+    return values, float(share)
 
 
 def factor_at(step: int, steps: int, warmup: float) -> float:

@@ -198,7 +198,8 @@ class Crops(TrainingSet):
         """One crop of one image, with its classes: a pure function of seed, view and image."""
         image, mask = self.examples.load(row)
         s = self.settings
-        drawn = scaled_crop(*mask.shape, self.size, s.scales, s.flip, s.seed, view, row)
+        height, width = mask.shape
+        drawn = scaled_crop(height, width, self.size, s.scales, s.flip, s.seed, view, row)
         return drawn.of_image(image), drawn.of_mask(mask)
 
     def _views(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Int64[np.ndarray, " b"]:
@@ -231,7 +232,7 @@ def build(model: ImageWorldModel, settings: SegmentSettings, classes: tuple[str,
     if predictor is not None:
         # The head looks at the blocks: the way back to target space is not used.
         predictor.project.requires_grad_(False)
-    segmenter = Segmenter(encoder, predictor, head, model.space.dim, size)
+    segmenter = Segmenter(encoder, predictor, head, model.space, size)
     segmenter.names = classes
     return segmenter
 

@@ -107,7 +107,7 @@ class Segmenter(Headed):
         padded = (grid[0] * patch, grid[1] * patch)
         layers = list(features.unbind(dim=1))
         if self.predictor is not None:
-            null = features.new_zeros(len(features), self.actions)
+            null = features.new_zeros(len(features), self.space.dim)
             numbers = depths(len(self.predictor.blocks))
             layers = self.predictor.intermediates(layers[0], null, numbers, grid=grid)
         maps = [layer.float().transpose(1, 2).unflatten(2, grid) for layer in layers]
@@ -179,7 +179,7 @@ def load_segmenter(folder: str | Path, device: str | torch.device = "cpu") -> Se
             predictor = Predictor(settings.predictor, settings.encoder.width, space.dim, encoder.grid)
         width = settings.predictor.width if predictor else settings.encoder.width
         head = head_of(what["head"], width, len(what["classes"]), what["channels"])
-        segmenter = Segmenter(encoder, predictor, head, space.dim, what["window"])
+        segmenter = Segmenter(encoder, predictor, head, space, what["window"])
         segmenter.load_state_dict(load_file(folder / "model.safetensors"))
     except FileNotFoundError:
         raise UserError(f"There is no trained segmenter in {folder}; `iwm segment` makes one.") from None
