@@ -206,3 +206,31 @@ def test_embedded_sources():
     assert how == "sample: 800 and 119 of the embedded photos"
     assert not {photos.path(i) for i in range(800)} & {others.path(i) for i in range(119)}
     assert photos.load(0).shape == (3, 120, 120)
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_validation_folders_alone_are_no_classes(tmp_path, archived):
+    folder = tmp_path / "source"
+    for split in ("val", "Test"):
+        for kind in ("a", "b"):
+            write(folder / split / kind / "1.png")
+    source = zipped(folder, tmp_path / "source.zip") if archived else folder
+    with pytest.raises(UserError, match=r"has val/ and test/ but no train/ folder; add one"):
+        open_splits(str(source))
+    write(folder / "cat" / "1.png")
+    assert open_images(str(folder), "all").classes == ("Test", "cat", "val")
+
+
+def test_pictures_are_all_there_are_whatever_their_folders_are_called(tmp_path):
+    for place in ("train/a/1.png", "val/a/1.png", "test/b/1.png", "2.png", ".hidden/3.png"):
+        write(tmp_path / place)
+    opened = open_pictures(str(tmp_path))
+    assert [Path(opened.path(i)).relative_to(tmp_path).as_posix() for i in range(len(opened))] == [
+        "2.png",
+        "test/b/1.png",
+        "train/a/1.png",
+        "val/a/1.png",
+    ]
+    assert open_pictures(str(tmp_path / "2.png")).load(0).shape == (3, 8, 8)
+    with pytest.raises(UserError, match="There is no 'absent.png'"):
+        open_pictures("absent.png")

@@ -57,3 +57,21 @@ def test_permutation():
     assert sorted(first) == list(range(1000))
     assert (first == permutation(0, "epoch", 0, 1000)).all()
     assert (first != second).mean() > 0.98
+
+
+def test_global_generators_are_seeded_inside_and_untouched_outside():
+    def draw():
+        return random.random(), np.random.rand(), float(torch.rand(()))  # noqa: NPY002
+
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)  # noqa: NPY002
+    outside = draw(), draw()
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)  # noqa: NPY002
+    first = draw()
+    with randomness.seeded(0, "a", 1, 2):
+        inside = draw()
+    assert (first, draw()) == outside
+    with randomness.seeded(0, "a", 1, 2):
+        assert draw() == inside
+    for other in ((1, "a", 1, 2), (0, "b", 1, 2), (0, "a", 2, 2), (0, "a", 1, 3)):
+        with randomness.seeded(*other):
+            assert draw() != inside

@@ -191,3 +191,8 @@ def load_model(run: str, device: str | torch.device = "cpu") -> ImageWorldModel:
         reason = str(error).splitlines()[0]
         raise UserError(f"The weights in {folder} cannot be read ({reason}); export them again.") from None
     return model.eval().requires_grad_(False).to(device)
+
+
+def identity(run: str) -> str:
+    """Content hash of a RUN's weights. Raises UserError when there are none."""
+    return _digest(find_weights(run) / "model.safetensors")

@@ -140,6 +140,10 @@ class Probe:
     seed: int = 0
     k: int = 20
     """Neighbours of kNN."""
+    pooling: Literal["mean", "max"] = "mean"
+    """How kNN and linear make one vector of the patch tokens."""
+    standardise: bool = True
+    """Linear: on features of zero mean and unit deviation (a BatchNorm without affine)."""
     student: bool = False
     """Probe the student instead of the EMA encoder."""
     layer: int = 0
@@ -164,7 +168,7 @@ def probe(argv: Sequence[str]) -> None:
         o.kind,
         val=o.val,
         seed=o.seed,
-        settings=probes.ProbeSettings(k=o.k),
+        settings=probes.ProbeSettings(k=o.k, pooling=o.pooling, standardise=o.standardise),
         student=o.student,
         layer=o.layer,
         size=o.size,
@@ -175,51 +179,81 @@ def probe(argv: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Finetune:
+class Tuning:
+    """What `iwm finetune` and `iwm efficiency` have in common."""
+
     run: Positional[str]
     """A run folder, exported weights, or hf-hub:user/name."""
     data: str
     """A labelled source."""
-    train: str = "predictor"
-    """predictor, head, encoder, both, or last-K (the last K encoder blocks)."""
-    predictor: Literal["pretrained", "random"] = "pretrained"
-    """Where the predictor starts."""
     val: str = ""
     """Source of the images that are reported on; by default the source's own."""
     seed: int = 0
     epochs: int = 20
-    views: int = 4
-    """Pictures an image is trained on: itself and views - 1 random crops, drawn once."""
+    batch_size: int = 128
     lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     """Learning rates of the head; the best on a tenth of train is taken."""
     ratios: tuple[float, ...] = (0.1, 1.0)
     """Learning rate of predictor or encoder as a multiple of the head's; tried with every one."""
-    start: str = ""
-    """train both: folder of a finished predictor finetuning; made first where not given."""
+    views: int = 4
+    """Pictures an image is trained on: itself and views - 1 random crops, drawn once; 0: a new one every epoch."""
+    augment: Literal["crops", "timm"] = "crops"
+    """Random crops, or those with timm's RandAugment (m9 mstd0.5 inc1) and random erasing (0.25)."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0: none."""
+    cutmix: float = 0.0
+    """Alpha of cutmix; 0: none."""
+    smoothing: float = 0.0
+    """Label smoothing."""
+    drop_path: float = 0.0
+    """Stochastic depth of the parts that learn."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then used; 0: none."""
+    queries: Literal["all", "one"] = "all"
+    """What the predictor is asked for: all positions, or the one in the middle."""
+    action: Literal["null", "random"] = "null"
+    """The action the predictor is told in training."""
     student: bool = False
     """Finetune on the student instead of the EMA encoder."""
-    baselines: bool = True
-    """Also the same training with nothing pretrained, and raw pixels."""
     size: int = 0
     """Side of the pictures; 0: the run's."""
     out: str = ""
     """Where results go when RUN is not a local run folder."""
     speed: config.Speed = field(default_factory=config.Speed)
 
+    def settings(self, **more: Any) -> Any:
+        """As `iwm.evaluation.finetune` has them."""
+        from iwm.evaluation import finetune as tuning
+        from iwm.evaluation import fitting
+
+        same = ("lrs", "ratios", "views", "augment", "drop_path", "queries", "action", "student")
+        schedule = ("epochs", "batch_size", "mixup", "cutmix", "smoothing", "ema")
+        return tuning.FinetuneSettings(
+            **{name: getattr(self, name) for name in same},
+            schedule=fitting.Schedule(**{name: getattr(self, name) for name in schedule}),
+            **more,
+        )
+
+
+@dataclass(frozen=True)
+class Finetune(Tuning):
+    train: str = "predictor"
+    """predictor, head, encoder, both, or last-K (the last K encoder blocks)."""
+    predictor: Literal["pretrained", "random"] = "pretrained"
+    """Where the predictor starts."""
+    depth: int = 0
+    """Blocks of the predictor that are kept, from the first; 0: all."""
+    start: str = ""
+    """train both: folder of a finished predictor finetuning; made first where not given."""
+    baselines: bool = True
+    """Also the same training with nothing pretrained, and raw pixels."""
+
 
 def finetune(argv: Sequence[str]) -> None:
     """Solve a task with the predictor on the frozen encoder, or with the encoder itself."""
     from iwm.evaluation import finetune as tuning
-    from iwm.evaluation import fitting
 
     o = parse(Finetune, argv, "finetune")
-    settings = tuning.FinetuneSettings(
-        student=o.student,
-        lrs=o.lrs,
-        ratios=o.ratios,
-        views=o.views,
-        schedule=fitting.Schedule(epochs=o.epochs),
-    )
     tuning.finetune(
         o.run,
         o.data,
@@ -227,13 +261,58 @@ def finetune(argv: Sequence[str]) -> None:
         o.predictor,
         val=o.val,
         seed=o.seed,
-        settings=settings,
+        settings=o.settings(depth=o.depth),
         size=o.size,
         start=o.start,
         baselines=o.baselines,
         speed=o.speed,
         out=o.out,
     )
+
+
+@dataclass(frozen=True)
+class Efficiency(Tuning):
+    depths: tuple[int, ...] = ()
+    """Numbers of predictor blocks; by default one, half and all of them."""
+    blocks: tuple[int, ...] = ()
+    """Numbers of last encoder blocks; by default 1, 2 and 4."""
+
+
+def efficiency(argv: Sequence[str]) -> None:
+    """What does each finetuned parameter bring: top-1 against their number (paper figure 3)."""
+    from iwm.evaluation import efficiency as figure
+
+    o = parse(Efficiency, argv, "efficiency")
+    figure.efficiency(
+        o.run,
+        o.data,
+        val=o.val,
+        seed=o.seed,
+        settings=o.settings(),
+        depths=o.depths,
+        blocks=o.blocks,
+        size=o.size,
+        speed=o.speed,
+        out=o.out,
+    )
+
+
+@dataclass(frozen=True)
+class Predict:
+    run: Positional[str]
+    """The folder of a finetuned classifier, or a run that has exactly one."""
+    images: Positional[str]
+    """A source of images, or one image file."""
+    out: str = "predictions.csv"
+    speed: config.Speed = field(default_factory=config.Speed)
+
+
+def predict(argv: Sequence[str]) -> None:
+    """Say what is on images with a finetuned classifier; writes a CSV."""
+    from iwm.evaluation import predict as saying
+
+    o = parse(Predict, argv, "predict")
+    saying.predict(o.run, o.images, out=o.out, speed=o.speed)
 
 
 @dataclass(frozen=True)
@@ -319,7 +398,7 @@ def demo(argv: Sequence[str]) -> None:
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
     verb.__name__: (verb, (verb.__doc__ or "").strip())
-    for verb in (demo, recipes, pretrain, world, probe, finetune, compare, doctor, report)
+    for verb in (demo, recipes, pretrain, world, probe, finetune, efficiency, predict, compare, doctor, report)
 }
 
 

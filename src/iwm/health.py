@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from iwm.errors import UserError
 from iwm.masks import Masks
 from iwm.model import ImageWorldModel
 from iwm.views import Views
@@ -103,11 +104,20 @@ JUDGED = ("loss", "health_loss", "position_mean_loss", "rankme", "target_varianc
 
 
 def judge(line: Mapping[str, Any]) -> Verdict:
-    """A verdict on the newest line of metrics: the keys of `measure` and the training `loss`. None is not finite."""
+    """A verdict on the newest line of metrics: the keys of `measure` and the training `loss`. None is not finite.
+
+    Raises UserError when the line lacks one of the numbers JUDGED.
+    """
     ill: list[str] = []
+    judged = [*JUDGED, *(key for key in ("identity_loss", "ema_gap") if key in line)]
+    for key in judged:
+        if key not in line or isinstance(line[key], bool) or not isinstance(line[key], int | float | None):
+            raise UserError(
+                f"The metrics of step {line.get('step', '?')} hold no number `{key}`, so health cannot be judged; "
+                "delete that line of metrics.jsonl, or let the run log another."
+            )
     loss, known = line["health_loss"], line["position_mean_loss"]
-    numbers = [line[key] for key in JUDGED] + [line[key] for key in ("identity_loss", "ema_gap") if key in line]
-    if not all(value is not None and math.isfinite(value) for value in numbers):
+    if not all(line[key] is not None and math.isfinite(line[key]) for key in judged):
         ill.append("The run has diverged: a loss or feature is not finite. Lower optim.lr or set optim.clip.")
         return Verdict(False, tuple(ill))
     if line["target_variance"] < 0.02:

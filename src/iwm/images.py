@@ -225,6 +225,18 @@ def open_images(source: str, split: str = "train", *, seed: int = 0, size: int |
     return _join(members, split)
 
 
+def open_pictures(source: str, size: int | None = None) -> ImageSet:
+    """Every image of a source whatever its folders are called, or a single image file. Raises UserError."""
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        return _Files(path.parent, [path.name], path.stem, "all")
+    if path.is_dir():
+        return _Files(path, _pictures_among(path, _folder_names(path)), path.resolve().name, "all")
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return _Files(path, _pictures_among(path, _archive_names(path)), path.stem, "all")
+    return open_images(source, "all", size=size)
+
+
 def open_splits(
     source: str, val: str = "", *, seed: int = 0, size: int | None = None
 ) -> tuple[ImageSet, ImageSet, str]:
@@ -295,15 +307,19 @@ def _open_one(source: str, size: int) -> tuple[ImageSet, ImageSet | None, str]:
     if path.is_dir():
         return _open_files(path, name, _folder_names(path))
     if path.suffix.lower() == ".zip":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return _open_files(path, name, archive.namelist())
-        except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"'{source}' is not a readable zip archive ({reason(error)}); make it again.") from error
+        return _open_files(path, name, _archive_names(path))
     if path.suffix.lower() == ".npz":
         return _open_arrays(path, name)
     hint = "give the folder it lies in" if path.suffix.lower() in SUFFIXES else "give a folder, a .zip or an .npz"
     raise UserError(f"'{source}' is not a source of images; {hint}.")
+
+
+def _archive_names(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"'{path}' is not a readable zip archive ({reason(error)}); make it again.") from error
 
 
 def _folder_names(root: Path) -> list[str]:
@@ -320,8 +336,8 @@ def _folder_names(root: Path) -> list[str]:
     return names
 
 
-def _open_files(root: Path, name: str, names: Sequence[str]) -> tuple[ImageSet, ImageSet | None, str]:
-    """Find splits and classes in the paths below `root`."""
+def _pictures_among(root: Path, names: Sequence[str]) -> list[str]:
+    """The paths below `root` that are image files and not hidden, sorted. Raises UserError when there are none."""
 
     def hidden(parts: Sequence[str]) -> bool:
         return any(part.startswith(".") or part == "__MACOSX" for part in parts)
@@ -329,6 +345,12 @@ def _open_files(root: Path, name: str, names: Sequence[str]) -> tuple[ImageSet, 
     paths = sorted(item for item in names if item.lower().endswith(SUFFIXES) and not hidden(item.split("/")))
     if not paths:
         raise UserError(f"'{root}' holds no images; known file types are {', '.join(kind[1:] for kind in SUFFIXES)}.")
+    return paths
+
+
+def _open_files(root: Path, name: str, names: Sequence[str]) -> tuple[ImageSet, ImageSet | None, str]:
+    """Find splits and classes in the paths below `root`."""
+    paths = _pictures_among(root, names)
     # (path, what of it lies below the single top folders)
     files = [(path, path.split("/")) for path in paths]
     while len(files[0][1]) > 1 and len({parts[0] for _, parts in files}) == 1:
@@ -342,6 +364,10 @@ def _open_files(root: Path, name: str, names: Sequence[str]) -> tuple[ImageSet, 
 
     train = next((folder for folder in TRAIN_FOLDERS if folder in tops), None)
     valid = next((folder for folder in VAL_FOLDERS if folder in tops), None)
+    held = [folder for folder in VAL_FOLDERS if folder in tops]
+    if train is None and len(held) > 1 and len(held) == len(tops) and all(len(parts) > 1 for _, parts in files):
+        named = " and ".join(f"{folder}/" for folder in held)
+        raise UserError(f"'{root}' has {named} but no train/ folder; add one, or leave only one of those in it.")
     if train is None:
         return _labelled(root, name, "train", files), None, "all images"
     if valid is None:

@@ -31,6 +31,9 @@ log = logging.getLogger("iwm")
 CHUNK = 256
 """Most images one task of a decoding process holds: bounds both latency and memory at large batches."""
 
+_named: set[str] = set()
+"""Broken images that have been named: several passes over a source name each of them once."""
+
 Progress = Callable[[int, int], None]
 """Called with (done, of) while images are decoded."""
 
@@ -137,7 +140,7 @@ class Loader:
         for one in broken:
             if one.name not in self.broken:
                 self.broken.append(one.name)
-                log.warning("Skipped a broken image: %s", one)
+                _name(one)
 
 
 @dataclass(frozen=True)
@@ -266,10 +269,17 @@ def load_all(
     kept = np.array([index for index, image in enumerate(loaded) if isinstance(image, Tensor)], dtype=np.int64)
     for broken in loaded:
         if isinstance(broken, BrokenImage):
-            log.warning("Skipped a broken image: %s", broken)
+            _name(broken)
     if not len(kept):
         raise UserError(_none_left(images))
     return torch.stack([image for image in loaded if isinstance(image, Tensor)]), kept
+
+
+def _name(broken: BrokenImage) -> None:
+    """Warn of a broken image unless that was done before."""
+    if broken.name not in _named:
+        _named.add(broken.name)
+        log.warning("Skipped a broken image: %s", broken)
 
 
 def _none_left(images: ImageSet) -> str:

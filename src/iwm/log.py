@@ -35,7 +35,8 @@ class Metrics:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete lines; a last line torn by a crash is left out. Raises UserError for any other damage."""
-    *lines, _torn = path.read_text().split("\n")  # what follows the last newline is torn, or empty
+    # What follows the last newline is torn, or empty. Bytes that are no text spoil their own line only.
+    *lines, _torn = path.read_text(errors="replace").split("\n")
     records = []
     for number, line in enumerate(lines, start=1):
         try:

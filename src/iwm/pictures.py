@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from iwm import files, world
@@ -123,14 +123,19 @@ def _number(value: Any) -> float:
     return float(value) if finite else math.nan
 
 
-def _draw(axes: Axes, panel: Panel, lines: Sequence[dict[str, Any]], steps: Float[np.ndarray, " l"]) -> None:
-    """One chart in the common style."""
-    axes.set_title(panel.title, fontsize=9, loc="left", color=INK)
+def _style(axes: Axes, title: str) -> None:
+    """What all charts have in common."""
+    axes.set_title(title, fontsize=9, loc="left", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#BBBBBB")
     axes.tick_params(labelsize=8, color="#BBBBBB", labelcolor="#555555", length=3)
     axes.grid(axis="y", color="#EBEBEB", linewidth=0.7)
     axes.set_axisbelow(True)
+
+
+def _draw(axes: Axes, panel: Panel, lines: Sequence[dict[str, Any]], steps: Float[np.ndarray, " l"]) -> None:
+    """One chart in the common style."""
+    _style(axes, panel.title)
     shown: list[np.ndarray] = []
     for key, name, colour in panel.lines:
         values = np.array([_number(line.get(key)) for line in lines])
@@ -165,6 +170,66 @@ def _draw(axes: Axes, panel: Panel, lines: Sequence[dict[str, Any]], steps: Floa
         if axes.get_yscale() == "linear":
             low, high = axes.get_ylim()
             axes.set_ylim(low, high + 0.16 * (high - low))  # room for the legend above the lines
+
+
+# ---- efficiency ----------------------------------------------------------------------------------------------------
+
+FAMILIES = {
+    "pretrained": ("predictor, pretrained", BLUE, "o"),
+    "random": ("predictor, random", ORANGE, "s"),
+    "encoder": ("last encoder blocks", GREEN, "^"),
+    "head": ("attentive head only", INK, "D"),
+}
+"""Name, colour and marker of the ways to finetune."""
+
+
+def efficiency(points: Sequence[dict[str, Any]], chance: float, data: str) -> Figure:
+    """The paper's figure 3: top-1 against the number of finetuned parameters, on a logarithmic axis.
+
+    A point has "family", "trainable_parameters", "top1", "n_val" and how many blocks ("predictor_depth", or K of
+    "last-K"); bars are one standard error over the test images. Raises UserError without points.
+    """
+    if not points:
+        raise UserError("There are no points to draw; measure one first.")
+    figure = _figure(7.4, 4.6)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
+    axes = figure.add_subplot()
+    _style(axes, f"Finetuning efficiency on {data}")
+    axes.set_xscale("log")
+    for family, (name, colour, marker) in FAMILIES.items():
+        line = sorted((p for p in points if p["family"] == family), key=lambda p: p["trainable_parameters"])
+        if not line:
+            continue
+        x = [p["trainable_parameters"] for p in line]
+        y = np.array([_number(p["top1"]) for p in line])
+        error = np.sqrt(y * (1 - y) / np.array([p["n_val"] for p in line]))
+        axes.errorbar(x, y, error, color=colour, marker=marker, markersize=5.5, linewidth=1.6, elinewidth=1, label=name)
+        for point, parameters, top1 in zip(line, x, y, strict=True):
+            count = point["train"].removeprefix("last-") if family == "encoder" else point["predictor_depth"]
+            if count and math.isfinite(top1):
+                axes.annotate(
+                    str(count), (parameters, top1), (5, 5), textcoords="offset points", fontsize=8, color=colour
+                )
+    axes.axhline(chance, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), label="chance")
+    parameters = [p["trainable_parameters"] for p in points]
+    axes.set_xlim(min(parameters) / 1.6, max(parameters) * 1.8)
+    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_count(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.set_xlabel("parameters that learn (the numbers are blocks)", fontsize=8.5, color=INK)
+    axes.set_ylabel("top-1", fontsize=8.5, color=INK)
+    axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="best")
+    return figure
+
+
+def _short_count(value: float) -> str:
+    """20000 as 20k, 1500000 as 1.5M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 # ---- images on a page ----------------------------------------------------------------------------------------------

@@ -5,7 +5,10 @@ the batch an image happens to sit in changes what is drawn for it. The generator
 Flood 2014) used in counter mode: every key and every counter value is mixed through its finaliser.
 """
 
+import contextlib
+import random
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -41,3 +44,22 @@ def permutation(seed: int, purpose: str, epoch: int, count: int) -> Int64[np.nda
     """A random order of 0..count-1 that depends on nothing but its arguments."""
     keys = uniforms(seed, purpose, epoch, np.arange(count), 1)[:, 0]
     return np.argsort(keys, kind="stable")
+
+
+@contextlib.contextmanager
+def seeded(seed: int, purpose: str, step: int, index: int) -> Iterator[None]:
+    """For libraries that draw from the global generators of Python, numpy and torch (CPU): seeded inside the block as a
+    pure function of the arguments, and left afterwards as they were before."""
+    import torch
+
+    word = int(uniforms(seed, purpose, step, np.array([index]), 1)[0, 0] * 2**32)
+    python, state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(word)
+    np.random.seed(word)  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(word)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(state)  # noqa: NPY002

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from iwm import config, files, pictures, results
 from iwm.errors import UserError
 from iwm.log import console, read_metrics
@@ -103,8 +105,8 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     try:
         return read_metrics(path) if path.is_file() else []
-    except ValueError:
-        console.print(f"[yellow]{path} is damaged and is left out of the report.")
+    except UserError as damage:
+        console.print(f"[yellow]{escape(str(damage))} It is left out of the report.")
         return []
 
 
@@ -260,6 +262,11 @@ def _result(folder: Path, result: Result) -> str:
     rows = "".join(
         f"<tr><td>{esc(key)}</td><td>{esc(results.in_words(value))}</td></tr>" for key, value in flat.items()
     )
+    points = result.get("points")
+    for point in points if isinstance(points, list) else ():
+        if isinstance(point, dict):
+            told = f"{results.in_words(point.get('top1'))} with {results.in_words(point.get('trainable_parameters'))}"
+            rows += f"<tr><td>{esc(str(point.get('what')))}</td><td>{esc(told)} parameters</td></tr>"
     picture = folder / "eval" / f"{result['file']}.png"
     shown = ""
     if verb_of(result) != "world" and picture.is_file():

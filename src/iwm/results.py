@@ -77,7 +77,7 @@ def place(run: str, verb: str, data: str, settings: Mapping[str, Any], *, varian
     for length in (0, 6, 12, 24, len(mark)):
         words = (verb, variant, mark[:length], data)
         path = folder / ("-".join(plain_name(word) for word in words if word) + ".json")
-        if not path.exists() or _read(path).get("fingerprint") == mark:
+        if not path.exists() or read_result(path).get("fingerprint") == mark:
             return path
     raise UserError(f"{path} is damaged; delete it.")
 
@@ -118,8 +118,8 @@ def save(
     return path
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A result, or an empty dictionary for what is none (damaged, or somebody else's file)."""
+def read_result(path: Path) -> dict[str, Any]:
+    """A result, or an empty dictionary for what is none (absent, damaged, or somebody else's file)."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -135,7 +135,7 @@ def read_results(run: str | Path, out: str = "") -> list[dict[str, Any]]:
     folder = run_folder(str(run), out) / "eval"
     found = []
     for path in sorted(folder.glob("*.json")):
-        content = _read(path)
+        content = read_result(path)
         if "fingerprint" in content:
             found.append({"file": path.stem, **content})
         else:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from iwm import health
+from iwm.errors import UserError
 
 Result = dict[str, Any]
 
@@ -75,7 +76,7 @@ def judge_training(lines: Sequence[Mapping[str, Any]]) -> Finding:
     last = lines[-1] if lines else {}
     try:
         verdict = health.judge(last)
-    except (KeyError, TypeError):
+    except UserError:
         return Finding("Training", None, "The metrics hold no health numbers yet.")
     words = f"Training is {verdict.word} at step {last.get('step', '?')}. "
     return Finding("Training", verdict.healthy, words + " ".join(verdict.findings))

@@ -9,6 +9,7 @@ from typing import Literal, cast
 import torch
 from jaxtyping import Float, Int64
 from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -75,6 +76,14 @@ def rescale_residuals(blocks: nn.ModuleList | nn.Sequential) -> None:
             projection.weight.div_(math.sqrt(2.0 * number))
 
 
+def set_drop_path(blocks: nn.ModuleList | nn.Sequential, rate: float) -> None:
+    """Stochastic depth in training: the branches of block i of n (from 1) are left out with probability
+    rate i / n for a whole image (Huang et al. 2016)."""
+    for number, block in enumerate(blocks, start=1):
+        assert isinstance(block, Block)
+        block.drop_path1, block.drop_path2 = (DropPath(rate * number / len(blocks)) for _ in range(2))
+
+
 class AdaLNBlock(Block):
     """A block whose LayerNorms are shifted and scaled, and whose branches are gated, by a condition vector
     (AdaLN-Zero, Peebles & Xie 2023). Starts as the identity: its modulation is zero."""
@@ -97,8 +106,8 @@ class AdaLNBlock(Block):
 
     def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b c"]) -> Float[Tensor, "b n d"]:  # pyright: ignore[reportIncompatibleMethodOverride]
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).unsqueeze(1).chunk(6, dim=-1)
-        x = x + gate1 * self.attn(torch.addcmul(shift1, self.norm1(x), 1 + scale1))
-        return x + gate2 * self.mlp(torch.addcmul(shift2, self.norm2(x), 1 + scale2))
+        x = x + self.drop_path1(gate1 * self.attn(torch.addcmul(shift1, self.norm1(x), 1 + scale1)))
+        return x + self.drop_path2(gate2 * self.mlp(torch.addcmul(shift2, self.norm2(x), 1 + scale2)))
 
 
 def choose_attention(module: nn.Module, device: torch.device, precision: str) -> None:

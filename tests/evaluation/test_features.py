@@ -57,6 +57,7 @@ def test_pooling(run, images):
     pooled = features.encode(encoder, images)
     torch.testing.assert_close(pooled, encoder(images).mean(1))
     torch.testing.assert_close(tokens.float().mean(1), pooled, atol=2e-3, rtol=0)
+    torch.testing.assert_close(features.encode(encoder, images, pooling="max"), encoder(images).amax(1))
 
 
 def test_raw_pixels_are_area_averages():

@@ -1,6 +1,8 @@
 """Finetuning learns a planted task, leaves the frozen encoder alone, counts what it says and can be loaded again."""
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,25 +154,111 @@ def test_flops_against_a_formula(run):
     assert finetune.flops_of(built) == 2 * n * 3 * patch**2 * d + 2 * block + head
 
 
-def test_views_are_the_image_and_its_crops(source):
-    splits = finetune.labelled_splits(*source, size=16)
-    settings = finetune.FinetuneSettings(views=3)
-    views, kept = finetune.crops(splits.train, 16, settings)
-    again, _ = finetune.crops(splits.train, 16, settings)
-    assert views.shape == (3, 480, 3, 16, 16)
-    assert torch.equal(views, again)
-    assert torch.equal(views[0, 5], splits.train.load(5))
-    assert not torch.equal(views[1], views[2])
-    assert kept.tolist() == list(range(480))
-
-
 def test_tokens_not_kept_give_the_same_training(run, source, monkeypatch):
     first = tune(run, source)
-    monkeypatch.setattr(hardware, "free_memory", lambda: 0)
+    monkeypatch.setattr(hardware, "free_memory", lambda: 1_500_000)  # the pictures fit, four times their tokens do not
     second = tune(run, source)
     assert first["tokens_kept"]
     assert not second["tokens_kept"]
     assert second["top1"] == pytest.approx(first["top1"], abs=0.1)
+
+
+def test_pictures_that_do_not_fit_into_memory_are_refused(run, source, monkeypatch):
+    monkeypatch.setattr(hardware, "free_memory", lambda: 900_000)
+    with pytest.raises(UserError, match="lower --views or --size"):
+        tune(run, source)
+
+
+def test_a_shorter_predictor_is_the_first_blocks_of_the_pretrained_one(run):
+    model = checkpoint.load_model(run)
+    built = finetune.build(model, finetune.FinetuneSettings(depth=1), 2, 16)
+    assert built.predictor is not None
+    assert len(built.predictor.blocks) == 1
+    own = model.predictor.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in built.predictor.state_dict().items())
+    tokens = torch.randn(2, 16, 32)
+    kept = copy.deepcopy(model.predictor)
+    kept.blocks = kept.blocks[:1]
+    null = torch.zeros(2, model.space.dim)
+    torch.testing.assert_close(built.predictor(tokens, null), kept(tokens, null))
+    other = finetune.build(model, finetune.FinetuneSettings(depth=1, predictor="random"), 2, 16)
+    assert finetune.trainable_of(other) == finetune.trainable_of(built)
+    with pytest.raises(UserError, match="more than the predictor's 2 blocks"):
+        finetune.build(model, finetune.FinetuneSettings(depth=3), 2, 16)
+
+
+def test_one_query_is_the_middle_one_and_actions_are_random_in_training_only(run):
+    model = checkpoint.load_model(run)
+    tokens = torch.randn(4, 16, 32)
+    null = torch.zeros(4, model.space.dim)
+    one = finetune.build(model, finetune.FinetuneSettings(queries="one"), 2, 16)
+    middle = model.predictor(tokens, null, queries=torch.full((4, 1), 10))
+    torch.testing.assert_close(one.classify(tokens), one.head(middle))
+    told = finetune.build(model, finetune.FinetuneSettings(action="random"), 2, 16)
+    plain = finetune.build(model, finetune.FinetuneSettings(), 2, 16).eval()
+    first, second = told.train().classify(tokens), told.classify(tokens)
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(told.eval().classify(tokens), plain.classify(tokens))
+
+
+def test_variants_are_saved_as_they_were_trained(run, source):
+    settings = replace(QUICK, depth=1, queries="one", action="random", drop_path=0.3)
+    found = tune(run, source, settings=settings)
+    assert Path(found["path"]).name == "finetune-predictor-pretrained-depth1-one-query-random-action-corners.json"
+    tuned = classifiers.load_classifier(found["weights"])
+    assert tuned.queries == "one"
+    assert tuned.predictor is not None
+    assert len(tuned.predictor.blocks) == found["predictor_depth"] == 1
+    images = torch.from_numpy(np.load(source[1])["images"]).permute(0, 3, 1, 2)
+    top1 = (classifiers.predict(tuned, images, SPEED).argmax(1).numpy() == np.load(source[1])["labels"]).mean()
+    assert top1 == pytest.approx(found["top1"], abs=0.02)
+
+
+def test_the_whole_recipe_of_augmentation_trains_and_repeats(run, source):
+    schedule = replace(QUICK.schedule, mixup=0.8, cutmix=1.0, smoothing=0.1, ema=0.99)
+    settings = replace(QUICK, views=0, augment="timm", drop_path=0.1, schedule=schedule)
+    one, two = (tune(run, source, "last-1", settings=settings) for _ in range(2))
+    assert not one["tokens_kept"]
+    assert one["confusion"] == two["confusion"]
+    mixed_predictor = tune(run, source, settings=replace(QUICK, schedule=schedule))
+    assert not mixed_predictor["tokens_kept"]  # mixed pictures go through the frozen encoder every time
+
+
+def test_drop_path_reaches_only_what_learns(run):
+    model = checkpoint.load_model(run)
+    built = finetune.build(model, finetune.FinetuneSettings(drop_path=0.4), 2, 16).train()
+    images = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)
+    tokens = built.encoder.tokens(images)
+    assert torch.equal(tokens, built.encoder.tokens(images))
+    assert not torch.equal(built.classify(tokens), built.classify(tokens))
+    moved = finetune.build(model, finetune.FinetuneSettings(train="encoder", drop_path=0.4), 2, 16).train()
+    assert not torch.equal(moved.encoder.tokens(images), moved.encoder.tokens(images))
+
+
+def test_a_result_tells_how_many_threads_it_ran_on(run, source, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    asked = before + 1
+    found = finetune.finetune(
+        run, source[0], val=source[1], settings=QUICK, speed=replace(SPEED, threads=asked)
+    )
+    assert found["hardware"]["threads"] == asked
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"lrs": ()}, "--lrs nothing"),
+        ({"lrs": (1e-3, -1e-3)}, "all above 0"),
+        ({"ratios": (0.0,)}, "--ratios 0.0"),
+        ({"views": -1}, "--views"),
+        ({"drop_path": 1.0}, "--drop-path 1.0"),
+    ],
+)
+def test_bad_settings(wrong, sentence):
+    with pytest.raises(UserError, match=sentence):
+        finetune.FinetuneSettings(**wrong)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 """The heads against plain formulas, the seeded tenth, and the training loop."""
 
+import copy
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from timm.data.mixup import mixup_target
 
+from iwm.errors import UserError
 from iwm.evaluation import fitting
 from iwm.evaluation.classifier import AttentiveHead
+from iwm.randomness import permutation
 
 CPU = {"device": torch.device("cpu"), "precision": "fp32"}
 
@@ -111,3 +116,67 @@ def test_every_view_is_shown_and_the_plain_one_is_first():
     assert seen.unique().tolist() == [0, 1, 2]
     assert torch.equal(seen[0], samples.batch(rows.numpy(), 0, 0))
     assert not samples.plain(rows).any()
+
+
+@pytest.mark.parametrize("alphas", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_mixing_is_with_the_batch_in_reverse_by_the_share_it_says(alphas):
+    images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+    schedule = fitting.Schedule(**alphas)
+    shares = []
+    for step in range(8):
+        values, share = fitting.mixed(images, schedule, 0, step)
+        again, _ = fitting.mixed(images, schedule, 0, step)
+        assert torch.equal(values, again)
+        own, other = images.float() / 255, images.flip(0).float() / 255
+        if "mixup" in alphas:
+            torch.testing.assert_close(values, share * own + (1 - share) * other)
+        else:
+            pasted = (values != own).any(1)[0]  # the same box in every image
+            assert torch.equal(values, torch.where(pasted, other, own))
+            assert share == pytest.approx(1 - float(pasted.float().mean()), abs=1e-6)
+        shares.append(share)
+    assert len(set(shares)) > 3
+
+
+def test_training_on_mixed_pictures_has_the_gradient_of_timms_soft_targets():
+    torch.manual_seed(0)
+    images, labels = torch.randint(0, 256, (4, 3, 4, 4), dtype=torch.uint8), torch.tensor([0, 1, 2, 1])
+    model = torch.nn.Linear(48, 3)
+    twin = copy.deepcopy(model)
+    schedule = fitting.Schedule(epochs=1, batch_size=4, mixup=0.8, smoothing=0.1, clip=0.0)
+    made = fitting.Learner(model, lambda x: model(x.flatten(1)), fitting.decay_groups(model, 0.01, 0.0))
+    fitting.fit(made, fitting.Samples(images[None], labels), torch.arange(4), schedule, 1, seed=0, title="", **CPU)
+    order = torch.from_numpy(permutation(0, "classifier order", 0, 4))
+    values, share = fitting.mixed(images[order], schedule, 0, 0)
+    assert 0.01 < share < 0.99
+    F.cross_entropy(twin(values.flatten(1)), mixup_target(labels[order], 3, share, 0.1)).backward()
+    torch.testing.assert_close(model.weight.grad, twin.weight.grad)
+
+
+def test_averaged_weights_against_a_loop():
+    made = learner({"lr": 3e-2})
+    samples, rows = planted(96), torch.arange(96)
+    weights = []
+    watched = fitting.Learner(made.model, lambda x: _note(weights, made.model, x), made.groups)
+    schedule = fitting.Schedule(batch_size=32, ema=0.9)
+    fitting.fit(watched, samples, rows, schedule, 2, seed=0, title="", **CPU)
+    plain = learner({"lr": 3e-2})
+    fitting.fit(plain, samples, rows, fitting.Schedule(batch_size=32), 2, seed=0, title="", **CPU)
+    # What the model was before each of six steps, and, from the twin without averaging, after the last.
+    trail = [*weights[1:], plain.model.weight.detach()]
+    average = weights[0]
+    for step, weight in enumerate(trail):
+        decay = min(0.9, (step + 1) / (step + 10))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(made.model.weight.detach(), average)
+
+
+def _note(weights, model, inputs):
+    weights.append(model.weight.detach().clone())
+    return model(inputs.float())
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"mixup": -1.0}, {"smoothing": 1.0}, {"ema": 1.5}, {"batch_size": 0}])
+def test_schedules_that_make_no_sense(wrong):
+    with pytest.raises(UserError, match="give"):
+        fitting.Schedule(**wrong)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,16 @@ def test_logistic_regression_is_scikit_learns(l2):
     assert accuracy(here, truth) > 0.3
 
 
+def test_features_are_left_at_their_scale_when_asked():
+    train, labels = clouds(800, 24, 5)
+    ours = fit_linear(train, labels, 5, 1e-3, standardise=False)
+    theirs = LogisticRegression(C=1 / (1e-3 * 800), max_iter=10000, tol=1e-8)
+    theirs.fit(train.double().numpy(), labels.numpy())
+    there = torch.from_numpy(theirs.predict_proba(train.double().numpy())).float()
+    assert (ours.logits(train).softmax(1) - there).abs().max() < 0.02
+    assert (fit_linear(train, labels, 5, 1e-3).logits(train).softmax(1) - there).abs().max() > 0.05
+
+
 def test_the_linear_probe_lists_every_strength_and_takes_the_best():
     train, labels = clouds(600, 24, 5)
     settings = probes.ProbeSettings(kind="linear")
@@ -88,7 +99,7 @@ def run(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("kind", ["knn", "linear", "attentive"])
 def test_a_probe_says_all_that_it_promises(run, source, kind):
-    found = probes.probe(run, source[0], kind, val=source[1], settings=QUICK, speed=SPEED)
+    found = probes.probe(run, source[0], kind, val=source[1], settings=QUICK, speed=replace(SPEED, threads=3))
     path = Path(run) / "eval" / f"probe-{kind}-corners.json"
     assert found["path"] == str(path)
     content = json.loads(path.read_text())
@@ -99,6 +110,8 @@ def test_a_probe_says_all_that_it_promises(run, source, kind):
     assert content["top5_is"] == "top-2"
     assert (content["n_train"], content["n_val"], content["chance"]) == (320, 160, 0.5)
     assert content["encoder"] == "EMA encoder"
+    assert content["pooling"] == ("tokens" if kind == "attentive" else "mean")
+    assert content["hardware"]["threads"] == 3
     assert content["raw_pixels_side"] in (8, 16)
     assert np.sum(content["confusion"]) == 160
     assert np.trace(content["confusion"]) / 160 == content["top1"]
@@ -119,6 +132,7 @@ def test_test_labels_have_no_say_in_what_is_chosen(run, source, tmp_path):
 def test_variants_have_names_of_their_own(run, source):
     options: dict[str, Any] = {"val": source[1], "speed": SPEED, "baselines": False}
     changes: list[dict[str, Any]] = [{}, {"student": True}, {"layer": 1}, {"seed": 3}, {}]
+    changes.append({"settings": probes.ProbeSettings(pooling="max")})
     names = [Path(probes.probe(run, source[0], "knn", **options, **more)["path"]).name for more in changes]
     assert names == [
         "probe-knn-corners.json",
@@ -126,6 +140,7 @@ def test_variants_have_names_of_their_own(run, source):
         "probe-knn-layer1-corners.json",
         "probe-knn-seed3-corners.json",
         "probe-knn-corners.json",
+        "probe-knn-max-corners.json",
     ]
 
 

@@ -2,14 +2,16 @@
 
     attentive:  q' = q + Attention(q, LN(z));  y = W (q' + MLP(LN(q')))      one learned query q (V-JEPA's probe)
     mean:       y = W mean_i z_i
-    z = f(x), or p(f(x), a = 0) at all positions where there is a predictor
+    z = f(x), or p(f(x), a) where there is a predictor: at all positions or the middle one, a the null action (or, in
+        training, a random one)
 
 `iwm finetune` writes it, `iwm predict` reads it.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from iwm import checkpoint, config, hardware
+from iwm import checkpoint, config, hardware, results
 from iwm.actions import ActionSpace
 from iwm.config import Speed
 from iwm.encoder import Encoder
@@ -80,26 +82,45 @@ class MeanHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Images to class logits through encoder, perhaps predictor, and head."""
+    """Images to class logits through encoder, perhaps predictor, and head.
 
-    def __init__(self, encoder: Encoder, predictor: Predictor | None, head: nn.Module, actions: int, size: int) -> None:
+    With `action` "random" every training image draws an action of its own, as the bank of the mean reciprocal rank
+    does; once trained it is the null action, so that what is said of an image depends on nothing else.
+    """
+
+    def __init__(
+        self, encoder: Encoder, predictor: Predictor | None, head: nn.Module, space: ActionSpace, size: int
+    ) -> None:
         super().__init__()
         self.encoder, self.predictor, self.head = encoder, predictor, head
-        self.actions, self.size = actions, size
+        self.space, self.size = space, size
+        self.queries: Literal["all", "one"] = "all"
+        self.action: Literal["null", "random"] = "null"
+        self.seed = self.drawn = 0
+        """Of the random actions; batches they were drawn for."""
         self.names: tuple[str, ...] = ()
         """Class names, in the order of the logits."""
         side = -(-size // encoder.patch_size)
         self.grid = (side, side)
 
-    def forward(self, images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b c"]:
+    def forward(self, images: UInt8[Tensor, "b 3 s s"] | Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c"]:
+        """Logits of images, uint8 or in [0, 1]."""
         return self.classify(self.encoder.tokens(images))
 
     def classify(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b c"]:
-        """The part after the encoder; the predictor is asked for all positions under the null action."""
+        """The part after the encoder."""
         if self.predictor is not None:
-            null = tokens.new_zeros(len(tokens), self.actions)
-            tokens = self.predictor(tokens, null, grid=self.grid)
+            middle = self.grid[0] // 2 * self.grid[1] + self.grid[1] // 2
+            asked = torch.full((len(tokens), 1), middle, device=tokens.device) if self.queries == "one" else None
+            tokens = self.predictor(tokens, self._actions(tokens), queries=asked, grid=self.grid)
         return self.head(tokens.float())
+
+    def _actions(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b k"]:
+        if self.action == "null" or not self.training:
+            return tokens.new_zeros(len(tokens), self.space.dim)
+        self.drawn += 1
+        drawn = self.space.sample_bank(self.seed, self.drawn, len(tokens))
+        return self.space.difference(self.space.neutral(len(tokens)), drawn).to(tokens)
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------
@@ -114,6 +135,8 @@ def save_classifier(classifier: Classifier, model: ImageWorldModel, folder: Path
         "classifier": {
             "head": "attentive" if isinstance(classifier.head, AttentiveHead) else "mean",
             "predictor": classifier.predictor is not None,
+            "predictor_depth": classifier.predictor.settings.depth if classifier.predictor else 0,
+            "queries": classifier.queries,
             "classes": list(classifier.names),
             "image_size": classifier.size,
         },
@@ -134,9 +157,13 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> C
         space = ActionSpace.from_spec(meta["actions"])
         encoder = Encoder(settings.encoder, settings.data.image_size)
         width, count = settings.encoder.width, len(what["classes"])
-        predictor = Predictor(settings.predictor, width, space.dim, encoder.grid) if what["predictor"] else None
+        predictor = None
+        if what["predictor"]:
+            kept = replace(settings.predictor, depth=what.get("predictor_depth", settings.predictor.depth))
+            predictor = Predictor(kept, width, space.dim, encoder.grid)
         head = AttentiveHead(width, count) if what["head"] == "attentive" else MeanHead(width, count)
-        classifier = Classifier(encoder, predictor, head, space.dim, what["image_size"])
+        classifier = Classifier(encoder, predictor, head, space, what["image_size"])
+        classifier.queries = what.get("queries", "all")
         classifier.load_state_dict(load_file(folder / "model.safetensors"))
     except FileNotFoundError:
         raise UserError(f"There is no finetuned classifier in {folder}; `iwm finetune` makes one.") from None
@@ -145,6 +172,31 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> C
         raise UserError(f"The classifier in {folder} cannot be read ({reason}); finetune again.") from None
     classifier.names = tuple(what["classes"])
     return classifier.eval().requires_grad_(False).to(device)
+
+
+def find_classifier(run: str) -> Path:
+    """The folder of a finetuned classifier: RUN itself, or the only one among the results of a run.
+
+    Raises UserError when there is none, and one listing them when there are several.
+    """
+    folder = Path(run).expanduser()
+    if _holds_classifier(folder):
+        return folder
+    found = [path.parent for path in sorted((results.run_folder(run) / "eval").glob("*/config.json"))]
+    found = [path for path in found if _holds_classifier(path)]
+    if not found:
+        raise UserError(f"There is no finetuned classifier in {run}; `iwm finetune` makes one.")
+    if len(found) > 1:
+        raise UserError(f"{run} has {len(found)} finetuned classifiers; name one: {', '.join(map(str, found))}.")
+    return found[0]
+
+
+def _holds_classifier(folder: Path) -> bool:
+    try:
+        meta = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(meta, dict) and "classifier" in meta
 
 
 def predict(

@@ -1,6 +1,7 @@
 """Features of images: which encoder, which layer, how pooled; extracted in batches and remembered by content.
 
     z = mean over patches of f_l(image)      pooling "mean":   [n, d]
+    z = max over patches of f_l(image)       pooling "max":    [n, d]
     z = f_l(image)                           pooling "tokens": [n, patches, d], in float16
 
 f_l is the output of block l: the last one's after the encoder's final norm, an earlier one's after a LayerNorm without
@@ -33,7 +34,7 @@ from iwm.loader import load_all
 from iwm.log import console, progress
 from iwm.vit import choose_attention
 
-Pooling = Literal["mean", "tokens"]
+Pooling = Literal["mean", "max", "tokens"]
 Pixels = UInt8[Tensor, "b 3 h w"]
 
 RAW_SIZES = (8, 16, 32)
@@ -259,6 +260,13 @@ def _remembered(
     return features
 
 
+def pooled(tokens: Float[Tensor, "b n d"], pooling: Pooling) -> Tensor:
+    """One vector an image in float32, or all its tokens in float16."""
+    if pooling == "tokens":
+        return tokens.half()
+    return tokens.float().mean(dim=1) if pooling == "mean" else tokens.float().amax(dim=1)
+
+
 def encode(
     encoder: FrozenEncoder,
     pixels: Pixels,
@@ -267,7 +275,7 @@ def encode(
     device: torch.device | str = "cpu",
     precision: str = "fp32",
 ) -> Tensor:
-    """Features of decoded images on the CPU: float32 [n, d] for "mean", float16 [n, t, d] for "tokens"."""
+    """Features of decoded images on the CPU: float32 [n, d] for "mean" and "max", float16 [n, t, d] for "tokens"."""
     device = torch.device(device)
     encoder = encoder.to(device).eval()
     choose_attention(encoder, device, precision)
@@ -277,7 +285,6 @@ def encode(
         for batch in pixels.split(BATCH):
             with hardware.autocast(device, precision):
                 tokens = encoder(batch.to(device))
-            features = tokens.float().mean(dim=1) if pooling == "mean" else tokens.half()
-            done.append(features.cpu())
+            done.append(pooled(tokens, pooling).cpu())
             bar.advance(task, len(batch))
     return torch.cat(done)

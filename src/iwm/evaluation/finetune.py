@@ -13,6 +13,7 @@ tokens are kept in memory when they fit.
 
 import copy
 import itertools
+import math
 import re
 import time
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,8 @@ from iwm import checkpoint, config, hardware, results
 from iwm.config import Speed
 from iwm.encoder import Encoder
 from iwm.errors import UserError
-from iwm.evaluation import features, probes
+from iwm.evaluation import augment, features, probes
+from iwm.evaluation.augment import Augment
 from iwm.evaluation.classifier import AttentiveHead, Classifier, MeanHead, load_classifier, save_classifier
 from iwm.evaluation.fitting import (
     Learner,
@@ -44,13 +46,12 @@ from iwm.evaluation.fitting import (
     scores,
 )
 from iwm.evaluation.probes import Splits, labelled_splits
-from iwm.images import ImageSet, source_identity
+from iwm.images import source_identity
 from iwm.loader import load_all
-from iwm.log import console, progress
+from iwm.log import console
 from iwm.model import ImageWorldModel
-from iwm.pixels import random_crop
 from iwm.predictor import Predictor
-from iwm.vit import choose_attention
+from iwm.vit import choose_attention, set_drop_path
 
 SHOWN = (
     *("top1", "top5", "balanced_top1", "random_encoder_top1", "raw_pixels_top1", "chance"),
@@ -75,13 +76,34 @@ class FinetuneSettings:
     """Learning rate of what was there before (predictor, encoder) as a multiple of the head's; tried with every lr."""
     layer_decay: float = 0.65
     """Learning rate of an encoder block over that of the next one (encoder, both, last-K)."""
+    depth: int = 0
+    """Blocks of the predictor that are kept, from the first; 0: all."""
+    queries: Literal["all", "one"] = "all"
+    """What the predictor is asked for: all positions, or the one in the middle."""
+    action: Literal["null", "random"] = "null"
+    """The action the predictor is told in training; see `Classifier`."""
+    drop_path: float = 0.0
+    """Stochastic depth of the parts that learn, for the last block."""
+    augment: Augment = "crops"
+    """Random crops, or those with timm's RandAugment and random erasing."""
     views: int = 4
-    """Pictures an image is trained on: itself and views - 1 random crops, drawn once. 1: no augmentation."""
+    """Pictures an image is trained on: itself and views - 1 random ones, drawn once. 1: no augmentation; 0: a new one
+    every epoch, which a frozen encoder then sees anew every time."""
     crop_area: tuple[float, float] = (0.5, 1.0)
     """Area of those crops, as a fraction of the image."""
     flip: float = 0.5
     """Probability that such a crop is mirrored."""
     schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        for name, values in (("--lrs", self.lrs), ("--ratios", self.ratios)):
+            if not values or not all(value > 0 and math.isfinite(value) for value in values):
+                given = " ".join(map(str, values)) or "nothing"
+                raise UserError(f"{name} {given}: give one learning rate or more, all above 0.")
+        if self.views < 0 or self.depth < 0 or self.seed < 0:
+            raise UserError("--views, --depth and --seed start at 0; give no negative ones.")
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"--drop-path {self.drop_path} is no probability; give 0 to below 1.")
 
     @property
     def blocks(self) -> int:
@@ -100,11 +122,35 @@ class FinetuneSettings:
     def moves_encoder(self) -> bool:
         return self.train not in ("predictor", "head")
 
+    @property
+    def reuses_tokens(self) -> bool:
+        """Whether a picture gives the same tokens every time it is shown."""
+        return not self.moves_encoder and self.views > 0 and not self.schedule.mixes
+
+    @property
+    def words(self) -> list[str]:
+        """What is done, and what sets it apart from the plain way, for the name of the result."""
+        predicts = self.uses_predictor
+        return [
+            word
+            for word, said in (
+                (self.train, True),
+                (self.predictor, predicts),
+                (f"depth{self.depth}", predicts and self.depth),
+                ("one-query", predicts and self.queries == "one"),
+                ("random-action", predicts and self.action == "random"),
+                ("student", self.student),
+                (self.augment, self.augment != "crops"),
+                (f"seed{self.seed}", self.seed),
+            )
+            if said
+        ]
+
 
 def build(model: ImageWorldModel, settings: FinetuneSettings, classes: int, size: int) -> Classifier:
     """A fresh classifier from a world model, the same for the same seed; only what is to be trained takes gradients.
 
-    The world model itself is left as it is. Raises UserError when last-K asks for more blocks than there are.
+    The world model itself is left as it is. Raises UserError when more blocks are asked for than there are.
     """
     encoder = copy.deepcopy(model.encoder if settings.student else model.target_encoder)
     width, depth = encoder.settings.width, len(encoder.blocks)
@@ -125,12 +171,29 @@ def build(model: ImageWorldModel, settings: FinetuneSettings, classes: int, size
         head = AttentiveHead(width, classes) if attentive else MeanHead(width, classes)
         predictor = None
         if settings.uses_predictor:
-            predictor = Predictor(model.settings.predictor, width, model.space.dim, model.grid)
-            if settings.predictor == "pretrained":
-                predictor.load_state_dict(model.predictor.state_dict())
-            else:
-                predictor.open_gates()
-    return Classifier(encoder, predictor, head, model.space.dim, size)
+            predictor = _predictor(model, settings)
+    classifier = Classifier(encoder, predictor, head, model.space, size)
+    classifier.queries, classifier.action, classifier.seed = settings.queries, settings.action, settings.seed
+    if settings.drop_path:
+        for part in (encoder if settings.moves_encoder else None, predictor):
+            if part is not None:
+                set_drop_path(part.blocks, settings.drop_path)
+    return classifier
+
+
+def _predictor(model: ImageWorldModel, settings: FinetuneSettings) -> Predictor:
+    """The first `settings.depth` blocks of the pretrained predictor, between its own ends; or a random one as deep."""
+    own = model.settings.predictor
+    depth = settings.depth or own.depth
+    if depth > own.depth:
+        raise UserError(f"--depth {depth} asks for more than the predictor's {own.depth} blocks; give at most those.")
+    predictor = Predictor(replace(own, depth=depth), model.settings.encoder.width, model.space.dim, model.grid)
+    if settings.predictor == "random":
+        predictor.open_gates()
+        return predictor
+    there = predictor.state_dict()
+    predictor.load_state_dict({name: value for name, value in model.predictor.state_dict().items() if name in there})
+    return predictor
 
 
 def groups_of(classifier: Classifier, settings: FinetuneSettings, lr: float, ratio: float) -> list[dict[str, Any]]:
@@ -173,25 +236,6 @@ def flops_of(classifier: Classifier) -> int:
 
 
 # ---- images in memory ----------------------------------------------------------------------------------------------
-
-
-def crops(images: ImageSet, size: int, settings: FinetuneSettings) -> tuple[UInt8[Tensor, "v n 3 s s"], np.ndarray]:
-    """Every readable image as itself and `views` - 1 random crops; and the indices of those images."""
-    plain, kept = load_all(images, size)
-    if settings.views <= 1:
-        return plain[None], kept
-    found = torch.empty(settings.views, *plain.shape, dtype=torch.uint8)
-    found[0] = plain
-    with progress("images") as bar:
-        task = bar.add_task("random crops", total=len(kept), note="")
-        for row, index in enumerate(kept):
-            image = images.load(int(index))
-            for view in range(1, settings.views):
-                found[view, row] = random_crop(
-                    image, size, settings.crop_area, settings.flip, settings.seed, view, int(index)
-                )
-            bar.advance(task)
-    return found, kept
 
 
 def frozen_tokens(
@@ -239,7 +283,7 @@ def finetune(
     speed = speed or Speed()
     model = checkpoint.load_model(run)
     size = size or model.settings.data.image_size
-    _ = settings.blocks  # an unknown way to train is an error before any work
+    _ = build(model, settings, 2, size)  # what cannot be built is an error before any work
     splits = labelled_splits(data, val, seed=seed, size=size)
     console.print(f"{splits.train.name}: {splits.sentence}.")
     if train == "both" and not start:
@@ -253,50 +297,49 @@ def finetune(
         }
         first = finetune(run, data, "predictor", predictor, **alike)
         start = first["weights"]
-    with hardware.threads(speed):
+    with hardware.threads(speed):  # until the end: the result says how many
         work = Work.prepare(splits, settings, size, speed)
         found, classifier = _finetune(model, work, splits, settings, start)
         if baselines:
             found |= _baselines(model, work, splits, settings, speed)
-    payload = {
-        "run": run,
-        "data": splits.train.name,
-        "train": train,
-        "predictor": predictor if settings.uses_predictor else None,
-        **found,
-        "chance": 1 / len(splits.classes),
-        "encoder": "student encoder" if settings.student else "EMA encoder",
-        "image_size": size,
-        "precision": work.precision,
-        "classes": list(splits.classes),
-        "split": splits.sentence,
-        "started_from": start or None,
-    }
-    written = {
-        **vars(settings),
-        "schedule": vars(settings.schedule),
-        "data": source_identity(data),
-        "val": source_identity(val) if val else "",
-        "run": results.run_identity(run, out),
-        "size": size,
-        "start": source_identity(start) if start else "",
-        "baselines": baselines,
-    }
-    words = [train, predictor if settings.uses_predictor else "", "student" * settings.student]
-    words.append(f"seed{settings.seed}" if settings.seed else "")
-    variant = "-".join(word for word in words if word)
-    path = results.place(run, "finetune", splits.train.name, written, variant=variant, out=out)
-    folder = path.with_suffix("")
-    save_classifier(classifier, model, folder, finetuned=config.to_dict(settings))
-    probes.draw_confusion(
-        np.array(found["confusion"]),
-        splits.classes,
-        f"finetuned {variant}, {splits.train.name}: {found['top1']:.1%}",
-        path.with_suffix(".png"),
-    )
-    content = results.write(path, {**payload, "weights": str(folder)}, written)
-    title = f"Finetuned {variant}, {splits.train.name}"
-    results.show(title, {name: content[name] for name in SHOWN if name in content}, path)
+        payload = {
+            "run": run,
+            "data": splits.train.name,
+            "train": train,
+            "predictor": predictor if settings.uses_predictor else None,
+            **found,
+            "chance": 1 / len(splits.classes),
+            "encoder": "student encoder" if settings.student else "EMA encoder",
+            "predictor_depth": classifier.predictor.settings.depth if classifier.predictor else None,
+            "image_size": size,
+            "precision": work.precision,
+            "classes": list(splits.classes),
+            "split": splits.sentence,
+            "started_from": start or None,
+        }
+        written = {
+            **vars(settings),
+            "schedule": vars(settings.schedule),
+            "data": source_identity(data),
+            "val": source_identity(val) if val else "",
+            "run": results.run_identity(run, out),
+            "size": size,
+            "start": source_identity(start) if start else "",
+            "baselines": baselines,
+        }
+        variant = "-".join(settings.words)
+        path = results.place(run, "finetune", splits.train.name, written, variant=variant, out=out)
+        folder = path.with_suffix("")
+        save_classifier(classifier, model, folder, finetuned=config.to_dict(settings))
+        probes.draw_confusion(
+            np.array(found["confusion"]),
+            splits.classes,
+            f"finetuned {variant}, {splits.train.name}: {found['top1']:.1%}",
+            path.with_suffix(".png"),
+        )
+        content = results.write(path, {**payload, "weights": str(folder)}, written)
+        title = f"Finetuned {variant}, {splits.train.name}"
+        results.show(title, {name: content[name] for name in SHOWN if name in content}, path)
     return {**content, "path": str(path)}
 
 
@@ -311,17 +354,40 @@ class Work:
     size: int
     device: torch.device
     precision: str
+    tokens: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
+    """Of the frozen encoder last used, by the hash of its weights: training and test tokens, seconds they took."""
 
     @classmethod
     def prepare(cls, splits: Splits, settings: FinetuneSettings, size: int, speed: Speed) -> "Work":
+        """Decode everything. Raises UserError when it does not fit into memory."""
         device = hardware.device_of(speed)
-        views, kept = crops(splits.train, size, settings)
+        augment.require_memory(len(splits.train), len(splits.val), settings.views, size)
+        maker = augment.Maker(splits.train, size, settings.crop_area, settings.flip, settings.augment, settings.seed)
+        pictures = augment.draw(maker, settings.views)
         test, kept_test = load_all(splits.val, size)
         labels, truth = (
             torch.from_numpy(np.asarray(images.labels)[rows].astype(np.int64))
-            for images, rows in ((splits.train, kept), (splits.val, kept_test))
+            for images, rows in ((splits.train, pictures.kept), (splits.val, kept_test))
         )
-        return cls(Samples(views, labels), test, truth, size, device, hardware.precision_of(speed, device))
+        samples = Samples(pictures.values, labels, pictures.fresh)
+        return cls(samples, test, truth, size, device, hardware.precision_of(speed, device))
+
+    def tokens_of(self, encoder: Encoder) -> tuple[Tensor, Tensor, float] | None:
+        """Training tokens [v, n, t, d] and test tokens [m, t, d] of a frozen encoder in float16, and the seconds they
+        took; None when they would take more than a quarter of free memory."""
+        mark = features.digest(list(encoder.state_dict().items()))
+        if mark not in self.tokens:
+            self.tokens.clear()
+            since = time.perf_counter()
+            kept = frozen_tokens(encoder, self.train.values, self.device, self.precision)
+            if kept is None:
+                return None
+            seconds = time.perf_counter() - since
+            test = frozen_tokens(encoder, self.test[None], self.device, self.precision)
+            if test is None:
+                return None
+            self.tokens[mark] = kept, test[0], seconds
+        return self.tokens[mark]
 
     def fit(
         self, model: ImageWorldModel, settings: FinetuneSettings, classes: int, start: str, title: str
@@ -329,16 +395,13 @@ class Work:
         """Choose and train; returns the test images' logits and how the encoder was fed."""
         where: dict[str, Any] = {"device": self.device, "precision": self.precision}
         initial = load_classifier(start).state_dict() if start else None
-        samples, test, tokens, seconds = self.train, self.test, None, 0.0
-        if not settings.moves_encoder:
-            since = time.perf_counter()
-            encoder = model.encoder if settings.student else model.target_encoder
-            tokens = frozen_tokens(encoder, samples.values, **where)
-            if tokens is not None:
-                samples = Samples(tokens, samples.labels)
-                seconds = time.perf_counter() - since
-                frozen = features.WorldEncoder(encoder, "frozen encoder", self.size)
-                test = features.encode(frozen, test, pooling="tokens", **where)
+        samples, test, seconds = self.train, self.test, 0.0
+        tokens = None
+        if settings.reuses_tokens:
+            tokens = self.tokens_of(model.encoder if settings.student else model.target_encoder)
+        if tokens is not None:
+            values, test, seconds = tokens
+            samples = Samples(values, samples.labels)
         made: list[Classifier] = []
 
         def make(choice: dict[str, Any]) -> Learner:
@@ -360,6 +423,11 @@ class Work:
         return trained, made[0], logits, {"tokens_kept": tokens is not None, "encode_seconds": round(seconds, 2)}
 
 
+def trainable_of(classifier: Classifier) -> int:
+    """Number of parameters that learn."""
+    return sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad)
+
+
 def _finetune(
     model: ImageWorldModel, work: Work, splits: Splits, settings: FinetuneSettings, start: str
 ) -> tuple[dict[str, Any], Classifier]:
@@ -369,7 +437,7 @@ def _finetune(
     classifier.names = splits.classes
     found = {
         **scores(logits, work.labels),
-        "trainable_parameters": sum(p.numel() for p in classifier.parameters() if p.requires_grad),
+        "trainable_parameters": trainable_of(classifier),
         "parameters": sum(p.numel() for p in classifier.parameters()),
         "flops_per_image": flops_of(classifier),
         "flops_are": "one image forward, encoder included, 2 per multiply-add, by torch.utils.flop_counter",

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
+from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
 from iwm import hardware
 from iwm.errors import UserError
 from iwm.log import progress
-from iwm.randomness import permutation, uniforms
+from iwm.randomness import permutation, seeded, uniforms
 
 # ---- scores --------------------------------------------------------------------------------------------------------
 
@@ -82,8 +83,28 @@ class Schedule:
     """Share of the steps."""
     smoothing: float = 0.0
     """Label smoothing."""
+    mixup: float = 0.0
+    """Alpha of mixup: pixels and labels of two images are mixed with a Beta(alpha, alpha) share; 0: none."""
+    cutmix: float = 0.0
+    """Alpha of cutmix, a box of the other image; with both, a coin decides for each batch."""
+    ema: float = 0.0
+    """Decay a step of an exponential moving average of the weights, which is then used instead; 0: none."""
     clip: float = 1.0
     """Largest gradient norm; 0: no clipping."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.search_epochs < 0 or self.batch_size < 1:
+            raise UserError(f"{self.epochs} epochs in batches of {self.batch_size} train nothing; give 1 or more.")
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} {getattr(self, name)} is no alpha; give 0 (none) or more.")
+        for name in ("smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)} is no share; give a number from 0 to below 1.")
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
 
     @property
     def search(self) -> int:
@@ -94,14 +115,18 @@ class Schedule:
 class Samples:
     """Training inputs in memory, `values[view, image]`: float16 tokens [v, n, t, d] or uint8 pixels [v, n, 3, s, s].
 
-    View 0 is the plain image; each further one a crop drawn once. Every epoch each image shows one view at random.
+    View 0 is the plain image; each further one a crop drawn once. Every epoch each image shows one view at random, or
+    what `fresh` (rows, epoch) makes of it.
     """
 
     values: Tensor
     labels: Int64[Tensor, " n"]
+    fresh: Callable[[Int64[np.ndarray, " b"], int], Tensor] | None = None
 
     def batch(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Tensor:
         """The images' inputs of this epoch."""
+        if self.fresh:
+            return self.fresh(rows, epoch)
         views = (uniforms(seed, "classifier view", epoch, rows, 1)[:, 0] * len(self.values)).astype(np.int64)
         return self.values[torch.from_numpy(views), torch.from_numpy(rows)]
 
@@ -153,12 +178,29 @@ def fit(
 
     Raises FloatingPointError when the loss is no longer finite.
     """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # drop path draws from the global generator
+        return _fit(learner, samples, rows, schedule, epochs, seed, device, precision, title)
+
+
+def _fit(
+    learner: Learner,
+    samples: Samples,
+    rows: Int64[Tensor, " m"],
+    schedule: Schedule,
+    epochs: int,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    title: str,
+) -> float:
     model, size = learner.model, min(schedule.batch_size, len(rows))
     per_epoch = max(1, len(rows) // size)
     steps, done = epochs * per_epoch, 0
     optimiser = torch.optim.AdamW(learner.groups, fused=True)
     peaks = [group["lr"] for group in optimiser.param_groups]
     trainable = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    average = [parameter.detach().clone() for parameter in trainable] if schedule.ema else []
     model.train()
     since = time.perf_counter()
     with progress("steps") as bar:
@@ -172,14 +214,25 @@ def fit(
                     group["lr"] = peak * factor
                 inputs = samples.batch(batch, seed, epoch).to(device, non_blocking=True)
                 labels = samples.labels[torch.from_numpy(batch)].to(device, non_blocking=True)
+                share, others = 1.0, labels
+                if schedule.mixes:
+                    inputs, share = mixed(inputs, schedule, seed, done)
+                    others = labels.flip(0)
                 with hardware.autocast(device, precision):
-                    logits = learner.logits(inputs)
-                loss = F.cross_entropy(logits.float(), labels, label_smoothing=schedule.smoothing)
+                    logits = learner.logits(inputs).float()
+                loss = F.cross_entropy(logits, labels, label_smoothing=schedule.smoothing)
+                if share < 1:  # cross-entropy is linear in the target: this is that of the mixed label
+                    other = F.cross_entropy(logits, others, label_smoothing=schedule.smoothing)
+                    loss = share * loss + (1 - share) * other
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 if schedule.clip:
                     torch.nn.utils.clip_grad_norm_(trainable, schedule.clip, foreach=True)
                 optimiser.step()
+                if average:
+                    # A short memory first, or a short training would end at its start (as in TensorFlow).
+                    weight = 1 - min(schedule.ema, (done + 1) / (done + 10))
+                    torch._foreach_lerp_(average, [p.detach() for p in trainable], weight)  # pyright: ignore[reportPrivateImportUsage]
                 total += loss.detach()
                 done += 1
                 bar.advance(task)
@@ -187,8 +240,26 @@ def fit(
             if not math.isfinite(mean):
                 raise FloatingPointError("the loss is not finite")
             bar.update(task, note=f"loss {mean:.3f}")
+    if average:
+        with torch.no_grad():
+            for parameter, mean in zip(trainable, average, strict=True):
+                parameter.copy_(mean)
     model.eval()
     return steps * size / (time.perf_counter() - since)
+
+
+def mixed(
+    images: UInt8[Tensor, "b 3 h w"], schedule: Schedule, seed: int, step: int
+) -> tuple[Float[Tensor, "b 3 h w"], float]:
+    """A batch mixed with itself in reverse order by timm's mixup or cutmix, in [0, 1], and the share of the first.
+
+    A pure function of seed and step; the label of image i is the share of y_i and the rest of y_(b-1-i).
+    """
+    mixup = Mixup(schedule.mixup, schedule.cutmix)
+    values = images.float() / 255
+    with seeded(seed, "mixup", step, 0):
+        share = mixup._mix_batch(values)
+    return values, float(share)
 
 
 def factor_at(step: int, steps: int, warmup: float) -> float:

@@ -1,6 +1,6 @@
 """The linear classifier: multinomial logistic regression on standardised features.
 
-    min_{W, b} mean_i CE(W z_i + b, y_i) + l2/2 |W|^2,     z standardised by the training images
+    min_{W, b} mean_i CE(W z_i + b, y_i) + l2/2 |W|^2,     z standardised by the training images, unless told not to
 
 Full-batch L-BFGS in whitened coordinates, the gradient by hand: 50,000 features of width 192 in seconds on one core.
 """
@@ -30,12 +30,15 @@ class Linear:
         return F.linear((values.float() - self.mean) / self.std, self.weight, self.bias)
 
 
-def fit_linear(values: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int, l2: float) -> Linear:
+def fit_linear(
+    values: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int, l2: float, standardise: bool = True
+) -> Linear:
     """Multinomial logistic regression, mean cross-entropy + l2/2 |W|^2 (scikit-learn's C = 1 / (l2 n)), by L-BFGS.
 
-    The bias is not penalised.
+    The bias is not penalised. `standardise` is what a BatchNorm without affine does once its statistics are those of
+    the training images; False leaves the features at their own scale.
     """
-    return fit_path(values, labels, classes, [l2])[0]
+    return fit_path(values, labels, classes, [l2], standardise)[0]
 
 
 def fit_path(
@@ -43,13 +46,15 @@ def fit_path(
     labels: Int64[Tensor, " n"],
     classes: int,
     grid: Sequence[float],
+    standardise: bool = True,
     iterations: int = 100,
 ) -> list[Linear]:
     """`fit_linear` for every strength of the grid in order; each solution starts the next."""
     values = values.float()
     mean, std = values.mean(dim=0), values.std(dim=0, correction=0)
     # A feature that hardly varies is left at its scale: dividing by next to nothing would only amplify rounding.
-    std = torch.where(std > 1e-6 * std.max().clamp_min(1e-12), std, 1.0)
+    std = torch.where(std > 1e-6 * std.max().clamp_min(1e-12), std, 1.0) if standardise else torch.ones_like(std)
+    mean = mean if standardise else torch.zeros_like(mean)
     inputs = (values - mean).div_(std)
     sample = inputs[:: -(-len(inputs) // 8192)]
     covariance = (sample.T @ sample).double() / len(sample)
@@ -109,12 +114,17 @@ def _minimise(
 
 
 def choose_l2(
-    values: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int, grid: Sequence[float], seed: int
+    values: Float[Tensor, "n d"],
+    labels: Int64[Tensor, " n"],
+    classes: int,
+    grid: Sequence[float],
+    seed: int,
+    standardise: bool = True,
 ) -> list[dict[str, Any]]:
     """Accuracy on the seeded tenth of a fit to the rest, for each strength, strongest first."""
     rest, tenth = (rows.to(values.device) for rows in hold_out(labels.cpu(), seed))
     strongest_first = sorted(grid, reverse=True)
-    path = fit_path(values[rest], labels[rest], classes, strongest_first)
+    path = fit_path(values[rest], labels[rest], classes, strongest_first, standardise)
     return [
         {"l2": l2, "tenth_top1": accuracy(solution.logits(values[tenth]), labels[tenth])}
         for l2, solution in zip(strongest_first, path, strict=True)

@@ -8,6 +8,7 @@ Whatever is chosen (l2, learning rate, size of the raw pixels) is chosen on a se
 then fitted to all of them; the test images are looked at once, at the end.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,7 +45,19 @@ Kind = Literal["knn", "linear", "attentive"]
 
 L2_GRID = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Strengths of the linear probe, strongest first so that each solution starts the next."""
-SHOWN = ("top1", "top5", "balanced_top1", "random_encoder_top1", "raw_pixels_top1", "chance", "n_train", "n_val")
+SHOWN = (
+    "encoder",
+    "layer",
+    "pooling",
+    "top1",
+    "top5",
+    "balanced_top1",
+    "random_encoder_top1",
+    "raw_pixels_top1",
+    "chance",
+    "n_train",
+    "n_val",
+)
 LR_GRID = (3e-4, 1e-3, 3e-3)
 """Learning rates of the attentive probe."""
 
@@ -59,10 +72,29 @@ class ProbeSettings:
     """Neighbours of kNN."""
     temperature: float = 0.07
     """T of kNN."""
+    pooling: Literal["mean", "max"] = "mean"
+    """How kNN and the linear probe make one vector of the patch tokens; the attentive probe takes all of them."""
+    standardise: bool = True
+    """Linear: features to zero mean and unit deviation (a BatchNorm without affine)."""
     l2: tuple[float, ...] = L2_GRID
     lrs: tuple[float, ...] = LR_GRID
     schedule: Schedule = field(default_factory=Schedule)
     """Training of the attentive probe."""
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise UserError(f"--k {self.k} neighbours say nothing; give 1 or more.")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed} is no seed; give 0 or more.")
+        for name, values in (("--lrs", self.lrs), ("--l2", self.l2)):
+            if not values or not all(value > 0 and math.isfinite(value) for value in values):
+                given = " ".join(map(str, values)) or "nothing"
+                raise UserError(f"{name} {given}: give one number or more, all above 0.")
+
+    @property
+    def pools(self) -> features.Pooling:
+        """What the probe looks at."""
+        return "tokens" if self.kind == "attentive" else self.pooling
 
 
 @dataclass(frozen=True)
@@ -79,6 +111,8 @@ class Splits:
 def labelled_splits(data: str, val: str = "", *, seed: int = 0, size: int | None = None) -> Splits:
     """Open a classification source. Raises UserError without labels, with one class only, when the class sets of the
     splits differ, and when a class has no training image."""
+    if size is not None and size < 1:
+        raise UserError(f"--size {size} is no side of a picture; give 1 px or more, or 0 for the run's own.")
     train, test, sentence = open_splits(data, val, size=size)
     classes, labels = require_labels(train)
     _, truth = require_labels(test)
@@ -120,45 +154,46 @@ def probe(
     encoder = features.open_encoder(run, student=student, layer=layer, size=size)
     splits = labelled_splits(data, val, seed=seed, size=encoder.size)
     console.print(f"{splits.train.name}: {splits.sentence}.")
-    with hardware.threads(speed):
+    with hardware.threads(speed):  # until the end: the result says how many
         cache = results.run_folder(run, out) / "eval" / "cache"
         found = _probe_all(encoder, splits, settings, baselines=baselines, speed=speed, cache=cache)
-    pooling = "tokens" if kind == "attentive" else "mean"
-    payload = {
-        "run": run,
-        "data": splits.train.name,
-        "kind": kind,
-        **found,
-        "chance": 1 / len(splits.classes),
-        "encoder": encoder.name,
-        "layer": encoder.layer,
-        "depth": encoder.depth,
-        "pooling": pooling,
-        "image_size": encoder.size,
-        "precision": hardware.precision_of(speed, hardware.device_of(speed)),
-        "classes": list(splits.classes),
-        "split": splits.sentence,
-    }
-    settings_written = {
-        **vars(settings),
-        "schedule": vars(settings.schedule),
-        "data": source_identity(data),
-        "val": source_identity(val) if val else "",
-        "run": results.run_identity(run, out),
-        "student": student,
-        "layer": encoder.layer,
-        "size": encoder.size,
-        "baselines": baselines,
-    }
-    words = [kind, "student" * student, f"layer{encoder.layer}" if encoder.layer < encoder.depth else ""]
-    words.append(f"seed{settings.seed}" if settings.seed else "")
-    variant = "-".join(word for word in words if word)
-    path = results.place(run, "probe", splits.train.name, settings_written, variant=variant, out=out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    title = f"{kind} probe, {encoder.name}, {splits.train.name}: {found['top1']:.1%}"
-    draw_confusion(np.array(found["confusion"]), splits.classes, title, path.with_suffix(".png"))
-    written = results.write(path, payload, settings_written)
-    results.show(title.split(":")[0], {name: written[name] for name in SHOWN if name in written}, path)
+        payload = {
+            "run": run,
+            "data": splits.train.name,
+            "kind": kind,
+            **found,
+            "chance": 1 / len(splits.classes),
+            "encoder": encoder.name,
+            "layer": encoder.layer,
+            "depth": encoder.depth,
+            "pooling": settings.pools,
+            "image_size": encoder.size,
+            "precision": hardware.precision_of(speed, hardware.device_of(speed)),
+            "classes": list(splits.classes),
+            "split": splits.sentence,
+        }
+        settings_written = {
+            **vars(settings),
+            "schedule": vars(settings.schedule),
+            "data": source_identity(data),
+            "val": source_identity(val) if val else "",
+            "run": results.run_identity(run, out),
+            "student": student,
+            "layer": encoder.layer,
+            "size": encoder.size,
+            "baselines": baselines,
+        }
+        words = [kind, "student" * student, f"layer{encoder.layer}" if encoder.layer < encoder.depth else ""]
+        words += [settings.pools] if settings.pools == "max" else []
+        words += ["raw-scale"] if kind == "linear" and not settings.standardise else []
+        words.append(f"seed{settings.seed}" if settings.seed else "")
+        variant = "-".join(word for word in words if word)
+        path = results.place(run, "probe", splits.train.name, settings_written, variant=variant, out=out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        title = f"{kind} probe, {encoder.name}, {splits.train.name}: {found['top1']:.1%}"
+        draw_confusion(np.array(found["confusion"]), splits.classes, title, path.with_suffix(".png"))
+        written = results.write(path, payload, settings_written)
+        results.show(title.split(":")[0], {name: written[name] for name in SHOWN if name in written}, path)
     return {**written, "path": str(path)}
 
 
@@ -172,14 +207,12 @@ def _probe_all(
     cache: Path | None,
 ) -> dict[str, Any]:
     """The probe itself and its baselines, on features extracted in one pass over the images."""
-    attentive = settings.kind == "attentive"
     count = len(splits.classes)
     looked_at = [encoder]
     if baselines:
         looked_at.append(encoder.drawn_anew(settings.seed + 1))
-    pooling: features.Pooling = "tokens" if attentive else "mean"
     train, test = (
-        features.extract(looked_at, images, pooling=pooling, speed=speed, cache=cache)
+        features.extract(looked_at, images, pooling=settings.pools, speed=speed, cache=cache)
         for images in (splits.train, splits.val)
     )
     outcome = evaluate(train.features[0], train.labels, test.features[0], count, settings, speed)
@@ -257,9 +290,11 @@ def evaluate(
         logits = knn_scores(train.to(device), labels.to(device), test.to(device), classes, k, settings.temperature)
         return Outcome(logits.cpu(), {"k": k, "temperature": settings.temperature}, [])
     if settings.kind == "linear":
-        tried = tried or choose_l2(train.to(device), labels.to(device), classes, settings.l2, settings.seed)
+        tried = tried or choose_l2(
+            train.to(device), labels.to(device), classes, settings.l2, settings.seed, settings.standardise
+        )
         l2 = max(tried, key=lambda row: row["tenth_top1"])["l2"]
-        weights = fit_linear(train.to(device), labels.to(device), classes, l2)
+        weights = fit_linear(train.to(device), labels.to(device), classes, l2, settings.standardise)
         return Outcome(weights.logits(test.to(device)).cpu(), {"l2": l2}, tried)
 
     def learner(choice: dict[str, Any]) -> Learner:
@@ -312,7 +347,7 @@ def _tenth_accuracy(
 ) -> tuple[float, list[dict[str, Any]] | None]:
     """Accuracy on the tenth, and the table it was chosen from."""
     if settings.kind == "linear":
-        tried = choose_l2(values, labels, classes, settings.l2, settings.seed)
+        tried = choose_l2(values, labels, classes, settings.l2, settings.seed, settings.standardise)
         return max(row["tenth_top1"] for row in tried), tried
     rest, tenth = hold_out(labels, settings.seed)
     k = min(settings.k, len(rest))

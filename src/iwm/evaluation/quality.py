@@ -41,6 +41,8 @@ def world(
         raise UserError(
             f"A bank of {bank} entries over {images} images ranks nothing; give --bank 2 or more, --images 1 or more."
         )
+    if seed < 0:
+        raise UserError(f"--seed {seed} is no seed; give 0 or more.")
     speed = speed or config.Speed()
     device = hardware.device_of(speed)
     model = _ready(run, device, speed)

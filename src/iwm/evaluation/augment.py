@@ -1,0 +1,113 @@
+"""The pictures a classifier is trained on: views of every image, drawn once and kept, or drawn anew every epoch.
+
+    view 0     the image itself, squared
+    view v     a random resized crop, perhaps mirrored; with `augment="timm"` then RandAugment (m9 mstd0.5 inc1) and
+               random erasing (0.25), the recipe of MAE's finetuning
+
+View v of an image is a pure function of the settings, the seed, v and the image's index.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+
+from iwm import hardware
+from iwm.errors import UserError
+from iwm.images import ImageSet
+from iwm.loader import load_all
+from iwm.log import progress
+from iwm.pixels import random_crop
+from iwm.randomness import seeded
+
+Augment = Literal["crops", "timm"]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's, the scale of the noise that random erasing fills in and the colour around a turned image."""
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes view `number` of image `index` of a set."""
+
+    images: ImageSet
+    size: int
+    area: tuple[float, float]
+    flip: float
+    augment: Augment
+    seed: int
+
+    def view(self, index: int, number: int) -> UInt8[Tensor, "3 s s"]:
+        """A crop of the image, decoded anew; `number` from 1. Raises BrokenImage."""
+        image = self.images.load(index)
+        crop = random_crop(image, self.size, self.area, self.flip, self.seed, number, index)
+        if self.augment == "crops":
+            return crop
+        with seeded(self.seed, "augmentation", number, index):
+            return distorted(crop)
+
+    def views(self, indices: Int64[np.ndarray, " b"], number: int) -> UInt8[Tensor, "b 3 s s"]:
+        """View `number` of several images."""
+        return torch.stack([self.view(int(index), number) for index in indices])
+
+
+def distorted(image: UInt8[Tensor, "3 s s"]) -> UInt8[Tensor, "3 s s"]:
+    """RandAugment and random erasing by timm, drawn from the global generators."""
+    # MAE's and timm's training script: shifts by up to .45 of the side, uncovered corners in the mean colour.
+    hints: dict[str, Any] = {
+        "translate_const": int(image.shape[-1] * 0.45),
+        "img_mean": tuple(round(255 * value) for value in MEAN),
+    }
+    changed = rand_augment_transform("rand-m9-mstd0.5-inc1", hints)(Image.fromarray(image.permute(1, 2, 0).numpy()))
+    mean, std = (torch.tensor(stat).view(3, 1, 1) for stat in (MEAN, STD))
+    pixels = (torch.from_numpy(np.array(changed)).permute(2, 0, 1).float() / 255 - mean) / std
+    erased = RandomErasing(probability=0.25, mode="pixel", device="cpu")(pixels)
+    return ((erased * std + mean) * 255).round().clamp(0, 255).byte()
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of the readable images of a set: values[view, image], their indices, and what draws new ones."""
+
+    values: UInt8[Tensor, "v n 3 s s"]
+    kept: Int64[np.ndarray, " n"]
+    fresh: Callable[[Int64[np.ndarray, " b"], int], Tensor] | None = None
+    """(rows of `values`, epoch) to pictures of that epoch; None where the views are all there is."""
+
+
+def draw(maker: Maker, views: int) -> Pictures:
+    """Every readable image as itself and in `views` - 1 further views; 0: itself, with a fresh view every epoch."""
+    plain, kept = load_all(maker.images, maker.size)
+    if views == 0:
+        return Pictures(plain[None], kept, lambda rows, epoch: maker.views(kept[rows], epoch + 1))
+    if views == 1:
+        return Pictures(plain[None], kept)
+    found = torch.empty(views, *plain.shape, dtype=torch.uint8)
+    found[0] = plain
+    with progress("images") as bar:
+        task = bar.add_task("random crops", total=len(kept), note="")
+        for row, index in enumerate(kept):
+            for number in range(1, views):
+                found[number, row] = maker.view(int(index), number)
+            bar.advance(task)
+    return Pictures(found, kept)
+
+
+def require_memory(train: int, test: int, views: int, size: int) -> None:
+    """Raises UserError when the pictures of so many images do not fit into free memory.
+
+    Both sets are held decoded, and once more while they are stacked.
+    """
+    needed = ((max(views, 1) + 1) * train + 2 * test) * 3 * size**2
+    free = hardware.free_memory()
+    if needed > free:
+        raise UserError(
+            f"{train:,} training images in {max(views, 1)} views and {test:,} to test on take {needed / 2**30:.1f} GiB "
+            f"at {size} px, and {free / 2**30:.1f} GiB of memory are free; lower --views or --size, or give fewer."
+        )

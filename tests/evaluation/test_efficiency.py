@@ -1,0 +1,87 @@
+"""Figure 3: which points there are, what each counts, and that no point is measured twice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planted import corners, exported
+
+from iwm import checkpoint, config
+from iwm.errors import UserError
+from iwm.evaluation import efficiency as figure
+from iwm.evaluation.classifier import AttentiveHead, MeanHead
+from iwm.evaluation.finetune import FinetuneSettings
+from iwm.evaluation.fitting import Schedule
+
+SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
+QUICK = FinetuneSettings(lrs=(3e-3,), ratios=(1.0,), views=1, schedule=Schedule(epochs=1, batch_size=64))
+
+
+def count(*modules: Any) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def test_the_default_points(tmp_path):
+    model = checkpoint.load_model(exported(tmp_path, predictor=config.Predictor(depth=5, width=32)))
+    names = [point.what for point in figure.points_of(model, QUICK)]
+    assert names == [
+        "attentive head",
+        *(f"pretrained predictor, {depth} of 5 blocks" for depth in (1, 2, 5)),
+        *(f"random predictor, {depth} of 5 blocks" for depth in (1, 2, 5)),
+        "last 1 of 2 encoder blocks",
+        "last 2 of 2 encoder blocks",
+    ]
+    for wrong in ({"depths": (6,)}, {"depths": (0, 1)}, {"blocks": (3,)}):
+        with pytest.raises(UserError, match="give numbers from 1 to"):
+            figure.points_of(model, QUICK, **wrong)
+
+
+def test_points_are_measured_once_and_kept(tmp_path, monkeypatch):
+    run = exported(tmp_path)
+    train, val = corners(tmp_path, train=160, val=80)
+    measured: list[str] = []
+    measure = figure._measure
+
+    def counting(model, work, point, classes):
+        if point.what == "last 1 of 2 encoder blocks" and "stop" in measured:
+            raise KeyboardInterrupt
+        measured.append(point.what)
+        return measure(model, work, point, classes)
+
+    monkeypatch.setattr(figure, "_measure", counting)
+
+    def go(**options: Any) -> dict[str, Any]:
+        return figure.efficiency(run, train, val=val, settings=QUICK, blocks=(1,), speed=SPEED, **options)
+
+    measured.append("stop")
+    with pytest.raises(KeyboardInterrupt):
+        go(depths=(1,))
+    path = Path(run) / "eval" / "efficiency-corners.json"
+    assert len(json.loads(path.read_text())["points"]) == 3
+    measured.clear()
+    found = go(depths=(1,))
+    assert measured == ["last 1 of 2 encoder blocks"]
+    assert found["path"] == str(path)
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    points = {point["what"]: point for point in json.loads(path.read_text())["points"]}
+    model = checkpoint.load_model(run)
+    head = AttentiveHead(32, 2)
+    one = model.predictor
+    one.blocks = one.blocks[:1]
+    wanted = {
+        "attentive head": count(head),
+        "pretrained predictor, 1 of 2 blocks": count(head, one),
+        "random predictor, 1 of 2 blocks": count(head, one),
+        "last 1 of 2 encoder blocks": count(model.encoder.blocks[1], model.encoder.norm, MeanHead(32, 2)),
+    }
+    assert {what: point["trainable_parameters"] for what, point in points.items()} == wanted
+    assert all(0 <= point["top1"] <= 1 and point["n_val"] == 80 for point in points.values())
+    measured.clear()
+    go(depths=(2,))
+    assert measured == ["pretrained predictor, 2 of 2 blocks", "random predictor, 2 of 2 blocks"]
+    assert len(json.loads(path.read_text())["points"]) == 6
+    measured.clear()
+    other = go(depths=(1,), seed=1)
+    assert len(measured) == 4
+    assert Path(other["path"]).name == "efficiency-seed1-corners.json"
