@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import pictures_file, tiny, trained_on
+from picture_files import write
 
-from iwm import cli, config, train
+from iwm import checkpoint, cli, config, train
+from iwm.model import ImageWorldModel
 
 SMALL = [
     "--data.image-size=16",
@@ -82,6 +85,94 @@ def test_bad_input_is_one_sentence(argv, said, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["probe", "--k=0"], "--k 0"),
+        (["probe", "--size=-1"], "--size -1"),
+        (["probe", "--seed=-1"], "--seed -1"),
+        (["finetune", "--size=-1"], "--size -1"),
+        (["finetune", "--epochs=0"], "0 epochs"),
+        (["finetune", "--lrs"], "--lrs"),
+        (["finetune", "--lrs", "-0.001"], "--lrs -0.001"),
+        (["finetune", "--ratios", "0"], "--ratios 0"),
+        (["efficiency", "--lrs", "0"], "--lrs 0"),
+        (["efficiency", "--depths", "9"], "--depths 9"),
+        (["efficiency", "--blocks", "0"], "--blocks 0"),
+        (["world", "--seed=-1"], "--seed -1"),
+        (["world", "--images=0"], "--images 1 or more"),
+        (["world", "--bank=1"], "--bank 2 or more"),
+    ],
+)
+def test_numbers_that_make_no_sense(model, labelled, argv, said, capsys):
+    assert said in refused(capsys, argv[0], model, "--data", labelled, *argv[1:])
+    assert not (Path(model) / "eval").exists()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """An untrained run."""
+    folder = tmp_path_factory.mktemp("model")
+    checkpoint.export(ImageWorldModel(tiny()), folder / "model")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory) -> str:
+    return str(pictures_file(tmp_path_factory.mktemp("source") / "labelled.npz", labelled=True))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "said"),
+    [
+        (("1.png", "2.png", "3.png"), "has no labels"),
+        (("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png"), "'b' only in training and 'c' only in val"),
+        (("train/a/1.png", "train/b/1.png", "val/1.png"), "has none; lay out both the same way"),
+        (("val/a/1.png", "val/b/1.png", "test/a/1.png", "test/b/1.png"), "no train/ folder"),
+        (("train/a/1.png", "train/a/2.png", "val/a/1.png"), "no labels"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["probe", "finetune", "efficiency"])
+def test_labelled_sources_that_will_not_do(model, tmp_path, verb, pictures, said, capsys):
+    for name in pictures:
+        write(tmp_path / "source" / name)
+    assert said in refused(capsys, verb, model, "--data", str(tmp_path / "source"))
+
+
+def test_classes_without_training_images_and_a_single_class(model, tmp_path, capsys):
+    images = np.zeros((4, 16, 16, 3), dtype=np.uint8)
+    classes = np.array(["cat", "dog", "eel"])
+    split = {"val_images": images, "classes": classes, "images": images}
+    np.savez(tmp_path / "a.npz", labels=[0, 0, 1, 1], val_labels=[0, 1, 2, 2], **split)
+    assert "Class 'eel'" in refused(capsys, "probe", model, "--data", str(tmp_path / "a.npz"))
+    np.savez(tmp_path / "b.npz", labels=[0, 0, 0, 0], images=images)
+    assert "one class only ('0')" in refused(capsys, "probe", model, "--data", str(tmp_path / "b.npz"))
+
+
+def test_a_source_that_names_its_classes_otherwise(model, tmp_path, capsys):
+    for place in ("one/a/1.png", "one/b/1.png", "two/a/1.png", "two/c/1.png"):
+        write(tmp_path / place)
+    argv = ["probe", model, "--data", str(tmp_path / "one"), "--val", str(tmp_path / "two")]
+    assert "different classes" in refused(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("nonsense", "Line 1 of"),
+        ("[1, 2]", "Line 1 of"),
+        ('{"loss": 1}', "Line 1 of"),
+        ('{"step": "three"}', "Line 1 of"),
+        ('{"step": 3}', "hold no number `loss`"),
+        ('{"step": 3, "loss": "low"}', "hold no number `loss`"),
+        ("\udcff\udcfe", "Line 1 of"),
+    ],
+)
+def test_the_doctor_names_malformed_metrics(tmp_path, line, said, capsys):
+    (tmp_path / "metrics.jsonl").write_bytes(f"{line}\n".encode(errors="surrogateescape"))
+    assert said in refused(capsys, "doctor", str(tmp_path))
+
+
 def test_bad_sources(tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -138,8 +229,14 @@ def test_world_probe_finetune_report_compare(tmp_path, capsys):
     assert cli.main(["probe", run, "--data", source, "--kind", "linear"]) == 0
     assert cli.main(["probe", run, "--data", source, "--kind", "knn"]) == 0
     assert cli.main(["finetune", run, "--data", source, "--train", "predictor", "--epochs=1"]) == 0
+    csv = str(tmp_path / "predictions.csv")
+    assert cli.main(["predict", run, source, "--out", csv]) == 0
+    assert len(Path(csv).read_text().splitlines()) == 101
+    argv = ["efficiency", run, "--data", source, "--epochs=1", "--views=1", "--lrs", "1e-3", "--ratios", "1"]
+    assert cli.main([*argv, "--depths", "1", "--blocks", "1"]) == 0
     assert cli.main(["report", run]) == 0
     assert cli.main(["compare", run, run]) == 0
+    assert "pretrained predictor, 1 of 2 blocks" in (Path(run) / "report.html").read_text()
     said = capsys.readouterr().out
     for word in (
         "mrr_shuffled",
@@ -150,7 +247,7 @@ def test_world_probe_finetune_report_compare(tmp_path, capsys):
     ):
         assert word in said
     names = {p.name.split("-")[0] for p in (Path(run) / "eval").glob("*.json")}
-    assert names == {"world", "probe", "finetune"}
+    assert names == {"world", "probe", "finetune", "efficiency"}
     assert (Path(run) / "report.html").is_file()
 
 

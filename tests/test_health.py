@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import tiny
 
+from iwm.errors import UserError
 from iwm.health import judge, measure, rankme, target_variance
 from iwm.masks import sample_masks
 from iwm.model import ImageWorldModel
@@ -138,3 +139,14 @@ def test_a_diverged_model_is_ill():
     model = fresh()
     torch.nn.init.constant_(final_norm(model).weight, math.nan)
     assert "diverged" in judge(examined(model)).findings[0]
+
+
+@pytest.mark.parametrize("change", [{"rankme": "many"}, {"loss": True}, {"health_loss": [1]}, {"ema_gap": "x"}, {}])
+def test_a_line_without_its_numbers_is_no_verdict(change):
+    line = {"step": 7, "loss": 0.3, "health_loss": 0.3, "position_mean_loss": 0.9, "rankme": 30.0}
+    line |= {"target_variance": 0.7, "action_sensitivity": 0.6}
+    assert judge(line).healthy
+    if not change:
+        del line["rankme"]
+    with pytest.raises(UserError, match=r"metrics of step 7 hold no number"):
+        judge(line | change)

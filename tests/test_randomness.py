@@ -1,7 +1,10 @@
+import random
+
 import numpy as np
 import pytest
+import torch
 
-from iwm.randomness import _mix, permutation, uniforms
+from iwm.randomness import _mix, permutation, seeded, uniforms
 
 IMAGES = np.arange(20_000)
 
@@ -63,15 +66,20 @@ def test_global_generators_are_seeded_inside_and_untouched_outside():
     def draw():
         return random.random(), np.random.rand(), float(torch.rand(()))  # noqa: NPY002
 
-    random.seed(5), np.random.seed(5), torch.manual_seed(5)  # noqa: NPY002
+    def start():
+        random.seed(5)
+        np.random.seed(5)  # noqa: NPY002
+        torch.manual_seed(5)
+
+    start()
     outside = draw(), draw()
-    random.seed(5), np.random.seed(5), torch.manual_seed(5)  # noqa: NPY002
+    start()
     first = draw()
-    with randomness.seeded(0, "a", 1, 2):
+    with seeded(0, "a", 1, 2):
         inside = draw()
     assert (first, draw()) == outside
-    with randomness.seeded(0, "a", 1, 2):
+    with seeded(0, "a", 1, 2):
         assert draw() == inside
     for other in ((1, "a", 1, 2), (0, "b", 1, 2), (0, "a", 2, 2), (0, "a", 1, 3)):
-        with randomness.seeded(*other):
+        with seeded(*other):
             assert draw() != inside

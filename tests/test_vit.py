@@ -12,6 +12,7 @@ from iwm.vit import (
     head_count,
     initialise,
     rescale_residuals,
+    set_drop_path,
     sincos_positions,
 )
 
@@ -82,3 +83,28 @@ def test_both_attention_kernels_compute_the_same():
     plain = block(x)
     choose_attention(block, torch.device("cpu"), "fp32")
     torch.testing.assert_close(block(x), plain)
+
+
+@pytest.mark.parametrize("adaln", [False, True])
+def test_stochastic_depth_leaves_whole_branches_out_and_keeps_the_mean(adaln):
+    torch.manual_seed(0)
+    first, last = (AdaLNBlock(32, 2, 4.0, 8) if adaln else Block(32, 2) for _ in range(2))
+    if adaln:
+        first.open_gates()
+        last.open_gates()
+    blocks = nn.ModuleList([first, last])
+    set_drop_path(blocks, 0.5)
+    assert [block.drop_path1.drop_prob for block in blocks] == [0.25, 0.5]
+    x = torch.randn(1, 5, 32).expand(4000, -1, -1)
+    more = (torch.randn(1, 8).expand(4000, -1),) if adaln else ()
+    with torch.no_grad():
+        whole = last.eval()(x[:1], *(part[:1] for part in more))
+        last.train()
+        last.drop_path2 = nn.Identity()
+        last.mlp = nn.Identity()
+        last.norm2 = nn.Identity()
+        shown = last(x, *more)
+        left_out = (shown == shown[0]).flatten(1).all(1)
+    assert 0.45 < float(left_out.float().mean()) < 0.55
+    assert len(shown.flatten(1).unique(dim=0)) == 2
+    assert whole.shape == (1, 5, 32)

@@ -196,6 +196,8 @@ def efficiency(points: Sequence[dict[str, Any]], chance: float, data: str) -> Fi
     axes = figure.add_subplot()
     _style(axes, f"Finetuning efficiency on {data}")
     axes.set_xscale("log")
+    counts = [point["trainable_parameters"] for point in points]
+    axes.set_xlim(min(counts) / 1.6, max(counts) * 1.8)  # first: a single point has no extent of its own
     for family, (name, colour, marker) in FAMILIES.items():
         line = sorted((p for p in points if p["family"] == family), key=lambda p: p["trainable_parameters"])
         if not line:
@@ -211,8 +213,6 @@ def efficiency(points: Sequence[dict[str, Any]], chance: float, data: str) -> Fi
                     str(count), (parameters, top1), (5, 5), textcoords="offset points", fontsize=8, color=colour
                 )
     axes.axhline(chance, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), label="chance")
-    parameters = [p["trainable_parameters"] for p in points]
-    axes.set_xlim(min(parameters) / 1.6, max(parameters) * 1.8)
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=12))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_count(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -239,9 +239,7 @@ def test_a_result_tells_how_many_threads_it_ran_on(run, source, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
     asked = before + 1
-    found = finetune.finetune(
-        run, source[0], val=source[1], settings=QUICK, speed=replace(SPEED, threads=asked)
-    )
+    found = finetune.finetune(run, source[0], val=source[1], settings=QUICK, speed=replace(SPEED, threads=asked))
     assert found["hardware"]["threads"] == asked
     assert torch.get_num_threads() == before
 
