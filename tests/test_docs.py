@@ -63,6 +63,7 @@ def test_every_documented_command_has_a_verb_and_options_that_exist(argv):
         return  # `iwm VERB --help` in prose
     assert argv[0] in cli.VERBS
     known = {"pretrain": config.Config, "world": cli.World, "probe": cli.Probe, "finetune": cli.Finetune}
+    known |= {"efficiency": cli.Efficiency, "predict": cli.Predict}
     if argv[0] in known:
         rest = [word for word in argv[1:] if not word.startswith("--config")]
         cli.parse(known[argv[0]], rest, argv[0], config.Config() if argv[0] == "pretrain" else None)

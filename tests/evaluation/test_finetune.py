@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import tiny
 from planted import corners, exported
 
 from iwm import checkpoint, config, hardware
@@ -16,6 +17,7 @@ from iwm.errors import UserError
 from iwm.evaluation import classifier as classifiers
 from iwm.evaluation import finetune
 from iwm.evaluation.fitting import Schedule
+from iwm.model import ImageWorldModel
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
 QUICK = finetune.FinetuneSettings(
@@ -187,8 +189,15 @@ def test_a_shorter_predictor_is_the_first_blocks_of_the_pretrained_one(run):
         finetune.build(model, finetune.FinetuneSettings(depth=3), 2, 16)
 
 
-def test_one_query_is_the_middle_one_and_actions_are_random_in_training_only(run):
-    model = checkpoint.load_model(run)
+def sighted() -> ImageWorldModel:
+    """An untrained model whose predictor heeds tokens and action (AdaLN starts as the identity)."""
+    torch.manual_seed(0)
+    predictor = config.Predictor(depth=2, width=32, conditioning="feature", init="xavier")
+    return ImageWorldModel(tiny(predictor=predictor)).eval()
+
+
+def test_one_query_is_the_middle_one_and_actions_are_random_in_training_only():
+    model = sighted()
     tokens = torch.randn(4, 16, 32)
     null = torch.zeros(4, model.space.dim)
     one = finetune.build(model, finetune.FinetuneSettings(queries="one"), 2, 16)
@@ -224,8 +233,8 @@ def test_the_whole_recipe_of_augmentation_trains_and_repeats(run, source):
     assert not mixed_predictor["tokens_kept"]  # mixed pictures go through the frozen encoder every time
 
 
-def test_drop_path_reaches_only_what_learns(run):
-    model = checkpoint.load_model(run)
+def test_drop_path_reaches_only_what_learns():
+    model = sighted()
     built = finetune.build(model, finetune.FinetuneSettings(drop_path=0.4), 2, 16).train()
     images = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)
     tokens = built.encoder.tokens(images)

@@ -26,7 +26,8 @@ SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
 def saved(folder: Path, names: tuple[str, ...]) -> Path:
     """An untrained classifier with clear opinions."""
     torch.manual_seed(0)
-    model = ImageWorldModel(tiny())
+    # Not AdaLN, which starts blind.
+    model = ImageWorldModel(tiny(predictor=config.Predictor(depth=2, width=32, conditioning="feature", init="xavier")))
     built = finetune.build(model, finetune.FinetuneSettings(), len(names), 16)
     with torch.no_grad():
         built.head.linear.weight.mul_(50)
