@@ -148,8 +148,8 @@ def test_classes_without_training_images_and_a_single_class(model, tmp_path, cap
     split = {"val_images": images, "classes": classes, "images": images}
     np.savez(tmp_path / "a.npz", labels=[0, 0, 1, 1], val_labels=[0, 1, 2, 2], **split)
     assert "Class 'eel'" in refused(capsys, "probe", model, "--data", str(tmp_path / "a.npz"))
-    np.savez(tmp_path / "b.npz", labels=[0, 0, 0, 0], images=images)
-    assert "one class only ('0')" in refused(capsys, "probe", model, "--data", str(tmp_path / "b.npz"))
+    np.savez(tmp_path / "b.npz", labels=[1, 1, 1, 1], images=images, classes=classes)
+    assert "one class only ('dog')" in refused(capsys, "probe", model, "--data", str(tmp_path / "b.npz"))
 
 
 def test_a_source_that_names_its_classes_otherwise(model, tmp_path, capsys):

@@ -91,6 +91,7 @@ def test_every_documented_command_has_a_verb_and_options_that_exist(argv):
     known = {"pretrain": config.Config, "world": cli.World, "probe": cli.Probe, "finetune": cli.Finetune}
     known["multitask"] = cli.Multitask
     known["segment"] = cli.Segment
+    known |= {"efficiency": cli.Efficiency, "predict": cli.Predict}
     if argv[0] in known:
         rest = cli._taken([word for word in argv[1:] if not word.startswith("--config")], "--actions")[0]
         cli.parse(known[argv[0]], rest, argv[0], config.Config() if argv[0] == "pretrain" else None)

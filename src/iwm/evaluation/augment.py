@@ -60,7 +60,9 @@ class Maker:
 def distorted(image: UInt8[Tensor, "3 s s"]) -> UInt8[Tensor, "3 s s"]:
     """RandAugment and random erasing by timm, drawn from the global generators."""
     # MAE's and timm's training script: shifts by up to .45 of the side, uncovered corners in the mean colour.
+    # At magnitude 10, where its noise is clipped, Pillow would be asked to keep 0 bits of a colour, which it refuses.
     hints: dict[str, Any] = {
+        "magnitude_max": 9.99,
         "translate_const": int(image.shape[-1] * 0.45),
         "img_mean": tuple(round(255 * value) for value in MEAN),
         # The strongest of all, 10, would posterise to 0 bits, which Pillow refuses.

@@ -116,8 +116,11 @@ def labelled_splits(data: str, val: str = "", *, seed: int = 0, size: int | None
     train, test, sentence = open_splits(data, val, size=size)
     classes, labels = require_labels(train)
     _, truth = require_labels(test)
-    if len(classes) < 2:
-        raise UserError(f"{data} has one class only ('{''.join(classes)}'); a probe needs at least two.")
+    shown = np.unique(labels)
+    if len(shown) < 2:
+        raise UserError(
+            f"{data} has one class only ('{classes[shown[0]]}') to train on; a classifier needs two or more."
+        )
     missing = np.setdiff1d(truth, labels)
     if len(missing):
         raise UserError(
