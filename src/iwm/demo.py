@@ -15,7 +15,7 @@ from iwm.log import console
 OBJECTS = "sample-objects"
 """The labelled source everything is evaluated on; its test images share no photo with training."""
 
-FINETUNING = finetune.FinetuneSettings(lrs=(1e-3, 3e-3), views=2, schedule=Schedule(epochs=6, search_epochs=1))
+FINETUNING = finetune.FinetuneSettings(lrs=(1e-3, 3e-3), views=2, schedule=Schedule(epochs=5, search_epochs=1))
 """A short finetuning with the same grid for both predictors; `iwm finetune` alone takes longer and gets further."""
 
 
@@ -27,16 +27,15 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> Path:
         settings = replace(settings, optim=replace(settings.optim, epochs=1), run=replace(settings.run, log_every=50))
     console.rule("1 of 4: pretraining, unlabelled")
     train.pretrain(settings)
-    speed = settings.speed
     console.rule("2 of 4: how good is the world model?")
-    quality.world(str(out), OBJECTS, images=8 if quick else 64, seed=seed, speed=speed)
+    quality.world(str(out), OBJECTS, images=8 if quick else 64, seed=seed)
     console.rule("3 of 4: what does the encoder know?")
-    probes.probe(str(out), OBJECTS, "linear", seed=seed, speed=speed)
-    probes.probe(str(out), OBJECTS, "knn", seed=seed, speed=speed)
+    probes.probe(str(out), OBJECTS, "linear", seed=seed)
+    probes.probe(str(out), OBJECTS, "knn", seed=seed)
     console.rule("4 of 4: finetuning the predictor, pretrained and random")
     tuning = FINETUNING if not quick else replace(FINETUNING, schedule=replace(FINETUNING.schedule, epochs=1))
     for kind in ("pretrained", "random"):
-        finetune.finetune(str(out), OBJECTS, "predictor", kind, seed=seed, settings=tuning, speed=speed)
+        finetune.finetune(str(out), OBJECTS, "predictor", kind, seed=seed, settings=tuning)
     page = report.write(out)
     console.print(f"[bold]Open {page}", soft_wrap=True)
     return page

@@ -52,7 +52,7 @@ def demo() -> Config:
         encoder=replace(base.encoder, width=128, heads=4),
         predictor=replace(base.predictor, width=128),
         optim=replace(base.optim, batch_size=32, lr_batch=32),
-        speed=Speed(threads=1),  # 252 images/s; 203 on two threads, which such small products and the loader fight over
+        speed=Speed(threads=1),  # 252 images/s; 203 on two: products so small do not pay for a second
         run=Run(out="runs/demo", log_every=200, save_every=500),
     )
 

@@ -30,7 +30,7 @@ def saved(folder: Path, names: tuple[str, ...]) -> Path:
     model = ImageWorldModel(tiny(predictor=config.Predictor(depth=2, width=32, conditioning="feature", init="xavier")))
     built = finetune.build(model, finetune.FinetuneSettings(), len(names), 16)
     with torch.no_grad():
-        built.head.linear.weight.mul_(50)
+        built.head.get_submodule("linear").get_parameter("weight").mul_(50)
     built.names = names
     classifiers.save_classifier(built, model, folder)
     return folder

@@ -65,8 +65,6 @@ def distorted(image: UInt8[Tensor, "3 s s"]) -> UInt8[Tensor, "3 s s"]:
         "magnitude_max": 9.99,
         "translate_const": int(image.shape[-1] * 0.45),
         "img_mean": tuple(round(255 * value) for value in MEAN),
-        # The strongest of all, 10, would posterise to 0 bits, which Pillow refuses.
-        "magnitude_max": 9.99,
     }
     changed = rand_augment_transform("rand-m9-mstd0.5-inc1", hints)(Image.fromarray(image.permute(1, 2, 0).numpy()))
     mean, std = (torch.tensor(stat).view(3, 1, 1) for stat in (MEAN, STD))
