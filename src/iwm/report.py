@@ -254,7 +254,7 @@ def _tasks(folder: Path, found: Sequence[Result]) -> str:
         tasks = result.get("tasks")
         if verb_of(result) != "multitask" or not isinstance(tasks, dict):
             continue
-        rows = [("task", "top-1", "predictor of its own", "chance", "classes")]
+        rows: list[tuple[str, ...]] = [("task", "top-1", "predictor of its own", "chance", "classes")]
         for name, task in tasks.items():
             told = task if isinstance(task, dict) else {}
             values = [results.in_words(told.get(key)) for key in ("top1", "single_task_top1", "chance")]

@@ -194,12 +194,14 @@ def logits_together(
     """Every task's logits of its own inputs, by one pass through what they share."""
     first = classifiers[0]
     assert first.predictor is not None
-    every = torch.cat(list(inputs))
-    values = every.float() if tokens_given else first.encoder.tokens(every)
+    if tokens_given:
+        values = torch.cat([part.float() for part in inputs])  # autocast cannot join half-precision tensors on a CPU
+    else:
+        values = first.encoder.tokens(torch.cat(list(inputs)))
     counts = [len(part) for part in inputs]
     told = None
     if len(classifiers) > 1:
-        own = [classifier.token for classifier in classifiers if classifier.token is not None]
+        own: list[Tensor] = [classifier.token for classifier in classifiers if classifier.token is not None]
         told = torch.stack(own).repeat_interleave(torch.tensor(counts, device=values.device), dim=0)
     null = values.new_zeros(len(values), first.actions)
     found = first.predictor(values, null, grid=first.grid, task=told)
@@ -385,9 +387,8 @@ def draw(tasks: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         values = [task[key] for task in tasks.values()]
         bars = axes.barh(places + 0.37 * (number - 0.5), values, 0.34, color=colour, label=label)
         axes.bar_label(bars, [f"{value:.1%}" for value in values], padding=3, fontsize=8, color=pictures.INK)
-    for place, task in zip(places, tasks.values(), strict=True):
-        (line,) = axes.plot([task["chance"]] * 2, [place - 0.42, place + 0.42], color=pictures.ORANGE, linewidth=1.4)
-    line.set_label("chance")
+    chances = [task["chance"] for task in tasks.values()]
+    axes.vlines(chances, places - 0.42, places + 0.42, color=pictures.ORANGE, linewidth=1.4, label="chance")
     axes.set_yticks(places, [f"{name}\n{len(task['classes'])} classes" for name, task in tasks.items()], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12)
