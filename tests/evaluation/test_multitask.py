@@ -177,6 +177,18 @@ def test_only_predictor_heads_and_tokens_are_trained(run, sources):
             assert not torch.equal(was[name], now[name]), name
 
 
+def test_the_precision_of_a_users_machine_works_and_agrees(run, sources):
+    model, tasks = checkpoint.load_model(run), ready(sources)
+    made = multitask.build(model, tasks, QUICK, 16)
+    kept = [task.work.encoded(model.target_encoder).test[:6] for task in tasks]
+    with torch.no_grad():
+        plain = multitask.logits_together(made, kept, tokens_given=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            coarse = multitask.logits_together(made, kept, tokens_given=True)
+    for ours, theirs in zip(plain, coarse, strict=True):
+        torch.testing.assert_close(ours, theirs.float(), atol=0.05, rtol=0.1)
+
+
 @pytest.mark.parametrize("rows", [5, 64])
 def test_twins_are_shown_the_same_pictures_in_the_same_order(rows):
     samples = Samples(torch.arange(2 * 70).view(2, 70), torch.arange(70))

@@ -194,8 +194,10 @@ def logits_together(
     """Every task's logits of its own inputs, by one pass through what they share."""
     first = classifiers[0]
     assert first.predictor is not None
-    every = torch.cat(list(inputs))
-    values = every.float() if tokens_given else first.encoder.tokens(every)
+    if tokens_given:
+        values = torch.cat([part.float() for part in inputs])  # autocast cannot join half-precision tensors on a CPU
+    else:
+        values = first.encoder.tokens(torch.cat(list(inputs)))
     counts = [len(part) for part in inputs]
     told = None
     if len(classifiers) > 1:
