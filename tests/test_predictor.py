@@ -113,6 +113,8 @@ def test_task_tokens_take_part_and_are_not_returned(kind):
     torch.testing.assert_close(turned[:1], alone)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
 def test_intermediates_are_the_queries_after_a_block(kind):
     predictor = build(kind)
     predictor.open_gates()
