@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV = .venv
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-learning lint clean
 
 demo: $(READY)
 	$(VENV)/bin/iwm demo --out runs/demo
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest
+
+# Ten minutes of training against the ranges in tests/learning/ranges.json.
+test-learning: $(READY)
+	$(VENV)/bin/python -m pytest -m learning tests/learning
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

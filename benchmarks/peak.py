@@ -26,7 +26,7 @@ from benchmarks.timing import Options, Spread, seconds_of, show
 from iwm import hardware
 from iwm.config import Config
 from iwm.errors import UserError
-from iwm.masks import dropped_count
+from iwm.masks import dropped_count, query_count
 from iwm.plan import cost
 
 Shape = tuple[int, int, int]
@@ -40,7 +40,8 @@ def shapes(settings: Config, options: Options) -> list[Shape]:
     batch, width, narrow = settings.optim.batch_size, settings.encoder.width, settings.predictor.width
     patches = grid_of(settings)[0] ** 2
     context = patches - dropped_count(settings.masks, grid_of(settings))
-    both = 2 * patches - (patches - context) if settings.masks.predict == "all" else patches
+    positions = patches if settings.masks.predict == "all" else patches - context
+    both = context + query_count(settings.masks, positions)
     own = [(batch * context, width, 4 * width), (batch * patches, width, 4 * width), (batch * both, narrow, 4 * narrow)]
     return [(side, side, side) for side in sides] + own + [(m, n, k) for m, k, n in own]
 

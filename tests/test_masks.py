@@ -82,6 +82,19 @@ def test_which_positions_are_predicted():
     assert (visible.context == every.context).all()
 
 
+def test_a_share_of_the_positions_is_queried_each_as_often():
+    half = config.Masks(predict="all", queries=0.5)
+    masks = sample_masks(half, (4, 6), 0, 0, np.arange(4000), "cpu")
+    assert masks.predicted.shape == (4000, 12)
+    assert (masks.predicted.diff(dim=1) > 0).all(), "sorted, none twice"
+    assert np.abs(covered(masks.predicted, (4, 6)) - 0.5).max() < 0.03
+    whole = sample_masks(config.Masks(predict="all"), (4, 6), 0, 0, np.arange(4000), "cpu")
+    assert (masks.context == whole.context).all(), "the student's view stays"
+    dropped = sample_masks(config.Masks(queries=0.3), (4, 6), 0, 0, np.arange(50), "cpu")
+    everything = sample_masks(EXACT, (4, 6), 0, 0, np.arange(50), "cpu").predicted
+    assert all(set(few.tolist()) < set(of.tolist()) for few, of in zip(dropped.predicted, everything, strict=True))
+
+
 def test_published_sampler_never_drops_the_last_row_and_column():
     for step in range(20):
         coverage = covered(sample_masks(PUBLISHED, (8, 8), 0, step, np.arange(64), "cpu").predicted, (8, 8))
@@ -123,6 +136,7 @@ def test_published_sampler_leaves_a_context_on_every_grid(grid):
     [
         (EXACT, (1, 1), "encoder.patch_size"),
         (EXACT, (0, 4), "encoder.patch_size"),
+        (config.Masks(queries=0.0), (8, 8), "masks.queries"),
         (config.Masks(blocks=0), (8, 8), "masks.blocks"),
         (config.Masks(block_area=(0.2, 0.1)), (8, 8), "masks.block_area"),
         (config.Masks(block_area=(0.2, 1.1)), (8, 8), "masks.block_area"),

@@ -14,9 +14,10 @@ from iwm.views import make_views
 
 
 @pytest.mark.parametrize("conditioning", ["none", "sequence", "feature", "adaln"])
-@pytest.mark.parametrize("predict", ["all", "dropped", "visible"])
-def test_cost_against_counting_the_real_step(conditioning, predict):
-    settings = tiny(predictor=replace(tiny().predictor, conditioning=conditioning), masks=config.Masks(predict=predict))
+@pytest.mark.parametrize(("predict", "queries"), [("all", 1.0), ("all", 0.4), ("dropped", 1.0), ("visible", 1.0)])
+def test_cost_against_counting_the_real_step(conditioning, predict, queries):
+    masks = config.Masks(predict=predict, queries=queries)
+    settings = tiny(predictor=replace(tiny().predictor, conditioning=conditioning), masks=masks)
     model = ImageWorldModel(settings)
     model.predictor.open_gates()
     images, indices = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), np.arange(4)

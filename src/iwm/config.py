@@ -81,6 +81,9 @@ class Masks:
     """Height over width of a rectangle."""
     predict: Literal["dropped", "all", "visible"] = "dropped"
     """Positions that are queried and carry the loss."""
+    queries: float = 1.0
+    """Share of those positions that is drawn, anew for every image and step: neighbours say much the same, and the
+    predictor's cost goes with its tokens."""
     sampler: Literal["exact", "ijepa"] = "exact"
     """exact: unbiased, K patches in every image; ijepa: the published sampler, which truncates to the batch minimum."""
 

@@ -45,6 +45,11 @@ def dropped_count(cfg: config.Masks, grid: tuple[int, int]) -> int:
     return int(np.clip(round(mean), 1, patches - 1))
 
 
+def query_count(cfg: config.Masks, positions: int) -> int:
+    """How many of the positions to predict are queried in one step."""
+    return max(1, round(cfg.queries * positions))
+
+
 def sample_masks(
     cfg: config.Masks,
     grid: tuple[int, int],
@@ -70,6 +75,11 @@ def sample_masks(
         predicted = np.broadcast_to(np.arange(grid[0] * grid[1]), dropped.shape).copy()
     elif cfg.predict == "visible":
         predicted = context
+    count = query_count(cfg, predicted.shape[1])
+    if count < predicted.shape[1]:
+        keys = uniforms(seed, "queries", step, indices, predicted.shape[1])
+        drawn = np.argpartition(keys, count - 1, axis=1)[:, :count]
+        predicted = np.take_along_axis(predicted, np.sort(drawn, axis=1), axis=1)
     return Masks(*(torch.from_numpy(p).to(device, non_blocking=True) for p in (context, predicted)))
 
 
@@ -79,6 +89,8 @@ def _check(cfg: config.Masks, grid: tuple[int, int]) -> None:
             f"A grid of {grid[0]} x {grid[1]} patches cannot be masked; "
             "use larger images or a smaller encoder.patch_size."
         )
+    if not 0 < cfg.queries <= 1:
+        raise UserError(f"Setting 'masks.queries' is {cfg.queries}; give a share above 0, at most 1.")
     if cfg.blocks < 1:
         raise UserError(f"Setting 'masks.blocks' is {cfg.blocks}; it must be at least 1.")
     if not 0 < cfg.block_area[0] <= cfg.block_area[1] <= 1:

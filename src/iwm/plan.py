@@ -8,7 +8,7 @@ patches through the teacher (forward), context and queries through the predictor
 from dataclasses import dataclass
 
 from iwm.config import Config
-from iwm.masks import dropped_count
+from iwm.masks import dropped_count, query_count
 
 ACTIONS = 7
 """Components of the photometric action."""
@@ -37,7 +37,8 @@ def cost(settings: Config) -> Cost:
     patches = side * side
     dropped = dropped_count(settings.masks, (side, side))
     context = patches - dropped
-    queries = {"dropped": dropped, "all": patches, "visible": context}[settings.masks.predict]
+    positions = {"dropped": dropped, "all": patches, "visible": context}[settings.masks.predict]
+    queries = query_count(settings.masks, positions)
 
     def encode(tokens: int) -> float:
         embedding = patches * 2 * 3 * encoder.patch_size**2 * encoder.width
