@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from guard import measure, outside, settings, stored
 
 from iwm import train
-from guard import measure, outside, settings, stored
 
 pytestmark = pytest.mark.learning
 
