@@ -1,6 +1,7 @@
 """README and docs tell the truth: their commands and Python run, their links exist."""
 
 import re
+import runpy
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,11 @@ def commands() -> list[list[str]]:
     """Every `iwm ...` line of every shell block, comments cut off."""
     lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("iwm ")]
+
+
+def test_the_tables_of_results_are_those_of_the_committed_files():
+    namespace = runpy.run_path(str(ROOT / "results" / "tables.py"))
+    assert namespace["page"]() == (ROOT / "docs" / "results.md").read_text(), "run python results/tables.py"
 
 
 def test_the_quick_start_runs_as_written(tmp_path, monkeypatch):

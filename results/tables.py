@@ -1,0 +1,152 @@
+"""Write docs/results.md from the JSON files committed under results/: `python results/tables.py`.
+
+Rows are laid out like the tables of Garrido et al. (2024); the paper's numbers stand in columns of their own. A cell
+without a result is left empty; a number without a file cannot get in.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "results.md"
+Result = dict[str, Any]
+
+INTRODUCTION = """\
+# Results
+
+Written by `python results/tables.py` from the JSON files under [results/](../results); do not edit. Every file holds
+its command, seed, versions, hardware and date, and every folder a `run.sh` that reproduces it. Numbers are
+fractions of 1.
+
+The paper's columns are **ImageNet-1k at 224 px, ViT-B/16, 300 epochs**: a different scale, there to compare the order
+of things, not their values. Everything of ours was run on two CPU cores.
+"""
+
+
+def read(pattern: str) -> list[Result]:
+    """The results whose file matches, with their folder and path told."""
+    found = []
+    for path in sorted(HERE.glob(f"*/eval/{pattern}.json")):
+        found.append(json.loads(path.read_text()) | {"folder": path.parts[-3], "path": path.relative_to(HERE)})
+    return found
+
+
+def number(value: float | None, error: float | None = None) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.3f}".removeprefix("0") if abs(value) < 1 else f"{value:.3f}"
+    return text + (f" ± {number(error)}" if error is not None else "")
+
+
+def cell(result: Result | None, key: str = "top1", error: str = "") -> str:
+    """A number that links to its file."""
+    if result is None or result.get(key) is None:
+        return ""
+    return f"[{number(result[key], result.get(error))}](../results/{result['path']})"
+
+
+def table(title: str, columns: list[str], rows: Iterable[list[str]], note: str = "") -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return f"## {title}\n\n" + "\n".join(lines) + (f"\n\n{note}" if note else "") + "\n"
+
+
+def world() -> str:
+    rows = []
+    for result in read("world-*"):
+        rows.append(
+            [
+                result["folder"],
+                result["data"],
+                cell(result, "mrr", "mrr_standard_error"),
+                number(result["mrr_shuffled"]),
+                number(result["mrr_null"]),
+                number(result.get("frozen_random_twin_mrr")),
+                number(result["hits_at_1"]),
+                number(result["action_sensitivity"]),
+                ".79",
+            ]
+        )
+    columns = ["run", "data", "MRR", "shuffled actions", "null action", "frozen random twin", "hits@1", "sensitivity"]
+    note = "Bank of 256, chance .024. *Frozen random twin*: the same predictor trained on an encoder that never learns."
+    return table("How good is the world model? (tables 1 and 2)", [*columns, "paper (feature, 18 layers)"], rows, note)
+
+
+def probes() -> str:
+    rows = []
+    runs = sorted({(r["folder"], r["data"]) for r in read("probe-*")})
+    for folder, data in runs:
+        kinds = {r["kind"]: r for r in read("probe-*") if (r["folder"], r["data"]) == (folder, data)}
+        row = [folder, data]
+        for kind in ("linear", "attentive", "knn"):
+            found = kinds.get(kind)
+            row.append(cell(found))
+            row.append(number(found.get("random_encoder_top1")) if found else "")
+        best = kinds.get("linear") or next(iter(kinds.values()))
+        rows.append([*row, number(best.get("raw_pixels_top1")), ".675 / .745", ".751 / .770"])
+    columns = ["run", "data", "linear", "random encoder", "attentive", "random encoder", "kNN", "random encoder"]
+    columns += ["raw pixels", "paper linear (equi / inv)", "paper attentive"]
+    return table("What does the encoder know? (probes)", columns, rows)
+
+
+def finetuning() -> str:
+    rows = []
+    everything = read("finetune-*")
+    for folder, data in sorted({(r["folder"], r["data"]) for r in everything}):
+        own = [r for r in everything if (r["folder"], r["data"]) == (folder, data)]
+
+        def best(train: str, predictor: str | None = None, own: list[Result] = own) -> Result | None:
+            found = [r for r in own if r["train"] == train and (predictor is None or r["predictor"] == predictor)]
+            return found[0] if found else None
+
+        columns = [best("head"), best("encoder"), best("predictor", "random"), best("predictor", "pretrained")]
+        rows.append([folder, data, *(cell(result) for result in [*columns, best("both")]), ".829 / .815 / .833 / .844"])
+    columns = ["run", "data", "attentive head", "encoder", "random predictor", "pretrained predictor", "end to end"]
+    note = "The encoder is frozen except in *encoder* and *end to end*. Both predictors: one learning-rate grid."
+    return table("Finetuning (tables 3 and 4)", [*columns, "paper IWM equi (the last four)"], rows, note)
+
+
+def multitask() -> str:
+    rows = []
+    for result in read("multitask-*"):
+        for name, task in result["tasks"].items():
+            linked = {**task, "path": result["path"]}
+            row = [result["folder"], name, cell(linked), number(task["single_task_top1"]), number(task["chance"]), ""]
+            rows.append(row)
+        shared = [task["top1"] for task in result["tasks"].values()]
+        alone = [task["single_task_top1"] for task in result["tasks"].values()]
+        means = [number(sum(values) / len(values)) for values in (shared, alone)]
+        rows.append([result["folder"], "**mean**", *means, "", ".735 / .734"])
+    columns = ["run", "task", "one predictor for all", "one each, equal total steps", "chance", "paper's mean"]
+    return table("One predictor, several tasks (multitask)", columns, rows)
+
+
+def segmentation() -> str:
+    rows = []
+    for r in read("segment-*"):
+        row = [r["folder"], r["data"], r["train"], r["head"], r["predictor"] or ""]
+        row += [cell(r, "miou", "miou_standard_error"), number(r["pixel_accuracy"])]
+        rows.append([*row, number(r.get("random_encoder_miou")), number(r["majority_miou"]), ".442 / .468 / .470"])
+    columns = [
+        "run",
+        "data",
+        "trained",
+        "head",
+        "predictor",
+        "mIoU",
+        "pixels right",
+        "random encoder",
+        "majority class",
+    ]
+    return table("Segmentation", [*columns, "paper ADE20k (encoder / predictor / end to end)"], rows)
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([INTRODUCTION, world(), probes(), finetuning(), multitask(), segmentation()])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
