@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -59,6 +60,11 @@ def pretrain(argv: Sequence[str]) -> None:
     from iwm import recipes, train
 
     argv, path = _taken(argv, "--config")
+    for flag, value in pairwise(argv):
+        group, _, name = flag.removeprefix("--").partition(".")
+        setting = getattr(getattr(config.Config(), group, None), name.replace("-", "_"), None)
+        if isinstance(setting, bool) and value in ("True", "False", "true", "false"):
+            raise UserError(f"{flag} takes no value: write {flag} for yes, --{group}.no-{name} for no.")
     if path:
         default = config.load(Path(path).expanduser())
     else:
