@@ -1,4 +1,4 @@
-"""Every family trains, saves, resumes and is evaluated by the same machinery; what it cannot do it says in a sentence."""
+"""Every family trains, saves, resumes and is evaluated by the same machinery; what it cannot do, it says."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -56,9 +56,8 @@ def test_a_short_run_learns_loads_and_is_resumed(tmp_path, family):
     assert model.settings == config.load(out / "config.yaml")
     assert family in KINDS[model.settings.objective.kind]
 
-    short = replace(
-        settings, optim=replace(settings.optim, epochs=1), run=replace(settings.run, out=str(out) + "-again")
-    )
+    again = replace(settings.run, out=f"{out}-again")
+    short = replace(settings, optim=replace(settings.optim, epochs=1), run=again)
     first = train.pretrain(short)
     copy = train.pretrain(replace(short, run=replace(short.run, out=str(out) + "-copy")))
     one, two = (load_file(path / "model" / "model.safetensors") for path in (first, copy))

@@ -292,8 +292,8 @@ def gallery(
     """What training works on, for the first `count` images of a batch, with the action in words under each.
 
     From left to right: the crop; the source; what the student sees of it (dropped patches hatched); the target; the
-    target's patches that are predicted. Of a joint embedding, which predicts nothing: the crop and both views. `grid` is
-    the patch grid (height, width). Raises UserError without images.
+    target's patches that are predicted. Of a joint embedding, which predicts nothing: the crop and both views. `grid`
+    is the patch grid (height, width). Raises UserError without images.
     """
     count = min(count, len(crops))
     if count < 1:
