@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from iwm import checkpoint, cli, config, recipes, train
 from iwm.config import Config
 from iwm.errors import UserError
+from iwm.evaluation.classifier import load_classifier
 from iwm.log import read_metrics
 from iwm.masks import sample_masks
 from iwm.model import ImageWorldModel
@@ -31,10 +32,14 @@ def small(family: str, **optim: object) -> Config:
     )
 
 
-def prepared(tmp_path: Path, settings: Config, name: str = "run") -> Config:
+def prepared(tmp_path: Path, settings: Config, name: str = "run", smooth: bool = False) -> Config:
     source = tmp_path / "pictures.npz"
     if not source.exists():
         pictures_file(source, labelled=True)
+        if smooth:  # colours that run from corner to corner: what is dropped can be told from what is left
+            corners = torch.rand(64, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+            images = torch.nn.functional.interpolate(corners, (16, 16), mode="bilinear", align_corners=True)
+            np.savez(source, images=(255 * images).byte().permute(0, 2, 3, 1).numpy())
     return replace(
         settings,
         data=replace(settings.data, source=str(source)),
@@ -43,14 +48,15 @@ def prepared(tmp_path: Path, settings: Config, name: str = "run") -> Config:
 
 
 @pytest.mark.parametrize("family", recipes.FAMILIES)
-def test_a_short_run_learns_loads_and_is_resumed(tmp_path, family):
-    """The loss ends below its baseline and below where it began; a run in two parts equals one."""
-    settings = prepared(tmp_path, small(family, epochs=15, ema=0.9, ema_final=0.99))
+def test_a_short_run_learns_loads_repeats_and_starts_another(tmp_path, family):
+    """The loss ends below that of knowing nothing of the image, and below where it began unless targets move."""
+    settings = prepared(tmp_path, small(family, epochs=25, ema=0.9, ema_final=0.99), smooth=True)
     out = train.pretrain(settings)
     lines = read_metrics(out / "metrics.jsonl")
     baseline = "chance_loss" if family in KINDS["joint"] else "position_mean_loss"
     assert lines[-1]["health_loss"] < lines[-1][baseline]
-    assert np.mean([line["loss"] for line in lines[-3:]]) < np.mean([line["loss"] for line in lines[:3]])
+    if family not in KINDS["latent"]:
+        assert np.mean([line["loss"] for line in lines[-3:]]) < np.mean([line["loss"] for line in lines[:3]])
     assert ("action_sensitivity" in lines[-1]) == (family not in KINDS["joint"])
     model = checkpoint.load_model(str(out))
     assert model.settings == config.load(out / "config.yaml")
@@ -92,8 +98,8 @@ def test_a_joint_embedding_says_what_it_has_not(tmp_path, capsys):
         ["efficiency", run, *data],
     ):
         assert cli.main(command) == 2, command
-        assert "has no predictor" in capsys.readouterr().err.replace("without a predictor", "has no predictor")
-    assert cli.main(["finetune", run, *data, "--train", "last-1", "--epochs=1", "--no-baselines", "--lrs=1e-3"]) == 0
+        assert "without a predictor" in capsys.readouterr().err
+    assert cli.main(["finetune", run, *data, "--train", "last-1", "--epochs=1", "--no-baselines", "--lrs", "1e-3"]) == 0
     assert cli.main(["doctor", run]) in (0, 1)
     assert cli.main(["report", run]) == 0
     assert "joint embedding, regression" in (Path(run) / "report.html").read_text()
@@ -107,12 +113,10 @@ def test_a_joint_embedding_says_what_it_has_not(tmp_path, capsys):
 def test_a_generative_world_model_is_evaluated_like_a_latent_one(tmp_path):
     run = str(train.pretrain(prepared(tmp_path, small("pixel-world", epochs=1))))
     data = ["--data", str(tmp_path / "pictures.npz")]
-    tuning = [*data, "--epochs=1", "--no-baselines", "--lrs=1e-3", "--ratios=1"]
+    tuning = [*data, "--epochs=1", "--no-baselines", "--lrs", "1e-3", "--ratios", "1"]
     assert cli.main(["world", run, *data, "--images=2", "--bank=8"]) == 0
     assert cli.main(["finetune", run, *tuning, "--train", "predictor"]) == 0
     folder = next((Path(run) / "eval").glob("finetune-predictor-*/model.safetensors")).parent
-    from iwm.evaluation.classifier import load_classifier
-
     classifier = load_classifier(folder)
     assert classifier(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)).shape == (2, 2)
     assert not [name for name in classifier.state_dict() if "project." in name], "heads see tokens, not pixels"
@@ -161,7 +165,7 @@ def test_brightness_survives_in_a_generative_world_models_targets():
         model = ImageWorldModel(small(family))
         difference = model.target(image).values - model.target(1.4 * image).values
         apart[family] = float(difference.square().mean())
-    assert apart["pixel-world"] > 100 * apart["mae"]
+    assert apart["pixel-world"] > 10 * apart["mae"]
 
 
 def test_moco_leaves_its_patch_projection_and_moves_its_projectors():
