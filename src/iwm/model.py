@@ -155,7 +155,9 @@ class ImageWorldModel(nn.Module):
     @torch.no_grad()
     def after_step(self, ema: float) -> None:
         """Move the teacher towards the student and fold the step's target statistics in."""
-        moving = [] if self.settings.optim.freeze_encoder else [(self.target_encoder, self.encoder)]
+        moving: list[tuple[nn.Module, nn.Module]] = []
+        if not self.settings.optim.freeze_encoder:
+            moving.append((self.target_encoder, self.encoder))
         if self.settings.objective.kind == "joint":
             moving.append((self.joint.target_projector, self.joint.projector))
         for teacher, student in moving:
