@@ -69,10 +69,11 @@ class Panel:
 
 PANELS = (
     Panel(
-        "Loss (mean squared error in target space)",
+        "Loss",
         (
             ("loss", "this run", BLUE),
             ("position_mean_loss", "knowing the position only", ORANGE),
+            ("chance_loss", "knowing nothing of the image", ORANGE),
             ("identity_loss", "source left as it is", GREY),
         ),
         from_zero=False,
@@ -281,22 +282,29 @@ def _veil(axes: Axes, image: Tensor, hidden: Bool[np.ndarray, " n"], grid: Grid,
 # ---- gallery -------------------------------------------------------------------------------------------------------
 
 
+TWO_VIEWS = ("crop", "first view", "second view")
+"""Columns of the gallery of a joint embedding."""
+
+
 def gallery(
     crops: UInt8[Tensor, "b 3 h w"], views: Views, masks: Masks, space: ActionSpace, grid: Grid, count: int = 5
 ) -> Figure:
     """What training works on, for the first `count` images of a batch, with the action in words under each.
 
     From left to right: the crop; the source; what the student sees of it (dropped patches hatched); the target; the
-    target's patches that are predicted. `grid` is the patch grid (height, width). Raises UserError without images.
+    target's patches that are predicted. Of a joint embedding, which predicts nothing: the crop and both views. `grid`
+    is the patch grid (height, width). Raises UserError without images.
     """
     count = min(count, len(crops))
     if count < 1:
         raise UserError("There are no images for the gallery; give a batch of at least one.")
     side, gap, margin, head, caption = 1.85, 0.14, 0.12, 0.36, 0.36
     row = side + caption
-    figure = _figure(2 * margin + 5 * side + 4 * gap, head + count * row + 0.02)
     patches = grid[0] * grid[1]
-    columns = ("crop", "source", "what the student sees", "target", "predicted patches")
+    asks = masks.predicted.shape[1] > 0
+    columns = ("crop", "source", "what the student sees", "target", "predicted patches") if asks else TWO_VIEWS
+    width = len(columns) * (side + gap) - gap
+    figure = _figure(2 * margin + width, head + count * row + 0.02)
     for number, name in enumerate(columns):
         _words(figure, name, margin + number * (side + gap), 0.1, 10, weight="bold")
     for index in range(count):
@@ -304,18 +312,29 @@ def gallery(
         dropped = _absent(masks.context[index], patches)
         unasked = _absent(masks.predicted[index], patches)
         source, target = views.source[index], views.target[index]
-        for number, image in enumerate((crops[index], source, source, target, target)):
+        shown = (crops[index], source, source, target, target) if asks else (crops[index], source, target)
+        for number, image in enumerate(shown):
             axes = _picture(figure, image, margin + number * (side + gap), top, side)
-            if number == 2:
+            if number == 2 and asks:
                 _veil(axes, image, dropped, grid, hatched=True)
             elif number == 4:
                 _veil(axes, image, unasked, grid, hatched=False)
+        below = top + side + 0.06
+        if not asks:
+            _words(figure, "To be embedded alike; nothing is masked or predicted", margin, below, 9)
+            continue
         action = space.describe(views.action[index].detach().cpu())
         seen, asked = patches - int(dropped.sum()), patches - int(unasked.sum())
-        below = top + side + 0.06
         _words(figure, f"Action: {action}", margin, below, 9)
-        right = margin + 5 * side + 4 * gap
-        _words(figure, f"{seen} of {patches} seen, {asked} predicted", right, below, 9, ha="right", color="#555555")
+        _words(
+            figure,
+            f"{seen} of {patches} seen, {asked} predicted",
+            margin + width,
+            below,
+            9,
+            ha="right",
+            color="#555555",
+        )
     return figure
 
 

@@ -152,7 +152,9 @@ def _facts(folder: Path, lines: Sequence[Mapping[str, Any]], found: Sequence[Res
             f"recipe {settings.get('recipe', '?')}",
             f"images {of('data', 'source')} at {of('data', 'image_size')} px",
             f"encoder {of('encoder', 'depth')} x {of('encoder', 'width')}, patches of {of('encoder', 'patch_size')} px",
-            f"predictor IWM({of('predictor', 'depth')}, {of('predictor', 'width')}), {of('predictor', 'conditioning')}",
+            f"predictor IWM({of('predictor', 'depth')}, {of('predictor', 'width')}), {of('predictor', 'conditioning')}"
+            if of("objective", "kind") != "joint"
+            else f"joint embedding, {of('objective', 'invariance')}, no predictor",
         ]
     if lines:
         speeds = sorted(rate for line in lines if (rate := number(line, "images_per_second")) is not None)

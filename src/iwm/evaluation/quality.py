@@ -46,6 +46,7 @@ def world(
     speed = speed or config.Speed()
     device = hardware.device_of(speed)
     model = _ready(run, device, speed)
+    model.require_predictor()
     size = model.settings.data.image_size
     _, held, how = open_splits(data, val, size=size)
     pixels, _ = load_all(Subset(held, held_out(images, len(held), seed)), size)
