@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from iwm import checkpoint, config, hardware, pictures, results, train
+from iwm import checkpoint, config, hardware, pictures, results, strips, train
 from iwm.errors import UserError
 from iwm.images import Subset, open_splits, source_identity
 from iwm.loader import load_all
@@ -73,8 +73,8 @@ def world(
     path = results.place(run, "world", held.name, settings, variant=variant, out=out)
     with hardware.threads(speed), hardware.autocast(device, settings["precision"]):
         content = results.write(path, measured, settings)
-        rows = pictures.strip_rows(model, pixels[:6], seed, bank)
-    pictures.save(pictures.strips(rows), path.with_suffix(".png"))
+        rows = strips.strip_rows(model, pixels[:6], seed, bank)
+    pictures.save(strips.strips(rows), path.with_suffix(".png"))
     shown = {k: v for k, v in measured.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     results.show(f"World model on {held.name} ({how})", shown, path)
     console.print(PUBLISHED)
