@@ -51,13 +51,27 @@ class Oracle(ImageWorldModel):
         for position in flags.nonzero()[:, 0].tolist():
             undone = self.space.transformations[position].apply(source, action[:, position])
             source = torch.where(action[:, position, None, None, None] != 0, undone, source)
-        return self.encode(self.space.apply(source, self.space.reach(action)))
+        if self.space is SPACE:
+            return self.encode(self.space.apply(source, self.space.reach(action)))
+        for position in (~flags).nonzero()[:, 0].tolist():  # not by space.apply, which lets no slope through
+            t = self.space.transformations[position]
+            source = t.apply(source, t.neutral + action[:, position] * t.range)
+        return self.encode(source)
+
+
+def redder(images: Tensor, value: Tensor) -> Tensor:
+    """Red up and blue down by `value`."""
+    return images + value[:, None, None, None] * torch.tensor([1.0, 0.0, -1.0])[:, None, None]
 
 
 REVERSIBLE = ActionSpace(
     (
         Transformation(
             name="light", apply=lambda x, value: x + value[:, None, None, None], graded=True, both=True,
+            low=-0.1, high=0.1, neutral=0.0, probability=1.0,
+        ),
+        Transformation(
+            name="warmth", apply=redder, graded=True, both=True,
             low=-0.1, high=0.1, neutral=0.0, probability=1.0,
         ),
         Transformation(
@@ -78,3 +92,8 @@ def photo(count: int = 1) -> Tensor:
     """Smooth colourful uint8 images [n, 3, 32, 32]."""
     coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     return (torch.nn.functional.interpolate(coarse, (SIZE, SIZE), mode="bilinear") * 255).byte()
+
+
+def muted(count: int = 1) -> Tensor:
+    """`photo` with all values well inside the range, so that the reversible space clips nothing."""
+    return (photo(count).float() * 0.4 + 76).byte()

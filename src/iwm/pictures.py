@@ -231,6 +231,42 @@ def _short_count(value: float) -> str:
     return f"{value:g}"
 
 
+# ---- grouped bars ---------------------------------------------------------------------------------------------------
+
+
+def grouped_bars(
+    title: str,
+    label: str,
+    groups: Sequence[str],
+    series: dict[str, Sequence[float]],
+    guides: dict[str, float] | None = None,
+) -> Figure:
+    """One group of bars for every name in `groups`, one bar in it for every series; guides are named levels.
+
+    Values that are not finite are left out. Raises UserError without groups or series.
+    """
+    if not groups or not series:
+        raise UserError("There are no bars to draw; measure something first.")
+    figure = blank(max(5.5, 1.6 + 0.24 * len(groups) * (len(series) + 1)), 3.6)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
+    axes = figure.add_subplot()
+    style_axes(axes, title)
+    width = 0.84 / len(series)
+    colours = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#E69F00", "#56B4E9")
+    for number, (name, values) in enumerate(series.items()):
+        places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
+        heights = [_number(value) for value in values]
+        axes.bar(places, heights, 0.92 * width, color=colours[number % len(colours)], label=name)
+    for name, level in (guides or {}).items():
+        axes.axhline(level, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.annotate(name, (1, level), (-2, 2), ("axes fraction", "data"), "offset points", fontsize=7.5, ha="right")
+    axes.set_xticks(range(len(groups)), [textwrap.fill(group, 12) for group in groups])
+    axes.set_ylabel(label, fontsize=8.5, color=INK)
+    axes.set_ylim(bottom=0)
+    figure.legend(fontsize=8, frameon=False, labelcolor=INK, ncols=3, loc="outside lower center")
+    return figure
+
+
 # ---- images on a page ----------------------------------------------------------------------------------------------
 
 

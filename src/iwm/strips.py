@@ -14,7 +14,7 @@ from torch import Tensor
 from iwm import world
 from iwm.actions import ActionSpace, Parameters
 from iwm.errors import UserError
-from iwm.model import ImageWorldModel
+from iwm.model import ImageWorldModel, Tokens
 from iwm.pictures import GREEN, GREY, ORANGE, blank, put_picture, put_words
 from iwm.randomness import uniforms
 
@@ -54,7 +54,7 @@ def strip_rows(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: i
         parameters = bank_space.sample_bank(seed, index, bank)
         entries = bank_space.apply(clean.expand(bank, -1, -1, -1), parameters)
         action = space.difference(space.neutral(1), parameters[entry : entry + 1])
-        rows.append(_ask(model, clean, action, entries, int(entry)))
+        rows += ask(model, clean, action, entries, [int(entry)])
     undone = [p for p, t in enumerate(space.transformations) if not (t.graded and t.both) and t.probability > 0]
     for number, position in enumerate(undone if len(images) else ()):
         index = number % len(images)
@@ -64,7 +64,7 @@ def strip_rows(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: i
         others = bank_space.apply(clean.expand(bank - 1, -1, -1, -1), parameters[:-1])
         carried = _carrying(parameters[-1:], position, space)
         action = space.difference(carried, space.neutral(1))
-        rows.append(_ask(model, space.apply(clean, carried), action, torch.cat([clean, others]), 0))
+        rows += ask(model, space.apply(clean, carried), action, torch.cat([clean, others]), [0])
     return rows
 
 
@@ -76,21 +76,28 @@ def _carrying(jitter: Parameters, position: int, space: ActionSpace) -> Paramete
     return Parameters(values, applied)
 
 
-def _ask(
+@torch.no_grad()
+def ask(
     model: ImageWorldModel,
     source: Float[Tensor, "1 3 s s"],
-    action: Float[Tensor, "1 k"],
+    actions: Float[Tensor, "q k"],
     entries: Float[Tensor, "b 3 s s"],
-    truth: int,
-) -> StripRow:
-    """Predict, and rank the bank by distance to the prediction over all tokens, as the mean reciprocal rank does."""
+    truths: Sequence[int],
+) -> list[StripRow]:
+    """Predict every action on one source, and rank the bank by distance to the prediction over all tokens, as the mean
+    reciprocal rank does; `truths` are the right entries."""
     targets = torch.cat([model.target(part).values.float() for part in entries.split(64)])
-    prediction = model.predict(model.encode(source), action[0].to(model.device)).values.float()
-    distances = world.squared_distances(prediction, targets)
-    rank = world.ranks(distances.expand(len(entries), -1))[truth]
-    nearest = int(distances[0].argmin())
-    words = model.space.describe(action[0])
-    return StripRow(source[0].cpu(), words, entries[nearest].cpu(), entries[truth].cpu(), float(rank), len(entries))
+    tokens, actions = model.encode(source), actions.to(model.device)
+    expanded = Tokens(tokens.values.expand(len(actions), -1, -1), tokens.grid)
+    distances = world.squared_distances(model.predict(expanded, actions).values.float(), targets)
+    rows = []
+    for action, near, truth in zip(actions, distances, truths, strict=True):
+        rank = world.ranks(near.expand(len(entries), -1))[truth]
+        nearest, words = int(near.argmin()), model.space.describe(action.cpu())
+        rows.append(
+            StripRow(source[0].cpu(), words, entries[nearest].cpu(), entries[truth].cpu(), float(rank), len(entries))
+        )
+    return rows
 
 
 def strips(rows: Sequence[StripRow]) -> Figure:
@@ -122,11 +129,39 @@ def strips(rows: Sequence[StripRow]) -> Figure:
         middle = left + starts[1] + told / 2
         put_words(figure, told_words, middle, top + side / 2 - 0.1, 8.5, ha="center", va="center", linespacing=1.35)
         put_words(figure, "⟶", middle, top + side - 0.24, 13, ha="center", color=GREY)
-        nearest = put_picture(figure, row.nearest, left + starts[2], top, side)
-        colour, stroke = (GREEN, "-") if row.right else (ORANGE, (0, (3, 1.5)))
-        nearest.spines[:].set(visible=True, color=colour, linewidth=2.2, linestyle=stroke)
+        colour = _framed(figure, row, left + starts[2], top, side)
         put_picture(figure, row.truth, left + starts[3], top, side)
         said = "is the truth" if row.right else "is not the truth"
         put_words(figure, said, left + starts[2], top + side + 0.06, 8.5, color=colour)
         put_words(figure, f"rank {row.rank:g} of {row.bank}", left + starts[3], top + side + 0.06, 8.5, color="#555555")
     return figure
+
+
+def sweep(rows: Sequence[StripRow], name: str, changes: Sequence[float]) -> Figure:
+    """Appendix J: one parameter over its range, from left to right; below the truth what is nearest to the prediction.
+
+    Frames as in `strips`. Raises UserError without rows.
+    """
+    if not rows:
+        raise UserError("There is no sweep to draw; give at least one value.")
+    side, gap, margin, head, below = 1.1, 0.1, 0.14, 0.36, 0.3
+    left = margin + 0.7
+    figure = blank(left + len(rows) * (side + gap) + margin - gap, head + 2 * side + gap + below)
+    put_words(figure, f"{name}, change", margin, 0.1, 8.5, weight="bold")
+    for place, word in enumerate(("truth", "nearest")):
+        put_words(figure, word, margin, head + place * (side + gap) + side / 2, 9, weight="bold", va="center")
+    for number, (row, change) in enumerate(zip(rows, changes, strict=True)):
+        start = left + number * (side + gap)
+        put_words(figure, f"{change:+.2f}", start + side / 2, 0.1, 9, ha="center")
+        put_picture(figure, row.truth, start, head, side)
+        _framed(figure, row, start, head + side + gap, side)
+        put_words(figure, f"rank {row.rank:g}", start + side / 2, head + 2 * side + gap + 0.06, 8.5, ha="center")
+    return figure
+
+
+def _framed(figure: Figure, row: StripRow, left: float, top: float, side: float) -> str:
+    """Put the nearest image on the figure, framed by whether it is the truth; returns the frame's colour."""
+    colour, stroke = (GREEN, "-") if row.right else (ORANGE, (0, (3, 1.5)))
+    axes = put_picture(figure, row.nearest, left, top, side)
+    axes.spines[:].set(visible=True, color=colour, linewidth=2.2, linestyle=stroke)
+    return colour

@@ -1,0 +1,59 @@
+"""Which action turned one image into another? Search through the predictor, many pairs at once.
+
+    a* = argmin_a |(p(f(x), a) - p(f(x), 0)) - (target(y) - target(x))|^2
+
+What the null action already predicts wrong is the same for every action, so changes are compared, not images. It
+descends by Adam from the null action (docs/lab-notes.md says what else was measured). A flag is no number to slide
+along: every combination of flags is descended from, the best is kept.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from iwm.actions import ActionSpace
+
+Energy = Callable[[Int64[Tensor, " c"], Float[Tensor, "c k"]], Float[Tensor, " c"]]
+"""energy(rows, actions): how badly each action fits the question of its row, differentiable; the lowest is sought."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """How an action is sought."""
+
+    steps: int = 24
+    """Of the descent."""
+    lr: float = 0.1
+    """First step of every component, as a share of its range; falls to 0 in a straight line."""
+    undo: bool = True
+    """Also seek what the source carries and the target does not; else those components stay 0."""
+
+
+def descend(energy: Energy, space: ActionSpace, count: int, search: Search) -> Float[Tensor, "{count} k"]:
+    """The action of lowest energy for each of `count` questions, on the host: graded components in [-1, 1], flags 0
+    or 1."""
+    members = space.transformations
+    slides = torch.tensor([t.graded and t.range > 0 and (t.both or search.undo) for t in members])
+    flags = [p for p, t in enumerate(members) if not t.graded and t.probability > 0 and search.undo]
+    starts = torch.zeros(2 ** len(flags), space.dim)
+    starts[:, flags] = torch.tensor(list(itertools.product((0.0, 1.0), repeat=len(flags)))).reshape(len(starts), -1)
+    actions = starts.repeat(count, 1).requires_grad_(True)
+    rows = torch.arange(count).repeat_interleave(len(starts))
+    solver = torch.optim.Adam([actions], lr=search.lr)
+    with torch.enable_grad():
+        for step in range(search.steps):
+            solver.param_groups[0]["lr"] = search.lr * (1 - step / search.steps)
+            solver.zero_grad()
+            energy(rows, actions).sum().backward()
+            assert actions.grad is not None
+            actions.grad.mul_(slides)
+            solver.step()
+            with torch.no_grad():
+                actions.clamp_(-1, 1)
+    found = actions.detach()
+    lowest = energy(rows, found).detach().view(count, -1).nan_to_num(nan=torch.inf).argmin(dim=1)
+    return found.view(count, len(starts), -1)[torch.arange(count), lowest]
