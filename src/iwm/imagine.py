@@ -7,6 +7,7 @@ undoes something is asked of the image carrying it.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def imagine(o: Imagine) -> dict[str, Any]:
         "run": results.run_identity(o.run, o.out),
         "precision": precision,
     }
-    name = results.plain_name(o.image.rsplit("/", 1)[-1].rsplit(".", 1)[0])
+    name = results.plain_name(Path(o.image).stem)
     found: dict[str, Any] = {"data": name, "action": rows[0].action, "rank": rows[0].rank, "bank": rows[0].bank}
     if o.sweep:
         found |= {

@@ -264,7 +264,11 @@ def _wide(folder: Path, result: Result) -> str:
     if not path.is_file():
         return ""
     alt = f"{'Retrieval strips' if verb == 'world' else verb} on {data_of(result)}"
-    drawn = _image(path, "wide", alt, f"{data_of(result)}: {_CAPTIONS[verb]}")
+    drawn = _image(
+        path, "wide" if verb in ("world", "imagine", "look") else "medium", alt, f"{data_of(result)}: {_CAPTIONS[verb]}"
+    )
+    beside = path.with_name(f"{path.stem}-averaged.png")
+    drawn += _image(beside, "medium", f"{verb}, averaged over actions") if beside.is_file() else ""
     tables = [_table(value) for value in result.values()] if verb in ("look", "undo") else []
     return drawn + "".join(tables)
 

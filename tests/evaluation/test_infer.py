@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +92,6 @@ def test_two_images_give_the_change_in_raw_units(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("given", [{}, {"source": "a.png"}, {"source": "a.png", "target": "b.png", "data": "sample"}])
-def test_two_images_or_a_source(given: dict[str, str]) -> None:
+def test_two_images_or_a_source(given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="Give two images"):
         infer.infer(infer.Infer("run", **given))

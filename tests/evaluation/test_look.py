@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,9 +53,10 @@ def test_averages_over_actions_against_brute_force() -> None:
 def test_the_look_is_written_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "open_world", lambda run, speed: Oracle(space=REVERSIBLE, size=8))
     source = str(pictures_file(tmp_path / "pictures.npz", size=8, labelled=True))
-    options = {"images": 20, "views": (1, 2), "shown": 1, "out": str(tmp_path)}
+    options: dict[str, Any] = {"images": 20, "views": (1, 2), "shown": 1, "out": str(tmp_path)}
     found = look.look(look.Look("run", source, speed=config.Speed(precision="fp32"), **options))
     written = json.loads(Path(found["path"]).read_text())
     assert [row["what"] for row in written["averaged"]] == ["encoder", "null action", "mean of 1", "mean of 2"]
     assert written["composition"]["error"]["sum"] == pytest.approx(0, abs=1e-3)
     assert Path(found["path"]).with_suffix(".png").stat().st_size > 5_000
+    assert (tmp_path / "eval" / "look-pictures-averaged.png").stat().st_size > 5_000

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def tinted(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def measured(wrong: bool = False) -> dict:
     model = Oracle(space=REVERSIBLE, size=8, wrong=wrong)
-    return undo.measure(model, *tinted(120), *tinted(40, seed=1), 2, guesses=2)
+    return undo.measure(model, *tinted(120), *tinted(40, seed=1), 2, guesses=1)
 
 
 def test_an_oracle_restores_clean_accuracy() -> None:
@@ -36,11 +37,11 @@ def test_an_oracle_restores_clean_accuracy() -> None:
     negative = found["corruptions"]["negative"]
     assert negative["before"] < 0.2, "a negative of red looks blue"
     assert negative["found_by_density"] == 1, "nothing clean is so far from grey the other way"
-    assert found["candidates"] == 8
+    assert found["candidates"] == 4
 
 
 def test_a_wrong_world_restores_nothing() -> None:
-    found = measured(wrong=True)["corruptions"]["jitter, twice the range"]
+    found = measured(wrong=True)["corruptions"]["jitter"]
     assert found["true_action"] < found["before"]
 
 
@@ -74,7 +75,7 @@ def test_the_table_is_written_with_its_picture(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(checkpoint, "open_world", lambda run, speed: Oracle(space=REVERSIBLE, size=8))
     images, labels = tinted(120)
     np.savez(tmp_path / "tints.npz", images=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
-    options = {"images": 10, "train_images": 60, "guesses": 1, "out": str(tmp_path)}
+    options: dict[str, Any] = {"images": 10, "train_images": 60, "guesses": 1, "out": str(tmp_path)}
     found = undo.undo(undo.Undo("run", str(tmp_path / "tints.npz"), speed=config.Speed(precision="fp32"), **options))
     assert json.loads(Path(found["path"]).read_text())["corruptions"]["negative"]["true_action"] == 1
     assert Path(found["path"]).with_suffix(".png").stat().st_size > 5_000

@@ -1,6 +1,6 @@
 """Two changes in a row: is p(f(x), a + b) the image changed by a, then by b?
 
-    error = |prediction - target(y_ab)|^2 / |target(x) - target(y_ab)|^2     0: exact, 1: as far off as doing nothing
+    error = |prediction - target(y_ab)|^2 / |target(x) - target(y_ab)|^2     0: exact, 1: as far off as the source
 
 Predictions live in target space, not in the encoder's, so p cannot be fed its own output. Two ways back are measured:
 the bank image nearest to the first prediction is encoded, or the first prediction goes through a linear map from target
@@ -42,7 +42,7 @@ def compose(
     bank: int = 64,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Error and mean reciprocal rank of every one of WAYS to two changes in a row, over the test images.
+    """Median error and mean reciprocal rank of every one of WAYS to two changes in a row, over the test images.
 
     The bank to rank in holds the truth and twice changed versions of the same image.
     """

@@ -8,6 +8,7 @@ learn from training images, everything is measured on held-out ones.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ def _pair(o: Infer, model: ImageWorldModel) -> dict[str, Any]:
         "residual": float(residuals(model, source, target, action)),
         "null_residual": float(residuals(model, source, target, space.null(1))),
     }
-    names = [results.plain_name(path.rsplit("/", 1)[-1].rsplit(".", 1)[0]) for path in (o.source, o.target)]
+    names = [results.plain_name(Path(path).stem) for path in (o.source, o.target)]
     found["data"] = f"{names[0]} to {names[1]}"
     images = {"source": source_identity(o.source), "target": source_identity(o.target), "undo": o.undo}
     settings = _settings(o, model, **images)
@@ -180,7 +181,7 @@ def measure(
     answers = {"search": torch.cat(found)[:, graded], "always_zero": torch.zeros(len(test), len(graded))}
     wanted = lessons.action[:, graded]
     for name, features in (
-        ("pixel_statistics", channel_statistics),
+        ("pixel_statistics", lambda images: torch.cat([channel_statistics(part) for part in images.split(256)])),
         ("encoder_features", lambda images: pooled(model, images)),
     ):
         fitted = choose_ridge(both(features(lessons.source), features(lessons.target)), wanted, seed)

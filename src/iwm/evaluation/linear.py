@@ -18,6 +18,12 @@ from iwm.evaluation.fitting import accuracy, hold_out
 from iwm.randomness import permutation
 
 
+def full_precision() -> torch.autocast:
+    """For functions of features, which lie on the host: never in lower precision, whatever the caller's autocast. A new
+    one each time, for nested uses of one would not restore the caller's."""
+    return torch.autocast("cpu", enabled=False)
+
+
 @dataclass(frozen=True)
 class Linear:
     """A linear classifier on standardised features."""
@@ -27,6 +33,7 @@ class Linear:
     weight: Float[Tensor, "c d"]
     bias: Float[Tensor, " c"]
 
+    @full_precision()
     def logits(self, values: Float[Tensor, "m d"]) -> Float[Tensor, "m c"]:
         return F.linear((values.float() - self.mean) / self.std, self.weight, self.bias)
 
@@ -42,6 +49,7 @@ def fit_linear(
     return fit_path(values, labels, classes, [l2], standardise)[0]
 
 
+@full_precision()
 def fit_path(
     values: Float[Tensor, "n d"],
     labels: Int64[Tensor, " n"],

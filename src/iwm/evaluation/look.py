@@ -21,13 +21,14 @@ from iwm import checkpoint, config, hardware, pictures, results
 from iwm.errors import UserError
 from iwm.evaluation import composition
 from iwm.evaluation.fitting import accuracy
+from iwm.evaluation.linear import full_precision
 from iwm.evaluation.probes import ProbeSettings, evaluate, labelled_splits
 from iwm.evaluation.undo import labelled, pooled_prediction
 from iwm.images import Subset, open_splits, source_identity
 from iwm.imagine import carried
 from iwm.loader import load_all
 from iwm.log import console, progress
-from iwm.model import ImageWorldModel, Tokens
+from iwm.model import ImageWorldModel
 from iwm.world import held_out, reference_space
 
 
@@ -86,6 +87,12 @@ def look(o: Look) -> dict[str, Any]:
     path = results.place(o.run, "look", held.name, settings, out=o.out)
     content = results.write(path, found, settings)
     pictures.save(draw(maps), path.with_suffix(".png"))
+    if "averaged" in found:
+        rows = found["averaged"]
+        series = {name: [row[key] for row in rows] for key, name in (("knn", "kNN"), ("linear", "linear"))}
+        title = f"Predictions averaged over random actions, {held.name}"
+        bars = pictures.grouped_bars(title, "top-1", [row["what"] for row in rows], series)
+        pictures.save(bars, path.with_name(f"{path.stem}-averaged.png"))
     _print(found, held.name)
     console.print(f"Written to {path}", soft_wrap=True)
     return {**content, "path": str(path)}
@@ -147,7 +154,7 @@ def rows_of(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: int)
     for number, position in enumerate(undone):
         action = torch.zeros(space.dim)
         t = space.transformations[position]
-        action[position] = (t.neutral - t.strongest) / t.range if t.graded and t.range > 0 else 1.0
+        action[position] = (t.neutral - t.strongest) / (t.range or 1.0) if t.graded else 1.0
         asked.append((number % len(images), action))
     rows = []
     for index, action in asked:
@@ -225,7 +232,7 @@ def views_of(
         actions = torch.stack([space.difference(space.neutral(views[-1]), parameters) for parameters in drawn])
         total = torch.zeros_like(found["null action"][-1])
         for view in range(views[-1]):
-            total += pooled_prediction(model, Tokens(tokens.values, tokens.grid), actions[:, view].to(model.device))
+            total += pooled_prediction(model, tokens, actions[:, view].to(model.device))
             if view + 1 in views:
                 found.setdefault(f"mean of {view + 1}", []).append(total / (view + 1))
             advance()
@@ -253,7 +260,8 @@ def averaged(
         row: dict[str, Any] = {"what": name}
         for kind in ("knn", "linear"):
             settings = ProbeSettings(kind=kind, seed=seed)
-            logits = evaluate(lessons[name], train[1], exam[name], classes, settings).logits
+            with full_precision():
+                logits = evaluate(lessons[name], train[1], exam[name], classes, settings).logits
             row[kind] = accuracy(logits, test[1])
         rows.append(row)
     return rows

@@ -9,7 +9,6 @@ prediction is most plausible, by a Gaussian of the clean training images or by t
 usual answer, a probe trained on corrupted images.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +22,10 @@ from iwm import checkpoint, config, hardware, pictures, results
 from iwm.actions import ActionSpace, Parameters
 from iwm.errors import UserError
 from iwm.evaluation.fitting import accuracy
-from iwm.evaluation.linear import Linear, choose_l2, fit_linear
+from iwm.evaluation.linear import Linear, choose_l2, fit_linear, full_precision
 from iwm.evaluation.probes import L2_GRID, labelled_splits
 from iwm.images import ImageSet, Subset, source_identity
+from iwm.inference import flag_choices
 from iwm.loader import load_all
 from iwm.log import console, progress
 from iwm.model import ImageWorldModel, Tokens
@@ -184,18 +184,12 @@ def pooled_prediction(model: ImageWorldModel, tokens: Tokens, actions: Float[Ten
 
 def candidates(space: ActionSpace, guesses: int, seed: int) -> Float[Tensor, "c k"]:
     """All flags in all combinations, each with the null jitter and `guesses` - 1 random ones."""
-    flags = [p for p, t in enumerate(space.transformations) if not t.graded and t.probability > 0]
     graded = [p for p, t in enumerate(space.transformations) if t.graded and t.both]
     jitter = torch.zeros(guesses, space.dim)
     drawn = uniforms(seed, "undo guesses", 0, torch.arange(guesses).numpy(), len(graded))
     jitter[:, graded] = torch.from_numpy(drawn).float() - 0.5
     jitter[0] = 0
-    found = []
-    for choice in itertools.product((0.0, 1.0), repeat=len(flags)):
-        each = jitter.clone()
-        each[:, flags] = torch.tensor(choice)
-        found.append(each)
-    return torch.cat(found)
+    return torch.cat([choice + jitter for choice in flag_choices(space)])
 
 
 @dataclass(frozen=True)
@@ -206,12 +200,14 @@ class Density:
     whitening: Float[Tensor, "d d"]
 
     @classmethod
+    @full_precision()
     def fit(cls, values: Float[Tensor, "n d"]) -> "Density":
         centred = (values - values.mean(0)).double()
         covariance = 0.9 * centred.T @ centred / len(centred)
         covariance.diagonal().add_(0.1 * centred.square().mean() + 1e-9)
         return cls(values.mean(0), torch.linalg.cholesky(covariance.inverse()).float())
 
+    @full_precision()
     def implausible(self, values: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Squared Mahalanobis distance to the mean."""
         return ((values - self.mean) @ self.whitening).square().sum(1)
@@ -263,7 +259,7 @@ def measure(
         "clean_predicted_top1": top1(pooled_prediction(model, tokens, still)),
         "clean_augmented_probe_top1": top1(plain, sturdy),
         "standard_error": (clean_top1 * (1 - clean_top1) / len(exam)) ** 0.5,
-        "chance": float(test_labels.bincount().max() / len(test_labels)),
+        "majority_top1": float(test_labels.bincount().max() / len(test_labels)),
         "candidates": len(tried),
     }
     outcome = {}
