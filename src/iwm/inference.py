@@ -54,7 +54,10 @@ def descend(energy: Energy, space: ActionSpace, count: int, search: Search) -> F
         for step in range(search.steps):
             solver.param_groups[0]["lr"] = search.lr * (1 - step / search.steps)
             solver.zero_grad()
-            energy(rows, actions).sum().backward()
+            total = energy(rows, actions).sum()
+            if not total.requires_grad:
+                break  # a predictor that is not told the action has no slope
+            total.backward()
             assert actions.grad is not None
             actions.grad.mul_(slides)
             solver.step()

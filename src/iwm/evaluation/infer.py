@@ -84,7 +84,7 @@ def _pair(o: Infer, model: ImageWorldModel) -> dict[str, Any]:
         t.name: component * (t.range if t.graded else 1)
         for t, component in zip(space.transformations, action[0].tolist(), strict=True)
     }
-    found = {
+    found: dict[str, Any] = {
         "action": raw,
         "words": space.describe(action[0].cpu()),
         "residual": float(residuals(model, source, target, action)),
@@ -159,7 +159,7 @@ def both(source: Float[Tensor, "n f"], target: Float[Tensor, "n f"]) -> Float[Te
 @torch.no_grad()
 def pooled(model: ImageWorldModel, images: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
     """The encoder's tokens, averaged."""
-    return torch.cat([model.encode(part).pooled.float().cpu() for part in images.split(64)])
+    return torch.cat([model.encode(part).values.float().mean(dim=1).cpu() for part in images.split(64)])
 
 
 def measure(

@@ -224,7 +224,7 @@ def views_of(
     for start in range(0, len(images), 64):
         part = images[start : start + 64].to(model.device)
         tokens = model.encode(part)
-        found.setdefault("encoder", []).append(tokens.pooled.float().cpu())
+        found.setdefault("encoder", []).append(tokens.values.float().mean(dim=1).cpu())
         found.setdefault("null action", []).append(
             pooled_prediction(model, tokens, space.null(len(part), model.device))
         )

@@ -92,8 +92,8 @@ def undo(o: Undo) -> dict[str, Any]:
     rows = [[name, *(row[key] for key in NAMES)] for name, row in corrupted.items()]
     console.print(results.table(f"Top-1 on {splits.val.name}, corrupted", ["corruption", *NAMES.values()], rows))
     clean, error = found["clean_top1"], found["standard_error"]
-    console.print(f"Clean images {clean:.4f}, through the predictor {found['clean_predicted_top1']:.4f}; "
-                  f"one standard error is about {error:.3f}.")  # fmt: skip
+    through = found["clean_predicted_top1"]
+    console.print(f"Clean images {clean:.4f}, through the predictor {through:.4f}; standard error about {error:.3f}.")
     worse = [name for name, row in corrupted.items() if row["true_action"] < row["before"] - 2 * error]
     if worse:
         console.print(f"[yellow]Undoing makes it worse, by more than two standard errors: {', '.join(worse)}.")
@@ -172,14 +172,15 @@ def corruptions(space: ActionSpace, seed: int) -> dict[str, Corrupt]:
 @torch.no_grad()
 def pooled_target(model: ImageWorldModel, images: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
     """Target-space tokens averaged over the patches, on the host."""
-    return torch.cat([model.target(part).pooled.float().cpu() for part in images.split(64)])
+    return torch.cat([model.target(part).values.float().mean(dim=1).cpu() for part in images.split(64)])
 
 
 @torch.no_grad()
 def pooled_prediction(model: ImageWorldModel, tokens: Tokens, actions: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:
     """What the images become, averaged over the patches, on the host."""
     parts = zip(tokens.values.split(64), actions.split(64), strict=True)
-    return torch.cat([model.predict(Tokens(values, tokens.grid), a).pooled.float().cpu() for values, a in parts])
+    predictions = (model.predict(Tokens(values, tokens.grid), action).values for values, action in parts)
+    return torch.cat([each.float().mean(dim=1).cpu() for each in predictions])
 
 
 def candidates(space: ActionSpace, guesses: int, seed: int) -> Float[Tensor, "c k"]:
