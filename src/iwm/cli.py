@@ -453,6 +453,34 @@ def predict(argv: Sequence[str]) -> None:
     saying.predict(o.run, o.images, out=o.out, task=o.task, speed=o.speed)
 
 
+def imagine(argv: Sequence[str]) -> None:
+    """What would an image look like after a change: the nearest of a bank to the prediction, and the truth's rank."""
+    from iwm import imagine as asking
+
+    asking.imagine(parse(asking.Imagine, argv, "imagine"))
+
+
+def infer(argv: Sequence[str]) -> None:
+    """Which change turned one image into another, or over a source: how well is that found, beside baselines."""
+    from iwm.evaluation import infer as finding
+
+    finding.infer(parse(finding.Infer, argv, "infer"))
+
+
+def look(argv: Sequence[str]) -> None:
+    """Look into the world model: maps of its tokens, two changes in a row, predictions averaged over actions."""
+    from iwm.evaluation import look as looking
+
+    looking.look(parse(looking.Look, argv, "look"))
+
+
+def undo(argv: Sequence[str]) -> None:
+    """Undo corruptions in latent space: what a probe of clean images reads before and after."""
+    from iwm.evaluation import undo as undoing
+
+    undoing.undo(parse(undoing.Undo, argv, "undo"))
+
+
 @dataclass(frozen=True)
 class Runs:
     runs: Positional[tuple[str, ...]]
@@ -547,6 +575,10 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
         multitask,
         segment,
         predict,
+        imagine,
+        infer,
+        look,
+        undo,
         compare,
         doctor,
         report,

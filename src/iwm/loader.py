@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from iwm import config, hardware
 from iwm.errors import UserError
-from iwm.images import ImageSet
+from iwm.images import ImageSet, open_pictures
 from iwm.pixels import BrokenImage, center, random_crops
 from iwm.randomness import permutation
 
@@ -303,6 +303,14 @@ def _readable(images: ImageSet, loaded: Sequence[Tensor | BrokenImage]) -> tuple
     if not len(kept):
         raise UserError(_none_left(images))
     return [image for image in loaded if isinstance(image, Tensor)], kept
+
+
+def load_one(path: str, size: int) -> UInt8[Tensor, "1 3 {size} {size}"]:
+    """The one image a path names, squared by `center`. Raises UserError when it names none, or several."""
+    opened = open_pictures(path, size)
+    if len(opened) != 1:
+        raise UserError(f"{path} holds {len(opened)} images; give one image file.")
+    return load_all(opened, size)[0]
 
 
 def _name(broken: BrokenImage) -> None:

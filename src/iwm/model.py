@@ -12,13 +12,14 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from iwm import config
 from iwm.actions import ActionSpace
 from iwm.encoder import Encoder
 from iwm.errors import UserError
+from iwm.inference import Search, descend
 from iwm.masks import Masks
 from iwm.objectives import TargetNorm, latent_loss, patches_of, variance_covariance
 from iwm.predictor import Predictor
@@ -200,3 +201,22 @@ class ImageWorldModel(nn.Module):
         self.require_predictor()
         action = action.to(self.device).expand(len(tokens.values), -1)
         return Tokens(self.predictor(tokens.values, action, grid=tokens.grid), tokens.grid)
+
+    @torch.no_grad()
+    def infer_action(
+        self, images: Pixels, changed_images: Pixels, search: Search | None = None
+    ) -> Float[Tensor, "b k"]:
+        """The action that turned the images into the changed ones, by search through the predictor (`iwm.inference`).
+
+        By default what the images may carry and the changed ones do not is sought too.
+        """
+        tokens = self.encode(images)
+        still = self.predict(tokens, self.space.null(1, self.device)[0]).values.float()
+        change = self.target(changed_images).values.float() - self.target(images).values.float()
+
+        def energy(rows: Int64[Tensor, " c"], actions: Float[Tensor, "c k"]) -> Float[Tensor, " c"]:
+            rows = rows.to(self.device)
+            guess = self.predict(Tokens(tokens.values[rows], tokens.grid), actions).values.float()
+            return (guess - still[rows] - change[rows]).square().mean(dim=(1, 2)).to(actions.device)
+
+        return descend(energy, self.space, len(images), search or Search()).to(self.device)

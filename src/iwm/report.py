@@ -236,20 +236,56 @@ def _gallery(folder: Path) -> str:
     return heading + _image(path, "wide", "Gallery of crops, sources, masks and targets", caption)
 
 
+_CAPTIONS = {
+    "world": "told the action, the model imagines the source changed by it; of a bank of changed versions it shows the "
+    "nearest to what it imagined, then the truth and its rank; 1 is right.",
+    "imagine": "one action, or one parameter over its range; the nearest of the bank to what was imagined, framed "
+    "green and solid where it is the truth.",
+    "look": "tokens of source, prediction and truth as colours of one principal basis; bright patches are "
+    "those a change moves, and those the prediction misses, on one scale a row.",
+    "infer": "the action between two images, found by search through the predictor, beside what needs no world model.",
+    "undo": "what a probe of clean images reads of corrupted ones, before and after the predictor has undone them.",
+}
+"""Verbs whose pictures need the width of the page, with what they show."""
+
+
 def _strips(folder: Path, found: Sequence[Result]) -> str:
     heading = "<h2>What the world model imagines</h2>"
-    drawn = []
-    for result in found:
-        path = folder / "eval" / f"{result['file']}.png"
-        if verb_of(result) == "world" and path.is_file():
-            caption = (
-                f"{data_of(result)}: told the action, the model imagines the source changed by it; of a bank of "
-                "changed versions it shows the nearest to what it imagined, then the truth and its rank; 1 is right."
-            )
-            drawn.append(_image(path, "wide", f"Retrieval strips on {data_of(result)}", caption))
-    if not drawn:
-        return heading + _missing("There are no retrieval strips; they are drawn by", _WORLD, folder)
-    return heading + "".join(drawn)
+    parts = [_wide(folder, result) for verb in ("world", "imagine") for result in found if verb_of(result) == verb]
+    drawn = "".join(parts) or _missing("There are no retrieval strips; they are drawn by", _WORLD, folder)
+    acting = [
+        _wide(folder, result) for verb in ("look", "infer", "undo") for result in found if verb_of(result) == verb
+    ]
+    more = "<h2>Looking into it and acting with it</h2>" + "".join(acting) if any(acting) else ""
+    return heading + drawn + more
+
+
+def _wide(folder: Path, result: Result) -> str:
+    """The picture of a result with a caption, and what it holds by name and column as tables; nothing without."""
+    path, verb = folder / "eval" / f"{result['file']}.png", verb_of(result)
+    if not path.is_file():
+        return ""
+    alt = f"{'Retrieval strips' if verb == 'world' else verb} on {data_of(result)}"
+    drawn = _image(
+        path, "wide" if verb in ("world", "imagine", "look") else "medium", alt, f"{data_of(result)}: {_CAPTIONS[verb]}"
+    )
+    beside = path.with_name(f"{path.stem}-averaged.png")
+    drawn += _image(beside, "medium", f"{verb}, averaged over actions") if beside.is_file() else ""
+    tables = [_table(value) for value in result.values()] if verb in ("look", "undo") else []
+    return drawn + "".join(tables)
+
+
+def _table(value: Any) -> str:
+    """A table of a result's part that has rows of equal columns; nothing for any other part."""
+    named = isinstance(value, dict)
+    items = value.items() if named else enumerate(value) if isinstance(value, list) else ()
+    rows = [(name, row) for name, row in items if isinstance(row, dict)]
+    if not rows or any(row.keys() != rows[0][1].keys() for _, row in rows):
+        return ""
+    lines = [[""] * named + [key.replace("_", " ") for key in rows[0][1]]]
+    lines += [[str(name)] * named + [results.in_words(cell) for cell in row.values()] for name, row in rows]
+    cells = "".join("<tr>" + "".join(f"<td>{esc(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    return f'<div class="scroll"><table>{cells}</table></div>'
 
 
 def _tasks(folder: Path, found: Sequence[Result]) -> str:
@@ -311,7 +347,7 @@ def _result(folder: Path, result: Result) -> str:
             rows += f"<tr><td>{esc(str(point.get('what')))}</td><td>{esc(told)} parameters</td></tr>"
     picture = folder / "eval" / f"{result['file']}.png"
     shown = ""
-    if verb_of(result) not in ("world", "multitask", "segment") and picture.is_file():
+    if verb_of(result) not in (*_CAPTIONS, "multitask", "segment") and picture.is_file():
         shown = _image(picture, "", str(result["file"]))
     made = {key: result[key] for key in MADE if key in result} | nested
     how = "".join(f"<h3>{esc(key)}</h3><pre>{esc(_told(value, result['file']))}</pre>" for key, value in made.items())
