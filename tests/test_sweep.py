@@ -6,17 +6,23 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import pictures_file, tiny
 
 from iwm import cli, config, sweep, train
 from iwm.errors import UserError
-from iwm.images import open_splits
 
-QUICK = ["--world-images=2", "--bank=8", "--attentive-epochs=1", "--finetune-epochs=1", "--finetune-views=1"]
-QUICK += ["--finetune-lrs", "1e-3", "--finetune-ratios", "1"]
-TWO = ["--conditionings=none,adaln", "--levels=destructive", "--predictors=2x32"]
+QUICK = {"world-images": 2, "bank": 8, "attentive-epochs": 1, "finetune-epochs": 1, "finetune-views": 1}
+QUICK |= {"finetune-lrs": 1e-3, "finetune-ratios": 1}
+TWO = {"conditionings": "none,adaln", "levels": "destructive", "predictors": "2x32"}
+SHORT = {"attentive-epochs": 0, "finetune-epochs": 0}
+
+
+def command(source: str, out: Path, recipe: str = "demo", **options: object) -> list[str]:
+    """The words of a micro sweep of two cells."""
+    given = {"data.source": source, "out": out} | TWO | QUICK
+    given |= {name.replace("_", "-").replace("--", "."): value for name, value in options.items()}
+    return ["sweep", recipe, *(f"--{name}={value}" for name, value in given.items())]
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +50,7 @@ def counted(monkeypatch, module, name: str) -> list[str]:
 def test_a_sweep_ends_in_all_its_files_and_does_nothing_twice(tmp_path, source, monkeypatch, capsys):
     out = tmp_path / "out"
     trained = counted(monkeypatch, train, "pretrain")
-    argv = ["sweep", "demo", "--data.source", source, "--out", str(out), *TWO, *QUICK]
+    argv = command(source, out)
     assert cli.main(argv) == 0
     assert [Path(path).name for path in trained] == ["adaln-destructive-2x32", "none-destructive-2x32"]
     content = json.loads((out / "sweep.json").read_text())
@@ -73,17 +79,17 @@ def test_a_sweep_ends_in_all_its_files_and_does_nothing_twice(tmp_path, source, 
     assert not trained
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/eval/*.json")} == before
 
-    assert cli.main([*argv, "--levels=destructive,strong"]) == 0  # it may grow
+    assert cli.main(command(source, out, levels="destructive,strong")) == 0  # it may grow
     assert [Path(path).name for path in trained] == ["adaln-strong-2x32"]
     grown = {run["cell"]: run for run in json.loads((out / "sweep.json").read_text())["runs"]}
     assert grown["adaln-strong-2x32"]["mrr_own_range"] != grown["adaln-strong-2x32"]["mrr"]
     assert grown["adaln-destructive-2x32"]["mrr"] == content["runs"][0]["mrr"]
 
-    assert "holds a sweep of recipe demo" in refused(capsys, "sweep", "cifar10", *argv[2:])
+    assert "holds a sweep of recipe demo" in refused(capsys, *command(source, out, "cifar10"))
     assert "optim.lr = 0.002, now it is 0.1" in refused(capsys, *argv, "--optim.lr=0.1")
     assert "images = 0, now it is 40" in refused(capsys, *argv, "--images=40")
     run = str(out / "none-destructive-2x32")
-    assert "holds a run and no sweep" in refused(capsys, *argv[:4], "--out", run)
+    assert "holds a run and no sweep" in refused(capsys, *command(source, Path(run)))
 
 
 def refused(capsys, *argv: str) -> str:
@@ -93,8 +99,7 @@ def refused(capsys, *argv: str) -> str:
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, source, monkeypatch):
-    argv = ["sweep", "demo", "--data.source", source, "--out", str(tmp_path / "out"), *TWO, *QUICK]
-    argv += ["--linear", "--attentive-epochs=0", "--finetune-epochs=0"]
+    argv = command(source, tmp_path / "out", **SHORT)
     real, steps = train.Training.step, []
 
     def stopping(self, batch):
@@ -116,8 +121,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, source, monkeyp
 
 
 def test_a_stop_between_two_evaluations_repeats_neither(tmp_path, source, monkeypatch):
-    argv = ["sweep", "demo", "--data.source", source, "--out", str(tmp_path / "out"), *QUICK, *TWO]
-    argv += ["--conditionings=adaln", "--finetune-epochs=0"]
+    argv = command(source, tmp_path / "out", conditionings="adaln", finetune_epochs=0)
     real = sweep.measure
 
     def stopping(name, *rest):
@@ -148,7 +152,7 @@ def test_a_cell_that_fails_leaves_the_others(tmp_path, source, monkeypatch, caps
         sweep.finetune, "finetune", lambda *_, **__: (_ for _ in ()).throw(UserError("It has no predictor."))
     )
     out = tmp_path / "out"
-    said = refused(capsys, "sweep", "demo", "--data.source", source, "--out", str(out), *TWO, *QUICK)
+    said = refused(capsys, *command(source, out))
     assert "1 of 2 cells failed, first adaln-destructive-2x32 (Training diverged" in said
     failed, other = json.loads((out / "sweep.json").read_text())["runs"]
     assert (failed["state"], failed["mrr"]) == ("failed", None)
@@ -161,8 +165,7 @@ def test_a_cell_that_fails_leaves_the_others(tmp_path, source, monkeypatch, caps
 
 def test_the_list_does_the_cells_one_by_one_and_collects(tmp_path, source, capsys):
     out = tmp_path / "out"
-    argv = ["sweep", "demo", "--data.source", source, "--out", str(out), *TWO, *QUICK]
-    argv += ["--attentive-epochs=0", "--finetune-epochs=0", "--eval-images", "40", "8", "--images=32"]
+    argv = [*command(source, out, images=32, **SHORT), "--eval-images", "40", "8"]
     assert cli.main([*argv, "--list"]) == 0
     listed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert [words[-1] for words in listed] == ["adaln-destructive-2x32", "none-destructive-2x32"]
@@ -174,25 +177,6 @@ def test_the_list_does_the_cells_one_by_one_and_collects(tmp_path, source, capsy
     assert (probe["n_train"], probe["n_val"]) == (40, 8)
     assert config.load(out / done["cell"] / "config.yaml").optim.batch_size == 16
     assert len((out / done["cell"] / "metrics.jsonl").read_text().splitlines()) == 2  # 32 images, 2 epochs of 2 steps
-
-
-def test_other_recipes_are_a_cell_each(tmp_path):
-    others = [replace(tiny(actions=config.Actions(level="strong")), recipe="mae-demo")]
-    cells = sweep.cells_of(replace(tiny(), recipe="demo"), sweep.Axes(predictors="2x32,4x32"), others)
-    assert [cell.name for cell in cells[:5]] == [
-        "adaln-destructive-2x32",
-        "none-destructive-2x32",
-        "adaln-jitter-2x32",
-        "adaln-destructive-4x32",
-        "sequence-destructive-2x32",
-    ]
-    assert cells[0].settings == replace(tiny(), recipe="demo")
-    other = next(cell for cell in cells if cell.name == "mae-demo")
-    assert other.settings is others[0]
-    assert len(cells) == 4 + 2 + 3 + 1
-    full = sweep.cells_of(tiny(), sweep.Axes(design="full"))
-    assert len({cell.name for cell in full}) == len(full) == 4 * 3 * 2
-    assert {cell.predictor for cell in full} == {"2x32", "1x32"}
 
 
 @pytest.mark.parametrize(
@@ -210,6 +194,8 @@ def test_other_recipes_are_a_cell_each(tmp_path):
         (["demo", "--predictors", "4x97"], "must be a multiple of 4"),
         (["demo", "--cell", "adaln-destructive-2x33"], "did you mean 'adaln-destructive-2x32'"),
         (["demo", "--jobs", "0"], "--jobs 0"),
+        (["demo", "--bank", "1"], "--bank 2 or more"),
+        (["demo", "--finetune-lrs", "0"], "--lrs 0"),
         (["demo", "--finetune-epochs=-1"], "--finetune-epochs is -1"),
         (["demo", "--eval-images", "-1", "2"], "--eval-images takes two numbers"),
         (
@@ -228,22 +214,45 @@ def test_bad_input_is_one_sentence_and_writes_nothing(argv, said, tmp_path, sour
 
 def test_labels_are_asked_for_before_hours_pass(tmp_path, capsys):
     bare = str(pictures_file(tmp_path / "bare.npz"))
-    argv = ["sweep", "demo", "--data.source", bare, "--out", str(tmp_path / "out"), *TWO]
-    assert "has no labels" in refused(capsys, *argv)
+    assert "has no labels" in refused(capsys, *command(bare, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_choice_of_images_has_all_classes_in_proportion(tmp_path, source):
-    splits = open_splits(source, size=16)[:2]
-    path = sweep.subset(*splits, (20, 6), 16, 0, tmp_path)
-    arrays = np.load(path)
-    assert np.bincount(arrays["labels"]).tolist() == [10, 10]
-    assert np.bincount(arrays["val_labels"]).tolist() == [3, 3]
-    everything = {image.tobytes() for image in np.load(source)["images"]}
-    chosen = [image.tobytes() for image in arrays["images"]]
-    assert set(chosen) <= everything
-    assert len(set(chosen)) == 20
-    assert sweep.subset(*splits, (20, 6), 16, 0, tmp_path) == path
-    assert sweep.subset(*splits, (20, 6), 16, 1, tmp_path) != path
-    whole, _, _ = open_splits(sweep.subset(*splits, (0, 0), 16, 0, tmp_path))
-    assert len(whole) == 80
+def test_two_at_once_are_processes_that_stop_and_go_on(tmp_path, source, monkeypatch):
+    """The processes are played by the same command in this one: what counts is who is started, and what is told."""
+    started = []
+
+    class Process:
+        def __init__(self, words, env, **rest):
+            self.returncode = None
+            started.append((words[3:], env["OMP_NUM_THREADS"]))
+
+        def poll(self):
+            self.returncode = cli.main(started[-1][0])
+            return self.returncode
+
+    monkeypatch.setattr(sweep.subprocess, "Popen", Process)
+    monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
+    monkeypatch.setattr(sweep.hardware, "cores", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    out = tmp_path / "out"
+    assert cli.main([*command(source, out, conditionings="adaln", **SHORT), "--jobs=2"]) == 0
+    assert [(words[0], words[-1], threads) for words, threads in started] == [("sweep", "adaln-destructive-2x32", "2")]
+    assert json.loads((out / "sweep.json").read_text())["runs"][0]["state"] == "finished"
+    assert (out / "adaln-destructive-2x32" / "log.txt").exists()
+    assert cli.main([*command(source, out, conditionings="adaln", **SHORT), "--jobs=2"]) == 0
+    assert len(started) == 1
+    monkeypatch.setattr(cli, "main", lambda words: -9)
+    argv = command(source, out, **SHORT)[1:]
+    whole = sweep.Sweep(out, *planned(argv))
+    with pytest.raises(UserError, match="The process of cell none-destructive-2x32 broke down"):
+        sweep._run_apart(whole, [whole.cells[1]], 2, argv)
+
+
+def planned(argv):
+    o = cli.parse(cli.Sweep, argv, "sweep", cli.Sweep(settings=replace(tiny(), recipe="demo")))
+    return (
+        o.settings,
+        sweep.Axes(conditionings=o.conditionings, levels=o.levels, predictors=o.predictors),
+        sweep.Protocol(),
+    )

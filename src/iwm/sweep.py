@@ -7,135 +7,33 @@ so a sweep may be stopped, go on elsewhere (`--list`, `--cell`), or grow. DIR/sw
 
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-import typing
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
+from rich.markup import escape
 
-from iwm import config, files, hardware, results, spectrum, train
+from iwm import config, files, guidance, hardware, results, spectrum, subset, train
+from iwm.cells import Axes, Cell, cells_of
 from iwm.config import Config
 from iwm.errors import Interrupted, UserError
 from iwm.evaluation import finetune, probes, quality
 from iwm.evaluation.fitting import Schedule
-from iwm.images import ImageSet, Subset, open_splits, source_identity
-from iwm.loader import load_all
+from iwm.images import open_splits, source_identity
 from iwm.log import console, plain, progress, read_metrics
-from iwm.pixels import BrokenImage
-from iwm.randomness import permutation
 from iwm.verdict import judge_training, number
-
-CONDITIONINGS: tuple[str, ...] = typing.get_args(typing.get_type_hints(config.Predictor)["conditioning"])
-LEVELS: tuple[str, ...] = typing.get_args(typing.get_type_hints(config.Actions)["level"])
 
 VARIED = ("predictor.conditioning", "predictor.depth", "predictor.width", "actions.level")
 """The settings that make the cells of one recipe."""
 POLL_SECONDS = 0.5
-
-# ---- the cells -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axes:
-    """What is varied; lists as typed, separated by commas."""
-
-    conditionings: str = "none,sequence,feature,adaln"
-    levels: str = "jitter,destructive,strong"
-    predictors: str = ""
-    """DEPTHxWIDTH; empty: the recipe's own and one half as deep."""
-    design: Literal["tables", "full"] = "tables"
-    """tables: every conditioning at the reference, and every level with every predictor; full: all combinations."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One pretraining: its folder's name and all its settings, from which everything else is read."""
-
-    name: str
-    settings: Config
-
-    @property
-    def conditioning(self) -> str:
-        return self.settings.predictor.conditioning
-
-    @property
-    def difficulty(self) -> str:
-        return self.settings.actions.level
-
-    @property
-    def predictor(self) -> str:
-        return size_of(self.settings.predictor)
-
-
-def size_of(predictor: config.Predictor) -> str:
-    """DEPTHxWIDTH, the paper's IWM(depth, width)."""
-    return f"{predictor.depth}x{predictor.width}"
-
-
-def named(text: str, known: Sequence[str], option: str) -> list[str]:
-    """The words of a comma-separated list. Raises UserError for an unknown one and for none at all."""
-    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    for word in words:
-        if word not in known:
-            raise UserError(f"{option} {word}: there is no such thing; {config.did_you_mean(word, known)}")
-    if not words:
-        raise UserError(f"{option} names nothing; give one or more of {', '.join(known)}.")
-    return words
-
-
-def sizes(text: str, own: config.Predictor) -> list[tuple[int, int]]:
-    """(depth, width) of every predictor. Raises UserError for a bad spelling and a width that cannot be built."""
-    found = []
-    for word in (part.strip() for part in text.split(",") if part.strip()):
-        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", word)
-        if not match:
-            raise UserError(f"--predictors {word} is no size; write DEPTHxWIDTH, for example {size_of(own)}.")
-        if int(match[2]) % 4:
-            raise UserError(f"--predictors {word}: the width must be a multiple of 4.")
-        found.append((int(match[1]), int(match[2])))
-    return list(dict.fromkeys(found or [(own.depth, own.width), (max(1, own.depth // 2), own.width)]))
-
-
-def cells_of(base: Config, axes: Axes, others: Sequence[Config] = ()) -> list[Cell]:
-    """All cells, the ones that say most first: the reference, what differs from it in one thing, the other recipes as
-    they are, the rest.
-
-    The reference has the recipe's own conditioning and level where they are asked for (else the first named) and the
-    first predictor. Raises UserError for what cannot be read.
-    """
-    predictors = sizes(axes.predictors, base.predictor)
-    told = _first(named(axes.conditionings, CONDITIONINGS, "--conditionings"), base.predictor.conditioning)
-    levels = _first(named(axes.levels, LEVELS, "--levels"), base.actions.level)
-    ordered: list[tuple[tuple[float, int], Cell]] = []
-    for c, conditioning in enumerate(told):
-        for d, level in enumerate(levels):
-            for p, (depth, width) in enumerate(predictors):
-                if axes.design == "tables" and c and (d or p):
-                    continue
-                changed = replace(
-                    base,
-                    actions=replace(base.actions, level=level),
-                    predictor=replace(base.predictor, conditioning=conditioning, depth=depth, width=width),
-                )
-                order = (sum(bool(place) for place in (c, d, p)), c + d + p)
-                ordered.append((order, Cell(f"{conditioning}-{level}-{depth}x{width}", changed)))
-    ordered += [((1.5, place), Cell(results.plain_name(other.recipe), other)) for place, other in enumerate(others)]
-    return [cell for _, cell in sorted(ordered, key=lambda pair: pair[0])]
-
-
-def _first(words: list[str], reference: str) -> list[str]:
-    return sorted(words, key=lambda word: word != reference)
-
 
 # ---- the protocol --------------------------------------------------------------------------------------------------
 
@@ -166,6 +64,10 @@ class Protocol:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give 0 or more.")
         if min(self.eval_images) < 0:
             raise UserError("--eval-images takes two numbers, training and test images, 0 or more.")
+        if self.world_images and self.bank < 2:
+            raise UserError(f"A bank of {self.bank} entries ranks nothing; give --bank 2 or more.")
+        if self.finetune_epochs:
+            tuning(self.evaluations(controls=False)["predictor_finetuning"])  # checks the rates before hours pass
         if not (self.world_images or self.needs_labels):
             raise UserError("Nothing is left to measure; leave at least one evaluation in.")
 
@@ -200,54 +102,13 @@ def measure(name: str, run: str, data: str, val: str, settings: Config, asked: d
         return probes.probe(
             run, data, "attentive", settings=probes.ProbeSettings(schedule=schedule), baselines=False, **common
         )
-    tuning = finetune.FinetuneSettings(
-        views=asked["views"],
-        lrs=asked["lrs"],
-        ratios=asked["ratios"],
-        schedule=Schedule(epochs=asked["epochs"]),
-    )
-    return finetune.finetune(run, data, "predictor", "pretrained", settings=tuning, **common)
+    return finetune.finetune(run, data, "predictor", "pretrained", settings=tuning(asked), **common)
 
 
-def subset(train_set: ImageSet, test_set: ImageSet, counts: tuple[int, int], size: int, seed: int, folder: Path) -> str:
-    """Write a seeded choice of both splits, evenly from all classes, as an .npz in `folder`; returns its path.
-
-    Counts of 0 keep all. Pictures are squared at twice `size` where they are that large: a random crop of 0.3 of the
-    area is then not enlarged.
-    """
-    chosen = [_evenly(images, count, seed) for images, count in zip((train_set, test_set), counts, strict=True)]
-    side = max(size, min(2 * size, *_dimensions(train_set)))
-    paths = [images.path(0) for images in (train_set, test_set)]
-    mark = results.fingerprint({"paths": paths, "side": side, "seed": seed, "all": [len(train_set), len(test_set)]})
-    path = folder / f"{results.plain_name(train_set.name)}-{len(chosen[0])}x{len(chosen[1])}-{mark[:6]}.npz"
-    if path.exists():
-        return str(path)
-    arrays: dict[str, Any] = {}
-    for prefix, images in zip(("", "val_"), chosen, strict=True):
-        pixels, kept = load_all(images, side)
-        arrays[f"{prefix}images"] = pixels.permute(0, 2, 3, 1).numpy()
-        if images.labels is not None and images.classes is not None:
-            arrays |= {f"{prefix}labels": images.labels[kept], "classes": np.array(images.classes)}
-    with files.replacing(path) as part, part.open("wb") as file:
-        np.savez(file, **arrays)
-    return str(path)
-
-
-def _dimensions(images: ImageSet) -> tuple[int, int]:
-    """Height and width of the first image that can be read."""
-    for index in range(len(images)):
-        with suppress(BrokenImage):  # it is named when it is decoded
-            return images.dimensions(index)
-    return 0, 0
-
-
-def _evenly(images: ImageSet, count: int, seed: int) -> Subset:
-    """`count` of the images in a seeded order, every class in proportion."""
-    order = permutation(seed, "sweep's choice", 0, len(images))
-    if images.labels is not None:
-        order = order[np.argsort(images.labels[order], kind="stable")]
-    count = min(count or len(images), len(images))
-    return Subset(images, np.sort(order[np.linspace(0, len(images) - 1, count).round().astype(np.int64)]))
+def tuning(asked: dict[str, Any]) -> finetune.FinetuneSettings:
+    """The settings of the predictor finetuning. Raises UserError for rates that are none."""
+    schedule = Schedule(epochs=asked["epochs"])
+    return finetune.FinetuneSettings(views=asked["views"], lrs=asked["lrs"], ratios=asked["ratios"], schedule=schedule)
 
 
 # ---- the sweep -----------------------------------------------------------------------------------------------------
@@ -330,10 +191,10 @@ class Sweep:
             probes.labelled_splits(data, val, seed=seed, size=size)
         if any(protocol.eval_images):
             train_set, test_set, _ = open_splits(data, val, seed=seed, size=size)
-            data, val = subset(train_set, test_set, protocol.eval_images, size, seed, folder), ""
+            data, val = subset.write(train_set, test_set, protocol.eval_images, size, seed, folder), ""
         if protocol.images:
             train_set, test_set, _ = open_splits(source, seed=seed, size=size)
-            source = subset(train_set, test_set, (protocol.images, 1000), size, seed, folder)
+            source = subset.write(train_set, test_set, (protocol.images, 1000), size, seed, folder)
         return replace(self, source=source_identity(source), data=source_identity(data), val=val)
 
     def place(self, cell: Cell) -> Path:
@@ -384,7 +245,7 @@ class Sweep:
                 train.pretrain(settings)
         except UserError as error:
             self._note(folder, record | {"failed": str(error)})
-            console.print(f"[yellow]{cell.name} failed:", str(error))
+            console.print(f"[yellow]{cell.name} failed: {escape(str(error))}")
             return True
         for name, asked in self.asked(cell).items():
             if name in self.found(cell):
@@ -395,7 +256,7 @@ class Sweep:
                 answer["result"] = result["fingerprint"]
             except UserError as error:
                 answer["refused"] = str(error)
-                console.print(f"[yellow]{cell.name}, {name}: left out.", str(error))
+                console.print(f"[yellow]{cell.name}, {name} is left out: {escape(str(error))}")
             record[name] = answer
             self._note(folder, record)
         return True
@@ -407,11 +268,12 @@ class Sweep:
         """What DIR/sweep.json says of a cell; None for what has not been measured."""
         found, record = self.found(cell), self.record(cell)
         world, linear = found.get("world", {}), found.get("linear", {})
-        tops = {name: number(found.get(name, {}), "top1") for name in spectrum.ACCURACIES}
+        tops = {name: number(found.get(name, {}), "top1") for name in guidance.ACCURACIES}
         mrr = number(world, "mrr")
         own = number(world, "mrr_own_range")
         healthy, health = _health(self.place(cell))
-        refused = {name: answer["refused"] for name, answer in record.items() if "refused" in (answer or {})}
+        answers = {name: answer for name, answer in record.items() if isinstance(answer, dict)}
+        refused = {name: answer["refused"] for name, answer in answers.items() if "refused" in answer}
         state = "failed" if "failed" in record else "finished" if len(found) == len(self.asked(cell)) else "partial"
         return {
             "cell": cell.name,
@@ -440,9 +302,9 @@ class Sweep:
         runs = [self.row(cell) for cell in self.cells]
         content = {
             "runs": runs,
-            "correlations": spectrum.correlations(runs),
-            "tables": spectrum.tables(runs),
-            "guidance": [vars(finding) for finding in spectrum.guidance(runs)],
+            "correlations": guidance.correlations(runs),
+            "tables": guidance.tables(runs),
+            "guidance": [vars(finding) for finding in guidance.advise(runs)],
         }
         with hardware.threads(self.base.speed):
             content = results.write(self.folder / "sweep.json", content, self.settings)
@@ -520,6 +382,7 @@ def sweep(
                 if ready.run(one):
                     ready.collect()
             except Interrupted:
+                ready.collect()
                 raise Interrupted(f"Saved in the middle of cell {one.name}; the same command goes on there.") from None
     content = ready.collect()
     spectrum.show(content, out)
