@@ -100,6 +100,7 @@ def test_every_documented_command_has_a_verb_and_options_that_exist(argv):
     assert argv[0] in cli.VERBS
     known = {"pretrain": config.Config, "world": cli.World, "probe": cli.Probe, "finetune": cli.Finetune}
     known["multitask"] = cli.Multitask
+    known["sweep"] = cli.Sweep
     known["segment"] = cli.Segment
     known |= {"efficiency": cli.Efficiency, "predict": cli.Predict}
     known |= {"imagine": Imagine, "infer": Infer, "look": Look, "undo": Undo}

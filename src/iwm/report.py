@@ -90,16 +90,18 @@ def write(run: Path) -> Path:
         _results(folder, found),
         _configuration(folder),
     ]
-    page = (
+    path = folder / "report.html"
+    files.write_text(path, page(f"{name} - image world model", parts))
+    return path
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """A whole HTML page in the common style."""
+    return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(name)} - image world model</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
+        f"<title>{esc(title)}</title><style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
-    path = folder / "report.html"
-    files.write_text(path, page)
-    return path
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -129,10 +131,11 @@ def _image(path: Path, kind: str, alt: str, caption: str = "") -> str:
         content = b""
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         return f'<p class="soft">The picture {esc(path.name)} cannot be read and is left out.</p>'
-    return _embedded(content, kind, alt, caption)
+    return embedded(content, kind, alt, caption)
 
 
-def _embedded(png: bytes, kind: str, alt: str, caption: str = "") -> str:
+def embedded(png: bytes, kind: str, alt: str, caption: str = "") -> str:
+    """A PNG inside the page, with a caption."""
     source = "data:image/png;base64," + base64.b64encode(png).decode()
     words = f"<figcaption>{esc(caption)}</figcaption>" if caption else ""
     return f'<figure><div class="scroll {kind}"><img alt="{esc(alt)}" src="{source}"></div>{words}</figure>'
@@ -177,7 +180,7 @@ def _verdict(folder: Path, lines: Sequence[Mapping[str, Any]], found: Sequence[R
     training, findings = judge_training(lines), judge_results(found)
     whole = [finding.good for finding in (training, *findings)]
     tone = "bad" if False in whole else "good" if True in whole and findings else ""
-    cards = "".join(_card(finding) for finding in (training, *findings))
+    cards = "".join(card(finding) for finding in (training, *findings))
     asked = {verb_of(result) for result in found}
     without_twin = "world" in asked and not any("frozen_random_twin_mrr" in result for result in found)
     missing = [
@@ -201,7 +204,8 @@ _PROBE = "iwm probe RUN --data SOURCE --kind linear"
 _TUNE = "iwm finetune RUN --data SOURCE --train predictor --predictor pretrained"
 
 
-def _card(finding: Finding) -> str:
+def card(finding: Finding) -> str:
+    """A finding in words, with its sign and its bars."""
     tone, mark = {True: ("good", "✓ "), False: ("bad", "✗ "), None: ("", "? ")}[finding.good]
     longest = max((value for _, value in finding.bars), default=0) or 1
     bars = "".join(
@@ -225,7 +229,7 @@ def _curves(folder: Path, lines: Sequence[dict[str, Any]]) -> str:
         "A falling loss alone can be a collapse: it should fall below what knowing the position explains while RankMe "
         "and the variance between images stay up. Action sensitivity near 0 is a predictor that ignores the action."
     )
-    return heading + _embedded(drawn.getvalue(), "wide", "Training curves", caption)
+    return heading + embedded(drawn.getvalue(), "wide", "Training curves", caption)
 
 
 def _gallery(folder: Path) -> str:
