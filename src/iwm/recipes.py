@@ -264,9 +264,9 @@ def get(name: str) -> Config:
 
 def show() -> None:
     """Print all recipes with their sizes and cost, a family at a time."""
-    table = Table(title="Recipes")
-    for column in ("recipe", "image", "encoder", "predictor", "told", "epochs x batch", "GFLOPs/image"):
-        table.add_column(column, no_wrap=column == "recipe")
+    table = Table(title="Recipes", box=None, padding=(0, 1, 0, 0))
+    for column in ("recipe", "px", "encoder", "predictor", "told", "weights", "GFLOPs"):
+        table.add_column(column, no_wrap=True)
     family = ""
     for name in RECIPES:
         s = get(name)
@@ -275,20 +275,19 @@ def show() -> None:
         joint = o.kind == "joint"
         before, family = family, next((known for known in FAMILIES if name.startswith(f"{known}-")), "")
         if family != before:
-            table.add_section()
-        said = f"MLP x {o.projector_width}" if joint else f"{p.depth} x {p.width}"
+            table.add_row()
         table.add_row(
             name,
-            f"{s.data.image_size} px / {e.patch_size}",
-            f"{e.depth} x {e.width} ({c.encoder_parameters / 1e6:.1f} M)",
-            f"{said} ({c.predictor_parameters / 1e6:.1f} M)",
-            "-" if joint else p.conditioning,
-            f"{s.optim.epochs} x {s.optim.batch_size}",
-            f"{c.train_flops / 1e9:.2f}",
+            f"{s.data.image_size}/{e.patch_size}",
+            f"{e.depth}x{e.width}",
+            f"MLP {o.projector_width}" if joint else f"{p.depth}x{p.width}",
+            "" if joint else p.conditioning,
+            f"{(c.encoder_parameters + c.predictor_parameters) / 1e6:.3g} M",
+            f"{c.train_flops / 1e9:.3g}",
         )
     console.print(table)
     console.print(
         "The first are image world models, written IWM(depth, width) by their predictor; the others are compared with "
-        "them (docs/families.md). GFLOPs/image: one image's share of a training step.\n"
+        "them (docs/families.md). Size and patch in pixels; weights of encoder and predictor; GFLOPs: one image's share of a training step.\n"
         "Start one: iwm pretrain RECIPE --data.source S --out RUN"
     )
