@@ -19,7 +19,7 @@ CONTENT = {
     "date": "2026-11-22T00:00:00+00:00",
     "command": "iwm sweep demo --out '<b>'",
 }
-OTHER = run("mae-demo-x", 0.3, 0.35, 0.5, cell="mae-demo", recipe="mae-demo")
+OTHER = run("mae-demo-x", 0.3, 0.35, 0.5) | {"cell": "mae-demo", "recipe": "mae-demo"}
 MISSING = run("adaln-jitter-2x96", None, None, failed="It <diverged>.", healthy=False, state="failed")
 
 
