@@ -11,6 +11,7 @@ from iwm import config
 from iwm.actions import Parameters
 from iwm.inference import Search
 from iwm.model import ImageWorldModel
+from iwm.vit import AdaLNBlock
 
 
 def spoilt(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -56,6 +57,9 @@ def test_any_predictor_can_be_searched(conditioning: Any, images: torch.Tensor) 
     predictor = config.Predictor(depth=2, width=32, conditioning=conditioning, init="xavier")
     model = ImageWorldModel(tiny(predictor=predictor)).eval().requires_grad_(False)
     model.predictor.open_gates()
+    for block in model.predictor.blocks:
+        if isinstance(block, AdaLNBlock):
+            torch.nn.init.normal_(block.modulation.weight, std=0.02)  # untrained it is told nothing
     found = model.infer_action(images[:2], images[2:4], Search(steps=2, undo=False))
     assert found.shape == (2, 7)
     assert not found.requires_grad

@@ -287,7 +287,8 @@ def show() -> None:
         )
     console.print(table)
     console.print(
-        "The first are image world models, written IWM(depth, width) by their predictor; the others are compared with "
-        "them (docs/families.md). Size and patch in pixels; weights of encoder and predictor; GFLOPs: one image's share of a training step.\n"
+        "The first are image world models, IWM(depth, width) by their predictor; the others are compared with them "
+        "(docs/families.md). Size and patch in pixels; weights of both; GFLOPs: one image's share of a "
+        "training step.\n"
         "Start one: iwm pretrain RECIPE --data.source S --out RUN"
     )

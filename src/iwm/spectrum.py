@@ -64,7 +64,7 @@ def _key(runs: Sequence[Row]) -> list[Line2D]:
 
 def _axes(figure: Figure, place: Any, title: str) -> Axes:
     axes = figure.add_subplot(place)
-    pictures._style(axes, title)
+    pictures.style_axes(axes, title)
     return axes
 
 
@@ -74,7 +74,7 @@ def _percent(axis: Any) -> None:
 
 def scatter(runs: Sequence[Row]) -> Figure:
     """The paper's figure 4: each accuracy against MRR, with Pearson's r and n."""
-    figure = pictures._figure(11, 4.6)
+    figure = pictures.blank(11, 4.6)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     grid = figure.add_gridspec(1, len(ACCURACIES))
     found = correlations(runs)
@@ -116,7 +116,7 @@ def scatter(runs: Sequence[Row]) -> Figure:
 def spectrum(runs: Sequence[Row]) -> Figure:
     """The paper's figure 5 in numbers: the runs along the invariance-equivariance axis, with what each is good for."""
     shown = with_numbers(runs, "mrr")[::-1]
-    figure = pictures._figure(11, 1.5 + 0.3 * max(3, len(shown)))
+    figure = pictures.blank(11, 1.5 + 0.3 * max(3, len(shown)))
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     grid = figure.add_gridspec(1, 2, width_ratios=(1, 1.15))
     left = _axes(figure, grid[0], "MRR: from invariant to equivariant")
@@ -158,7 +158,7 @@ def spectrum(runs: Sequence[Row]) -> Figure:
 
 def bars(found: Mapping[str, Any]) -> Figure:
     """Tables 1 and 2 of the paper: our MRR as bars, the paper's, from another scale, as hollow diamonds."""
-    figure = pictures._figure(11, 3.9)
+    figure = pictures.blank(11, 3.9)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     grid = figure.add_gridspec(1, 2, width_ratios=(1, 1.4))
     one, two = found["conditioning"], found["difficulty"]

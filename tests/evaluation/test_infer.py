@@ -39,9 +39,10 @@ def test_ridge_against_scikit_learn() -> None:
 def test_ridge_takes_the_strength_that_generalises() -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(40, 30, generator=generator)
-    noise = choose_ridge(values, torch.randn(40, 1, generator=generator), 0)
+    chance = torch.randn(40, 1, generator=generator)
+    noise = choose_ridge(values, chance, 0)
     law = choose_ridge(values, values[:, :1], 0)
-    assert noise.weight.norm() < 0.5 * fit_ridge(values, torch.randn(40, 1, generator=generator), 1e-4).weight.norm()
+    assert noise.weight.norm() < 0.5 * fit_ridge(values, chance, 1e-4).weight.norm()
     assert law.weight[0, 0] == pytest.approx(float(values[:, 0].std(correction=0)), rel=0.01)
 
 

@@ -138,7 +138,7 @@ def changed(
     return Pairs(clean, reference.apply(clean, parameters), space.difference(space.neutral(len(images)), parameters))
 
 
-def channel_statistics(images: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n f"]:
+def channel_statistics(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n f"]:
     """Mean, deviation and 5, 50 and 95 % quantile of every channel and of what differs between channels, and the
     channels' covariances."""
     red, green, blue = images.flatten(2).unbind(1)
