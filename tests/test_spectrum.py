@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_guidance import TRADE, run
 from test_report import Page
@@ -64,7 +65,7 @@ def test_the_scatter_shows_every_run_and_says_r_and_n():
     assert f"r = {r:+.2f} (n = 6); paper -0.85" in linear.get_title(loc="left")
     assert "n too small: 0 runs" in attentive.get_title(loc="left")
     shown = {
-        (line.get_xdata()[0], line.get_ydata()[0])
+        (np.asarray(line.get_xdata())[0], np.asarray(line.get_ydata())[0])
         for line in linear.lines
         if line.get_marker() not in ("None", "|", "_")
     }

@@ -18,7 +18,7 @@ TWO = {"conditionings": "none,adaln", "levels": "destructive", "predictors": "2x
 SHORT = {"attentive-epochs": 0, "finetune-epochs": 0}
 
 
-def command(source: str, out: Path, recipe: str = "demo", **options: object) -> list[str]:
+def command(source: str, out: Path, recipe: str = "demo", /, **options: object) -> list[str]:
     """The words of a micro sweep of two cells."""
     given = {"data.source": source, "out": out} | TWO | QUICK
     given |= {name.replace("_", "-").replace("--", "."): value for name, value in options.items()}

@@ -7,7 +7,7 @@ Colours are those of Okabe and Ito, which people with any colour vision can tell
 import colorsys
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,8 +239,8 @@ def grouped_bars(
     title: str,
     label: str,
     groups: Sequence[str],
-    series: dict[str, Sequence[float]],
-    guides: dict[str, float] | None = None,
+    series: Mapping[str, Sequence[float]],
+    guides: Mapping[str, float] | None = None,
 ) -> Figure:
     """One group of bars for every name in `groups`, one bar in it for every series; guides are named levels.
 

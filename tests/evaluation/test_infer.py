@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -84,15 +83,15 @@ def test_two_images_give_the_change_in_raw_units(tmp_path: Path, monkeypatch: py
     changed = (255 - clean.int() + 15).clamp(0, 255).byte()
     for name, image in (("a", clean), ("b", changed)):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{name}.png")
-    paths = [str(tmp_path / f"{name}.png") for name in ("b", "a")]
-    found = infer.infer(infer.Infer("run", *paths, out=str(tmp_path), speed=SPEED))
+    source, target = (str(tmp_path / f"{name}.png") for name in ("b", "a"))
+    found = infer.infer(infer.Infer("run", source, target, out=str(tmp_path), speed=SPEED))
     assert found["action"]["negative"] == 1
     assert found["action"]["light"] == pytest.approx(15 / 255, abs=0.003)
     assert found["action"]["warmth"] == pytest.approx(0, abs=0.003)
     assert found["residual"] < 0.01 * found["null_residual"]
 
 
-@pytest.mark.parametrize("given", [{}, {"source": "a.png"}, {"source": "a.png", "target": "b.png", "data": "sample"}])
-def test_two_images_or_a_source(given: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("source", "target", "data"), [("", "", ""), ("a.png", "", ""), ("a.png", "b.png", "sample")])
+def test_two_images_or_a_source(source: str, target: str, data: str) -> None:
     with pytest.raises(UserError, match="Give two images"):
-        infer.infer(infer.Infer("run", **given))
+        infer.infer(infer.Infer("run", source, target, data))

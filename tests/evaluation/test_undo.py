@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_a_mixture_always_carries_something() -> None:
 
 
 def test_twice_the_range_is_the_strong_level() -> None:
-    def extremes(level: str, strength: str) -> torch.Tensor:
+    def extremes(level: Literal["destructive", "strong"], strength: str) -> torch.Tensor:
         space = undo.ActionSpace.from_config(config.Actions(level=level), 32)
         values = undo.corruptions(space, 0)[strength](4000, "test").values[:, :4]
         return torch.stack([values.amin(0), values.amax(0)])

@@ -162,8 +162,17 @@ def rows_of(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: int)
         source, target = space.apply(clean, carried(space, action)), space.apply(clean, space.reach(action[None]))
         before, truth = model.target(source).values[0].float(), model.target(target)
         prediction = model.predict(model.encode(source), action.to(model.device)).values[0].float()
-        tokens = [each.cpu() for each in (before, prediction, truth.values[0].float())]
-        rows.append(MapRow(space.describe(action), source[0].cpu(), target[0].cpu(), *tokens, truth.grid))
+        rows.append(
+            MapRow(
+                words=space.describe(action),
+                source=source[0].cpu(),
+                target=target[0].cpu(),
+                before=before.cpu(),
+                prediction=prediction.cpu(),
+                truth=truth.values[0].float().cpu(),
+                grid=truth.grid,
+            )
+        )
     return rows
 
 
