@@ -4,7 +4,7 @@ import torch
 
 from iwm import config
 from iwm.errors import UserError
-from iwm.masks import dropped_count, sample_masks
+from iwm.masks import dropped_count, is_whole, sample_masks
 
 EXACT = config.Masks()
 PUBLISHED = config.Masks(sampler="ijepa")
@@ -166,3 +166,15 @@ def test_without_masks_everything_is_seen():
     masks = sample_masks(config.Masks(sampler="none"), (4, 4), 0, 0, np.arange(3), "cpu")
     assert torch.equal(masks.context, torch.arange(16).expand(3, -1))
     assert masks.predicted.shape == (3, 0)
+
+
+def test_a_share_of_the_steps_shows_everything():
+    cfg = config.Masks(whole=0.25)
+    whole = [is_whole(cfg, step) for step in range(4000)]
+    assert sum(whole) == 1000
+    assert max(len(run) for run in "".join("x " if w else "-" for w in whole).split()) <= 5, "evenly spread"
+    assert not any(is_whole(config.Masks(), step) for step in range(100))
+    assert not is_whole(config.Masks(whole=1.0), -1), "health is measured on the masked task"
+    everything = sample_masks(config.Masks(whole=1.0), (4, 6), 0, 3, np.arange(5), "cpu")
+    assert (everything.context == torch.arange(24)).all()
+    assert (everything.predicted == sample_masks(EXACT, (4, 6), 0, 3, np.arange(5), "cpu").predicted).all()

@@ -59,6 +59,17 @@ def test_source_from_target_undoes_the_extra_jitter(crops):
     torch.testing.assert_close(views.action[:, 0], (1 - factor) / 0.8)
 
 
+@pytest.mark.parametrize("source_from", ["crop", "target"])
+def test_a_clean_source_is_the_crop_and_the_action_all_of_the_targets_change(crops, source_from):
+    cfg = config.Actions(jitter_probability=1.0, source_from=source_from)
+    space = ActionSpace.from_config(cfg, 16)
+    views = make_views(crops, space, cfg, 0, 5, INDICES, "cpu", clean=True)
+    assert torch.equal(views.source, crops / 255)
+    assert torch.equal(views.target, views_of(crops, cfg, step=5).target), "the target is the one of every other step"
+    assert torch.equal(views.action, space.difference(space.neutral(96), views.target_parameters))
+    assert (views.action[:, DESTRUCTIVE] == 0).all()
+
+
 def test_source_and_target_are_jittered_independently(crops):
     views = views_of(crops, config.Actions())
     both = views.source_parameters.applied[:, 0] & views.target_parameters.applied[:, 0]

@@ -97,6 +97,9 @@ class Masks:
     queries: float = 1.0
     """Share of those positions that is drawn, anew for every image and step: neighbours say much the same, and the
     predictor's cost goes with its tokens."""
+    whole: float = 0.0
+    """Share of the steps, evenly spread, whose source is the clean crop with all its patches: as the world model is
+    used, and asked by `iwm world`, once it is trained."""
     sampler: Literal["exact", "ijepa", "random", "none"] = "exact"
     """exact: unbiased, K patches in every image; ijepa: the published sampler, which truncates to the batch minimum;
     random: `ratio` of the patches, each as likely (MAE); none: the student sees everything."""
@@ -359,7 +362,7 @@ AT_LEAST = {
 }
 FRACTIONS = (
     *("data.flip", "actions.jitter_probability", "actions.grayscale", "actions.blur", "actions.solarize"),
-    *("masks.ratio", "views.blur", "views.solarize"),
+    *("masks.ratio", "masks.whole", "views.blur", "views.solarize"),
     *("optim.ema", "optim.ema_final"),
 )
 RANGES = ("data.crop_area", "masks.block_area", "masks.block_aspect", "actions.blur_sigma")

@@ -56,6 +56,11 @@ def query_count(cfg: config.Masks, positions: int) -> int:
     return max(1, round(cfg.queries * positions))
 
 
+def is_whole(cfg: config.Masks, step: int) -> bool:
+    """Whether this step shows its sources clean and whole: a share `whole` of all steps, evenly spread."""
+    return step >= 0 and int((step + 1) * cfg.whole) > int(step * cfg.whole)
+
+
 def sample_masks(
     cfg: config.Masks,
     grid: tuple[int, int],
@@ -87,6 +92,8 @@ def sample_masks(
         keys = uniforms(seed, "queries", step, indices, predicted.shape[1])
         drawn = np.argpartition(keys, count - 1, axis=1)[:, :count]
         predicted = np.take_along_axis(predicted, np.sort(drawn, axis=1), axis=1)
+    if is_whole(cfg, step):
+        context = np.broadcast_to(np.arange(grid[0] * grid[1]), dropped.shape).copy()
     return Masks(*(torch.from_numpy(p).to(device, non_blocking=True) for p in (context, predicted)))
 
 

@@ -54,18 +54,24 @@ def cost(settings: Config) -> Cost:
     positions = {"dropped": dropped, "all": patches, "visible": context}[settings.masks.predict]
     queries = query_count(settings.masks, positions)
     extra = ACTIONS if predictor.conditioning == "sequence" else 0
-    predict = _blocks(context + queries + extra, predictor.width, predictor.depth, predictor.mlp_ratio)
-    predict += 2 * predictor.width * (context * encoder.width + queries * _said(settings))
-    if predictor.conditioning == "feature":
-        predict += queries * 2 * predictor.width * (3 * predictor.width + ACTIONS)
-    if predictor.conditioning == "adaln":
-        predict += predictor.depth * 2 * 6 * predictor.width**2 + 2 * predictor.width * (predictor.width + ACTIONS)
+
+    def ask(context: int) -> float:
+        """The student and the predictor, forward and backward, on so many tokens of context."""
+        predict = _blocks(context + queries + extra, predictor.width, predictor.depth, predictor.mlp_ratio)
+        predict += 2 * predictor.width * (context * encoder.width + queries * _said(settings))
+        if predictor.conditioning == "feature":
+            predict += queries * 2 * predictor.width * (3 * predictor.width + ACTIONS)
+        if predictor.conditioning == "adaln":
+            predict += predictor.depth * 2 * 6 * predictor.width**2 + 2 * predictor.width * (predictor.width + ACTIONS)
+        return trained * encode(context) + 3 * predict
+
     teacher = encode(patches) if kind == "latent" else 0.0
+    whole = settings.masks.whole
     return Cost(
         _encoder_parameters(settings),
         _predictor_parameters(settings),
         encode(patches),
-        teacher + trained * encode(context) + 3 * predict,
+        teacher + (1 - whole) * ask(context) + whole * ask(patches),
     )
 
 

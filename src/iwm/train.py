@@ -21,7 +21,7 @@ from iwm.errors import Interrupted, UserError
 from iwm.images import ImageSet, Subset, open_images, source_identity
 from iwm.loader import Batch, Loader, load_all, load_pairs
 from iwm.log import Metrics, console, progress
-from iwm.masks import sample_masks
+from iwm.masks import is_whole, sample_masks
 from iwm.model import ImageWorldModel
 from iwm.online import OnlineProbe
 from iwm.optim import Schedule, adamw, apply_schedule
@@ -97,7 +97,8 @@ class Training:
         s, space = self.settings, self.model.space
         first, other = crops
         if other is None:
-            return make_views(first, space, s.actions, s.run.seed, step, indices, self.device)
+            clean = is_whole(s.masks, step)
+            return make_views(first, space, s.actions, s.run.seed, step, indices, self.device, clean=clean)
         return make_independent_views(first, other, space, s.views, s.run.seed, step, indices, self.device)
 
     def loss(self, crops: Crops, indices: np.ndarray, step: int) -> Tensor:

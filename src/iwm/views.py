@@ -41,18 +41,20 @@ def make_views(
     step: int,
     indices: Int64[np.ndarray, " b"],
     device: torch.device | str,
+    *,
+    clean: bool = False,
 ) -> Views:
     """Views of images already cropped and flipped, a pure function of the pixels and (seed, step, index).
 
     With `source_from: target` (the reading of the paper's section 3; appendix A builds both from the crop) the source
     is the target changed once more, so the action is that further change backwards: minus the extra jitter, and the
-    flags.
+    flags. With `clean` the source is the crop as it is.
     """
     images = crops.to(device, non_blocking=True).float().div_(255)
-    source_parameters = space.sample(seed, step, indices, "source")
+    source_parameters = space.neutral(len(indices)) if clean else space.sample(seed, step, indices, "source")
     target_parameters = space.sample(seed, step, indices, "target")
     target = space.apply(images, target_parameters)
-    if cfg.source_from == "target":
+    if cfg.source_from == "target" and not clean:
         source = space.apply(target, source_parameters)
         action = space.difference(source_parameters, space.neutral(len(indices)))
     else:
