@@ -34,13 +34,13 @@ def small(image_size: int, patch_size: int, epochs: int) -> Config:
 
     Against the paper's: all positions predicted, targets averaged over all blocks and normalised per channel over the
     batch, light variance and covariance terms, every view jittered, AdaLN conditioning, a shallow predictor wider than
-    the encoder that is asked for three positions in eight at a time, Glorot/He initialisation, EMA from 0.99, small
-    batches.
+    the encoder that is asked for three positions in eight at a time, every fourth step on clean and whole sources,
+    Glorot/He initialisation, EMA from 0.99, small batches.
     """
     return Config(
         data=Data(image_size=image_size),
         actions=Actions(jitter_probability=1.0),
-        masks=Masks(predict="all", queries=0.375),
+        masks=Masks(predict="all", queries=0.375, whole=0.25),
         encoder=Encoder(patch_size=patch_size, width=192, depth=4, heads=6, init="xavier"),
         predictor=Predictor(depth=2, width=256, conditioning="adaln", init="xavier"),
         objective=Objective(target_norm="batch", target_layers=4, variance=0.1, covariance=0.004),

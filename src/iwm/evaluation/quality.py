@@ -5,6 +5,7 @@ and ranked beside it.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,20 +101,29 @@ def _measured(
 
 def _twin(run: str, speed: config.Speed) -> ImageWorldModel:
     """RUN's twin with a frozen random encoder, trained like it (once; kept in RUN/eval/frozen-random-twin)."""
+    return checkpoint.open_world(str(_train_twin(run, speed)), speed)
+
+
+def _train_twin(run: str, speed: config.Speed) -> Path:
+    """Train the twin where it is not yet there; a run that went on from another one's weights has a twin that goes on
+    from that one's twin."""
     folder = results.run_folder(run)
     if not (folder / "config.yaml").is_file():
         raise UserError(
             f"A twin repeats the training of a run folder, and {run} has no config.yaml; give the --out folder."
         )
     settings = config.load(folder / "config.yaml")
+    # Weights from elsewhere are an encoder that is not random: the twin begins without them.
+    before = Path(settings.init).expanduser() if settings.init else None
+    begun = before is not None and (before / "config.yaml").is_file()
+    init = str(_train_twin(settings.init, speed)) if begun else ""
     out = folder / "eval" / "frozen-random-twin"
     console.print(f"Training the twin with a frozen random encoder in {out}")
     settings = replace(
         settings,
-        init="",
+        init=init,
         optim=replace(settings.optim, freeze_encoder=True),
         speed=replace(settings.speed, device=speed.device, workers=speed.workers, threads=speed.threads),
         run=replace(settings.run, out=str(out), resume=True),
     )
-    train.pretrain(settings)
-    return checkpoint.open_world(str(out), speed)
+    return train.pretrain(settings)
