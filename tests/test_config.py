@@ -122,3 +122,14 @@ def test_the_papers_recipe_is_untouched():
 def test_an_unknown_recipe_is_named_with_its_neighbour():
     with pytest.raises(UserError, match="did you mean 'cifar10'"):
         recipes.get("cifar")
+
+
+def test_families_are_transformations_of_the_sizes():
+    assert recipes.get("mae-imagenet-vitb16").optim.lr == pytest.approx(1.5e-4 * 4096 / 256)
+    assert recipes.get("mae-imagenet-vitb16").predictor.depth == 8
+    assert recipes.get("moco-imagenet-vitb16").optim.epochs == 300
+    for family in recipes.FAMILIES:
+        size, own = recipes.get("cifar10"), recipes.get(f"{family}-cifar10")
+        assert (own.data.image_size, own.optim.epochs) == (size.data.image_size, size.optim.epochs)
+        assert (own.encoder.width, own.encoder.depth) == (size.encoder.width, size.encoder.depth)
+        assert recipes.get(f"{family}-demo").run.out == f"runs/{family}-demo", "another run folder than the demo's"

@@ -12,6 +12,10 @@ from conftest import pictures_file, tiny, trained_on
 
 import iwm
 from iwm import cli, config, train
+from iwm.evaluation.infer import Infer
+from iwm.evaluation.look import Look
+from iwm.evaluation.undo import Undo
+from iwm.imagine import Imagine
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -96,8 +100,10 @@ def test_every_documented_command_has_a_verb_and_options_that_exist(argv):
     assert argv[0] in cli.VERBS
     known = {"pretrain": config.Config, "world": cli.World, "probe": cli.Probe, "finetune": cli.Finetune}
     known["multitask"] = cli.Multitask
+    known["sweep"] = cli.Sweep
     known["segment"] = cli.Segment
     known |= {"efficiency": cli.Efficiency, "predict": cli.Predict}
+    known |= {"imagine": Imagine, "infer": Infer, "look": Look, "undo": Undo}
     if argv[0] in known:
         rest = cli._taken([word for word in argv[1:] if not word.startswith("--config")], "--actions")[0]
         cli.parse(known[argv[0]], rest, argv[0], config.Config() if argv[0] == "pretrain" else None)

@@ -12,7 +12,7 @@ from picture_files import noise, write, zipped
 from iwm import config, hardware
 from iwm.errors import UserError
 from iwm.images import open_images
-from iwm.loader import Batch, Loader, decoded_bytes, load_all
+from iwm.loader import Batch, Loader, decoded_bytes, load_all, load_pairs
 from iwm.randomness import permutation
 
 forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -144,3 +144,30 @@ def test_memory_is_used_when_a_quarter_of_what_is_free_suffices(tmp_path, monkey
     assert loader(tmp_path).in_memory
     monkeypatch.setattr(hardware, "free_memory", lambda: 4 * exact - 40)
     assert not loader(tmp_path).in_memory
+
+
+@forks
+def test_pairs_are_independent_crops_of_the_same_images(tmp_path):
+    """The first is the crop of a loader without pairs, the other one depends on nothing of it; both from any path."""
+    opened = open_images(str(noise(tmp_path, 8)), "all")
+    data = config.Data(image_size=12, crop_area=(0.2, 1.0))
+
+    def drawn(pairs: bool, **speed: object) -> list[Batch]:
+        return list(Loader(opened, data, 4, 3, config.Speed(**speed), 0, 4, pairs=pairs))  # pyright: ignore[reportArgumentType]
+
+    single, paired, streamed = drawn(False), drawn(True), drawn(True, cache="stream", workers=1)
+    assert same(single, paired)
+    assert all(batch.others is None for batch in single)
+    for batch, other in zip(paired, streamed, strict=True):
+        assert batch.others is not None
+        assert other.others is not None
+        assert torch.equal(batch.others, other.others)
+        assert not (batch.images == batch.others).flatten(1).all(dim=1).any()
+
+
+def test_all_pairs_name_what_they_leave_out(tmp_path):
+    opened = open_images(str(noise(tmp_path, 6, broken=(2,))), "all")
+    first, second, kept = load_pairs(opened, config.Data(image_size=12), 0, -1)
+    assert kept.tolist() == [0, 1, 3, 4, 5]
+    assert first.shape == second.shape == (5, 3, 12, 12)
+    assert not torch.equal(first, second)

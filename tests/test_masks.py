@@ -4,7 +4,7 @@ import torch
 
 from iwm import config
 from iwm.errors import UserError
-from iwm.masks import dropped_count, sample_masks
+from iwm.masks import dropped_count, is_whole, sample_masks
 
 EXACT = config.Masks()
 PUBLISHED = config.Masks(sampler="ijepa")
@@ -146,3 +146,35 @@ def test_published_sampler_leaves_a_context_on_every_grid(grid):
 def test_bad_settings_are_named(cfg, grid, named):
     with pytest.raises(UserError, match=named):
         sample_masks(cfg, grid, 0, 0, np.arange(2), "cpu")
+
+
+def test_random_masks_drop_the_ratio_and_favour_no_patch():
+    cfg = config.Masks(sampler="random", ratio=0.75)
+    masks = sample_masks(cfg, (4, 4), 0, 0, np.arange(4000), "cpu")
+    assert masks.context.shape == (4000, 4)
+    assert masks.predicted.shape == (4000, 12)
+    together = torch.cat([masks.context, masks.predicted], dim=1).sort(dim=1).values
+    assert torch.equal(together, torch.arange(16).expand(4000, -1))
+    seen = torch.bincount(masks.context.flatten(), minlength=16) / 4000
+    assert (seen - 0.25).abs().max() < 4 * (0.25 * 0.75 / 4000) ** 0.5
+    one = sample_masks(cfg, (4, 4), 0, 0, np.arange(7, 8), "cpu")
+    assert torch.equal(one.context[0], masks.context[7]), "an image's mask does not depend on its batch"
+    assert not torch.equal(sample_masks(cfg, (4, 4), 0, 1, np.arange(4000), "cpu").context, masks.context)
+
+
+def test_without_masks_everything_is_seen():
+    masks = sample_masks(config.Masks(sampler="none"), (4, 4), 0, 0, np.arange(3), "cpu")
+    assert torch.equal(masks.context, torch.arange(16).expand(3, -1))
+    assert masks.predicted.shape == (3, 0)
+
+
+def test_a_share_of_the_steps_shows_everything():
+    cfg = config.Masks(whole=0.25)
+    whole = [is_whole(cfg, step) for step in range(4000)]
+    assert sum(whole) == 1000
+    assert max(len(run) for run in "".join("x " if w else "-" for w in whole).split()) <= 5, "evenly spread"
+    assert not any(is_whole(config.Masks(), step) for step in range(100))
+    assert not is_whole(config.Masks(whole=1.0), -1), "health is measured on the masked task"
+    everything = sample_masks(config.Masks(whole=1.0), (4, 6), 0, 3, np.arange(5), "cpu")
+    assert (everything.context == torch.arange(24)).all()
+    assert (everything.predicted == sample_masks(EXACT, (4, 6), 0, 3, np.arange(5), "cpu").predicted).all()

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 
 from iwm.config import Objective
-from iwm.objectives import FLOOR, TargetNorm, latent_loss, variance_covariance
+from iwm.objectives import FLOOR, TargetNorm, info_nce, latent_loss, patches_of, regression, variance_covariance
 
 
 def batch_norm(width: int) -> TargetNorm:
@@ -114,3 +116,35 @@ def test_the_terms_stay_in_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = variance_covariance(tokens, positions, 3)
     assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(cast, plain, strict=True))
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def test_info_nce_is_moco_v3s_formula_in_float64():
+    queries, keys = torch.randn(6, 5), torch.randn(6, 5)
+    total = 0.0
+    for i in range(6):
+        alike = [math.exp(cosine(queries[i].double(), keys[j].double()) / 0.2) for j in range(6)]
+        total -= math.log(alike[i] / sum(alike))
+    assert info_nce(queries, keys, 0.2).item() == pytest.approx(2 * 0.2 * total / 6, rel=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert info_nce(queries, keys, 0.2).item() == pytest.approx(2 * 0.2 * total / 6, rel=1e-5)
+
+
+def test_regression_is_byols_formula_in_float64():
+    queries, keys = torch.randn(6, 5), torch.randn(6, 5)
+    pairs = list(zip(queries.double(), keys.double(), strict=True))
+    wanted = sum(float((q / q.norm() - k / k.norm()).square().sum()) for q, k in pairs) / 6
+    assert regression(queries, keys).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_patches_are_cut_in_maes_order():
+    images = torch.arange(2 * 3 * 4 * 6, dtype=torch.float32).view(2, 3, 4, 6)
+    patches = patches_of(images, 2)
+    assert patches.shape == (2, 6, 12)
+    for number, (row, column) in enumerate((r, c) for r in (0, 2) for c in (0, 2, 4)):
+        assert torch.equal(
+            patches[1, number], images[1, :, row : row + 2, column : column + 2].permute(1, 2, 0).flatten()
+        )

@@ -14,24 +14,48 @@ from iwm.views import make_views
 
 
 @pytest.mark.parametrize("conditioning", ["none", "sequence", "feature", "adaln"])
-@pytest.mark.parametrize(("predict", "queries"), [("all", 1.0), ("all", 0.4), ("dropped", 1.0), ("visible", 1.0)])
-def test_cost_against_counting_the_real_step(conditioning, predict, queries):
-    masks = config.Masks(predict=predict, queries=queries)
+@pytest.mark.parametrize(
+    "masks",
+    [
+        *(config.Masks(predict="all", queries=0.4), config.Masks(predict="all", whole=1.0)),
+        *(config.Masks(predict="dropped"), config.Masks(predict="visible")),
+    ],
+    ids=str,
+)
+def test_cost_against_counting_the_real_step(conditioning, masks):
     settings = tiny(predictor=replace(tiny().predictor, conditioning=conditioning), masks=masks)
     model = ImageWorldModel(settings)
     model.predictor.open_gates()
     images, indices = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), np.arange(4)
     views = make_views(images, model.space, settings.actions, 0, 0, indices, "cpu")
-    masks = sample_masks(settings.masks, model.grid, 0, 0, indices, "cpu")
+    drawn = sample_masks(settings.masks, model.grid, 0, 0, indices, "cpu")
     with FlopCounterMode(display=False) as counter:
-        model(views, masks).loss.backward()
+        model(views, drawn).loss.backward()
     # The counter also counts what no gradient is needed for: the image's own gradient is not taken, ours says 3 x.
     assert cost(settings).train_flops == pytest.approx(counter.get_total_flops() / 4, rel=0.06)
 
 
-@pytest.mark.parametrize("name", ["demo", "cifar10", "imagenet-vitb16-equi"])
+FAMILIES = [f"{family}-cifar10" for family in recipes.FAMILIES]
+
+
+@pytest.mark.parametrize("name", ["demo", "cifar10", "imagenet-vitb16-equi", *FAMILIES])
 def test_parameters_against_the_real_model(name):
     settings = recipes.get(name)
     model, counted = ImageWorldModel(settings), cost(settings)
+    joint = settings.objective.kind == "joint"
+    said = [model.joint.projector, model.joint.predictor] if joint else [model.predictor]
     assert counted.encoder_parameters == sum(p.numel() for p in model.encoder.parameters())
-    assert counted.predictor_parameters == sum(p.numel() for p in model.predictor.parameters())
+    assert counted.predictor_parameters == sum(p.numel() for part in said for p in part.parameters())
+
+
+@pytest.mark.parametrize("family", ["mae", "moco", "byol"])
+def test_cost_of_a_family_against_counting_its_step(family):
+    settings = recipes.FAMILIES[family](tiny())
+    settings = replace(settings, objective=replace(settings.objective, projector_width=64, freeze_patches=False))
+    model, indices = ImageWorldModel(settings), np.arange(4)
+    images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+    views = make_views(images, model.space, settings.actions, 0, 0, indices, "cpu")
+    drawn = sample_masks(settings.masks, model.grid, 0, 0, indices, "cpu")
+    with FlopCounterMode(display=False) as counter:
+        model(views, drawn).loss.backward()
+    assert cost(settings).train_flops == pytest.approx(counter.get_total_flops() / 4, rel=0.06)

@@ -83,7 +83,7 @@ def test_a_bad_run_is_called_bad(tmp_path: Path) -> None:
     tune(run, "random", 0.5)
     text = Page(report.write(Path(run)).read_text()).text
     assert "The training is ill, and no evaluation beats its controls." in text
-    assert "The targets hardly depend on the image" in text
+    assert "The EMA encoder's features hardly depend on the image" in text
     assert "does not follow the action" in text
     assert "BELOW raw pixels (33.0%)" in text
     assert "learned nothing useful yet" in text

@@ -14,7 +14,7 @@ from iwm.actions import ActionSpace
 from iwm.camera import CAMERA
 from iwm.errors import UserError
 from iwm.model import ImageWorldModel
-from iwm.pictures import strip_rows
+from iwm.strips import strip_rows
 from iwm.transformation import read_transformations, set_name
 
 CODE = """

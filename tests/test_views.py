@@ -4,7 +4,7 @@ import torch
 
 from iwm import config
 from iwm.actions import ActionSpace
-from iwm.views import make_views
+from iwm.views import make_independent_views, make_views
 
 INDICES = np.arange(1000, 1096)
 DESTRUCTIVE = (4, 5, 6)
@@ -59,6 +59,17 @@ def test_source_from_target_undoes_the_extra_jitter(crops):
     torch.testing.assert_close(views.action[:, 0], (1 - factor) / 0.8)
 
 
+@pytest.mark.parametrize("source_from", ["crop", "target"])
+def test_a_clean_source_is_the_crop_and_the_action_all_of_the_targets_change(crops, source_from):
+    cfg = config.Actions(jitter_probability=1.0, source_from=source_from)
+    space = ActionSpace.from_config(cfg, 16)
+    views = make_views(crops, space, cfg, 0, 5, INDICES, "cpu", clean=True)
+    assert torch.equal(views.source, crops / 255)
+    assert torch.equal(views.target, views_of(crops, cfg, step=5).target), "the target is the one of every other step"
+    assert torch.equal(views.action, space.difference(space.neutral(96), views.target_parameters))
+    assert (views.action[:, DESTRUCTIVE] == 0).all()
+
+
 def test_source_and_target_are_jittered_independently(crops):
     views = views_of(crops, config.Actions())
     both = views.source_parameters.applied[:, 0] & views.target_parameters.applied[:, 0]
@@ -77,3 +88,23 @@ def test_deterministic_and_independent_of_the_batch(crops):
         assert torch.equal(alone.action[0], views.action[place])
         torch.testing.assert_close(alone.source[0], views.source[place], atol=2e-6, rtol=0)
         torch.testing.assert_close(alone.target[0], views.target[place], atol=2e-6, rtol=0)
+
+
+def test_independent_views_have_their_own_crops_and_probabilities(crops):
+    cfg = config.Views(geometry="independent")
+    space = ActionSpace.from_config(config.Actions(jitter_probability=0.8), 16)
+    others, many = crops.flip(0), np.arange(96)
+    found = [make_independent_views(crops, others, space, cfg, 0, step, many, "cpu") for step in range(20)]
+    for view, wanted in (("source", (0.2, 1.0, 0.0)), ("target", (0.2, 0.1, 0.2))):
+        applied = torch.cat([getattr(views, f"{view}_parameters").applied for views in found]).float().mean(0)
+        assert applied[0] == pytest.approx(0.8, abs=0.04)
+        assert applied[4:].tolist() == pytest.approx(wanted, abs=0.04)
+    assert not found[0].action.any(), "there is no action between independent crops"
+    again = make_independent_views(crops[5:9], others[5:9], space, cfg, 0, 3, many[5:9], "cpu")
+    torch.testing.assert_close(again.source, found[3].source[5:9])
+    torch.testing.assert_close(again.target, found[3].target[5:9])
+    plain = config.Views(geometry="independent", blur=(0, 0), solarize=(0, 0))
+    still = ActionSpace.from_config(config.Actions(level="jitter", jitter_probability=0, grayscale=0), 16)
+    views = make_independent_views(crops, others, still, plain, 0, 0, many, "cpu")
+    assert torch.equal(views.source, crops / 255)
+    assert torch.equal(views.target, others / 255)

@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from iwm import config, files
+from iwm import config, files, hardware
 from iwm.actions import ActionSpace
 from iwm.errors import UserError
 from iwm.model import ImageWorldModel
+from iwm.vit import choose_attention
 
 FORMAT = 1
 
@@ -191,6 +192,20 @@ def load_model(run: str, device: str | torch.device = "cpu") -> ImageWorldModel:
         reason = str(error).splitlines()[0]
         raise UserError(f"The weights in {folder} cannot be read ({reason}); export them again.") from None
     return model.eval().requires_grad_(False).to(device)
+
+
+def open_world(run: str, speed: config.Speed) -> ImageWorldModel:
+    """Load a RUN to ask its predictor, on the device and with the attention kernel that `speed` asks for.
+
+    Raises UserError when RUN is none, is damaged, or has no predictor.
+    """
+    if run.startswith("timm:"):
+        raise UserError(f"{run} is an encoder without a predictor; give the run of an `iwm pretrain`.")
+    device = hardware.device_of(speed)
+    model = load_model(run, device)
+    model.require_predictor()
+    choose_attention(model, device, hardware.precision_of(speed, device))
+    return model
 
 
 def identity(run: str) -> str:

@@ -8,13 +8,13 @@ import io
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import tyro
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, UseAppendAction, arg
 
 from iwm import config
 from iwm.errors import Interrupted, UserError
@@ -73,10 +73,7 @@ def pretrain(argv: Sequence[str]) -> None:
             raise UserError("Which recipe? Give `iwm pretrain RECIPE ...` (see `iwm recipes`) or --config FILE.")
         default = recipes.get(name)
     settings = parse(config.Config, argv, "pretrain", default)
-    if ":" in settings.actions.set and any(word.split("=")[0] == "--actions.set" for word in argv):
-        from iwm import actions
-
-        actions.import_set(settings.actions.set)  # typed here and now; one that a file names is not run
+    _load_typed_set(settings, argv)
     if path and settings.recipe != default.recipe:
         raise UserError(f"--config already gives all settings; leave out the recipe '{settings.recipe}'.")
     if not settings.data.source:
@@ -84,6 +81,14 @@ def pretrain(argv: Sequence[str]) -> None:
             f"Recipe '{settings.recipe}' brings no pictures; give --data.source FOLDER (or .zip, .npz, sample)."
         )
     train.pretrain(settings)
+
+
+def _load_typed_set(settings: config.Config, argv: Sequence[str]) -> None:
+    """Run the file that `--actions.set PATH.py:NAME` names: typed here and now; one that a file names is not run."""
+    if ":" in settings.actions.set and any(word.split("=")[0] == "--actions.set" for word in argv):
+        from iwm import actions
+
+        actions.import_set(settings.actions.set)
 
 
 def _taken(argv: Sequence[str], option: str) -> tuple[list[str], str]:
@@ -101,6 +106,70 @@ def _taken(argv: Sequence[str], option: str) -> tuple[list[str], str]:
     if waiting:
         raise UserError(f"{option} needs a value.")
     return rest, value
+
+
+@dataclass(frozen=True)
+class Sweep:
+    settings: Annotated[config.Config, arg(name="")] = field(default_factory=lambda: config.Config(recipe=""))
+    conditionings: str = "none,sequence,feature,adaln"
+    levels: str = "jitter,destructive,strong"
+    """Difficulties of the action."""
+    predictors: str = ""
+    """Sizes, DEPTHxWIDTH (4x96,4x192); by default the recipe's own and one half as deep."""
+    recipes: str = ""
+    """Further recipes, one run each as they are, with the same other settings."""
+    design: Literal["tables", "full"] = "tables"
+    """tables: every conditioning at the reference, and every level with every predictor; full: all combinations."""
+    images: int = 0
+    """Training images of the pretraining, a seeded choice; 0: all."""
+    eval_data: str = ""
+    """Labelled source of the evaluations; by default that of the pretraining."""
+    val: str = ""
+    """Source of the images that are reported on; by default the source's own."""
+    eval_images: tuple[int, int] = (0, 0)
+    """Training and test images of the evaluations, a seeded choice; 0: all."""
+    world_images: int = 64
+    """Images of the MRR; 0 leaves it out."""
+    bank: int = 256
+    linear: bool = True
+    attentive_epochs: int = 20
+    """0 leaves it out."""
+    finetune_epochs: int = 20
+    """Of the predictor; 0 leaves it out."""
+    finetune_views: int = 4
+    finetune_lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    finetune_ratios: tuple[float, ...] = (0.1, 1.0)
+    jobs: int = 1
+    """Runs at once, each as a process of its own with its share of the cores."""
+    list: bool = False
+    """Print one command for each run, for a cluster; the same command without --list collects."""
+    cell: str = ""
+    """Do this run only."""
+
+
+def sweep(argv: Sequence[str]) -> None:
+    """Train conditioning x difficulty x predictor, measure all alike: iwm sweep RECIPE --data.source S --out DIR."""
+    from iwm import recipes
+    from iwm import sweep as many
+
+    name = parse(Sweep, argv, "sweep").settings.recipe
+    if not name:
+        raise UserError("Which recipe? Give `iwm sweep RECIPE --data.source S --out DIR` (see `iwm recipes`).")
+    o = parse(Sweep, argv, "sweep", Sweep(settings=recipes.get(name)))
+    _load_typed_set(o.settings, argv)
+    others = [word for word in dict.fromkeys(map(str.strip, o.recipes.split(","))) if word not in ("", name)]
+    with_settings = (parse(Sweep, argv, "sweep", Sweep(settings=recipes.get(other))).settings for other in others)
+    protocol = {key.name: getattr(o, key.name) for key in fields(many.Protocol)}
+    many.sweep(
+        o.settings,
+        many.Axes(conditionings=o.conditionings, levels=o.levels, predictors=o.predictors, design=o.design),
+        many.Protocol(**protocol),
+        others=[replace(settings, recipe=other) for settings, other in zip(with_settings, others, strict=True)],
+        cell=o.cell,
+        listed=o.list,
+        jobs=o.jobs,
+        argv=argv,
+    )
 
 
 @dataclass(frozen=True)
@@ -453,6 +522,34 @@ def predict(argv: Sequence[str]) -> None:
     saying.predict(o.run, o.images, out=o.out, task=o.task, speed=o.speed)
 
 
+def imagine(argv: Sequence[str]) -> None:
+    """What would an image look like after a change: the nearest of a bank to the prediction, and the truth's rank."""
+    from iwm import imagine as asking
+
+    asking.imagine(parse(asking.Imagine, argv, "imagine"))
+
+
+def infer(argv: Sequence[str]) -> None:
+    """Which change turned one image into another, or over a source: how well is that found, beside baselines."""
+    from iwm.evaluation import infer as finding
+
+    finding.infer(parse(finding.Infer, argv, "infer"))
+
+
+def look(argv: Sequence[str]) -> None:
+    """Look into the world model: maps of its tokens, two changes in a row, predictions averaged over actions."""
+    from iwm.evaluation import look as looking
+
+    looking.look(parse(looking.Look, argv, "look"))
+
+
+def undo(argv: Sequence[str]) -> None:
+    """Undo corruptions in latent space: what a probe of clean images reads before and after."""
+    from iwm.evaluation import undo as undoing
+
+    undoing.undo(parse(undoing.Undo, argv, "undo"))
+
+
 @dataclass(frozen=True)
 class Runs:
     runs: Positional[tuple[str, ...]]
@@ -540,6 +637,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
         demo,
         recipes,
         pretrain,
+        sweep,
         world,
         probe,
         finetune,
@@ -547,6 +645,10 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
         multitask,
         segment,
         predict,
+        imagine,
+        infer,
+        look,
+        undo,
         compare,
         doctor,
         report,

@@ -70,6 +70,19 @@ class Actions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Views:
+    """Whether source and target show the same crop; what only independent ones have."""
+
+    geometry: Literal["shared", "independent"] = "shared"
+    """shared: one crop and flip for both, so that patches correspond; independent: each its own (objective.kind
+    joint)."""
+    blur: tuple[float, float] = (1.0, 0.1)
+    """Probability on source and on target, in place of actions.blur, where they are independent (BYOL's values)."""
+    solarize: tuple[float, float] = (0.0, 0.2)
+    """The same of solarize."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Masks:
     """Which patches the student does not see, and which are predicted (paper section 3)."""
 
@@ -84,8 +97,14 @@ class Masks:
     queries: float = 1.0
     """Share of those positions that is drawn, anew for every image and step: neighbours say much the same, and the
     predictor's cost goes with its tokens."""
-    sampler: Literal["exact", "ijepa"] = "exact"
-    """exact: unbiased, K patches in every image; ijepa: the published sampler, which truncates to the batch minimum."""
+    whole: float = 0.0
+    """Share of the steps, evenly spread, whose source is the clean crop with all its patches: as the world model is
+    used, and asked by `iwm world`, once it is trained."""
+    sampler: Literal["exact", "ijepa", "random", "none"] = "exact"
+    """exact: unbiased, K patches in every image; ijepa: the published sampler, which truncates to the batch minimum;
+    random: `ratio` of the patches, each as likely (MAE); none: the student sees everything."""
+    ratio: float = 0.75
+    """Share of the patches that the sampler random drops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +137,30 @@ class Predictor:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What is predicted."""
+    """What is predicted (docs/families.md)."""
 
+    kind: Literal["latent", "pixels", "joint"] = "latent"
+    """latent: the teacher's tokens of the target (IWM, I-JEPA); pixels: the target's patches (MAE, generative world
+    models); joint: nothing, two views of an image are to be embedded alike (MoCo v3, BYOL)."""
     target_norm: Literal["token", "batch"] = "token"
-    """token: LayerNorm without affine; batch: per channel, with running statistics."""
+    """token: LayerNorm without affine, of pixels MAE's normalisation of each patch; batch: per channel, with running
+    statistics."""
     variance: float = 0.0
     """Weight of VICReg's variance term on the student's context tokens, centred at each position (small data)."""
     covariance: float = 0.0
     """Weight of VICReg's covariance term on the same tokens."""
     target_layers: int = 1
     """Average the targets over the teacher's last blocks (1: the last block's output after the final norm)."""
+    invariance: Literal["contrastive", "regression"] = "contrastive"
+    """joint: InfoNCE among the images of a batch (MoCo v3), or regression of the other view (BYOL)."""
+    temperature: float = 0.2
+    """joint, contrastive: what cosine similarities are divided by."""
+    projector_width: int = 4096
+    """joint: hidden width of projector and predictor MLP."""
+    projector_dim: int = 256
+    """joint: width of the embedding that is compared."""
+    freeze_patches: bool = False
+    """Leave the student's patch projection as it was drawn (MoCo v3's trick for stable vision transformers)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +238,7 @@ class Config:
     """Start from these weights: a RUN, or timm:NAME[,weights=PATH]."""
     data: Data = field(default_factory=Data)
     actions: Actions = field(default_factory=Actions)
+    views: Views = field(default_factory=Views)
     masks: Masks = field(default_factory=Masks)
     encoder: Encoder = field(default_factory=Encoder)
     predictor: Predictor = field(default_factory=Predictor)
@@ -304,6 +338,9 @@ AT_LEAST = {
     "predictor.mlp_ratio": 0.1,
     "objective.variance": 0,
     "objective.covariance": 0,
+    "objective.target_layers": 1,
+    "objective.projector_width": 1,
+    "objective.projector_dim": 2,
     "optim.epochs": 1,
     "optim.batch_size": 1,
     "optim.accumulate": 1,
@@ -325,6 +362,7 @@ AT_LEAST = {
 }
 FRACTIONS = (
     *("data.flip", "actions.jitter_probability", "actions.grayscale", "actions.blur", "actions.solarize"),
+    *("masks.ratio", "masks.whole", "views.blur", "views.solarize"),
     *("optim.ema", "optim.ema_final"),
 )
 RANGES = ("data.crop_area", "masks.block_area", "masks.block_aspect", "actions.blur_sigma")
@@ -337,8 +375,10 @@ def validate(config: Config) -> None:
         if not values[name] >= least:  # "not >=" also catches nan
             raise UserError(f"{name} is {values[name]}; give {least} or more.")
     for name in FRACTIONS:
-        if not 0 <= values[name] <= 1:
-            raise UserError(f"{name} is {values[name]}; give a number from 0 to 1.")
+        given = values[name] if isinstance(values[name], list) else [values[name]]
+        if not all(0 <= value <= 1 for value in given):
+            wanted = "a number" if len(given) == 1 else "numbers"
+            raise UserError(f"{name} is {' '.join(map(str, given))}; give {wanted} from 0 to 1.")
     for name in RANGES:
         low, high = values[name] or (1, 1)
         if not 0 < low <= high:
@@ -347,6 +387,34 @@ def validate(config: Config) -> None:
             raise UserError(f"{name} reaches {high}; an area is a fraction of the image, at most 1.")
     if not all(0 <= beta < 1 for beta in config.optim.betas):
         raise UserError(f"optim.betas are {config.optim.betas}; give numbers from 0 to below 1.")
+    _validate_objective(config)
+
+
+def _validate_objective(config: Config) -> None:
+    """What the kinds of objective do not go together with, so that no setting is passed over in silence."""
+    s, kind = config.objective, config.objective.kind
+    if kind != "joint" and config.views.geometry == "independent":
+        raise UserError(
+            f"views.geometry independent leaves objective.kind {kind} without patches that correspond; give "
+            "views.geometry shared, or objective.kind joint."
+        )
+    if kind != "latent" and s.target_layers != 1:
+        raise UserError(f"objective.target_layers averages latent targets, objective.kind {kind} has none; give 1.")
+    if kind != "joint" and config.masks.sampler == "none" and config.masks.predict == "dropped":
+        raise UserError("masks.sampler none drops no patch to predict; give masks.predict all, or another sampler.")
+    if kind != "joint":
+        return
+    if s.variance or s.covariance:
+        raise UserError("objective.variance and objective.covariance are no part of objective.kind joint; give 0.")
+    if config.masks.sampler != "none":
+        raise UserError("objective.kind joint masks nothing; give masks.sampler none.")
+    if not s.temperature > 0:
+        raise UserError(f"objective.temperature is {s.temperature}; give a number above 0.")
+    if config.optim.batch_size < 2 * config.optim.accumulate:
+        raise UserError(
+            "objective.kind joint compares images with one another: optim.batch_size must be at least twice "
+            "optim.accumulate."
+        )
 
 
 def save(config: Config, path: Path) -> None:

@@ -3,6 +3,10 @@
 The loss is compared with that of a model that knows nothing but the position (predicts, at every position, the mean
 over images): targets that drift to position-dependent constants make both fall together. Between-image variance is
 that of *raw* target tokens at a fixed position over their total variance; normalised ones are 1 by construction.
+
+Pixels cannot collapse, and a joint embedding has no targets: their between-image variance is that of the EMA encoder's
+tokens. A joint embedding's loss is compared with that of a model that knows nothing of the image, and nothing is asked
+of a predictor it does not have.
 """
 
 import math
@@ -17,7 +21,7 @@ from torch import Tensor
 
 from iwm.errors import UserError
 from iwm.masks import Masks
-from iwm.model import ImageWorldModel
+from iwm.model import ImageWorldModel, Output, Tokens
 from iwm.views import Views
 from iwm.vit import gather_tokens
 
@@ -44,28 +48,20 @@ def measure(model: ImageWorldModel, views: Views, masks: Masks) -> dict[str, flo
     """Every health number on one batch of views.
 
     Losses are in target space at the queried positions; action_sensitivity = |p(a) - p(0)|^2 / |target(y_a) -
-    target(x)|^2 with the target's clean twin as source, so 1 is a prediction that moves as far as the truth.
+    target(x)|^2 with the target's clean twin as source, so 1 is a prediction that moves as far as the truth. Of a joint
+    embedding: chance_loss in their place.
     """
     training = model.training
     model.eval()
-    count = len(views.target)
+    kind = model.settings.objective.kind
     raw = model.raw_target(views.target)
-    target = model.target_norm(raw)
     output = model(views, masks)
-    queried = output.target
-    mean = target.mean(dim=0, keepdim=True).expand_as(target)
-    unbiased = count / max(1, count - 1)  # the mean was fitted on these very images
-    identity = gather_tokens(model.target(views.source).values, masks.predicted)
-
-    # The target image seen unmasked, told to change into its partner's colours and told to change nothing.
-    change = model.space.sample_bank(0, 0, count)
-    truth = model.target(model.space.apply(views.target, change)).values
-    action = model.space.difference(model.space.neutral(count), change).to(views.target.device)
     tokens = model.encode(views.target)
-    moved = model.predict(tokens, action).values.float()
-    still = model.predict(tokens, torch.zeros_like(action)).values.float()
-    moves = (truth - target).square().sum()
-
+    if kind == "joint":
+        asked = {"chance_loss": model.joint.chance(output.target)}
+    else:
+        asked = _predicting(model, views, masks, output, model.target_norm(raw), tokens)
+    features = tokens.values if kind == "pixels" else raw
     gap = sum(
         (
             (s - t).square().sum()
@@ -77,12 +73,38 @@ def measure(model: ImageWorldModel, views: Views, masks: Masks) -> dict[str, flo
     model.train(training)
     return {
         "health_loss": float(output.latent),
-        "position_mean_loss": float(F.mse_loss(queried, gather_tokens(mean, masks.predicted)) * unbiased),
-        "identity_loss": float(F.mse_loss(identity, queried)),
+        **asked,
         "rankme": rankme(tokens.pooled.float()),
-        "target_variance": target_variance(raw.float()),
-        "action_sensitivity": float((moved - still).square().sum() / moves.clamp_min(1e-12)),
+        "target_variance": target_variance(features.float()),
         "ema_gap": float((gap / size).sqrt()),
+    }
+
+
+def _predicting(
+    model: ImageWorldModel,
+    views: Views,
+    masks: Masks,
+    output: Output,
+    target: Float[Tensor, "b n d"],
+    tokens: Tokens,
+) -> dict[str, float]:
+    """What only a model with a predictor has: its two reference losses, and how it follows the action."""
+    count = len(views.target)
+    mean = target.mean(dim=0, keepdim=True).expand_as(target)
+    unbiased = count / max(1, count - 1)  # the mean was fitted on these very images
+    identity = gather_tokens(model.target(views.source).values, masks.predicted)
+
+    # The target image seen unmasked, told to change into its partner's colours and told to change nothing.
+    change = model.space.sample_bank(0, 0, count)
+    truth = model.target(model.space.apply(views.target, change)).values
+    action = model.space.difference(model.space.neutral(count), change).to(views.target.device)
+    moved = model.predict(tokens, action).values.float()
+    still = model.predict(tokens, torch.zeros_like(action)).values.float()
+    moves = (truth - target).square().sum()
+    return {
+        "position_mean_loss": float(F.mse_loss(output.target, gather_tokens(mean, masks.predicted)) * unbiased),
+        "identity_loss": float(F.mse_loss(identity, output.target)),
+        "action_sensitivity": float((moved - still).square().sum() / moves.clamp_min(1e-12)),
         "conditioned": float(model.settings.predictor.conditioning != "none" and float(moves) > 0),
     }
 
@@ -101,52 +123,62 @@ class Verdict:
 
 JUDGED = ("loss", "health_loss", "position_mean_loss", "rankme", "target_variance", "action_sensitivity")
 """The numbers a verdict needs."""
+JUDGED_JOINT = ("loss", "health_loss", "chance_loss", "rankme", "target_variance")
+"""Those of a joint embedding, whose lines hold a chance_loss."""
 
 
 def judge(line: Mapping[str, Any]) -> Verdict:
     """A verdict on the newest line of metrics: the keys of `measure` and the training `loss`. None is not finite.
 
-    Raises UserError when the line lacks one of the numbers JUDGED.
+    Raises UserError when the line lacks one of the numbers JUDGED (or JUDGED_JOINT).
     """
     ill: list[str] = []
-    judged = [*JUDGED, *(key for key in ("identity_loss", "ema_gap") if key in line)]
+    joint = "chance_loss" in line
+    judged = [*(JUDGED_JOINT if joint else JUDGED), *(key for key in ("identity_loss", "ema_gap") if key in line)]
     for key in judged:
         if key not in line or isinstance(line[key], bool) or not isinstance(line[key], int | float | None):
             raise UserError(
                 f"The metrics of step {line.get('step', '?')} hold no number `{key}`, so health cannot be judged; "
                 "delete that line of metrics.jsonl, or let the run log another."
             )
-    loss, known = line["health_loss"], line["position_mean_loss"]
     if not all(line[key] is not None and math.isfinite(line[key]) for key in judged):
         ill.append("The run has diverged: a loss or feature is not finite. Lower optim.lr or set optim.clip.")
         return Verdict(False, tuple(ill))
+    loss, known = line["health_loss"], line["chance_loss" if joint else "position_mean_loss"]
+    little = "nothing of the image" if joint else "the position only"
     if line["target_variance"] < 0.02:
         ill.append(
-            f"The targets hardly depend on the image: {line['target_variance']:.1%} of their variance lies between "
-            "images at a fixed position. The encoder is collapsing; try objective.target_norm batch or a higher "
-            "optim.ema."
+            f"The EMA encoder's features hardly depend on the image: {line['target_variance']:.1%} of their variance "
+            f"lies between images at a fixed position. The encoder is collapsing; try "
+            f"{'' if joint else 'objective.target_norm batch or '}a higher optim.ema."
         )
     if line["rankme"] < 2.0:
         ill.append(f"The features span {line['rankme']:.1f} directions: the representation has collapsed.")
     if loss >= 0.98 * known:
         ill.append(
-            f"The loss ({loss:.3f}) is no better than knowing the position only ({known:.3f}): the predictor has "
-            "learned nothing about the image yet."
+            f"The loss ({loss:.3f}) is no better than knowing {little} ({known:.3f}): "
+            f"{'the embedding' if joint else 'the predictor'} has learned nothing about the image yet."
         )
-    if line.get("conditioned", 1.0) and line["action_sensitivity"] < 0.02:
+    if not joint and line.get("conditioned", 1.0) and line["action_sensitivity"] < 0.02:
         ill.append(
             f"The predictor ignores the action (sensitivity {line['action_sensitivity']:.3f}; 1 moves as far as the "
             "truth). Try predictor.conditioning adaln, predictor.init xavier, or train longer."
         )
     if ill:
         return Verdict(False, tuple(ill))
-    return Verdict(
-        True,
-        (
-            f"Loss {loss:.3f} against {known:.3f} for knowing the position only ({1 - loss / known:.0%} explained).",
-            f"{line['target_variance']:.0%} of the targets' variance lies between images; features span "
-            f"{line['rankme']:.0f} directions.",
-            f"Predictions move with the action: sensitivity {line['action_sensitivity']:.2f} (1 = as far as the "
-            "truth).",
-        ),
-    )
+    return Verdict(True, tuple(_healthy(line, loss, known, little, joint)))
+
+
+def _healthy(line: Mapping[str, Any], loss: float, known: float, little: str, joint: bool) -> list[str]:
+    said = [
+        f"Loss {loss:.3f} against {known:.3f} for knowing {little}"
+        + (f" ({1 - loss / known:.0%} explained)." if not joint else "."),
+        f"{line['target_variance']:.0%} of the EMA features' variance lies between images; they span "
+        f"{line['rankme']:.0f} directions.",
+    ]
+    if joint:
+        return [*said, "A joint embedding has no predictor, so no world model is judged."]
+    if not line.get("conditioned", 1.0):
+        return [*said, "The predictor is told no action (conditioning none), so it follows none."]
+    moves = f"sensitivity {line['action_sensitivity']:.2f} (1 = as far as the truth)."
+    return [*said, f"Predictions move with the action: {moves}"]

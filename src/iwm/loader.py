@@ -22,12 +22,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from iwm import config, hardware
 from iwm.errors import UserError
-from iwm.images import ImageSet
+from iwm.images import ImageSet, open_pictures
 from iwm.pixels import BrokenImage, center, random_crops
 from iwm.randomness import permutation
 
 log = logging.getLogger("iwm")
 
+CROPS = ("crop", "other crop")
+"""What the crops of an image's two views are drawn for."""
 CHUNK = 256
 """Most images one task of a decoding process holds: bounds both latency and memory at large batches."""
 
@@ -49,14 +51,16 @@ class Batch:
     labels: Int64[Tensor, " b"] | None
     waited: float
     """Seconds the consumer waited for this batch."""
+    others: UInt8[Tensor, "b 3 size size"] | None = None
+    """Crops of the same images drawn independently, for two views that share no geometry."""
 
 
 class Loader:
     """Endless random crops in batches: batch `step` is a pure function of the images, the settings, seed and step.
 
-    The order of an epoch is `permutation(seed, "order", epoch, n)`; its last incomplete batch is dropped. Iterating
-    starts at `start_step` and ends before `steps` (None: never). Raises UserError when a batch exceeds the set or no
-    image can be decoded.
+    The order of an epoch is `permutation(seed, "order", epoch, n)`; its last incomplete batch is dropped. With `pairs`
+    every image is cropped twice, independently. Iterating starts at `start_step` and ends before `steps` (None: never).
+    Raises UserError when a batch exceeds the set or no image can be decoded.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Loader:
         start_step: int = 0,
         steps: int | None = None,
         progress: Progress | None = None,
+        pairs: bool = False,
     ):
         if batch_size > len(images):
             raise UserError(
@@ -82,7 +87,7 @@ class Loader:
         )
         self.broken: list[str] = []
         """Names of the images found broken so far."""
-        self._maker = _Maker(images, data, batch_size, seed, self.steps_per_epoch)
+        self._maker = _Maker(images, data, batch_size, seed, self.steps_per_epoch, pairs)
         self._workers = max(1, hardware.cores() - 1) if speed.workers < 0 else speed.workers
         self._running: Iterator[Batch] | None = None
         if self.in_memory:
@@ -131,9 +136,10 @@ class Loader:
                 continue
             indices = np.concatenate([one.indices for one in gathered])
             crops = part.crops if len(gathered) == 1 else torch.cat([one.crops for one in gathered])
+            others = None if part.others is None else torch.cat([cast(Tensor, one.others) for one in gathered])
             labels = None if self.images.labels is None else torch.from_numpy(self.images.labels[indices])
             gathered = []
-            yield Batch(part.step, indices, crops, labels, time.perf_counter() - asked)
+            yield Batch(part.step, indices, crops, labels, time.perf_counter() - asked, others)
             asked = time.perf_counter()
 
     def _note(self, broken: Sequence[BrokenImage]) -> None:
@@ -152,14 +158,17 @@ class _Part:
     crops: UInt8[Tensor, "b 3 size size"]
     broken: list[BrokenImage]
     """Images newly found broken by whoever made this part."""
+    others: UInt8[Tensor, "b 3 size size"] | None = None
 
 
 class _Maker(Dataset[_Part]):
     """Makes parts of batches, from memory or by decoding; the same code in every path."""
 
-    def __init__(self, images: ImageSet, data: config.Data, batch_size: int, seed: int, steps_per_epoch: int):
+    def __init__(
+        self, images: ImageSet, data: config.Data, batch_size: int, seed: int, steps_per_epoch: int, pairs: bool
+    ):
         self.images, self.data, self.batch_size, self.seed = images, data, batch_size, seed
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.views = steps_per_epoch, 2 if pairs else 1
         self.chunks = math.ceil(batch_size / CHUNK)
         self.decoded: Sequence[Tensor | BrokenImage] | None = None
         self._known_broken: dict[int, BrokenImage] = {}
@@ -184,11 +193,12 @@ class _Maker(Dataset[_Part]):
         indices = np.array([index for index, _ in rows], dtype=np.int64)
         if not rows:
             return _Part(step, indices, torch.empty(0, 3, 0, 0, dtype=torch.uint8), broken)
-        data = self.data
-        crops = random_crops(
-            [image for _, image in rows], data.image_size, data.crop_area, data.flip, self.seed, step, indices
-        )
-        return _Part(step, indices, crops, broken)
+        images, data = [image for _, image in rows], self.data
+        crops = [
+            random_crops(images, data.image_size, data.crop_area, data.flip, self.seed, step, indices, purpose)
+            for purpose in CROPS[: self.views]
+        ]
+        return _Part(step, indices, crops[0], broken, crops[1] if self.views == 2 else None)
 
     def _next_whole(self, index: int, broken: list[BrokenImage]) -> tuple[int, Tensor] | None:
         """The first image from `index` on that decodes; None when there is none in the whole set."""
@@ -266,13 +276,41 @@ def load_all(
     """
     count = len(images) if limit is None else min(limit, len(images))
     loaded = _decode_all(images, count, lambda image: center(image, size).contiguous(), progress)
+    whole, kept = _readable(images, loaded)
+    return torch.stack(whole), kept
+
+
+def load_pairs(
+    images: ImageSet, data: config.Data, seed: int, step: int
+) -> tuple[UInt8[Tensor, "n 3 s s"], UInt8[Tensor, "n 3 s s"], Int64[np.ndarray, " n"]]:
+    """Two independent random crops of every image, as `Loader` makes them, and the indices kept, as `load_all` does.
+
+    Raises UserError when none is left.
+    """
+    whole, kept = _readable(images, _decode_all(images, len(images), lambda image: image, None))
+    first, second = (
+        random_crops(whole, data.image_size, data.crop_area, data.flip, seed, step, kept, purpose) for purpose in CROPS
+    )
+    return first, second, kept
+
+
+def _readable(images: ImageSet, loaded: Sequence[Tensor | BrokenImage]) -> tuple[list[Tensor], Int64[np.ndarray, " n"]]:
+    """What could be decoded and where it stood; the rest is named. Raises UserError when there is nothing."""
     kept = np.array([index for index, image in enumerate(loaded) if isinstance(image, Tensor)], dtype=np.int64)
     for broken in loaded:
         if isinstance(broken, BrokenImage):
             _name(broken)
     if not len(kept):
         raise UserError(_none_left(images))
-    return torch.stack([image for image in loaded if isinstance(image, Tensor)]), kept
+    return [image for image in loaded if isinstance(image, Tensor)], kept
+
+
+def load_one(path: str, size: int) -> UInt8[Tensor, "1 3 {size} {size}"]:
+    """The one image a path names, squared by `center`. Raises UserError when it names none, or several."""
+    opened = open_pictures(path, size)
+    if len(opened) != 1:
+        raise UserError(f"{path} holds {len(opened)} images; give one image file.")
+    return load_all(opened, size)[0]
 
 
 def _name(broken: BrokenImage) -> None:

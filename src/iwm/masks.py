@@ -3,7 +3,8 @@
 Of N patches, context `C = N - D` with D the union of `blocks` rectangles. The sampler "exact" trims or grows D at its
 borders to exactly K patches, K the sampler's own rounded mean union, so shapes are static, nothing is truncated, no
 place is favoured over its mirror image, and an image's mask does not depend on its batch. "ijepa" reproduces the
-published behaviour, truncation to the batch minimum included, for comparison.
+published behaviour, truncation to the batch minimum included, for comparison. "random" drops a fixed share of the
+patches, each set of them as likely (MAE); "none" drops nothing.
 """
 
 from dataclasses import dataclass
@@ -33,12 +34,17 @@ class Masks:
 
 @lru_cache(maxsize=64)
 def dropped_count(cfg: config.Masks, grid: tuple[int, int]) -> int:
-    """K, the number of dropped patches: the mean union of the rectangles on this grid, rounded, between 1 and N - 1.
+    """K, the number of dropped patches: the mean union of the rectangles on this grid, rounded, between 1 and N - 1; of
+    the sampler "random" the ratio of N likewise; of "none" 0.
 
     Raises UserError for a grid of fewer than two patches or impossible rectangles.
     """
     _check(cfg, grid)
     patches = grid[0] * grid[1]
+    if cfg.sampler == "none":
+        return 0
+    if cfg.sampler == "random":
+        return int(np.clip(round(cfg.ratio * patches), 1, patches - 1))
     # Fixed draws, so that K is a property of the grid; 8192 pin the mean to a sixth of a patch at 14 x 14.
     drawn = uniforms(0, "mask size", 0, np.arange(8192), _PER_BLOCK * cfg.blocks)
     mean = _union(cfg, grid, drawn).mean(dtype=np.float64) * patches
@@ -48,6 +54,11 @@ def dropped_count(cfg: config.Masks, grid: tuple[int, int]) -> int:
 def query_count(cfg: config.Masks, positions: int) -> int:
     """How many of the positions to predict are queried in one step."""
     return max(1, round(cfg.queries * positions))
+
+
+def is_whole(cfg: config.Masks, step: int) -> bool:
+    """Whether this step shows its sources clean and whole: a share `whole` of all steps, evenly spread."""
+    return step >= 0 and int((step + 1) * cfg.whole) > int(step * cfg.whole)
 
 
 def sample_masks(
@@ -60,13 +71,14 @@ def sample_masks(
 ) -> Masks:
     """Masks for a batch of images on a grid of (height, width) patches.
 
-    With the sampler "exact" each is a pure function of (seed, step, index). A context always remains: "exact" drops at
-    most N - 1 patches, "ijepa" never reaches the last row and column. Raises UserError for a grid of fewer than two
-    patches or impossible rectangles.
+    With every sampler but "ijepa" each is a pure function of (seed, step, index). A context always remains: at most
+    N - 1 patches are dropped, and "ijepa" never reaches the last row and column. Raises UserError for a grid of fewer
+    than two patches or impossible rectangles.
     """
     _check(cfg, grid)
-    if cfg.sampler == "exact":
-        dropped = _exact(cfg, grid, seed, step, indices)
+    if cfg.sampler != "ijepa":
+        sampler = _exact if cfg.sampler == "exact" else _random
+        dropped = sampler(cfg, grid, seed, step, indices)
         context, predicted = _positions(~dropped), _positions(dropped)
     else:
         dropped = _published(cfg, grid, seed, step, indices)
@@ -80,6 +92,8 @@ def sample_masks(
         keys = uniforms(seed, "queries", step, indices, predicted.shape[1])
         drawn = np.argpartition(keys, count - 1, axis=1)[:, :count]
         predicted = np.take_along_axis(predicted, np.sort(drawn, axis=1), axis=1)
+    if is_whole(cfg, step):
+        context = np.broadcast_to(np.arange(grid[0] * grid[1]), dropped.shape).copy()
     return Masks(*(torch.from_numpy(p).to(device, non_blocking=True) for p in (context, predicted)))
 
 
@@ -150,6 +164,14 @@ def _exact(
     dropped = np.zeros((len(union), patches), dtype=bool)
     np.put_along_axis(dropped, chosen, True, axis=1)
     return dropped
+
+
+def _random(
+    cfg: config.Masks, grid: tuple[int, int], seed: int, step: int, indices: np.ndarray
+) -> Bool[np.ndarray, "b n"]:
+    """K patches of the image, every set of them as likely."""
+    drawn = uniforms(seed, "masks", step, indices, grid[0] * grid[1])
+    return drawn.argsort(axis=1).argsort(axis=1) < dropped_count(cfg, grid)
 
 
 def _published(

@@ -1,4 +1,7 @@
-"""What is predicted: the latent objective of the paper (equation 2) and the space its targets live in.
+"""What is learned by: the losses of the three kinds of objective, and the space their targets live in.
+
+Latent (IWM, I-JEPA; paper equation 2) and pixels (generative world models, MAE) share one loss; a pixel target is the
+image's own patches, target(y) = norm(patches of y), and needs no teacher:
 
     L = mean_i || p(f(x_visible), a)_i - target(y)_i ||^2,   target(y) = norm(f-bar(y)), no gradient
 
@@ -12,6 +15,8 @@ teacher then hands on. Two terms of VICReg (Bardes et al. 2022, equations 1 and 
 them spread:
 
     variance = mean_j max(0, 1 - sqrt(Var(z_j) + e)),   covariance = sum_{i != j} Cov(z)_ij^2 / d
+
+Joint embedding (`iwm.projector`) predicts nothing: queries q of one view are compared with keys k of the other.
 """
 
 import torch
@@ -26,7 +31,8 @@ FLOOR = 1e-4
 
 
 class TargetNorm(nn.Module):
-    """Maps the teacher's tokens to target space. Its buffers serve training, MRR, prediction and inference alike."""
+    """Maps the teacher's tokens, or patches of pixels, to target space. Its buffers serve training, MRR, prediction and
+    inference alike. `token` on patches is MAE's normalisation, whose deviation is the unbiased one."""
 
     mean: Tensor
     variance: Tensor
@@ -36,7 +42,7 @@ class TargetNorm(nn.Module):
 
     def __init__(self, settings: config.Objective, width: int) -> None:
         super().__init__()
-        self.kind = settings.target_norm
+        self.kind, self.of_pixels = settings.target_norm, settings.kind == "pixels"
         if self.kind == "batch":
             self.register_buffer("mean", torch.zeros(width))
             self.register_buffer("variance", torch.ones(width))
@@ -44,6 +50,9 @@ class TargetNorm(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         tokens = tokens.float()
+        if self.kind == "token" and self.of_pixels:
+            variance, mean = torch.var_mean(tokens, dim=-1, keepdim=True)
+            return (tokens - mean) / (variance + 1e-6).sqrt()
         if self.kind == "token":
             return F.layer_norm(tokens, tokens.shape[-1:])
         return (tokens - self.mean) * self.variance.clamp_min(FLOOR).rsqrt()
@@ -78,9 +87,31 @@ class TargetNorm(nn.Module):
         self.pending = None
 
 
+def patches_of(images: Float[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b n d"]:
+    """The pixels of every patch of `size` x `size`, d = 3 size^2 numbers (row, column, colour; MAE's order), patches in
+    row-major order. Sides must be multiples of `size`."""
+    return (
+        F.pixel_unshuffle(images, size).unflatten(1, (3, size * size)).permute(0, 3, 4, 2, 1).flatten(3).flatten(1, 2)
+    )
+
+
 def latent_loss(prediction: Float[Tensor, "b q d"], target: Float[Tensor, "b q d"]) -> Float[Tensor, ""]:
-    """Mean squared error over images, positions and channels, in float32 (paper equation 2 up to a constant)."""
+    """Mean squared error over images, positions and channels, in float32 (paper equation 2 up to a constant; MAE)."""
     return F.mse_loss(prediction.float(), target.float())
+
+
+def info_nce(queries: Float[Tensor, "b e"], keys: Float[Tensor, "b e"], temperature: float) -> Float[Tensor, ""]:
+    """2 t mean_i -log softmax_j(cos(q_i, k_j) / t)_i in float32: the key of the same image among those of the batch
+    (Chen, Xie and He 2021, algorithm 1)."""
+    with torch.autocast(queries.device.type, enabled=False):  # autocast would multiply in bfloat16 all the same
+        queries, keys = F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)
+        logits = queries @ keys.T / temperature
+        return 2 * temperature * F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def regression(queries: Float[Tensor, "b e"], keys: Float[Tensor, "b e"]) -> Float[Tensor, ""]:
+    """mean_i |q_i / |q_i| - k_i / |k_i||^2 = 2 - 2 cos(q_i, k_i) in float32 (Grill et al. 2020, equation 2)."""
+    return 2 - 2 * F.cosine_similarity(queries.float(), keys.float(), dim=-1).mean()
 
 
 def variance_covariance(

@@ -1,5 +1,4 @@
-"""Pictures of a run: training curves, a gallery of views and masks, the retrieval strips of the paper's figure 1, and
-segmented images.
+"""Pictures of a run: training curves, a gallery of views and masks, and segmented images.
 
 Every function returns a matplotlib figure of its own (no global state, so it is safe anywhere); `save` writes it.
 Colours are those of Okabe and Ito, which people with any colour vision can tell apart.
@@ -8,7 +7,7 @@ Colours are those of Okabe and Ito, which people with any colour vision can tell
 import colorsys
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-from iwm import files, world
-from iwm.actions import ActionSpace, Parameters
+from iwm import files
+from iwm.actions import ActionSpace
 from iwm.errors import UserError
 from iwm.masks import Masks
-from iwm.model import ImageWorldModel
-from iwm.randomness import uniforms
 from iwm.views import Views
 from iwm.vit import Grid
 
@@ -44,7 +41,7 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
     """An empty white figure, inches."""
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
@@ -69,10 +66,11 @@ class Panel:
 
 PANELS = (
     Panel(
-        "Loss (mean squared error in target space)",
+        "Loss",
         (
             ("loss", "this run", BLUE),
             ("position_mean_loss", "knowing the position only", ORANGE),
+            ("chance_loss", "knowing nothing of the image", ORANGE),
             ("identity_loss", "source left as it is", GREY),
         ),
         from_zero=False,
@@ -103,7 +101,7 @@ def curves(lines: Sequence[dict[str, Any]]) -> Figure:
     probe = [panel for panel in panels if panel is PANELS[1]]
     others = [panel for panel in panels if panel not in loss + probe]
     rows = ([loss + probe] if loss or probe else []) + [others[i : i + 3] for i in range(0, len(others), 3)]
-    figure = _figure(10.5, 2.35 * len(rows) + 0.15)
+    figure = blank(10.5, 2.35 * len(rows) + 0.15)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
     grid = figure.add_gridspec(len(rows), 3)
     steps = np.array([_number(line.get("step", number + 1)) for number, line in enumerate(lines)])
@@ -125,7 +123,7 @@ def _number(value: Any) -> float:
     return float(value) if finite else math.nan
 
 
-def _style(axes: Axes, title: str) -> None:
+def style_axes(axes: Axes, title: str) -> None:
     """What all charts have in common."""
     axes.set_title(title, fontsize=9, loc="left", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
@@ -137,7 +135,7 @@ def _style(axes: Axes, title: str) -> None:
 
 def _draw(axes: Axes, panel: Panel, lines: Sequence[dict[str, Any]], steps: Float[np.ndarray, " l"]) -> None:
     """One chart in the common style."""
-    _style(axes, panel.title)
+    style_axes(axes, panel.title)
     shown: list[np.ndarray] = []
     for key, name, colour in panel.lines:
         values = np.array([_number(line.get(key)) for line in lines])
@@ -193,10 +191,10 @@ def efficiency(points: Sequence[dict[str, Any]], chance: float, data: str) -> Fi
     """
     if not points:
         raise UserError("There are no points to draw; measure one first.")
-    figure = _figure(7.4, 4.6)
+    figure = blank(7.4, 4.6)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     axes = figure.add_subplot()
-    _style(axes, f"Finetuning efficiency on {data}")
+    style_axes(axes, f"Finetuning efficiency on {data}")
     axes.set_xscale("log")
     counts = [point["trainable_parameters"] for point in points]
     axes.set_xlim(min(counts) / 1.6, max(counts) * 1.8)  # first: a single point has no extent of its own
@@ -234,6 +232,42 @@ def _short_count(value: float) -> str:
     return f"{value:g}"
 
 
+# ---- grouped bars ---------------------------------------------------------------------------------------------------
+
+
+def grouped_bars(
+    title: str,
+    label: str,
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    guides: Mapping[str, float] | None = None,
+) -> Figure:
+    """One group of bars for every name in `groups`, one bar in it for every series; guides are named levels.
+
+    Values that are not finite are left out. Raises UserError without groups or series.
+    """
+    if not groups or not series:
+        raise UserError("There are no bars to draw; measure something first.")
+    figure = blank(max(5.5, 1.6 + 0.24 * len(groups) * (len(series) + 1)), 3.6)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
+    axes = figure.add_subplot()
+    style_axes(axes, title)
+    width = 0.84 / len(series)
+    colours = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#E69F00", "#56B4E9")
+    for number, (name, values) in enumerate(series.items()):
+        places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
+        heights = [_number(value) for value in values]
+        axes.bar(places, heights, 0.92 * width, color=colours[number % len(colours)], label=name)
+    for name, level in (guides or {}).items():
+        axes.axhline(level, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.annotate(name, (1, level), (-2, 2), ("axes fraction", "data"), "offset points", fontsize=7.5, ha="right")
+    axes.set_xticks(range(len(groups)), [textwrap.fill(group, 12) for group in groups])
+    axes.set_ylabel(label, fontsize=8.5, color=INK)
+    axes.set_ylim(bottom=0)
+    figure.legend(fontsize=8, frameon=False, labelcolor=INK, ncols=3, loc="outside lower center")
+    return figure
+
+
 # ---- images on a page ----------------------------------------------------------------------------------------------
 
 
@@ -245,7 +279,7 @@ def _pixels(image: Tensor) -> UInt8[np.ndarray, "h w 3"]:
     return image.permute(1, 2, 0).numpy()
 
 
-def _picture(figure: Figure, image: Tensor, left: float, top: float, side: float, high: float | None = None) -> Axes:
+def put_picture(figure: Figure, image: Tensor, left: float, top: float, side: float, high: float | None = None) -> Axes:
     """Put an image on the figure, `left` and `top` inches from its corner, `side` wide (and `high`, where it is not
     square); pixels stay sharp squares."""
     width, height = figure.get_size_inches()
@@ -258,7 +292,7 @@ def _picture(figure: Figure, image: Tensor, left: float, top: float, side: float
     return axes
 
 
-def _words(figure: Figure, text: str, left: float, top: float, size: float = 9, **style: Any) -> None:
+def put_words(figure: Figure, text: str, left: float, top: float, size: float = 9, **style: Any) -> None:
     """Put text on the figure, inches from its upper left corner."""
     width, height = figure.get_size_inches()
     style = {"color": INK, "va": "top", "ha": "left", **style}
@@ -281,41 +315,59 @@ def _veil(axes: Axes, image: Tensor, hidden: Bool[np.ndarray, " n"], grid: Grid,
 # ---- gallery -------------------------------------------------------------------------------------------------------
 
 
+TWO_VIEWS = ("crop", "first view", "second view")
+"""Columns of the gallery of a joint embedding."""
+
+
 def gallery(
     crops: UInt8[Tensor, "b 3 h w"], views: Views, masks: Masks, space: ActionSpace, grid: Grid, count: int = 5
 ) -> Figure:
     """What training works on, for the first `count` images of a batch, with the action in words under each.
 
     From left to right: the crop; the source; what the student sees of it (dropped patches hatched); the target; the
-    target's patches that are predicted. `grid` is the patch grid (height, width). Raises UserError without images.
+    target's patches that are predicted. Of a joint embedding, which predicts nothing: the crop and both views. `grid`
+    is the patch grid (height, width). Raises UserError without images.
     """
     count = min(count, len(crops))
     if count < 1:
         raise UserError("There are no images for the gallery; give a batch of at least one.")
     side, gap, margin, head, caption = 1.85, 0.14, 0.12, 0.36, 0.36
     row = side + caption
-    figure = _figure(2 * margin + 5 * side + 4 * gap, head + count * row + 0.02)
     patches = grid[0] * grid[1]
-    columns = ("crop", "source", "what the student sees", "target", "predicted patches")
+    asks = masks.predicted.shape[1] > 0
+    columns = ("crop", "source", "what the student sees", "target", "predicted patches") if asks else TWO_VIEWS
+    width = len(columns) * (side + gap) - gap
+    figure = blank(2 * margin + width, head + count * row + 0.02)
     for number, name in enumerate(columns):
-        _words(figure, name, margin + number * (side + gap), 0.1, 10, weight="bold")
+        put_words(figure, name, margin + number * (side + gap), 0.1, 10, weight="bold")
     for index in range(count):
         top = head + index * row
         dropped = _absent(masks.context[index], patches)
         unasked = _absent(masks.predicted[index], patches)
         source, target = views.source[index], views.target[index]
-        for number, image in enumerate((crops[index], source, source, target, target)):
-            axes = _picture(figure, image, margin + number * (side + gap), top, side)
-            if number == 2:
+        shown = (crops[index], source, source, target, target) if asks else (crops[index], source, target)
+        for number, image in enumerate(shown):
+            axes = put_picture(figure, image, margin + number * (side + gap), top, side)
+            if number == 2 and asks:
                 _veil(axes, image, dropped, grid, hatched=True)
             elif number == 4:
                 _veil(axes, image, unasked, grid, hatched=False)
+        below = top + side + 0.06
+        if not asks:
+            put_words(figure, "To be embedded alike; nothing is masked or predicted", margin, below, 9)
+            continue
         action = space.describe(views.action[index].detach().cpu())
         seen, asked = patches - int(dropped.sum()), patches - int(unasked.sum())
-        below = top + side + 0.06
-        _words(figure, f"Action: {action}", margin, below, 9)
-        right = margin + 5 * side + 4 * gap
-        _words(figure, f"{seen} of {patches} seen, {asked} predicted", right, below, 9, ha="right", color="#555555")
+        put_words(figure, f"Action: {action}", margin, below, 9)
+        put_words(
+            figure,
+            f"{seen} of {patches} seen, {asked} predicted",
+            margin + width,
+            below,
+            9,
+            ha="right",
+            color="#555555",
+        )
     return figure
 
 
@@ -324,122 +376,6 @@ def _absent(positions: Int64[Tensor, " c"], patches: int) -> Bool[np.ndarray, " 
     absent = np.ones(patches, dtype=bool)
     absent[positions.cpu().numpy()] = False
     return absent
-
-
-# ---- strips --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StripRow:
-    """One question to the world model: which image of the bank is nearest to what it imagined?"""
-
-    source: Float[Tensor, "3 h w"]
-    action: str
-    """In words."""
-    nearest: Float[Tensor, "3 h w"]
-    truth: Float[Tensor, "3 h w"]
-    rank: float
-    """Of the truth in the bank, from 1; ties count half."""
-    bank: int
-
-    @property
-    def right(self) -> bool:
-        """Whether the truth itself is nearest, and nothing else ties with it."""
-        return self.rank == 1
-
-
-@torch.no_grad()
-def strip_rows(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: int, bank: int = 256) -> list[StripRow]:
-    """Ask the model for one change of each image, then to undo each transformation of the source it was trained on.
-
-    A change is one entry, drawn by `seed`, of the very bank `iwm.world.rank_image` ranks for the image at this place
-    of the batch. To undo: the source is the image jittered and, say, solarized, the truth is the clean image, and the
-    others in the bank are jittered versions of it. Give the few images that are to be shown: every row costs one bank.
-    """
-    space, bank_space = model.space, world.reference_space(model.space, model.settings.data.image_size)
-    chosen = (uniforms(seed, "strip entry", 0, np.arange(len(images)), 1)[:, 0] * bank).astype(int)
-    rows = []
-    for index, entry in enumerate(chosen):
-        clean = images[index][None].to(model.device).float() / 255
-        parameters = bank_space.sample_bank(seed, index, bank)
-        entries = bank_space.apply(clean.expand(bank, -1, -1, -1), parameters)
-        action = space.difference(space.neutral(1), parameters[entry : entry + 1])
-        rows.append(_ask(model, clean, action, entries, int(entry)))
-    undone = [p for p, t in enumerate(space.transformations) if not (t.graded and t.both) and t.probability > 0]
-    for number, position in enumerate(undone if len(images) else ()):
-        index = number % len(images)
-        clean = images[index][None].to(model.device).float() / 255
-        # One draw more than are asked for: the last one is the source's own jitter.
-        parameters = bank_space.sample_bank(seed, index, bank)
-        others = bank_space.apply(clean.expand(bank - 1, -1, -1, -1), parameters[:-1])
-        carried = _carrying(parameters[-1:], position, space)
-        action = space.difference(carried, space.neutral(1))
-        rows.append(_ask(model, space.apply(clean, carried), action, torch.cat([clean, others]), 0))
-    return rows
-
-
-def _carrying(jitter: Parameters, position: int, space: ActionSpace) -> Parameters:
-    """The jitter with one transformation of the source on top, at its strongest so that it can be seen."""
-    values, applied = jitter.values.clone(), jitter.applied.clone()
-    values[:, position] = space.transformations[position].strongest
-    applied[:, position] = True
-    return Parameters(values, applied)
-
-
-def _ask(
-    model: ImageWorldModel,
-    source: Float[Tensor, "1 3 s s"],
-    action: Float[Tensor, "1 k"],
-    entries: Float[Tensor, "b 3 s s"],
-    truth: int,
-) -> StripRow:
-    """Predict, and rank the bank by distance to the prediction over all tokens, as the mean reciprocal rank does."""
-    targets = torch.cat([model.target(part).values.float() for part in entries.split(64)])
-    prediction = model.predict(model.encode(source), action[0].to(model.device)).values.float()
-    distances = world.squared_distances(prediction, targets)
-    rank = world.ranks(distances.expand(len(entries), -1))[truth]
-    nearest = int(distances[0].argmin())
-    words = model.space.describe(action[0])
-    return StripRow(source[0].cpu(), words, entries[nearest].cpu(), entries[truth].cpu(), float(rank), len(entries))
-
-
-def strips(rows: Sequence[StripRow]) -> Figure:
-    """The paper's figure 1: source, action in words, bank image nearest to the prediction, truth; the truth's rank.
-
-    The frame of the nearest image is green and solid where it is the truth, red and dashed where it is not. Raises
-    UserError without rows.
-    """
-    if not rows:
-        raise UserError("There are no strips to draw; give at least one image.")
-    blocks = 2 if len(rows) > 4 else 1
-    height = math.ceil(len(rows) / blocks)
-    side, gap, told, margin, head, caption = 1.3, 0.12, 1.3, 0.14, 0.36, 0.34
-    block = 3 * side + told + 3 * gap
-    between = 0.4
-    figure = _figure(2 * margin + blocks * block + (blocks - 1) * between, head + height * (side + caption) + 0.04)
-    starts = (0.0, side + gap, side + told + 2 * gap, 2 * side + told + 3 * gap)
-    for number in range(blocks):
-        left = margin + number * (block + between)
-        for start, name in zip(starts, ("source", "action", "nearest", "truth"), strict=True):
-            centred = name == "action"
-            x = left + start + (told / 2 if centred else 0)
-            _words(figure, name, x, 0.1, 10, weight="bold", ha="center" if centred else "left")
-    for number, row in enumerate(rows):
-        left = margin + number // height * (block + between)
-        top = head + number % height * (side + caption)
-        _picture(figure, row.source, left + starts[0], top, side)
-        told_words = "\n".join(textwrap.fill(part, 20) for part in row.action.split(", "))
-        middle = left + starts[1] + told / 2
-        _words(figure, told_words, middle, top + side / 2 - 0.1, 8.5, ha="center", va="center", linespacing=1.35)
-        _words(figure, "⟶", middle, top + side - 0.24, 13, ha="center", color=GREY)
-        nearest = _picture(figure, row.nearest, left + starts[2], top, side)
-        colour, stroke = (GREEN, "-") if row.right else (ORANGE, (0, (3, 1.5)))
-        nearest.spines[:].set(visible=True, color=colour, linewidth=2.2, linestyle=stroke)
-        _picture(figure, row.truth, left + starts[3], top, side)
-        said = "is the truth" if row.right else "is not the truth"
-        _words(figure, said, left + starts[2], top + side + 0.06, 8.5, color=colour)
-        _words(figure, f"rank {row.rank:g} of {row.bank}", left + starts[3], top + side + 0.06, 8.5, color="#555555")
-    return figure
 
 
 # ---- segmented images ----------------------------------------------------------------------------------------------
@@ -488,9 +424,9 @@ def overlays(shown: Sequence[Overlay], classes: Sequence[str], most: int = 24) -
     entries += [(np.ones(3), "does not count")] if any((each.truth < 0).any() for each in shown) else []
     left_out = len(order) - len(named)
     below = line * -(-len(entries) // columns) + (line if left_out else 0)
-    figure = _figure(total, head + sum(heights) + gap * len(shown) + below + 0.12)
+    figure = blank(total, head + sum(heights) + gap * len(shown) + below + 0.12)
     for number, name in enumerate(("image", "truth", "prediction", "mistakes (black)")):
-        _words(figure, name, margin + number * (side + gap), 0.1, 10, weight="bold")
+        put_words(figure, name, margin + number * (side + gap), 0.1, 10, weight="bold")
     top = head
     for each, height in zip(shown, heights, strict=True):
         wrong = (each.truth != each.predicted) & (each.truth >= 0)
@@ -503,17 +439,17 @@ def overlays(shown: Sequence[Overlay], classes: Sequence[str], most: int = 24) -
             torch.from_numpy(right).permute(2, 0, 1),
         )
         for number, panel in enumerate(panels):
-            _picture(figure, panel, margin + number * (side + gap), top, side, height)
+            put_picture(figure, panel, margin + number * (side + gap), top, side, height)
         top += height + gap
     step = (total - 2 * margin) / columns
     for number, (colour, name) in enumerate(entries):
         left, down = margin + number % columns * step, top + number // columns * line
         swatch = torch.from_numpy(colour)[:, None, None].expand(3, 2, 2)
-        axes = _picture(figure, swatch, left, down + 0.02, 0.15)
+        axes = put_picture(figure, swatch, left, down + 0.02, 0.15)
         axes.spines[:].set(visible=True, color="#888888", linewidth=0.6)
-        _words(figure, textwrap.shorten(str(name), 28, placeholder="..."), left + 0.22, down, 8.5)
+        put_words(figure, textwrap.shorten(str(name), 28, placeholder="..."), left + 0.22, down, 8.5)
     if left_out:
-        _words(figure, f"and {left_out} rarer classes", margin, top + line * -(-len(entries) // columns), 8.5)
+        put_words(figure, f"and {left_out} rarer classes", margin, top + line * -(-len(entries) // columns), 8.5)
     return figure
 
 

@@ -94,13 +94,15 @@ def crop_boxes(
     seed: int,
     step: int,
     indices: Int64[np.ndarray, " b"],
+    purpose: str = "crop",
 ) -> tuple[Int64[np.ndarray, "b 4"], Bool[np.ndarray, " b"]]:
     """Boxes (top, left, height, width) of a random resized crop, and which crops are mirrored.
 
     As torchvision's: up to ten tries of an area and a log-uniform aspect of 3/4..4/3, then the largest central box.
+    Crops of another `purpose` are independent ones.
     """
     tries = 10
-    u = uniforms(seed, "crop", step, indices, 2 * tries + 3)
+    u = uniforms(seed, purpose, step, indices, 2 * tries + 3)
     areas = (heights * widths)[:, None] * (area[0] + (area[1] - area[0]) * u[:, :tries])
     aspects = np.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * u[:, tries : 2 * tries])
     box_widths, box_heights = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))
@@ -136,10 +138,11 @@ def random_crops(
     seed: int,
     step: int,
     indices: Int64[np.ndarray, " b"],
+    purpose: str = "crop",
 ) -> UInt8[Tensor, "b 3 {size} {size}"]:
     """`random_crop` of several images at once, the same bytes at a fraction of the overhead."""
     shapes = np.array([image.shape[1:] for image in images])
-    boxes, mirrored = crop_boxes(shapes[:, 0], shapes[:, 1], area, flip, seed, step, indices)
+    boxes, mirrored = crop_boxes(shapes[:, 0], shapes[:, 1], area, flip, seed, step, indices, purpose)
     crops = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for row, (image, (top, left, height, width)) in enumerate(zip(images, boxes.tolist(), strict=True)):
         box = image[None, :, top : top + height, left : left + width]

@@ -2,9 +2,11 @@
 
 A linear layer costs 2 x inputs x outputs per token, attention 4 x tokens^2 x width per block; a backward pass twice
 the forward. Counted are the needed operations only: context tokens through the student (forward and backward), all
-patches through the teacher (forward), context and queries through the predictor (forward and backward).
+patches through the teacher (forward), context and queries through the predictor (forward and backward). Pixels have no
+teacher; a joint embedding sends two views through student, teacher and the MLPs that compare them.
 """
 
+import math
 from dataclasses import dataclass
 
 from iwm.config import Config
@@ -20,6 +22,7 @@ class Cost:
 
     encoder_parameters: int
     predictor_parameters: int
+    """Of a joint embedding: of the projector and its predictor MLP."""
     encode_flops: float
     """One image through the encoder, all patches."""
     train_flops: float
@@ -32,32 +35,70 @@ def _blocks(tokens: int, width: int, depth: int, mlp_ratio: float) -> float:
 
 def cost(settings: Config) -> Cost:
     """Count from the sizes alone; no weights are made."""
-    encoder, predictor = settings.encoder, settings.predictor
+    encoder, predictor, kind = settings.encoder, settings.predictor, settings.objective.kind
     side = settings.data.image_size // encoder.patch_size
     patches = side * side
-    dropped = dropped_count(settings.masks, (side, side))
-    context = patches - dropped
-    positions = {"dropped": dropped, "all": patches, "visible": context}[settings.masks.predict]
-    queries = query_count(settings.masks, positions)
+    trained = 1 if settings.optim.freeze_encoder else 3
 
     def encode(tokens: int) -> float:
         embedding = patches * 2 * 3 * encoder.patch_size**2 * encoder.width
         return embedding + _blocks(tokens, encoder.width, encoder.depth, encoder.mlp_ratio)
 
+    if kind == "joint":
+        projector, mlp = (2 * sum(map(math.prod, layers)) for layers in _joint_layers(settings))
+        step = 2 * ((1 + trained) * encode(patches) + 4 * projector + 3 * mlp)
+        return Cost(_encoder_parameters(settings), _joint_parameters(settings), encode(patches), step)
+
+    dropped = dropped_count(settings.masks, (side, side))
+    context = patches - dropped
+    positions = {"dropped": dropped, "all": patches, "visible": context}[settings.masks.predict]
+    queries = query_count(settings.masks, positions)
     extra = ACTIONS if predictor.conditioning == "sequence" else 0
-    predict = _blocks(context + queries + extra, predictor.width, predictor.depth, predictor.mlp_ratio)
-    predict += (context + queries) * 2 * encoder.width * predictor.width
-    if predictor.conditioning == "feature":
-        predict += queries * 2 * predictor.width * (3 * predictor.width + ACTIONS)
-    if predictor.conditioning == "adaln":
-        predict += predictor.depth * 2 * 6 * predictor.width**2 + 2 * predictor.width * (predictor.width + ACTIONS)
-    student = (1 if settings.optim.freeze_encoder else 3) * encode(context)
+
+    def ask(context: int) -> float:
+        """The student and the predictor, forward and backward, on so many tokens of context."""
+        predict = _blocks(context + queries + extra, predictor.width, predictor.depth, predictor.mlp_ratio)
+        predict += 2 * predictor.width * (context * encoder.width + queries * _said(settings))
+        if predictor.conditioning == "feature":
+            predict += queries * 2 * predictor.width * (3 * predictor.width + ACTIONS)
+        if predictor.conditioning == "adaln":
+            predict += predictor.depth * 2 * 6 * predictor.width**2 + 2 * predictor.width * (predictor.width + ACTIONS)
+        return trained * encode(context) + 3 * predict
+
+    teacher = encode(patches) if kind == "latent" else 0.0
+    whole = settings.masks.whole
     return Cost(
         _encoder_parameters(settings),
         _predictor_parameters(settings),
         encode(patches),
-        encode(patches) + student + 3 * predict,
+        teacher + (1 - whole) * ask(context) + whole * ask(patches),
     )
+
+
+def _said(settings: Config) -> int:
+    """Numbers the predictor says of a patch."""
+    of_pixels = settings.objective.kind == "pixels"
+    return 3 * settings.encoder.patch_size**2 if of_pixels else settings.encoder.width
+
+
+Layers = list[tuple[int, int]]
+"""(inputs, outputs) of linear layers."""
+
+
+def _joint_layers(settings: Config) -> tuple[Layers, Layers]:
+    """Those of a joint embedding's projector and of its predictor MLP."""
+    s = settings.objective
+    hidden, dim = s.projector_width, s.projector_dim
+    middle = [(hidden, hidden)] if s.invariance == "contrastive" else []
+    return [(settings.encoder.width, hidden), *middle, (hidden, dim)], [(dim, hidden), (hidden, dim)]
+
+
+def _joint_parameters(settings: Config) -> int:
+    """Weights, affines of the inner BatchNorms, and the last layers' biases where no BatchNorm follows them."""
+    s, (projector, mlp) = settings.objective, _joint_layers(settings)
+    affine = 2 * s.projector_width * (len(projector) + len(mlp) - 2)
+    biases = 0 if s.invariance == "contrastive" else 2 * s.projector_dim
+    return sum(map(math.prod, projector + mlp)) + affine + biases
 
 
 def _block_parameters(width: int, mlp_ratio: float) -> int:
@@ -75,7 +116,7 @@ def _encoder_parameters(settings: Config) -> int:
 def _predictor_parameters(settings: Config) -> int:
     s, d, k = settings.predictor, settings.encoder.width, ACTIONS
     w = s.width
-    total = (d + 1) * w + w + s.depth * _block_parameters(w, s.mlp_ratio) + 2 * w + (w + 1) * d
+    total = (d + 1) * w + w + s.depth * _block_parameters(w, s.mlp_ratio) + 2 * w + (w + 1) * _said(settings)
     conditioning = {
         "none": 0,
         "sequence": 2 * k * w,

@@ -9,6 +9,7 @@ ours, modulates every block (AdaLN-Zero).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,11 +24,16 @@ from iwm.vit import AdaLNBlock, Grid, block_outputs, head_count, initialise, res
 
 
 class Predictor(nn.Module):
-    """Written IWM(depth, width). `encoder_width` is d, `actions` is k, the action's number of components."""
+    """Written IWM(depth, width). `encoder_width` is d, `actions` is k, the action's number of components.
+
+    `output` is the width of what it says, by default d; 0 for none: the queries after the final norm come out.
+    """
 
     positions: Tensor
 
-    def __init__(self, settings: config.Predictor, encoder_width: int, actions: int, grid: Grid) -> None:
+    def __init__(
+        self, settings: config.Predictor, encoder_width: int, actions: int, grid: Grid, output: int | None = None
+    ) -> None:
         super().__init__()
         width, kind = settings.width, settings.conditioning
         if width % 4:
@@ -56,7 +62,8 @@ class Predictor(nn.Module):
             self.action_weight = nn.Parameter(torch.zeros(actions, width))
             self.action_bias = nn.Parameter(torch.zeros(actions, width))
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.project = nn.Linear(width, encoder_width)
+        output = encoder_width if output is None else output
+        self.project = nn.Linear(width, output) if output else nn.Identity()
         self.reset()
 
     def reset(self) -> None:
@@ -99,8 +106,8 @@ class Predictor(nn.Module):
         queries: Int64[Tensor, "b q"] | None = None,
         grid: Grid | None = None,
         task: Float[Tensor, "b t w"] | None = None,
-    ) -> Float[Tensor, "b q d"]:
-        """Predict the target's tokens at the queried positions.
+    ) -> Float[Tensor, "b q o"]:
+        """Predict the target's tokens, or patches, at the queried positions.
 
         `tokens` are the encoder's at positions `context` of `grid`; None stands for all positions. `task` are learned
         tokens that tell which task is meant; they take part in the attention, their outputs are discarded. The output
@@ -118,7 +125,7 @@ class Predictor(nn.Module):
         grid: Grid | None = None,
         task: Float[Tensor, "b t w"] | None = None,
     ) -> Float[Tensor, "b q w"]:
-        """The queries after the final norm, before the projection back to the encoder's width."""
+        """The queries after the final norm, before the projection to target space."""
         last = [len(self.blocks)]
         return self.intermediates(tokens, action, last, context=context, queries=queries, grid=grid, task=task)[0]
 
@@ -155,3 +162,17 @@ class Predictor(nn.Module):
             blocks = [partial(block, condition=condition) for block in self.blocks]
         found = block_outputs(x, blocks, numbers, lambda last: self.norm(last[:, :count]))
         return [outputs[:, :count] for outputs in found]
+
+
+def for_tasks(settings: config.Config, actions: int, grid: Grid, depth: int = 0) -> Predictor:
+    """A fresh predictor of `depth` blocks (0: all) as tasks use it: one of pixels without its way to them, so that
+    heads see tokens."""
+    own = replace(settings.predictor, depth=depth or settings.predictor.depth)
+    output = 0 if settings.objective.kind == "pixels" else None
+    return Predictor(own, settings.encoder.width, actions, grid, output)
+
+
+def seen_width(settings: config.Config, predicts: bool) -> int:
+    """Width of the tokens a task's head sees: the encoder's, or those `for_tasks` says (`predicts`)."""
+    of_pixels = predicts and settings.objective.kind == "pixels"
+    return settings.predictor.width if of_pixels else settings.encoder.width

@@ -1,12 +1,29 @@
 """Named configurations as plain functions. `imagenet-*` are the paper's exactly; the small ones are sizes of one
-small-data recipe, whose differences from the paper were tried one by one (docs/lab-notes.md)."""
+small-data recipe, whose differences from the paper were tried one by one (docs/lab-notes.md). FAMILY-SIZE is another
+family at one of these sizes: a function that changes the size's configuration (docs/families.md).
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from rich.table import Table
 
-from iwm.config import Actions, Config, Data, Encoder, Masks, Objective, Optim, Predictor, Run, Speed, did_you_mean
+from iwm.config import (
+    Actions,
+    Config,
+    Data,
+    Encoder,
+    Masks,
+    Objective,
+    Optim,
+    Predictor,
+    Run,
+    Speed,
+    Views,
+    did_you_mean,
+)
 from iwm.errors import UserError
 from iwm.log import console
 from iwm.plan import cost
@@ -17,13 +34,13 @@ def small(image_size: int, patch_size: int, epochs: int) -> Config:
 
     Against the paper's: all positions predicted, targets averaged over all blocks and normalised per channel over the
     batch, light variance and covariance terms, every view jittered, AdaLN conditioning, a shallow predictor wider than
-    the encoder that is asked for three positions in eight at a time, Glorot/He initialisation, EMA from 0.99, small
-    batches.
+    the encoder that is asked for three positions in eight at a time, every fourth step on clean and whole sources,
+    Glorot/He initialisation, EMA from 0.99, small batches.
     """
     return Config(
         data=Data(image_size=image_size),
         actions=Actions(jitter_probability=1.0),
-        masks=Masks(predict="all", queries=0.375),
+        masks=Masks(predict="all", queries=0.375, whole=0.25),
         encoder=Encoder(patch_size=patch_size, width=192, depth=4, heads=6, init="xavier"),
         predictor=Predictor(depth=2, width=256, conditioning="adaln", init="xavier"),
         objective=Objective(target_norm="batch", target_layers=4, variance=0.1, covariance=0.004),
@@ -63,6 +80,33 @@ def cifar10() -> Config:
     return small(image_size=32, patch_size=4, epochs=7)
 
 
+def eurosat() -> Config:
+    """EuroSAT's satellite pictures at 64 px, patches of 8: as many tokens and views as `cifar10`, about an hour on two
+    CPU cores."""
+    return small(image_size=64, patch_size=8, epochs=14)
+
+
+def imagenette() -> Config:
+    """Imagenette at 128 px on one GPU: an encoder of ViT-S's size."""
+    base = small(image_size=128, patch_size=16, epochs=100)
+    return replace(
+        base,
+        encoder=replace(base.encoder, width=384, depth=12),
+        predictor=replace(base.predictor, width=384, depth=6),
+        optim=replace(base.optim, batch_size=256, lr=1e-3, lr_batch=256, warmup_epochs=5),
+    )
+
+
+def invariant(base: Config) -> Config:
+    """The invariant end of the spectrum at small scale, like the paper's jitter-only models: no destructive
+    transformation, a predictor half as deep that is told the action by its queries alone."""
+    return replace(
+        base,
+        actions=replace(base.actions, level="jitter"),
+        predictor=replace(base.predictor, depth=base.predictor.depth // 2, conditioning="feature"),
+    )
+
+
 def imagenet(width: int, depth: int, heads: int, predictor_depth: int, predictor_width: int) -> Config:
     """The paper's recipe: ImageNet-1k, 224 px, patches of 16, 300 epochs at batch 2048, feature conditioning."""
     return Config(
@@ -71,12 +115,142 @@ def imagenet(width: int, depth: int, heads: int, predictor_depth: int, predictor
     )
 
 
+SIZES: dict[str, Callable[[], Config]] = {
+    "demo": demo,
+    "cifar10": cifar10,
+    "eurosat": eurosat,
+    "imagenette": imagenette,
+    "imagenet-vitb16": lambda: imagenet(768, 12, 12, 18, 384),
+}
+
+
+# ---- the other families --------------------------------------------------------------------------------------------
+
+
+def ijepa(base: Config) -> Config:
+    """I-JEPA (Assran et al. 2023): one crop without photometry, nothing to be told, dropped patches predicted."""
+    return replace(
+        base,
+        actions=_clean(base.actions),
+        masks=replace(base.masks, predict="dropped", queries=1.0),
+        predictor=replace(base.predictor, conditioning="none"),
+    )
+
+
+def mae(base: Config) -> Config:
+    """MAE (He et al. 2022): three quarters of the patches dropped at random, their normalised pixels predicted.
+
+    The crops' area of 0.2-1, the betas (0.9, 0.95) and Glorot's initialisation are the authors'.
+    """
+    made = _generative(base, Objective(kind="pixels", target_norm="token"))
+    return replace(
+        made,
+        data=replace(base.data, crop_area=(0.2, 1.0)),
+        actions=_clean(base.actions),
+        masks=Masks(sampler="random", ratio=0.75),
+        predictor=replace(made.predictor, conditioning="none"),
+    )
+
+
+def pixel_world(base: Config) -> Config:
+    """A generative world model: told the action, it undoes the photometric change in pixels, dropped patches included.
+
+    Pixels are normalised per channel over the data: normalised patch by patch they would lose brightness and contrast,
+    which are affine there, and the action would have little left to say.
+    """
+    return _generative(base, Objective(kind="pixels", target_norm="batch"))
+
+
+def moco(base: Config) -> Config:
+    """MoCo v3 (Chen, Xie and He 2021): InfoNCE between crops of 0.08-1 of the area, BYOL's augmentations, the patch
+    projection left as drawn."""
+    return _joint(base, Objective(kind="joint", invariance="contrastive", freeze_patches=True))
+
+
+def byol(base: Config) -> Config:
+    """BYOL (Grill et al. 2020): the embedding of the other crop regressed; crops and augmentations as in `moco`."""
+    return _joint(base, Objective(kind="joint", invariance="regression"))
+
+
+def _clean(actions: Actions) -> Actions:
+    """No photometric change at all."""
+    return replace(actions, level="jitter", jitter_probability=0.0)
+
+
+def _generative(base: Config, objective: Objective) -> Config:
+    """MAE's betas and initialisation, and an EMA that follows closely: it gives no targets that should be steady."""
+    return replace(
+        base,
+        encoder=replace(base.encoder, init="xavier"),
+        predictor=replace(base.predictor, init="xavier"),
+        objective=objective,
+        optim=replace(base.optim, betas=(0.9, 0.95), ema=0.99, ema_final=0.999),
+    )
+
+
+def _joint(base: Config, objective: Objective) -> Config:
+    """Independent crops, the authors' augmentations, 256 images or more to tell apart. Below 64 px no blur, as is usual
+    on CIFAR; where the encoder is narrow the MLPs are a quarter as wide."""
+    blur = (1.0, 0.1) if base.data.image_size >= 64 else (0.0, 0.0)
+    batch = max(256, base.optim.batch_size)
+    return replace(
+        base,
+        data=replace(base.data, crop_area=(0.08, 1.0)),
+        actions=replace(base.actions, jitter_probability=0.8),
+        views=Views(geometry="independent", blur=blur),
+        masks=Masks(sampler="none"),
+        encoder=replace(base.encoder, init="xavier"),
+        objective=replace(objective, projector_width=4096 if base.encoder.width >= 384 else 1024),
+        optim=replace(base.optim, batch_size=batch, lr_batch=max(batch, base.optim.lr_batch)),
+    )
+
+
+FAMILIES: dict[str, Callable[[Config], Config]] = {
+    "ijepa": ijepa,
+    "mae": mae,
+    "pixel-world": pixel_world,
+    "moco": moco,
+    "byol": byol,
+}
+_DECODER = {"depth": 8, "width": 512}
+_OPTIM = {"batch_size": 4096, "lr": 2.4e-3, "lr_batch": 4096, "lr_start": 0.0, "lr_final": 0.0, "stretch": 1.0}
+_MAE = {**_OPTIM, "epochs": 800, "weight_decay": 0.05, "weight_decay_final": 0.05, "ema": 0.999, "ema_final": 0.9999}
+_MOCO = {**_OPTIM, "epochs": 300, "weight_decay": 0.1, "weight_decay_final": 0.1}
+IMAGENET: dict[str, dict[str, dict[str, Any]]] = {
+    "ijepa": {"predictor": {"depth": 6, "width": 384}},
+    "mae": {"predictor": _DECODER, "optim": _MAE},
+    "pixel-world": {"predictor": _DECODER, "optim": _MAE},
+    "moco": {"optim": {**_MOCO, "ema": 0.99}},
+    "byol": {"optim": {**_MOCO, "ema": 0.996}},
+}
+"""What the families' own papers have at ImageNet's size, as far as AdamW and our schedules go.
+
+MAE: 800 epochs, 1.5e-4 for 256 images at batch 4096, weight decay 0.05, a decoder of 8 x 512. MoCo v3: 300 epochs, the
+same rate, weight decay 0.1, EMA from 0.99 (ours rises linearly, theirs by a cosine). BYOL's LARS has no counterpart: it
+takes MoCo v3's AdamW, with which that paper trained it on vision transformers, and its own EMA from 0.996.
+"""
+
+
+def of_family(family: str, size: str) -> Config:
+    """The configuration of FAMILY-SIZE; one whose size has a run folder gets its own."""
+    base = SIZES[size]()
+    made = replace(FAMILIES[family](base), run=replace(base.run, out=base.run.out and f"runs/{family}-{size}"))
+    own = IMAGENET[family] if size.startswith("imagenet-") else {}
+    return replace(made, **{group: replace(getattr(made, group), **values) for group, values in own.items()})
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     "demo": demo,
     "cifar10": cifar10,
+    "cifar10-inv": lambda: invariant(cifar10()),
+    "eurosat": eurosat,
+    "eurosat-inv": lambda: invariant(eurosat()),
+    "imagenette": imagenette,
+    "imagenette-inv": lambda: invariant(imagenette()),
     "imagenet-vitb16-equi": lambda: imagenet(768, 12, 12, 18, 384),
     "imagenet-vitb16-inv": lambda: imagenet(768, 12, 12, 12, 384),
     "imagenet-vitl16": lambda: imagenet(1024, 24, 16, 36, 512),
+    **{f"{family}-{size}": partial(of_family, family, size) for family in FAMILIES for size in SIZES},
 }
 """Every recipe by its name on the command line."""
 
@@ -89,24 +263,32 @@ def get(name: str) -> Config:
 
 
 def show() -> None:
-    """Print all recipes with their sizes and cost."""
-    table = Table(title="Recipes")
-    for column in ("recipe", "image", "encoder", "IWM(depth, width)", "conditioning", "epochs x batch", "GFLOPs/image"):
-        table.add_column(column)
+    """Print all recipes with their sizes and cost, a family at a time."""
+    table = Table(title="Recipes", box=None, padding=(0, 1, 0, 0))
+    for column in ("recipe", "px", "encoder", "predictor", "told", "weights", "GFLOPs"):
+        table.add_column(column, no_wrap=True)
+    family = ""
     for name in RECIPES:
         s = get(name)
         c = cost(s)
-        e, p = s.encoder, s.predictor
+        e, p, o = s.encoder, s.predictor, s.objective
+        joint = o.kind == "joint"
+        before, family = family, next((known for known in FAMILIES if name.startswith(f"{known}-")), "")
+        if family != before:
+            table.add_row()
         table.add_row(
             name,
-            f"{s.data.image_size} px / {e.patch_size}",
-            f"{e.depth} x {e.width} ({c.encoder_parameters / 1e6:.1f} M)",
-            f"{p.depth} x {p.width} ({c.predictor_parameters / 1e6:.1f} M)",
-            p.conditioning,
-            f"{s.optim.epochs} x {s.optim.batch_size}",
-            f"{c.train_flops / 1e9:.2f}",
+            f"{s.data.image_size}/{e.patch_size}",
+            f"{e.depth}x{e.width}",
+            f"MLP {o.projector_width}" if joint else f"{p.depth}x{p.width}",
+            "" if joint else p.conditioning,
+            f"{(c.encoder_parameters + c.predictor_parameters) / 1e6:.3g} M",
+            f"{c.train_flops / 1e9:.3g}",
         )
     console.print(table)
     console.print(
-        "GFLOPs/image: one image's share of a training step. Start one: iwm pretrain RECIPE --data.source S --out RUN"
+        "The first are image world models, IWM(depth, width) by their predictor; the others are compared with them "
+        "(docs/families.md). Size and patch in pixels; weights of both; GFLOPs: one image's share of a "
+        "training step.\n"
+        "Start one: iwm pretrain RECIPE --data.source S --out RUN"
     )

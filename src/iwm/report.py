@@ -90,16 +90,18 @@ def write(run: Path) -> Path:
         _results(folder, found),
         _configuration(folder),
     ]
-    page = (
+    path = folder / "report.html"
+    files.write_text(path, page(f"{name} - image world model", parts))
+    return path
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """A whole HTML page in the common style."""
+    return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(name)} - image world model</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
+        f"<title>{esc(title)}</title><style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
-    path = folder / "report.html"
-    files.write_text(path, page)
-    return path
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -129,10 +131,11 @@ def _image(path: Path, kind: str, alt: str, caption: str = "") -> str:
         content = b""
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         return f'<p class="soft">The picture {esc(path.name)} cannot be read and is left out.</p>'
-    return _embedded(content, kind, alt, caption)
+    return embedded(content, kind, alt, caption)
 
 
-def _embedded(png: bytes, kind: str, alt: str, caption: str = "") -> str:
+def embedded(png: bytes, kind: str, alt: str, caption: str = "") -> str:
+    """A PNG inside the page, with a caption."""
     source = "data:image/png;base64," + base64.b64encode(png).decode()
     words = f"<figcaption>{esc(caption)}</figcaption>" if caption else ""
     return f'<figure><div class="scroll {kind}"><img alt="{esc(alt)}" src="{source}"></div>{words}</figure>'
@@ -152,7 +155,9 @@ def _facts(folder: Path, lines: Sequence[Mapping[str, Any]], found: Sequence[Res
             f"recipe {settings.get('recipe', '?')}",
             f"images {of('data', 'source')} at {of('data', 'image_size')} px",
             f"encoder {of('encoder', 'depth')} x {of('encoder', 'width')}, patches of {of('encoder', 'patch_size')} px",
-            f"predictor IWM({of('predictor', 'depth')}, {of('predictor', 'width')}), {of('predictor', 'conditioning')}",
+            f"predictor IWM({of('predictor', 'depth')}, {of('predictor', 'width')}), {of('predictor', 'conditioning')}"
+            if of("objective", "kind") != "joint"
+            else f"joint embedding, {of('objective', 'invariance')}, no predictor",
         ]
     if lines:
         speeds = sorted(rate for line in lines if (rate := number(line, "images_per_second")) is not None)
@@ -175,7 +180,7 @@ def _verdict(folder: Path, lines: Sequence[Mapping[str, Any]], found: Sequence[R
     training, findings = judge_training(lines), judge_results(found)
     whole = [finding.good for finding in (training, *findings)]
     tone = "bad" if False in whole else "good" if True in whole and findings else ""
-    cards = "".join(_card(finding) for finding in (training, *findings))
+    cards = "".join(card(finding) for finding in (training, *findings))
     asked = {verb_of(result) for result in found}
     without_twin = "world" in asked and not any("frozen_random_twin_mrr" in result for result in found)
     missing = [
@@ -199,7 +204,8 @@ _PROBE = "iwm probe RUN --data SOURCE --kind linear"
 _TUNE = "iwm finetune RUN --data SOURCE --train predictor --predictor pretrained"
 
 
-def _card(finding: Finding) -> str:
+def card(finding: Finding) -> str:
+    """A finding in words, with its sign and its bars."""
     tone, mark = {True: ("good", "✓ "), False: ("bad", "✗ "), None: ("", "? ")}[finding.good]
     longest = max((value for _, value in finding.bars), default=0) or 1
     bars = "".join(
@@ -223,7 +229,7 @@ def _curves(folder: Path, lines: Sequence[dict[str, Any]]) -> str:
         "A falling loss alone can be a collapse: it should fall below what knowing the position explains while RankMe "
         "and the variance between images stay up. Action sensitivity near 0 is a predictor that ignores the action."
     )
-    return heading + _embedded(drawn.getvalue(), "wide", "Training curves", caption)
+    return heading + embedded(drawn.getvalue(), "wide", "Training curves", caption)
 
 
 def _gallery(folder: Path) -> str:
@@ -234,20 +240,56 @@ def _gallery(folder: Path) -> str:
     return heading + _image(path, "wide", "Gallery of crops, sources, masks and targets", caption)
 
 
+_CAPTIONS = {
+    "world": "told the action, the model imagines the source changed by it; of a bank of changed versions it shows the "
+    "nearest to what it imagined, then the truth and its rank; 1 is right.",
+    "imagine": "one action, or one parameter over its range; the nearest of the bank to what was imagined, framed "
+    "green and solid where it is the truth.",
+    "look": "tokens of source, prediction and truth as colours of one principal basis; bright patches are "
+    "those a change moves, and those the prediction misses, on one scale a row.",
+    "infer": "the action between two images, found by search through the predictor, beside what needs no world model.",
+    "undo": "what a probe of clean images reads of corrupted ones, before and after the predictor has undone them.",
+}
+"""Verbs whose pictures need the width of the page, with what they show."""
+
+
 def _strips(folder: Path, found: Sequence[Result]) -> str:
     heading = "<h2>What the world model imagines</h2>"
-    drawn = []
-    for result in found:
-        path = folder / "eval" / f"{result['file']}.png"
-        if verb_of(result) == "world" and path.is_file():
-            caption = (
-                f"{data_of(result)}: told the action, the model imagines the source changed by it; of a bank of "
-                "changed versions it shows the nearest to what it imagined, then the truth and its rank; 1 is right."
-            )
-            drawn.append(_image(path, "wide", f"Retrieval strips on {data_of(result)}", caption))
-    if not drawn:
-        return heading + _missing("There are no retrieval strips; they are drawn by", _WORLD, folder)
-    return heading + "".join(drawn)
+    parts = [_wide(folder, result) for verb in ("world", "imagine") for result in found if verb_of(result) == verb]
+    drawn = "".join(parts) or _missing("There are no retrieval strips; they are drawn by", _WORLD, folder)
+    acting = [
+        _wide(folder, result) for verb in ("look", "infer", "undo") for result in found if verb_of(result) == verb
+    ]
+    more = "<h2>Looking into it and acting with it</h2>" + "".join(acting) if any(acting) else ""
+    return heading + drawn + more
+
+
+def _wide(folder: Path, result: Result) -> str:
+    """The picture of a result with a caption, and what it holds by name and column as tables; nothing without."""
+    path, verb = folder / "eval" / f"{result['file']}.png", verb_of(result)
+    if not path.is_file():
+        return ""
+    alt = f"{'Retrieval strips' if verb == 'world' else verb} on {data_of(result)}"
+    drawn = _image(
+        path, "wide" if verb in ("world", "imagine", "look") else "medium", alt, f"{data_of(result)}: {_CAPTIONS[verb]}"
+    )
+    beside = path.with_name(f"{path.stem}-averaged.png")
+    drawn += _image(beside, "medium", f"{verb}, averaged over actions") if beside.is_file() else ""
+    tables = [_table(value) for value in result.values()] if verb in ("look", "undo") else []
+    return drawn + "".join(tables)
+
+
+def _table(value: Any) -> str:
+    """A table of a result's part that has rows of equal columns; nothing for any other part."""
+    named = isinstance(value, dict)
+    items = value.items() if named else enumerate(value) if isinstance(value, list) else ()
+    rows = [(name, row) for name, row in items if isinstance(row, dict)]
+    if not rows or any(row.keys() != rows[0][1].keys() for _, row in rows):
+        return ""
+    lines = [[""] * named + [key.replace("_", " ") for key in rows[0][1]]]
+    lines += [[str(name)] * named + [results.in_words(cell) for cell in row.values()] for name, row in rows]
+    cells = "".join("<tr>" + "".join(f"<td>{esc(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    return f'<div class="scroll"><table>{cells}</table></div>'
 
 
 def _tasks(folder: Path, found: Sequence[Result]) -> str:
@@ -309,7 +351,7 @@ def _result(folder: Path, result: Result) -> str:
             rows += f"<tr><td>{esc(str(point.get('what')))}</td><td>{esc(told)} parameters</td></tr>"
     picture = folder / "eval" / f"{result['file']}.png"
     shown = ""
-    if verb_of(result) not in ("world", "multitask", "segment") and picture.is_file():
+    if verb_of(result) not in (*_CAPTIONS, "multitask", "segment") and picture.is_file():
         shown = _image(picture, "", str(result["file"]))
     made = {key: result[key] for key in MADE if key in result} | nested
     how = "".join(f"<h3>{esc(key)}</h3><pre>{esc(_told(value, result['file']))}</pre>" for key, value in made.items())

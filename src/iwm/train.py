@@ -19,17 +19,19 @@ from torch import Tensor
 from iwm import checkpoint, config, foreign, hardware, health, pictures
 from iwm.errors import Interrupted, UserError
 from iwm.images import ImageSet, Subset, open_images, source_identity
-from iwm.loader import Batch, Loader, load_all
+from iwm.loader import Batch, Loader, load_all, load_pairs
 from iwm.log import Metrics, console, progress
-from iwm.masks import sample_masks
+from iwm.masks import is_whole, sample_masks
 from iwm.model import ImageWorldModel
 from iwm.online import OnlineProbe
 from iwm.optim import Schedule, adamw, apply_schedule
-from iwm.views import make_views
+from iwm.views import Views, make_independent_views, make_views
 from iwm.vit import choose_attention, compile_blocks
 
 HEALTH_IMAGES = 256
 """Images of the fixed batch that health is measured on."""
+Crops = tuple[Tensor, Tensor | None]
+"""Crops of images, uint8 [b, 3, s, s], and where views share no geometry as many others."""
 PATIENCE = 10
 """Non-finite steps (skipped, weights untouched) after which a run is stopped as diverged."""
 
@@ -79,19 +81,30 @@ class Training:
         optimiser = adamw(model, settings.optim)
         return cls(settings, model, optimiser, Schedule(settings.optim, steps_per_epoch), device, precision)
 
-    def micro_batches(self, batch: Batch) -> list[tuple[Tensor, np.ndarray]]:
-        """The step's images and indices, split into `optim.accumulate` parts."""
+    def micro_batches(self, batch: Batch) -> list[tuple[Crops, np.ndarray]]:
+        """The step's crops and indices, split into `optim.accumulate` parts."""
         parts = self.settings.optim.accumulate
         if len(batch.indices) % parts:
             raise UserError(
                 f"optim.batch_size ({len(batch.indices)}) must be a multiple of optim.accumulate ({parts})."
             )
-        return list(zip(batch.images.chunk(parts), np.split(batch.indices, parts), strict=True))
+        others = [None] * parts if batch.others is None else batch.others.chunk(parts)
+        crops = zip(batch.images.chunk(parts), others, strict=True)
+        return list(zip(crops, np.split(batch.indices, parts), strict=True))
 
-    def loss(self, images: Tensor, indices: np.ndarray, step: int) -> Tensor:
+    def views(self, crops: Crops, indices: np.ndarray, step: int) -> Views:
+        """What the settings make of an image's crop, or of its two."""
+        s, space = self.settings, self.model.space
+        first, other = crops
+        if other is None:
+            clean = is_whole(s.masks, step)
+            return make_views(first, space, s.actions, s.run.seed, step, indices, self.device, clean=clean)
+        return make_independent_views(first, other, space, s.views, s.run.seed, step, indices, self.device)
+
+    def loss(self, crops: Crops, indices: np.ndarray, step: int) -> Tensor:
         """One micro-batch forward: crops -> views -> masks -> loss."""
         s = self.settings
-        views = make_views(images, self.model.space, s.actions, s.run.seed, step, indices, self.device)
+        views = self.views(crops, indices, step)
         masks = sample_masks(s.masks, self.model.grid, s.run.seed, step, indices, self.device)
         with hardware.autocast(self.device, self.precision):
             return self.model(views, masks).loss
@@ -106,8 +119,8 @@ class Training:
             self._calibrate(parts)
         total = torch.zeros((), device=self.device)
         self.optimiser.zero_grad(set_to_none=True)
-        for images, indices in parts:
-            loss = self.loss(images, indices, batch.step) / len(parts)
+        for crops, indices in parts:
+            loss = self.loss(crops, indices, batch.step) / len(parts)
             loss.backward()
             total += loss.detach()
         trainable = [p for p in self.model.parameters() if p.grad is not None]
@@ -123,11 +136,10 @@ class Training:
         return total, finite
 
     @torch.no_grad()
-    def _calibrate(self, parts: list[tuple[Tensor, np.ndarray]]) -> None:
+    def _calibrate(self, parts: list[tuple[Crops, np.ndarray]]) -> None:
         """Before the first step: target statistics from its own images, whatever the number of micro-batches."""
-        s = self.settings
-        for images, indices in parts:
-            views = make_views(images, self.model.space, s.actions, s.run.seed, 0, indices, self.device)
+        for crops, indices in parts:
+            views = self.views(crops, indices, 0)
             with hardware.autocast(self.device, self.precision):
                 self.model.calibrate(views)
         self.model.target_norm.fold()
@@ -140,10 +152,14 @@ class HealthBatch:
         s, device = training.settings, training.device
         count = min(HEALTH_IMAGES, len(images))
         chosen = np.linspace(0, len(images) - 1, count).astype(np.int64)
-        self.crops, kept = load_all(Subset(images, chosen), s.data.image_size)
-        chosen = chosen[kept]
         step = -1  # no training step has this number, so these draws are nobody else's
-        self.views = make_views(self.crops, training.model.space, s.actions, s.run.seed, step, chosen, device)
+        others = None
+        if s.views.geometry == "independent":
+            self.crops, others, kept = load_pairs(Subset(images, chosen), s.data, s.run.seed, step)
+        else:
+            self.crops, kept = load_all(Subset(images, chosen), s.data.image_size)
+        chosen = chosen[kept]
+        self.views = training.views((self.crops, others), chosen, step)
         self.masks = sample_masks(s.masks, training.model.grid, s.run.seed, step, chosen, device)
 
     def measure(self, training: Training) -> dict[str, float]:
@@ -186,7 +202,9 @@ def _pretrain(settings: config.Config, source: ImageSet, out: Path) -> Path:
             "pictures, or another --out."
         )
 
-    loader = Loader(source, settings.data, settings.optim.batch_size, settings.run.seed, settings.speed, start)
+    pairs = settings.views.geometry == "independent"
+    seed, batch_size = settings.run.seed, settings.optim.batch_size
+    loader = Loader(source, settings.data, batch_size, seed, settings.speed, start, pairs=pairs)
     training = Training.start(settings, loader.steps_per_epoch)
     if saved:
         checkpoint.restore(saved, training.model, training.optimiser)
@@ -231,6 +249,12 @@ def initialise_from(model: ImageWorldModel, init: str) -> None:
         model.target_encoder.load_state_dict(model.encoder.state_dict())
         return
     other = checkpoint.load_model(init)
+    kind, kinds = model.settings.objective.kind, other.settings.objective.kind
+    if kind != kinds:
+        raise UserError(
+            f"{init} was trained with objective.kind {kinds}, these settings say {kind}; --init takes a run of the "
+            "same kind."
+        )
     try:
         model.load_state_dict(other.state_dict())
     except RuntimeError as error:

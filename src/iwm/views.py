@@ -3,9 +3,12 @@
 From the crop I' shared by both, target `y = jitter(I')` and source `x = destroy(jitter'(I'))` with jitters drawn
 independently; the action is `a = (w(y) - w(x)) / range` for the jitter and a flag for every destruction x carries.
 Geometry is shared, so patch i of x shows what patch i of y shows.
+
+For joint embeddings x and y are crops of their own, both with every transformation (BYOL's asymmetric set by default),
+and there is no action between them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,18 +41,20 @@ def make_views(
     step: int,
     indices: Int64[np.ndarray, " b"],
     device: torch.device | str,
+    *,
+    clean: bool = False,
 ) -> Views:
     """Views of images already cropped and flipped, a pure function of the pixels and (seed, step, index).
 
     With `source_from: target` (the reading of the paper's section 3; appendix A builds both from the crop) the source
     is the target changed once more, so the action is that further change backwards: minus the extra jitter, and the
-    flags.
+    flags. With `clean` the source is the crop as it is.
     """
     images = crops.to(device, non_blocking=True).float().div_(255)
-    source_parameters = space.sample(seed, step, indices, "source")
+    source_parameters = space.neutral(len(indices)) if clean else space.sample(seed, step, indices, "source")
     target_parameters = space.sample(seed, step, indices, "target")
     target = space.apply(images, target_parameters)
-    if cfg.source_from == "target":
+    if cfg.source_from == "target" and not clean:
         source = space.apply(target, source_parameters)
         action = space.difference(source_parameters, space.neutral(len(indices)))
     else:
@@ -57,3 +62,31 @@ def make_views(
         action = space.difference(source_parameters, target_parameters)
     action = action.to(device, non_blocking=True)
     return Views(source, target, action, indices, source_parameters, target_parameters)
+
+
+def make_independent_views(
+    crops: UInt8[Tensor, "b 3 h w"],
+    others: UInt8[Tensor, "b 3 h w"],
+    space: ActionSpace,
+    cfg: config.Views,
+    seed: int,
+    step: int,
+    indices: Int64[np.ndarray, " b"],
+    device: torch.device | str,
+) -> Views:
+    """Views of two crops of each image, a pure function of the pixels and (seed, step, index); the action is null.
+
+    Both carry every transformation of the space, with its probability, blur and solarize with those of `cfg`.
+    """
+    source, target = _every(space, cfg, 0), _every(space, cfg, 1)
+    drawn = source.sample(seed, step, indices, "source"), target.sample(seed, step, indices, "target")
+    first, second = (images.to(device, non_blocking=True).float().div_(255) for images in (crops, others))
+    action = space.null(len(indices), device)
+    return Views(source.apply(first, drawn[0]), target.apply(second, drawn[1]), action, indices, *drawn)
+
+
+def _every(space: ActionSpace, cfg: config.Views, view: int) -> ActionSpace:
+    """The space as one of two independent views has it: nothing is left to the source alone."""
+    own = {"blur": cfg.blur[view], "solarize": cfg.solarize[view]}
+    changed = tuple(replace(t, both=True, probability=own.get(t.name, t.probability)) for t in space.transformations)
+    return replace(space, transformations=changed)

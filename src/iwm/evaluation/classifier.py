@@ -12,7 +12,6 @@ Classifiers of several tasks may share encoder and predictor, each with a task t
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +29,7 @@ from iwm.encoder import Encoder
 from iwm.errors import UserError
 from iwm.evaluation.fitting import logits_of
 from iwm.model import ImageWorldModel
-from iwm.predictor import Predictor
+from iwm.predictor import Predictor, for_tasks, seen_width
 from iwm.vit import head_count, initialise
 
 FORMAT = 1
@@ -213,11 +212,10 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu", *, t
         space = ActionSpace.from_spec(meta["actions"])
         encoder = Encoder(settings.encoder, settings.data.image_size)
         classes = what["classes"] if number is None else what["tasks"][number]["classes"]
-        width, count = settings.encoder.width, len(classes)
+        width, count = seen_width(settings, predicts=what["predictor"]), len(classes)
         predictor = None
         if what["predictor"]:
-            kept = replace(settings.predictor, depth=what.get("predictor_depth", settings.predictor.depth))
-            predictor = Predictor(kept, width, space.dim, encoder.grid)
+            predictor = for_tasks(settings, space.dim, encoder.grid, what.get("predictor_depth", 0))
         head = AttentiveHead(width, count) if what["head"] == "attentive" else MeanHead(width, count)
         classifier = Classifier(encoder, predictor, head, space, what["image_size"])
         classifier.queries = what.get("queries", "all")

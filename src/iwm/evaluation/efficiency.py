@@ -85,6 +85,7 @@ def efficiency(
         raise UserError(f"{run} has no predictor to finetune; give a RUN.")
     speed = speed or Speed()
     model = checkpoint.load_model(run)
+    model.require_predictor()
     size = size or model.settings.data.image_size
     wanted = points_of(model, settings, depths, blocks)
     splits = labelled_splits(data, val, seed=seed, size=size)

@@ -51,7 +51,7 @@ from iwm.images import source_identity
 from iwm.loader import load_all
 from iwm.log import console
 from iwm.model import ImageWorldModel
-from iwm.predictor import Predictor
+from iwm.predictor import Predictor, for_tasks, seen_width
 from iwm.vit import choose_attention, set_drop_path
 
 SHOWN = (
@@ -163,10 +163,10 @@ def build(model: ImageWorldModel, settings: FinetuneSettings, classes: int, size
     The world model itself is left as it is. Raises UserError when more blocks are asked for than there are.
     """
     encoder = encoder_of(model, settings)
-    width = encoder.settings.width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         attentive = settings.uses_predictor or settings.train == "head"
+        width = seen_width(model.settings, predicts=settings.uses_predictor)
         head = AttentiveHead(width, classes) if attentive else MeanHead(width, classes)
         predictor = predictor_of(model, settings)
     classifier = Classifier(encoder, predictor, head, model.space, size)
@@ -203,15 +203,16 @@ def predictor_of(model: ImageWorldModel, settings: Tuning) -> Predictor | None:
     """The first `settings.depth` blocks of the pretrained predictor between its own ends, or a random one as deep with
     open gates; None where it is not used.
 
-    Raises UserError when more blocks are asked for than there are.
+    Raises UserError when more blocks are asked for than there are, or the model has no predictor.
     """
     if not settings.uses_predictor:
         return None
+    model.require_predictor()
     own = model.settings.predictor
     depth = settings.depth or own.depth
     if depth > own.depth:
         raise UserError(f"--depth {depth} asks for more than the predictor's {own.depth} blocks; give at most those.")
-    predictor = Predictor(replace(own, depth=depth), model.settings.encoder.width, model.space.dim, model.grid)
+    predictor = for_tasks(model.settings, model.space.dim, model.grid, depth)
     if settings.predictor == "random":
         predictor.open_gates()
         return predictor

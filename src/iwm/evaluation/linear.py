@@ -15,6 +15,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from iwm.evaluation.fitting import accuracy, hold_out
+from iwm.randomness import permutation
+
+
+def full_precision() -> torch.autocast:
+    """For functions of features, which lie on the host: never in lower precision, whatever the caller's autocast. A new
+    one each time, for nested uses of one would not restore the caller's."""
+    return torch.autocast("cpu", enabled=False)
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class Linear:
     weight: Float[Tensor, "c d"]
     bias: Float[Tensor, " c"]
 
+    @full_precision()
     def logits(self, values: Float[Tensor, "m d"]) -> Float[Tensor, "m c"]:
         return F.linear((values.float() - self.mean) / self.std, self.weight, self.bias)
 
@@ -41,6 +49,7 @@ def fit_linear(
     return fit_path(values, labels, classes, [l2], standardise)[0]
 
 
+@full_precision()
 def fit_path(
     values: Float[Tensor, "n d"],
     labels: Int64[Tensor, " n"],
@@ -129,3 +138,32 @@ def choose_l2(
         {"l2": l2, "tenth_top1": accuracy(solution.logits(values[tenth]), labels[tenth])}
         for l2, solution in zip(strongest_first, path, strict=True)
     ]
+
+
+# ---- regression ----------------------------------------------------------------------------------------------------
+
+RIDGE_GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+"""Strengths of ridge regression."""
+
+
+def fit_ridge(values: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], l2: float) -> Linear:
+    """min mean_i |W z_i + b - y_i|^2 + l2 |W|^2, z standardised, b not penalised (scikit-learn's alpha = l2 n)."""
+    values, wanted = values.double(), wanted.double()
+    mean, std = values.mean(dim=0), values.std(dim=0, correction=0)
+    std = torch.where(std > 1e-6 * std.max().clamp_min(1e-12), std, 1.0)
+    inputs, middle = (values - mean) / std, wanted.mean(dim=0)
+    curvature = inputs.T @ inputs / len(inputs)
+    curvature.diagonal().add_(l2)
+    weight = torch.linalg.solve(curvature, inputs.T @ (wanted - middle) / len(inputs)).T
+    return Linear(mean.float(), std.float(), weight.float(), middle.float())
+
+
+def choose_ridge(values: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], seed: int) -> Linear:
+    """Ridge regression whose strength is chosen by the squared error on a seeded tenth of the rows."""
+    order = torch.from_numpy(permutation(seed, "ridge tenth", 0, len(values))).to(values.device)
+    tenth, rest = order[: max(1, len(order) // 10)], order[max(1, len(order) // 10) :]
+
+    def error(l2: float) -> float:
+        return float((fit_ridge(values[rest], wanted[rest], l2).logits(values[tenth]) - wanted[tenth]).square().mean())
+
+    return fit_ridge(values, wanted, min(RIDGE_GRID, key=error))

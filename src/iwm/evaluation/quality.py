@@ -5,17 +5,17 @@ and ranked beside it.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from iwm import checkpoint, config, hardware, pictures, results, train
+from iwm import checkpoint, config, hardware, pictures, results, strips, train
 from iwm.errors import UserError
 from iwm.images import Subset, open_splits, source_identity
 from iwm.loader import load_all
 from iwm.log import console, progress
 from iwm.model import ImageWorldModel
-from iwm.vit import choose_attention
 from iwm.world import bank_ranges, held_out, measure, reference_space
 
 PUBLISHED = "Published (ImageNet, ViT-B/16, 300 epochs): none 0.00, sequence 0.82, feature 0.79."
@@ -45,7 +45,7 @@ def world(
         raise UserError(f"--seed {seed} is no seed; give 0 or more.")
     speed = speed or config.Speed()
     device = hardware.device_of(speed)
-    model = _ready(run, device, speed)
+    model = checkpoint.open_world(run, speed)
     size = model.settings.data.image_size
     _, held, how = open_splits(data, val, size=size)
     pixels, _ = load_all(Subset(held, held_out(images, len(held), seed)), size)
@@ -64,7 +64,7 @@ def world(
         own = _measured(model, pixels, bank, seed, speed, "own range", own_range=True)
         measured["mrr_own_range"] = own["mrr"]
     if frozen_random_twin:
-        twin = _measured(_twin(run, device, speed), pixels, bank, seed, speed, "twin")
+        twin = _measured(_twin(run, speed), pixels, bank, seed, speed, "twin")
         measured["frozen_random_twin_mrr"] = twin["mrr"]
         measured["frozen_random_twin"] = twin
     measured["data"], measured["split"] = held.name, how
@@ -73,20 +73,14 @@ def world(
     path = results.place(run, "world", held.name, settings, variant=variant, out=out)
     with hardware.threads(speed), hardware.autocast(device, settings["precision"]):
         content = results.write(path, measured, settings)
-        rows = pictures.strip_rows(model, pixels[:6], seed, bank)
-    pictures.save(pictures.strips(rows), path.with_suffix(".png"))
+        rows = strips.strip_rows(model, pixels[:6], seed, bank)
+    pictures.save(strips.strips(rows), path.with_suffix(".png"))
     shown = {k: v for k, v in measured.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     results.show(f"World model on {held.name} ({how})", shown, path)
     console.print(PUBLISHED)
     if measured["mrr"] < measured["mrr_chance"]:
         console.print("[red]MRR is below chance: targets tie, so the target space has collapsed.")
     return content
-
-
-def _ready(run: str, device: torch.device, speed: config.Speed) -> ImageWorldModel:
-    model = checkpoint.load_model(run, device)
-    choose_attention(model, device, hardware.precision_of(speed, device))
-    return model
 
 
 def _measured(
@@ -105,22 +99,31 @@ def _measured(
         return measure(model, pixels, bank, seed, lambda: bar.advance(task), own_range=own_range)
 
 
-def _twin(run: str, device: torch.device, speed: config.Speed) -> ImageWorldModel:
+def _twin(run: str, speed: config.Speed) -> ImageWorldModel:
     """RUN's twin with a frozen random encoder, trained like it (once; kept in RUN/eval/frozen-random-twin)."""
+    return checkpoint.open_world(str(_train_twin(run, speed)), speed)
+
+
+def _train_twin(run: str, speed: config.Speed) -> Path:
+    """Train the twin where it is not yet there; a run that went on from another one's weights has a twin that goes on
+    from that one's twin."""
     folder = results.run_folder(run)
     if not (folder / "config.yaml").is_file():
         raise UserError(
             f"A twin repeats the training of a run folder, and {run} has no config.yaml; give the --out folder."
         )
     settings = config.load(folder / "config.yaml")
+    # Weights from elsewhere are an encoder that is not random: the twin begins without them.
+    before = Path(settings.init).expanduser() if settings.init else None
+    begun = before is not None and (before / "config.yaml").is_file()
+    init = str(_train_twin(settings.init, speed)) if begun else ""
     out = folder / "eval" / "frozen-random-twin"
     console.print(f"Training the twin with a frozen random encoder in {out}")
     settings = replace(
         settings,
-        init="",
+        init=init,
         optim=replace(settings.optim, freeze_encoder=True),
         speed=replace(settings.speed, device=speed.device, workers=speed.workers, threads=speed.threads),
         run=replace(settings.run, out=str(out), resume=True),
     )
-    train.pretrain(settings)
-    return _ready(str(out), device, speed)
+    return train.pretrain(settings)

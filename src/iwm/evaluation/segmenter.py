@@ -26,7 +26,7 @@ from iwm.encoder import Encoder
 from iwm.errors import UserError
 from iwm.evaluation.classifier import Headed
 from iwm.model import ImageWorldModel
-from iwm.predictor import Predictor
+from iwm.predictor import for_tasks
 from iwm.vit import depths
 
 HeadKind = Literal["linear", "upernet"]
@@ -176,7 +176,7 @@ def load_segmenter(folder: str | Path, device: str | torch.device = "cpu") -> Se
         encoder = Encoder(settings.encoder, settings.data.image_size)
         predictor = None
         if what["predictor"]:
-            predictor = Predictor(settings.predictor, settings.encoder.width, space.dim, encoder.grid)
+            predictor = for_tasks(settings, space.dim, encoder.grid)
         width = settings.predictor.width if predictor else settings.encoder.width
         head = head_of(what["head"], width, len(what["classes"]), what["channels"])
         segmenter = Segmenter(encoder, predictor, head, space, what["window"])

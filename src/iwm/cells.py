@@ -1,0 +1,106 @@
+"""The cells of a sweep: which settings are varied, and in which order they are run."""
+
+import re
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from iwm import config, results
+from iwm.config import Config
+from iwm.errors import UserError
+
+CONDITIONINGS: tuple[str, ...] = typing.get_args(typing.get_type_hints(config.Predictor)["conditioning"])
+LEVELS: tuple[str, ...] = typing.get_args(typing.get_type_hints(config.Actions)["level"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """What is varied; lists as typed, separated by commas."""
+
+    conditionings: str = "none,sequence,feature,adaln"
+    levels: str = "jitter,destructive,strong"
+    predictors: str = ""
+    """DEPTHxWIDTH; empty: the recipe's own and one half as deep."""
+    design: Literal["tables", "full"] = "tables"
+    """tables: every conditioning at the reference, and every level with every predictor; full: all combinations."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One pretraining: its folder's name and all its settings, from which everything else is read."""
+
+    name: str
+    settings: Config
+
+    @property
+    def conditioning(self) -> str:
+        return self.settings.predictor.conditioning
+
+    @property
+    def difficulty(self) -> str:
+        return self.settings.actions.level
+
+    @property
+    def predictor(self) -> str:
+        return size_of(self.settings.predictor)
+
+
+def size_of(predictor: config.Predictor) -> str:
+    """DEPTHxWIDTH, the paper's IWM(depth, width)."""
+    return f"{predictor.depth}x{predictor.width}"
+
+
+def named(text: str, known: Sequence[str], option: str) -> list[str]:
+    """The words of a comma-separated list. Raises UserError for an unknown one and for none at all."""
+    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    for word in words:
+        if word not in known:
+            raise UserError(f"{option} {word}: there is no such thing; {config.did_you_mean(word, known)}")
+    if not words:
+        raise UserError(f"{option} names nothing; give one or more of {', '.join(known)}.")
+    return words
+
+
+def sizes(text: str, own: config.Predictor) -> list[tuple[int, int]]:
+    """(depth, width) of every predictor. Raises UserError for a bad spelling and a width that cannot be built."""
+    found = []
+    for word in (part.strip() for part in text.split(",") if part.strip()):
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", word)
+        if not match:
+            raise UserError(f"--predictors {word} is no size; write DEPTHxWIDTH, for example {size_of(own)}.")
+        if int(match[2]) % 4:
+            raise UserError(f"--predictors {word}: the width must be a multiple of 4.")
+        found.append((int(match[1]), int(match[2])))
+    return list(dict.fromkeys(found or [(own.depth, own.width), (max(1, own.depth // 2), own.width)]))
+
+
+def cells_of(base: Config, axes: Axes, others: Sequence[Config] = ()) -> list[Cell]:
+    """All cells, the ones that say most first: the reference, what differs from it in one thing, the other recipes as
+    they are, the rest.
+
+    The reference has the recipe's own conditioning and level where they are asked for (else the first named) and the
+    first predictor. Raises UserError for what cannot be read.
+    """
+    predictors = sizes(axes.predictors, base.predictor)
+    told = _first(named(axes.conditionings, CONDITIONINGS, "--conditionings"), base.predictor.conditioning)
+    levels = _first(named(axes.levels, LEVELS, "--levels"), base.actions.level)
+    ordered: list[tuple[tuple[float, ...], Cell]] = []
+    for c, conditioning in enumerate(told):
+        for d, level in enumerate(levels):
+            for p, (depth, width) in enumerate(predictors):
+                if axes.design == "tables" and c and (d or p):
+                    continue
+                changed = replace(
+                    base,
+                    actions=replace(base.actions, level=level),
+                    predictor=replace(base.predictor, conditioning=conditioning, depth=depth, width=width),
+                )
+                order = (sum(bool(place) for place in (c, d, p)), c + d + p, p, d)
+                ordered.append((order, Cell(f"{conditioning}-{level}-{depth}x{width}", changed)))
+    ordered += [((1.5, place), Cell(results.plain_name(other.recipe), other)) for place, other in enumerate(others)]
+    return [cell for _, cell in sorted(ordered, key=lambda pair: pair[0])]
+
+
+def _first(words: list[str], reference: str) -> list[str]:
+    return sorted(words, key=lambda word: word != reference)

@@ -1,0 +1,235 @@
+"""What the runs of a sweep say: correlations of MRR with accuracy (paper figure 4), MRR by conditioning, difficulty and
+capacity (tables 1 and 2), and guidance in words where the numbers support it.
+
+It reads the rows of a sweep.json only, never a model or data. A row whose number is missing is left out of what needs
+that number.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from iwm.cells import CONDITIONINGS, LEVELS
+from iwm.verdict import Finding, join, number, standing
+
+Row = Mapping[str, Any]
+
+ACCURACIES = {
+    "linear": "linear probe",
+    "attentive": "attentive probe",
+    "predictor_finetuning": "finetuned predictor",
+}
+"""The accuracies of a row, by key, and what they are called."""
+FEWEST = 4
+"""Runs below which a correlation is not computed: any three points lie near some line."""
+
+PAPER = "ImageNet-1k, ViT-B/16, 300 epochs"
+PAPER_CORRELATIONS = {"linear": -0.85, "predictor_finetuning": 0.93}
+PAPER_CONDITIONING = {"none": 0.00, "sequence": 0.82, "feature": 0.79}
+PAPER_DIFFICULTY = {
+    "12x384": {"jitter": 0.11, "destructive": 0.09, "strong": 0.81},
+    "18x384": {"jitter": 0.25, "destructive": 0.79, "strong": 0.85},
+}
+
+# ---- numbers -------------------------------------------------------------------------------------------------------
+
+
+def correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
+    """Pearson's r with its 95 % interval by Fisher's z, tanh(artanh r -+ 1.96 / sqrt(n - 3)).
+
+    r is None with a "note" why below four points, or where one of the two does not vary.
+    """
+    n = len(x)
+    if n < FEWEST:
+        return {"r": None, "n": n, "interval": None, "note": f"n too small: {n} runs, {FEWEST} are needed"}
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    if scale < 1e-12:
+        return {"r": None, "n": n, "interval": None, "note": "one of the two is the same in all runs"}
+    r = float(np.clip(a @ b / scale, -1, 1))
+    z, half = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, r))), 1.959964 / math.sqrt(n - 3)
+    return {"r": r, "n": n, "interval": [math.tanh(z - half), math.tanh(z + half)], "note": None}
+
+
+def correlations(runs: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """MRR against each accuracy over the runs that have both (paper figure 4)."""
+    found = {}
+    for name in ACCURACIES:
+        pairs = [
+            (x, y) for run in runs if (x := number(run, "mrr")) is not None and (y := number(run, name)) is not None
+        ]
+        found[name] = correlation([x for x, _ in pairs], [y for _, y in pairs])
+        found[name]["paper"] = PAPER_CORRELATIONS.get(name)
+    return found
+
+
+def tables(runs: Sequence[Row]) -> dict[str, Any]:
+    """MRR by conditioning at the reference difficulty and predictor (table 1), and by difficulty x predictor at the
+    reference conditioning (table 2), the paper's beside ours. The reference is the first run's."""
+    if not runs:
+        return {}
+    first = runs[0]
+    grid = [run for run in runs if run["recipe"] == first["recipe"]]
+
+    def same(run: Row, *names: str) -> bool:
+        return all(run[name] == first[name] for name in names)
+
+    told = {run["conditioning"]: run["mrr"] for run in grid if same(run, "difficulty", "predictor")}
+    hard: dict[str, dict[str, float | None]] = {}
+    for run in grid:
+        if same(run, "conditioning"):
+            hard.setdefault(run["predictor"], {})[run["difficulty"]] = run["mrr"]
+    return {
+        "conditioning": {
+            "difficulty": first["difficulty"],
+            "predictor": first["predictor"],
+            "mrr": {name: told[name] for name in CONDITIONINGS if name in told},
+            "paper": PAPER_CONDITIONING,
+        },
+        "difficulty": {
+            "conditioning": first["conditioning"],
+            "mrr": {size: {level: row[level] for level in LEVELS if level in row} for size, row in hard.items()},
+            "paper": PAPER_DIFFICULTY,
+        },
+        "paper_setting": PAPER,
+    }
+
+
+# ---- guidance ------------------------------------------------------------------------------------------------------
+
+
+def advise(runs: Sequence[Row]) -> list[Finding]:
+    """What to take for which purpose; `good` is None where the numbers do not support a choice."""
+    return [_which(runs), _finetuning(runs), _telling(runs), _correlated(runs)]
+
+
+def error_of(run: Row, name: str) -> float:
+    """Standard error of a number over the images it was measured on."""
+    if name == "mrr":
+        return number(run, "mrr_standard_error") or 0.0
+    top1, count = number(run, name), number(run, "n_val")
+    return math.sqrt(top1 * (1 - top1) / count) if top1 is not None and count else 0.0
+
+
+def _against(one: Row, other: Row, name: str) -> str:
+    """'above', 'level with' or 'BELOW', two standard errors of the difference apart."""
+    return standing(one[name], other[name], math.hypot(error_of(one, name), error_of(other, name)))
+
+
+def with_numbers(runs: Sequence[Row], *names: str) -> list[Row]:
+    """The runs that have these numbers, the best in the first of them first."""
+    have = [run for run in runs if all(number(run, name) is not None for name in names)]
+    return sorted(have, key=lambda run: -run[names[0]])
+
+
+def _which(runs: Sequence[Row]) -> Finding:
+    """The trade-off itself: the best linear probe against the highest MRR."""
+    title = "Invariant or equivariant?"
+    by_linear, by_mrr = with_numbers(runs, "linear", "mrr"), with_numbers(runs, "mrr", "linear")
+    if len(by_linear) < 2:
+        return Finding(title, None, f"Too few runs to say: {len(by_linear)} with both MRR and a linear probe.")
+    plain, told = by_linear[0], by_mrr[0]
+    bars = tuple((f"{run['cell']} {what}", run[key]) for run in _different(plain, told) for key, what in _AXES)
+    chance = number(told, "mrr_chance") or 0.0
+    if standing(told["mrr"], chance, error_of(told, "mrr")) != "above":
+        words = f"No run is equivariant: the highest MRR, {told['mrr']:.3f}, is not above chance ({chance:.3f}). "
+        words += f"The best linear probe is {plain['cell']} ({plain['linear']:.3f})."
+        return Finding(title, None, words, bars)
+    if plain is told:
+        runner = by_linear[1]
+        lead = "ahead of" if _against(plain, runner, "linear") == "above" else "within noise of"
+        words = (
+            f"These runs show no trade-off: {plain['cell']} has both the best linear probe ({plain['linear']:.3f}, "
+            f"{lead} {runner['cell']} with {runner['linear']:.3f}) and the highest MRR ({told['mrr']:.3f})."
+        )
+        return Finding(title, None, words, bars)
+    apart = _against(plain, told, "linear") == "above", _against(told, plain, "mrr") == "above"
+    numbers = (
+        f"{plain['cell']} (linear probe {plain['linear']:.3f}, MRR {plain['mrr']:.3f})",
+        f"{told['cell']} (linear probe {told['linear']:.3f}, MRR {told['mrr']:.3f})",
+    )
+    if all(apart):
+        words = f"For an invariant representation take {numbers[0]}; for an equivariant one take {numbers[1]}."
+        return Finding(title, True, words, bars)
+    near = join([what for differs, what in zip(apart, ("linear probe", "MRR"), strict=True) if not differs])
+    words = (
+        f"The numbers do not support a choice between {numbers[0]} and {numbers[1]}: in {near} they are within noise."
+    )
+    return Finding(title, None, words, bars)
+
+
+_AXES = (("linear", "linear"), ("mrr", "MRR"))
+
+
+def _different(*runs: Row) -> list[Row]:
+    return [run for place, run in enumerate(runs) if all(run is not other for other in runs[:place])]
+
+
+def _finetuning(runs: Sequence[Row]) -> Finding:
+    """The run whose predictor is worth finetuning most."""
+    title = "Which predictor to finetune?"
+    ranked = with_numbers(runs, "predictor_finetuning")
+    if len(ranked) < 2:
+        return Finding(title, None, f"Too few runs to say: {len(ranked)} with a finetuned predictor.")
+    best, runner = ranked[:2]
+    bars = tuple((run["cell"], run["predictor_finetuning"]) for run in ranked[:4])
+    numbers = f"{best['cell']} ({best['predictor_finetuning']:.3f})", f"{runner['predictor_finetuning']:.3f}"
+    if _against(best, runner, "predictor_finetuning") == "above":
+        return Finding(title, True, f"Take {numbers[0]}; the next, {runner['cell']}, has {numbers[1]}.", bars)
+    alike = [run for run in ranked[1:] if _against(best, run, "predictor_finetuning") == "level with"]
+    others = join([run["cell"] for run in alike])
+    words = f"The numbers do not single one out: {numbers[0]} is level, within noise, with {others}."
+    return Finding(title, None, words, bars)
+
+
+def _telling(runs: Sequence[Row]) -> Finding:
+    """Whether and how the predictor should be told the action (table 1)."""
+    title = "How to tell the predictor the action?"
+    first = runs[0] if runs else {}
+    same = ("recipe", "difficulty", "predictor")
+    ranked = with_numbers([run for run in runs if all(run[name] == first[name] for name in same)], "mrr")
+    told = [run for run in ranked if run["conditioning"] != "none"]
+    silent = [run for run in ranked if run["conditioning"] == "none"]
+    bars = tuple((run["conditioning"], run["mrr"]) for run in ranked)
+    if not told or len(ranked) < 2:
+        return Finding(title, None, "Too few runs to say: two conditionings or more are needed.", bars)
+    best = told[0]
+    words = ""
+    if silent:
+        placed = _against(best, silent[0], "mrr")
+        words = f"Told the action by {best['conditioning']}, MRR is {best['mrr']:.3f}; untold {silent[0]['mrr']:.3f}. "
+        if placed != "above":
+            return Finding(
+                title, False, words + "Telling it has brought nothing so far: the predictors ignore it.", bars
+            )
+    if len(told) == 1:
+        return Finding(title, True if silent else None, words + "No other way of telling was tried.", bars)
+    runner = told[1]
+    if _against(best, runner, "mrr") == "above":
+        words += f"Take {best['conditioning']}: it is above {runner['conditioning']} ({runner['mrr']:.3f})."
+        return Finding(title, True, words, bars)
+    words += (
+        f"Between {best['conditioning']} and {runner['conditioning']} ({runner['mrr']:.3f}) the numbers do not choose."
+    )
+    return Finding(title, True if silent else None, words, bars)
+
+
+def _correlated(runs: Sequence[Row]) -> Finding:
+    """What a high MRR goes with."""
+    parts, supported = [], False
+    for name, found in correlations(runs).items():
+        called = ACCURACIES[name]
+        if found["r"] is None:
+            parts.append(f"{called}: not computed ({found['note']}).")
+            continue
+        low, high = found["interval"]
+        numbers = f"r = {found['r']:+.2f}, 95 % from {low:+.2f} to {high:+.2f}, n = {found['n']}"
+        sure = low > 0 or high < 0
+        supported |= sure
+        meaning = "rises with MRR" if low > 0 else "falls with MRR" if high < 0 else "no sign either way"
+        parts.append(f"{called}: {meaning} ({numbers}).")
+    words = " ".join(part[0].upper() + part[1:] for part in parts)
+    return Finding("What goes with a high MRR?", True if supported else None, words)

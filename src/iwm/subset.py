@@ -1,0 +1,54 @@
+"""A seeded choice of a source's images, kept as an .npz that is a source itself."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iwm import files, results
+from iwm.images import ImageSet, Subset
+from iwm.loader import load_all
+from iwm.pixels import BrokenImage
+from iwm.randomness import permutation
+
+
+def write(train_set: ImageSet, test_set: ImageSet, counts: tuple[int, int], size: int, seed: int, folder: Path) -> str:
+    """Write a seeded choice of both splits, evenly from all classes, as an .npz in `folder`; returns its path.
+
+    Counts of 0 keep all. Pictures are squared at twice `size` where they are that large: a random crop of 0.3 of the
+    area is then not enlarged.
+    """
+    chosen = [_evenly(images, count, seed) for images, count in zip((train_set, test_set), counts, strict=True)]
+    side = max(size, min(2 * size, *_dimensions(train_set)))
+    paths = [images.path(0) for images in (train_set, test_set)]
+    mark = results.fingerprint({"paths": paths, "side": side, "seed": seed, "all": [len(train_set), len(test_set)]})
+    path = folder / f"{results.plain_name(train_set.name)}-{len(chosen[0])}x{len(chosen[1])}-{mark[:6]}.npz"
+    if path.exists():
+        return str(path)
+    arrays: dict[str, Any] = {}
+    for prefix, images in zip(("", "val_"), chosen, strict=True):
+        pixels, kept = load_all(images, side)
+        arrays[f"{prefix}images"] = pixels.permute(0, 2, 3, 1).numpy()
+        if images.labels is not None and images.classes is not None:
+            arrays |= {f"{prefix}labels": images.labels[kept], "classes": np.array(images.classes)}
+    with files.replacing(path) as part, part.open("wb") as file:
+        np.savez(file, **arrays)
+    return str(path)
+
+
+def _dimensions(images: ImageSet) -> tuple[int, int]:
+    """Height and width of the first image that can be read."""
+    for index in range(len(images)):
+        with suppress(BrokenImage):  # it is named when it is decoded
+            return images.dimensions(index)
+    return 0, 0
+
+
+def _evenly(images: ImageSet, count: int, seed: int) -> Subset:
+    """`count` of the images in a seeded order, every class in proportion."""
+    order = permutation(seed, "sweep's choice", 0, len(images))
+    if images.labels is not None:
+        order = order[np.argsort(images.labels[order], kind="stable")]
+    count = min(count or len(images), len(images))
+    return Subset(images, np.sort(order[np.linspace(0, len(images) - 1, count).round().astype(np.int64)]))

@@ -1,0 +1,114 @@
+"""Correlations are scipy's, and planted runs give the planted guidance."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from iwm import guidance
+
+
+def run(cell: str, mrr: float | None, linear: float | None, tuned: float | None = None, **more: object) -> dict:
+    conditioning, difficulty, predictor = cell.split("-")
+    row = {"cell": cell, "recipe": "demo", "conditioning": conditioning, "difficulty": difficulty}
+    row |= {"predictor": predictor, "mrr": mrr, "linear": linear, "attentive": None, "predictor_finetuning": tuned}
+    row |= {"mrr_standard_error": 0.005, "mrr_chance": 0.024, "mrr_own_range": mrr, "n_val": 10000}
+    return row | {"failed": None, "refused": {}, "healthy": True, "health": "Fine.", "state": "finished"} | more
+
+
+TRADE = [
+    run("adaln-destructive-4x96", 0.5, 0.50, 0.70),
+    run("none-destructive-4x96", 0.024, 0.60, 0.55),
+    run("feature-destructive-4x96", 0.4, 0.52, 0.66),
+    run("adaln-strong-4x96", 0.8, 0.40, 0.75),
+    run("adaln-jitter-4x96", 0.3, 0.54, 0.62),
+]
+
+
+def said(runs: list[dict]) -> dict[str, tuple[bool | None, str]]:
+    return {finding.title: (finding.good, finding.sentence) for finding in guidance.advise(runs)}
+
+
+@pytest.mark.parametrize("n", [4, 5, 20])
+def test_correlation_is_scipys(n):
+    x, y = np.random.default_rng(n).normal(size=(2, n))
+    found = guidance.correlation(x.tolist(), y.tolist())
+    known = stats.pearsonr(x, y)
+    assert found["r"] == pytest.approx(known[0], abs=1e-12)
+    low, high = known.confidence_interval(0.95)
+    assert found["interval"] == pytest.approx([low, high], abs=1e-6)
+    assert found["n"] == n
+
+
+def test_correlation_says_why_there_is_none():
+    assert guidance.correlation([1.0, 2, 3], [1.0, 2, 3])["note"] == "n too small: 3 runs, 4 are needed"
+    assert "the same in all runs" in guidance.correlation([0.1] * 5, [1.0, 2, 3, 4, 5])["note"]
+    assert guidance.correlation([1.0, 2, 3, 4], [2.0, 4, 6, 8])["r"] == pytest.approx(1)
+
+
+def test_correlations_are_over_the_runs_that_have_both():
+    missing = [run("sequence-destructive-4x96", None, 0.9), run("adaln-strong-2x96", 0.9, None, 0.8)]
+    found = guidance.correlations(TRADE + missing)
+    assert {name: one["n"] for name, one in found.items()} == {"linear": 5, "attentive": 0, "predictor_finetuning": 6}
+    assert found["linear"]["r"] == pytest.approx(
+        np.corrcoef([r["mrr"] for r in TRADE], [r["linear"] for r in TRADE])[0, 1]
+    )
+    assert (found["linear"]["paper"], found["attentive"]["paper"]) == (-0.85, None)
+
+
+def test_a_planted_trade_off_is_told():
+    told = said(TRADE)
+    good, words = told["Invariant or equivariant?"]
+    assert good is True
+    assert "For an invariant representation take none-destructive-4x96 (linear probe 0.600" in words
+    assert "for an equivariant one take adaln-strong-4x96 (linear probe 0.400, MRR 0.800)" in words
+    assert "Take adaln-strong-4x96 (0.750)" in told["Which predictor to finetune?"][1]
+    good, words = told["How to tell the predictor the action?"]
+    assert good is True
+    assert "Take adaln: it is above feature (0.400)" in words
+    good, words = told["What goes with a high MRR?"]
+    assert good is True
+    assert "Linear probe: falls with MRR (r = -0.9" in words
+    assert "Finetuned predictor: rises with MRR" in words
+    assert "Attentive probe: not computed (n too small: 0 runs" in words
+
+
+def test_differences_within_noise_support_no_choice():
+    few = [{**row, "n_val": 20, "mrr_standard_error": 0.4} for row in TRADE]
+    told = said(few)
+    for title in ("Invariant or equivariant?", "Which predictor to finetune?"):
+        assert told[title][0] is None
+    assert "No run is equivariant" in told["Invariant or equivariant?"][1]
+    small = [{**row, "n_val": 20} for row in TRADE]
+    assert "do not support a choice" in said(small)["Invariant or equivariant?"][1]
+    assert "in linear probe they are within noise" in said(small)["Invariant or equivariant?"][1]
+    assert "do not single one out" in said(small)["Which predictor to finetune?"][1]
+
+
+def test_one_best_for_both_is_no_trade_off():
+    runs = [run("adaln-destructive-4x96", 0.5, 0.7), run("none-destructive-4x96", 0.024, 0.6)]
+    good, words = said(runs)["Invariant or equivariant?"]
+    assert good is None
+    assert "no trade-off: adaln-destructive-4x96 has both the best linear probe (0.700, ahead of" in words
+    ignored = [run("adaln-destructive-4x96", 0.025, 0.7), run("none-destructive-4x96", 0.024, 0.6)]
+    assert "No run is equivariant" in said(ignored)["Invariant or equivariant?"][1]
+    good, words = said(ignored)["How to tell the predictor the action?"]
+    assert good is False
+    assert "the predictors ignore it" in words
+
+
+def test_too_few_runs_say_so():
+    for runs in (TRADE[:1], [run("adaln-destructive-4x96", None, None)]):
+        assert all(good is None for good, _ in said(runs).values())
+        assert "Too few runs" in said(runs)["Invariant or equivariant?"][1]
+
+
+def test_tables_hold_ours_beside_the_papers():
+    runs = [*TRADE, run("adaln-destructive-4x192", 0.6, 0.5), run("none-strong-4x96", 0.03, 0.5)]
+    found = guidance.tables([*runs, run("adaln-jitter-9x9", 0.9, 0.9, recipe="other")])
+    assert found["conditioning"]["mrr"] == {"none": 0.024, "feature": 0.4, "adaln": 0.5}
+    assert found["conditioning"]["paper"] == {"none": 0.0, "sequence": 0.82, "feature": 0.79}
+    assert found["difficulty"]["mrr"] == {
+        "4x96": {"jitter": 0.3, "destructive": 0.5, "strong": 0.8},
+        "4x192": {"destructive": 0.6},
+    }
+    assert found["difficulty"]["paper"]["18x384"]["destructive"] == 0.79

@@ -1,0 +1,66 @@
+"""The change between two images is found, exactly where the world model is exact."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny
+from oracle import REVERSIBLE, Oracle, muted
+
+from iwm import config
+from iwm.actions import Parameters
+from iwm.inference import Search
+from iwm.model import ImageWorldModel
+from iwm.vit import AdaLNBlock
+
+
+def spoilt(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sources, targets and the true actions: light and warmth differ, some sources are negative, some mirrored."""
+    clean = muted(count).float()[..., ::4, ::4] / 255
+    values = torch.linspace(-0.1, 0.1, count)
+    on = torch.tensor([[True, True, i % 2 == 1, i % 3 == 2] for i in range(count)])
+    source = Parameters(torch.where(on, torch.stack([values, -values / 2, *torch.ones(2, count)], 1), 0), on)
+    target = Parameters(
+        torch.stack([-values / 3, values, *torch.zeros(2, count)], 1), on & torch.tensor([1, 1, 0, 0]).bool()
+    )
+    return REVERSIBLE.apply(clean, source), REVERSIBLE.apply(clean, target), REVERSIBLE.difference(source, target)
+
+
+def test_an_oracles_actions_are_found_with_what_is_to_be_undone() -> None:
+    source, target, truth = spoilt(6)
+    found = Oracle(space=REVERSIBLE, size=8).infer_action(source, target)
+    torch.testing.assert_close(found, truth, atol=0.01, rtol=0)
+
+
+def test_flags_stay_off_where_nothing_may_be_undone() -> None:
+    source, target, truth = spoilt(6)
+    found = Oracle(space=REVERSIBLE, size=8).infer_action(source, target, Search(undo=False))
+    assert not found[:, 2:].any()
+    torch.testing.assert_close(found[0], truth[0], atol=0.01, rtol=0)
+
+
+def test_a_wrong_world_gives_wrong_actions() -> None:
+    source, target, truth = spoilt(4)
+    found = Oracle(space=REVERSIBLE, size=8, wrong=True).infer_action(source, target)
+    assert (found - truth).abs().max() > 0.3
+
+
+def test_answers_do_not_depend_on_the_batch() -> None:
+    source, target, _ = spoilt(5)
+    oracle = Oracle(space=REVERSIBLE, size=8)
+    together = oracle.infer_action(source, target)
+    torch.testing.assert_close(together[3:4], oracle.infer_action(source[3:4], target[3:4]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("conditioning", ["none", "sequence", "feature", "adaln"])
+def test_any_predictor_can_be_searched(conditioning: Any, images: torch.Tensor) -> None:
+    predictor = config.Predictor(depth=2, width=32, conditioning=conditioning, init="xavier")
+    model = ImageWorldModel(tiny(predictor=predictor)).eval().requires_grad_(False)
+    model.predictor.open_gates()
+    for block in model.predictor.blocks:
+        if isinstance(block, AdaLNBlock):
+            torch.nn.init.normal_(block.modulation.weight, std=0.02)  # untrained it is told nothing
+    found = model.infer_action(images[:2], images[2:4], Search(steps=2, undo=False))
+    assert found.shape == (2, 7)
+    assert not found.requires_grad
+    assert bool(found[:, :4].any()) == (conditioning != "none")

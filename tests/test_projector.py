@@ -1,0 +1,49 @@
+import math
+
+import pytest
+import torch
+
+from iwm.config import Objective
+from iwm.objectives import info_nce, regression
+from iwm.projector import Joint
+
+
+def joint(invariance: str) -> Joint:
+    torch.manual_seed(0)
+    return Joint(Objective(kind="joint", invariance=invariance, projector_width=32, projector_dim=8), 16)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("invariance", "layers", "norms"), [("contrastive", (3, 2), (3, 2)), ("regression", (2, 2), (1, 1))]
+)
+def test_layers_are_the_authors(invariance, layers, norms):
+    parts = joint(invariance)
+    for part, linear, norm in zip((parts.projector, parts.predictor), layers, norms, strict=True):
+        assert sum(isinstance(layer, torch.nn.Linear) for layer in part) == linear
+        assert sum(isinstance(layer, torch.nn.BatchNorm1d) for layer in part) == norm
+    assert isinstance(parts.projector[-1], torch.nn.BatchNorm1d) == (invariance == "contrastive")
+
+
+@pytest.mark.parametrize("invariance", ["contrastive", "regression"])
+def test_the_loss_is_symmetrised(invariance):
+    parts = joint(invariance)
+    queries, keys = torch.randn(6, 2, 8), torch.randn(6, 2, 8)
+    d = (lambda q, k: info_nce(q, k, 0.2)) if invariance == "contrastive" else regression
+    torch.testing.assert_close(parts.loss(queries, keys), d(queries[:, 0], keys[:, 0]) + d(queries[:, 1], keys[:, 1]))
+
+
+def test_keys_have_no_gradient_and_nothing_has_a_state():
+    parts = joint("contrastive")
+    assert not parts.key(torch.randn(4, 16, requires_grad=True)).requires_grad
+    assert parts.query(torch.randn(4, 16)).requires_grad
+    assert not list(parts.buffers()), "a step that is skipped leaves nothing behind"
+
+
+def test_chance_is_the_loss_of_whoever_knows_nothing():
+    keys = torch.randn(50, 2, 8)
+    same = torch.ones(50, 2, 8)
+    assert joint("contrastive").chance(keys) == pytest.approx(4 * 0.2 * math.log(50))
+    assert joint("contrastive").loss(same, same).item() == pytest.approx(4 * 0.2 * math.log(50), rel=1e-5)
+    mean = torch.nn.functional.normalize(keys, dim=-1).mean(0).expand(50, -1, -1)
+    byol = joint("regression")
+    assert byol.chance(keys) == pytest.approx(byol.loss(mean, keys).item(), rel=1e-5)

@@ -1,0 +1,258 @@
+"""A sweep from the command line: all its files, nothing twice, nothing mixed up."""
+
+import json
+import shlex
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import pictures_file, tiny
+
+from iwm import cli, config, sweep, train
+from iwm.errors import UserError
+
+QUICK = {"world-images": 2, "bank": 8, "attentive-epochs": 1, "finetune-epochs": 1, "finetune-views": 1}
+QUICK |= {"finetune-lrs": 1e-3, "finetune-ratios": 1}
+TWO = {"conditionings": "none,adaln", "levels": "destructive", "predictors": "2x32"}
+SHORT = {"attentive-epochs": 0, "finetune-epochs": 0}
+
+
+def command(source: str, out: Path, recipe: str = "demo", /, **options: object) -> list[str]:
+    """The words of a micro sweep of two cells."""
+    given = {"data.source": source, "out": out} | TWO | QUICK
+    given |= {name.replace("_", "-").replace("--", "."): value for name, value in options.items()}
+    return ["sweep", recipe, *(f"--{name}={value}" for name, value in given.items())]
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    monkeypatch.setattr("iwm.recipes.get", lambda name: replace(tiny(), recipe=name))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    return str(pictures_file(tmp_path / "pictures.npz", count=80, labelled=True))
+
+
+def counted(monkeypatch, module, name: str) -> list[str]:
+    """Notes every call of a function by its first argument."""
+    real, calls = getattr(module, name), []
+
+    def noting(first, *rest, **named):
+        calls.append(first.run.out if isinstance(first, config.Config) else first)
+        return real(first, *rest, **named)
+
+    monkeypatch.setattr(module, name, noting)
+    return calls
+
+
+def test_a_sweep_ends_in_all_its_files_and_does_nothing_twice(tmp_path, source, monkeypatch, capsys):
+    out = tmp_path / "out"
+    trained = counted(monkeypatch, train, "pretrain")
+    argv = command(source, out)
+    assert cli.main(argv) == 0
+    assert [Path(path).name for path in trained] == ["adaln-destructive-2x32", "none-destructive-2x32"]
+    content = json.loads((out / "sweep.json").read_text())
+    assert {"command", "settings", "seed", "hardware", "date"} <= set(content)
+    for run in content["runs"]:
+        assert run["state"] == "finished"
+        for key in ("mrr", "mrr_own_range", "linear", "attentive", "predictor_finetuning"):
+            assert 0 <= run[key] <= 1, key
+        world = json.loads(next((out / run["cell"] / "eval").glob("world-*.json")).read_text())
+        assert (world["mrr"], world["bank"]) == (run["mrr"], 8)
+    assert [run["conditioning"] for run in content["runs"]] == ["adaln", "none"]
+    assert content["runs"][0]["random_encoder_top1"] is not None  # the controls, once for all
+    assert content["correlations"]["linear"]["r"] is None
+    assert content["correlations"]["linear"]["n"] == 2
+    assert set(content["tables"]["conditioning"]["mrr"]) == {"none", "adaln"}
+    for name in ("figure-4.png", "figure-5.png", "tables.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    page = (out / "sweep.html").read_text()
+    assert "n too small" in page
+    assert "adaln-destructive-2x32" in page
+    assert "n too small" in capsys.readouterr().out
+
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/eval/*.json")}
+    trained.clear()
+    assert cli.main(argv) == 0
+    assert not trained
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/eval/*.json")} == before
+
+    assert cli.main(command(source, out, levels="destructive,strong")) == 0  # it may grow
+    assert [Path(path).name for path in trained] == ["adaln-strong-2x32"]
+    grown = {run["cell"]: run for run in json.loads((out / "sweep.json").read_text())["runs"]}
+    assert grown["adaln-strong-2x32"]["mrr_own_range"] != grown["adaln-strong-2x32"]["mrr"]
+    assert grown["adaln-destructive-2x32"]["mrr"] == content["runs"][0]["mrr"]
+
+    assert "holds a sweep of recipe demo" in refused(capsys, *command(source, out, "cifar10"))
+    assert "optim.lr = 0.002, now it is 0.1" in refused(capsys, *argv, "--optim.lr=0.1")
+    assert "images = 0, now it is 40" in refused(capsys, *argv, "--images=40")
+    run = str(out / "none-destructive-2x32")
+    assert "holds a run and no sweep" in refused(capsys, *command(source, Path(run)))
+
+
+def refused(capsys, *argv: str) -> str:
+    capsys.readouterr()
+    assert cli.main(list(argv)) == 2
+    return capsys.readouterr().err.strip()
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, source, monkeypatch):
+    argv = command(source, tmp_path / "out", **SHORT)
+    real, steps = train.Training.step, []
+
+    def stopping(self, batch):
+        steps.append(batch.step)
+        if len(steps) == 14:  # of 10 a cell: in the middle of the second
+            signal.raise_signal(signal.SIGINT)
+        return real(self, batch)
+
+    monkeypatch.setattr(train.Training, "step", stopping)
+    assert cli.main(argv) == 130
+    first, second = json.loads((tmp_path / "out" / "sweep.json").read_text())["runs"]
+    assert (first["state"], second["state"]) == ("finished", "partial")
+    steps.clear()
+    assert cli.main(argv) == 0
+    assert steps[:6] == [4, 5, 6, 7, 8, 9]
+    assert len(steps) == 6
+    states = [run["state"] for run in json.loads((tmp_path / "out" / "sweep.json").read_text())["runs"]]
+    assert states == ["finished", "finished"]
+
+
+def test_a_stop_between_two_evaluations_repeats_neither(tmp_path, source, monkeypatch):
+    argv = command(source, tmp_path / "out", conditionings="adaln", finetune_epochs=0)
+    real = sweep.measure
+
+    def stopping(name, *rest):
+        if name == "attentive":
+            raise KeyboardInterrupt
+        return real(name, *rest)
+
+    monkeypatch.setattr(sweep, "measure", stopping)
+    assert cli.main(argv) == 130
+    monkeypatch.setattr(sweep, "measure", real)
+    measured = counted(monkeypatch, sweep, "measure")
+    trained = counted(monkeypatch, train, "pretrain")
+    assert cli.main(argv) == 0
+    assert measured == ["attentive"]
+    assert not trained
+
+
+def test_a_cell_that_fails_leaves_the_others(tmp_path, source, monkeypatch, capsys):
+    real = train.pretrain
+
+    def diverging(settings):
+        if settings.predictor.conditioning == "adaln":
+            raise UserError("Training diverged: lower optim.lr.")
+        return real(settings)
+
+    monkeypatch.setattr(train, "pretrain", diverging)
+    monkeypatch.setattr(
+        sweep.finetune, "finetune", lambda *_, **__: (_ for _ in ()).throw(UserError("It has no predictor."))
+    )
+    out = tmp_path / "out"
+    said = refused(capsys, *command(source, out))
+    assert "1 of 2 cells failed, first adaln-destructive-2x32 (Training diverged" in said
+    failed, other = json.loads((out / "sweep.json").read_text())["runs"]
+    assert (failed["state"], failed["mrr"]) == ("failed", None)
+    assert (other["state"], other["predictor_finetuning"]) == ("partial", None)
+    assert other["linear"] is not None
+    page = (out / "sweep.html").read_text()
+    assert "It has no predictor." in page
+    assert "Training diverged" in page
+
+
+def test_the_list_does_the_cells_one_by_one_and_collects(tmp_path, source, capsys):
+    out = tmp_path / "out"
+    argv = [*command(source, out, images=32, **SHORT), "--eval-images", "40", "8"]
+    assert cli.main([*argv, "--list"]) == 0
+    listed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert [words[-1] for words in listed] == ["adaln-destructive-2x32", "none-destructive-2x32"]
+    assert not out.exists()
+    assert cli.main(listed[1][1:]) == 0
+    waiting, done = json.loads((out / "sweep.json").read_text())["runs"]
+    assert (waiting["state"], done["state"]) == ("waiting", "finished")
+    probe = json.loads(next((out / done["cell"] / "eval").glob("probe-linear-*.json")).read_text())
+    assert (probe["n_train"], probe["n_val"]) == (40, 8)
+    assert config.load(out / done["cell"] / "config.yaml").optim.batch_size == 16
+    assert len((out / done["cell"] / "metrics.jsonl").read_text().splitlines()) == 2  # 32 images, 2 epochs of 2 steps
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "Which recipe?"),
+        (["demo"], "Where should the sweep go?"),
+        (
+            ["demo", "--conditionings", "none,adalm"],
+            "--conditionings adalm: there is no such thing; did you mean 'adaln'",
+        ),
+        (["demo", "--levels", "strng"], "did you mean 'strong'"),
+        (["demo", "--levels", ","], "--levels names nothing"),
+        (["demo", "--predictors", "4by96"], "--predictors 4by96 is no size; write DEPTHxWIDTH, for example 2x32"),
+        (["demo", "--predictors", "4x97"], "must be a multiple of 4"),
+        (["demo", "--cell", "adaln-destructive-2x33"], "did you mean 'adaln-destructive-2x32'"),
+        (["demo", "--jobs", "0"], "--jobs 0"),
+        (["demo", "--bank", "1"], "--bank 2 or more"),
+        (["demo", "--finetune-lrs", "0"], "--lrs 0"),
+        (["demo", "--finetune-epochs=-1"], "--finetune-epochs is -1"),
+        (["demo", "--eval-images", "-1", "2"], "--eval-images takes two numbers"),
+        (
+            ["demo", "--world-images=0", "--no-linear", "--attentive-epochs=0", "--finetune-epochs=0"],
+            "Nothing is left to measure",
+        ),
+        (["demo", "--optim.batchsize", "3"], "did you mean --optim.batch-size?"),
+        (["demo", "--optim.lr=-1"], "optim.lr is -1"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(argv, said, tmp_path, source, capsys):
+    where = ["--out", str(tmp_path / "out"), "--data.source", source] if len(argv) > 1 else []
+    assert said in refused(capsys, "sweep", *argv, *where)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_are_asked_for_before_hours_pass(tmp_path, capsys):
+    bare = str(pictures_file(tmp_path / "bare.npz"))
+    assert "has no labels" in refused(capsys, *command(bare, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_at_once_are_processes_that_stop_and_go_on(tmp_path, source, monkeypatch):
+    """The processes are played by the same command in this one: what counts is who is started, and what is told."""
+    started = []
+
+    class Process:
+        def __init__(self, words, env, **rest):
+            self.returncode = None
+            started.append((words[3:], env["OMP_NUM_THREADS"]))
+
+        def poll(self):
+            self.returncode = cli.main(started[-1][0])
+            return self.returncode
+
+    monkeypatch.setattr(sweep.subprocess, "Popen", Process)
+    monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
+    monkeypatch.setattr(sweep.hardware, "cores", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    out = tmp_path / "out"
+    assert cli.main([*command(source, out, conditionings="adaln", **SHORT), "--jobs=2"]) == 0
+    assert [(words[0], words[-1], threads) for words, threads in started] == [("sweep", "adaln-destructive-2x32", "2")]
+    assert json.loads((out / "sweep.json").read_text())["runs"][0]["state"] == "finished"
+    assert (out / "adaln-destructive-2x32" / "log.txt").exists()
+    assert cli.main([*command(source, out, conditionings="adaln", **SHORT), "--jobs=2"]) == 0
+    assert len(started) == 1
+    monkeypatch.setattr(cli, "main", lambda words: -9)
+    argv = command(source, out, **SHORT)[1:]
+    whole = sweep.Sweep(out, *planned(argv))
+    with pytest.raises(UserError, match="The process of cell none-destructive-2x32 broke down"):
+        sweep._run_apart(whole, [whole.cells[1]], 2, argv)
+
+
+def planned(argv):
+    o = cli.parse(cli.Sweep, argv, "sweep", cli.Sweep(settings=replace(tiny(), recipe="demo")))
+    return (
+        o.settings,
+        sweep.Axes(conditionings=o.conditionings, levels=o.levels, predictors=o.predictors),
+        sweep.Protocol(),
+    )
