@@ -132,7 +132,7 @@ def ijepa(base: Config) -> Config:
     return replace(
         base,
         actions=_clean(base.actions),
-        masks=replace(base.masks, predict="dropped", queries=1.0),
+        masks=replace(base.masks, predict="dropped", queries=1.0, whole=0.0),
         predictor=replace(base.predictor, conditioning="none"),
     )
 
