@@ -264,7 +264,9 @@ def grouped_bars(
     axes.set_xticks(range(len(groups)), [textwrap.fill(group, 12) for group in groups])
     axes.set_ylabel(label, fontsize=8.5, color=INK)
     axes.set_ylim(bottom=0)
-    figure.legend(fontsize=8, frameon=False, labelcolor=INK, ncols=3, loc="outside lower center")
+    figure.legend(
+        fontsize=8, frameon=False, labelcolor=INK, ncols=2 if len(series) == 4 else 3, loc="outside lower center"
+    )
     return figure
 
 

@@ -147,7 +147,7 @@ def sweep(rows: Sequence[StripRow], name: str, changes: Sequence[float]) -> Figu
     side, gap, margin, head, below = 1.1, 0.1, 0.14, 0.36, 0.3
     left = margin + 0.7
     figure = blank(left + len(rows) * (side + gap) + margin - gap, head + 2 * side + gap + below)
-    put_words(figure, f"{name}, change", margin, 0.1, 8.5, weight="bold")
+    put_words(figure, f"change of\n{name}", margin, 0.05, 8.5, weight="bold")
     for place, word in enumerate(("truth", "nearest")):
         put_words(figure, word, margin, head + place * (side + gap) + side / 2, 9, weight="bold", va="center")
     for number, (row, change) in enumerate(zip(rows, changes, strict=True)):

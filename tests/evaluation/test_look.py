@@ -1,6 +1,7 @@
 """Maps show what an oracle knows, and averages over actions are averages."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,27 @@ def test_an_oracle_explains_every_change_and_what_is_undone() -> None:
         assert row.moved.mean() > 0
     wrong = look.rows_of(Oracle(space=REVERSIBLE, size=8, wrong=True), small(2), 0)
     assert wrong[0].explained == pytest.approx(-3, rel=1e-3), "twice as far, squared"
+
+
+def test_colours_tell_images_apart_and_no_positions() -> None:
+    """Positions as strong as in a trained encoder; the images differ in one weak direction, patch by patch the same."""
+    torch.manual_seed(0)
+    positions = 10 * torch.randn(16, 6)
+    row = look.rows_of(Oracle(space=REVERSIBLE, size=8), small(1), 0)[0]
+    light, dark = positions + torch.eye(6)[0], positions - torch.eye(6)[0]
+    shown = replace(row, before=light, prediction=light, truth=dark, grid=(4, 4))
+    reverse = replace(shown, before=dark, prediction=dark, truth=light)
+    panels = [axes.images[0].get_array() for axes in look.draw([shown, reverse], positions).axes]
+    source, prediction, truth = (np.asarray(panel).reshape(16, 3)[:, 0].astype(int) for panel in panels[2:5])
+    assert np.ptp(source) == np.ptp(truth) == 0, "one colour, whatever the position"
+    assert source[0] == prediction[0]
+    assert abs(source[0] - truth[0]) == 255
+
+
+def test_the_usual_token_is_the_mean_over_images() -> None:
+    model, images = Oracle(space=REVERSIBLE, size=8), small(70)
+    wanted = model.target(images).values.double().mean(0)
+    torch.testing.assert_close(look.usual_tokens(model, images).double(), wanted, atol=1e-6, rtol=0)
 
 
 def test_averages_over_actions_against_brute_force() -> None:

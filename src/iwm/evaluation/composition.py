@@ -18,8 +18,15 @@ from iwm.evaluation.linear import Linear, choose_ridge
 from iwm.model import ImageWorldModel, Tokens
 from iwm.world import chance, ranks, reference_space, squared_distances
 
-WAYS = ("null", "first", "sum", "reencoded", "translated", "pixels")
-"""p(x, 0), p(x, a), p(x, a + b); the second step from the nearest bank image, the linear map, the true first image."""
+WAYS = {
+    "null": "no change",
+    "first": "the first change only",
+    "sum": "both in one action",
+    "reencoded": "second step from the nearest bank image",
+    "translated": "second step through the linear map",
+    "pixels": "second step from the true first image",
+}
+"""p(x, 0), p(x, a), p(x, a + b); then p(., b) of three stand-ins for the image after a."""
 
 
 @torch.no_grad()

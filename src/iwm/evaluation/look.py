@@ -1,6 +1,6 @@
 """Looking into a world model: maps of its tokens, what a change moves, and what is left when changes are averaged out.
 
-maps       tokens of source, prediction and truth in one basis: the first three principal components as colours
+maps       tokens of source, prediction and truth, less the usual one of each position, coloured by principal components
 change     |p - target(y)|^2 and |target(x) - target(y)|^2 per patch (paper appendix I)
 averaged   z_K = mean over K random actions of pool p(f(x), a_k), probed against K (appendix G)
 """
@@ -67,6 +67,7 @@ def look(o: Look) -> dict[str, Any]:
             for images, count in ((train, o.images), (held, max(o.shown, o.images // 10)))
         )
         maps = rows_of(model, shown[: o.shown], o.seed)
+        usual = usual_tokens(model, shown)
         found: dict[str, Any] = {
             "change_explained": {row.words: row.explained for row in maps},
             "composition": composition.compose(model, learned, shown, seed=o.seed),
@@ -86,7 +87,7 @@ def look(o: Look) -> dict[str, Any]:
     }
     path = results.place(o.run, "look", held.name, settings, out=o.out)
     content = results.write(path, found, settings)
-    pictures.save(draw(maps), path.with_suffix(".png"))
+    pictures.save(draw(maps, usual), path.with_suffix(".png"))
     if "averaged" in found:
         rows = found["averaged"]
         series = {name: [row[key] for row in rows] for key, name in (("knn", "kNN"), ("linear", "linear"))}
@@ -100,7 +101,7 @@ def look(o: Look) -> dict[str, Any]:
 
 def _print(found: dict[str, Any], name: str) -> None:
     composed = found["composition"]
-    rows = [[way, composed["error"][way], composed["mrr"][way]] for way in composition.WAYS]
+    rows = [[words, composed["error"][way], composed["mrr"][way]] for way, words in composition.WAYS.items()]
     console.print(results.table(f"A change after a change, {name}", ["prediction", "error", "MRR"], rows))
     console.print(
         f"The linear way back explains {composed['way_back_r2']:.3f}; chance MRR {composed['mrr_chance']:.3f}."
@@ -176,6 +177,13 @@ def rows_of(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: int)
     return rows
 
 
+@torch.no_grad()
+def usual_tokens(model: ImageWorldModel, images: UInt8[Tensor, "k 3 s s"]) -> Float[Tensor, "n d"]:
+    """The mean token of every position over the images, in target space."""
+    total = sum(model.target(part).values.float().sum(0) for part in images.to(model.device).split(64))
+    return (torch.as_tensor(total) / len(images)).cpu()
+
+
 def principal(tokens: Float[Tensor, "m d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d 3"]]:
     """Mean and the first three principal directions (fewer dimensions: padded with zeros)."""
     mean = tokens.mean(0)
@@ -183,14 +191,17 @@ def principal(tokens: Float[Tensor, "m d"]) -> tuple[Float[Tensor, " d"], Float[
     return mean, torch.nn.functional.pad(directions, (0, 3 - directions.shape[1]))
 
 
-def draw(rows: Sequence[MapRow]) -> Figure:
-    """Source and target, their tokens and the prediction's in one basis of colours, both differences on one scale."""
-    mean, directions = principal(torch.cat([part for row in rows for part in (row.before, row.truth)]))
-    projected = torch.cat([(row.truth - mean) @ directions for row in rows])
+def draw(rows: Sequence[MapRow], usual: Float[Tensor, "n d"]) -> Figure:
+    """Source and target, their tokens and the prediction's in one basis of colours, both differences on one scale.
+
+    Colours show how a token differs from the `usual` one of its position: else they would show little but positions.
+    """
+    mean, directions = principal(torch.cat([part - usual for row in rows for part in (row.before, row.truth)]))
+    projected = torch.cat([(row.truth - usual - mean) @ directions for row in rows])
     low, high = (projected.quantile(q, dim=0) for q in (0.02, 0.98))
 
     def colours(tokens: Float[Tensor, "n d"], grid: tuple[int, int]) -> Float[Tensor, "3 h w"]:
-        shares = ((tokens - mean) @ directions - low) / (high - low).clamp_min(1e-6)
+        shares = ((tokens - usual - mean) @ directions - low) / (high - low).clamp_min(1e-6)
         return shares.clamp(0, 1).T.unflatten(1, grid)
 
     def heat(values: Float[Tensor, " n"], top: float, grid: tuple[int, int]) -> Float[Tensor, "3 h w"]:
@@ -213,7 +224,9 @@ def draw(rows: Sequence[MapRow]) -> Figure:
             pictures.put_picture(figure, panel, margin + place * (side + gap), top, side)
         below = top + side + 0.06
         pictures.put_words(figure, row.words, margin, below, 8.5)
-        told = f"{row.explained:.0%} of the change explained"
+        told = f"explains {row.explained:.0%} of the change"
+        if row.explained < 0:
+            told = f"misses {1 - row.explained:.1f} times what the change moves"
         pictures.put_words(figure, told, width - margin, below, 8.5, ha="right", color="#555555")
     return figure
 
