@@ -7,9 +7,9 @@ from scipy import stats
 from iwm import guidance
 
 
-def run(cell: str, mrr: float | None, linear: float | None, tuned: float | None = None, **more: object) -> dict:
-    conditioning, difficulty, predictor = cell.split("-")
-    row = {"cell": cell, "recipe": "demo", "conditioning": conditioning, "difficulty": difficulty}
+def run(name: str, mrr: float | None, linear: float | None, tuned: float | None = None, **more: object) -> dict:
+    conditioning, difficulty, predictor = name.split("-")
+    row = {"cell": name, "recipe": "demo", "conditioning": conditioning, "difficulty": difficulty}
     row |= {"predictor": predictor, "mrr": mrr, "linear": linear, "attentive": None, "predictor_finetuning": tuned}
     row |= {"mrr_standard_error": 0.005, "mrr_chance": 0.024, "mrr_own_range": mrr, "n_val": 10000}
     return row | {"failed": None, "refused": {}, "healthy": True, "health": "Fine.", "state": "finished"} | more

@@ -21,7 +21,7 @@ SHORT = {"attentive-epochs": 0, "finetune-epochs": 0}
 def command(source: str, out: Path, recipe: str = "demo", **options: object) -> list[str]:
     """The words of a micro sweep of two cells."""
     given = {"data.source": source, "out": out} | TWO | QUICK
-    given |= {name.replace("_", "-").replace("--", "."): value for name, value in options.items()}
+    given |= {name.replace("_", "-"): value for name, value in options.items()}
     return ["sweep", recipe, *(f"--{name}={value}" for name, value in given.items())]
 
 
