@@ -47,6 +47,7 @@ def test_correlation_says_why_there_is_none():
 
 def test_correlations_are_over_the_runs_that_have_both():
     missing = [run("sequence-destructive-4x96", None, 0.9), run("adaln-strong-2x96", 0.9, None, 0.8)]
+    missing.append(run("adaln-jitter-9x9", 0.9, 0.9, 0.1, recipe="mae-demo"))  # of another recipe
     found = guidance.correlations(TRADE + missing)
     assert {name: one["n"] for name, one in found.items()} == {"linear": 5, "attentive": 0, "predictor_finetuning": 6}
     assert found["linear"]["r"] == pytest.approx(
