@@ -80,9 +80,9 @@ def scatter(runs: Sequence[Row]) -> Figure:
     found = correlations(runs)
     for place, (name, called) in enumerate(ACCURACIES.items()):
         r, n, note = (found[name][key] for key in ("r", "n", "note"))
-        said = f"r not computed: {note}" if r is None else f"r = {r:+.2f} (n = {n})"
+        said = note if r is None else f"r = {r:+.2f} (n = {n})"
         paper = found[name]["paper"]
-        said += f"; paper {paper:+.2f}" if paper is not None else ""
+        said += "\n" + (f"paper: r = {paper:+.2f}" if paper is not None else "paper: gives none")
         axes = _axes(figure, grid[place], f"{called[0].upper()}{called[1:]}\n{said}")
         shown = with_numbers(runs, "mrr", name)
         if not shown:
@@ -321,8 +321,9 @@ def _difficulty_table(found: Mapping[str, Any]) -> str:
 
 def show(content: Mapping[str, Any], folder: Path) -> None:
     """Print the runs as a table, the guidance in words, and where the page is."""
-    rows = ([run[name] for name in COLUMNS] for run in content["runs"])
-    console.print(results.table("Sweep", COLUMNS, rows))
+    shown = ("cell", "mrr", *ACCURACIES, "healthy")  # what 80 columns hold
+    rows = ([run[name] if name != "healthy" else _cell(run[name]) for name in shown] for run in content["runs"])
+    console.print(results.table("Sweep", ("run", "MRR", "linear", "attentive", "finetuned", "doctor"), rows))
     for finding in content["guidance"]:
         console.print(f"{finding['title']} {finding['sentence']}", markup=False)
     console.print(f"Open {shlex.quote(str(folder / 'sweep.html'))}", soft_wrap=True, markup=False)
