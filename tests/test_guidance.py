@@ -7,9 +7,9 @@ from scipy import stats
 from iwm import guidance
 
 
-def run(cell: str, mrr: float | None, linear: float | None, tuned: float | None = None, **more: object) -> dict:
-    conditioning, difficulty, predictor = cell.split("-")
-    row = {"cell": cell, "recipe": "demo", "conditioning": conditioning, "difficulty": difficulty}
+def run(name: str, mrr: float | None, linear: float | None, tuned: float | None = None, **more: object) -> dict:
+    conditioning, difficulty, predictor = name.split("-")
+    row = {"cell": name, "recipe": "demo", "conditioning": conditioning, "difficulty": difficulty}
     row |= {"predictor": predictor, "mrr": mrr, "linear": linear, "attentive": None, "predictor_finetuning": tuned}
     row |= {"mrr_standard_error": 0.005, "mrr_chance": 0.024, "mrr_own_range": mrr, "n_val": 10000}
     return row | {"failed": None, "refused": {}, "healthy": True, "health": "Fine.", "state": "finished"} | more
@@ -47,6 +47,7 @@ def test_correlation_says_why_there_is_none():
 
 def test_correlations_are_over_the_runs_that_have_both():
     missing = [run("sequence-destructive-4x96", None, 0.9), run("adaln-strong-2x96", 0.9, None, 0.8)]
+    missing.append(run("adaln-jitter-9x9", 0.9, 0.9, 0.1, recipe="mae-demo"))  # of another recipe
     found = guidance.correlations(TRADE + missing)
     assert {name: one["n"] for name, one in found.items()} == {"linear": 5, "attentive": 0, "predictor_finetuning": 6}
     assert found["linear"]["r"] == pytest.approx(

@@ -62,7 +62,7 @@ def test_the_scatter_shows_every_run_and_says_r_and_n():
     figure = spectrum.scatter([*TRADE, OTHER])
     linear, attentive, tuned = figure.axes
     r = guidance.correlations([*TRADE, OTHER])["linear"]["r"]
-    assert f"r = {r:+.2f} (n = 6); paper -0.85" in linear.get_title(loc="left")
+    assert f"r = {r:+.2f} (n = 5)\npaper: r = -0.85" in linear.get_title(loc="left")
     assert "n too small: 0 runs" in attentive.get_title(loc="left")
     shown = {
         (np.asarray(line.get_xdata())[0], np.asarray(line.get_ydata())[0])

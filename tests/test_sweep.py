@@ -10,7 +10,7 @@ import pytest
 from conftest import pictures_file, tiny
 
 from iwm import cli, config, sweep, train
-from iwm.errors import UserError
+from iwm.errors import Interrupted, UserError
 
 QUICK = {"world-images": 2, "bank": 8, "attentive-epochs": 1, "finetune-epochs": 1, "finetune-views": 1}
 QUICK |= {"finetune-lrs": 1e-3, "finetune-ratios": 1}
@@ -21,7 +21,7 @@ SHORT = {"attentive-epochs": 0, "finetune-epochs": 0}
 def command(source: str, out: Path, recipe: str = "demo", /, **options: object) -> list[str]:
     """The words of a micro sweep of two cells."""
     given = {"data.source": source, "out": out} | TWO | QUICK
-    given |= {name.replace("_", "-").replace("--", "."): value for name, value in options.items()}
+    given |= {name.replace("_", "-"): value for name, value in options.items()}
     return ["sweep", recipe, *(f"--{name}={value}" for name, value in given.items())]
 
 
@@ -218,7 +218,7 @@ def test_labels_are_asked_for_before_hours_pass(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_two_at_once_are_processes_that_stop_and_go_on(tmp_path, source, monkeypatch):
+def test_jobs_are_processes_of_their_own(tmp_path, source, monkeypatch):
     """The processes are played by the same command in this one: what counts is who is started, and what is told."""
     started = []
 
@@ -247,6 +247,25 @@ def test_two_at_once_are_processes_that_stop_and_go_on(tmp_path, source, monkeyp
     whole = sweep.Sweep(out, *planned(argv))
     with pytest.raises(UserError, match="The process of cell none-destructive-2x32 broke down"):
         sweep._run_apart(whole, [whole.cells[1]], 2, argv)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_every_process_is_asked_once_to_save_and_waited_for(number):
+    asked = []
+
+    class Process:
+        def terminate(self):
+            asked.append("terminate")
+
+        def wait(self):
+            asked.append("wait")
+
+    before = signal.getsignal(signal.SIGTERM)
+    running = {"one": Process(), "two": Process()}
+    with pytest.raises(Interrupted, match="goes on where they were"), sweep._stoppable(running):
+        signal.raise_signal(number)
+    assert asked == ["terminate", "terminate", "wait", "wait"]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def planned(argv):

@@ -96,7 +96,7 @@ def cells_of(base: Config, axes: Axes, others: Sequence[Config] = ()) -> list[Ce
                     actions=replace(base.actions, level=level),
                     predictor=replace(base.predictor, conditioning=conditioning, depth=depth, width=width),
                 )
-                order = (sum(bool(place) for place in (c, d, p)), c + d + p, p, d)
+                order = (sum(bool(place) for place in (c, d, p)), c + d + p, p, d)  # ties: the conditioning first
                 ordered.append((order, Cell(f"{conditioning}-{level}-{depth}x{width}", changed)))
     ordered += [((1.5, place), Cell(results.plain_name(other.recipe), other)) for place, other in enumerate(others)]
     return [cell for _, cell in sorted(ordered, key=lambda pair: pair[0])]

@@ -55,13 +55,12 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
 
 
 def correlations(runs: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """MRR against each accuracy over the runs that have both (paper figure 4)."""
+    """MRR against each accuracy over the runs of the first one's recipe that have both (paper figure 4); the MRR of
+    other recipes may be measured in another space."""
     found = {}
     for name in ACCURACIES:
-        pairs = [
-            (x, y) for run in runs if (x := number(run, "mrr")) is not None and (y := number(run, name)) is not None
-        ]
-        found[name] = correlation([x for x, _ in pairs], [y for _, y in pairs])
+        have = [run for run in with_numbers(runs, "mrr", name) if run["recipe"] == runs[0]["recipe"]]
+        found[name] = correlation([run["mrr"] for run in have], [run[name] for run in have])
         found[name]["paper"] = PAPER_CORRELATIONS.get(name)
     return found
 

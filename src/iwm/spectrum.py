@@ -69,7 +69,7 @@ def _axes(figure: Figure, place: Any, title: str) -> Axes:
 
 
 def _percent(axis: Any) -> None:
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
 
 
 def scatter(runs: Sequence[Row]) -> Figure:
@@ -80,9 +80,9 @@ def scatter(runs: Sequence[Row]) -> Figure:
     found = correlations(runs)
     for place, (name, called) in enumerate(ACCURACIES.items()):
         r, n, note = (found[name][key] for key in ("r", "n", "note"))
-        said = f"r not computed: {note}" if r is None else f"r = {r:+.2f} (n = {n})"
+        said = note if r is None else f"r = {r:+.2f} (n = {n})"
         paper = found[name]["paper"]
-        said += f"; paper {paper:+.2f}" if paper is not None else ""
+        said += "\n" + (f"paper: r = {paper:+.2f}" if paper is not None else "paper: gives none")
         axes = _axes(figure, grid[place], f"{called[0].upper()}{called[1:]}\n{said}")
         shown = with_numbers(runs, "mrr", name)
         if not shown:
@@ -95,7 +95,8 @@ def scatter(runs: Sequence[Row]) -> Figure:
             if run["recipe"] != runs[0]["recipe"]:
                 axes.annotate(run["cell"], (run["mrr"], run[name]), (6, 4), textcoords="offset points", fontsize=7)
         if r is not None:
-            x, y = (np.array([run[key] for run in shown]) for key in ("mrr", name))
+            grid_runs = [run for run in shown if run["recipe"] == runs[0]["recipe"]]
+            x, y = (np.array([run[key] for run in grid_runs]) for key in ("mrr", name))
             ends = np.array([x.min(), x.max()])
             axes.plot(ends, np.polyval(np.polyfit(x, y, 1), ends), color=GREY, linewidth=1, zorder=0)
         control = next((value for run in runs if (value := number(run, "random_encoder_top1")) is not None), None)
@@ -165,7 +166,13 @@ def bars(found: Mapping[str, Any]) -> Figure:
     axes = _axes(figure, grid[0], f"MRR by conditioning ({one['difficulty']}, predictor {one['predictor']})")
     _group(axes, {name: one["mrr"].get(name) for name in COLOURS}, 0, 0.6, list(COLOURS.values()))
     published = [(place, one["paper"][name]) for place, name in enumerate(COLOURS) if name in one["paper"]]
-    diamonds: dict[str, Any] = {"linestyle": "", "markerfacecolor": "white", "color": INK, "markersize": 6}
+    diamonds: dict[str, Any] = {
+        "linestyle": "",
+        "markerfacecolor": "white",
+        "color": INK,
+        "markersize": 6,
+        "clip_on": False,
+    }
     axes.plot(*zip(*published, strict=True), marker="D", label=f"paper ({found['paper_setting']})", **diamonds)
     axes.set_xticks(range(len(COLOURS)), list(COLOURS))
     axes.legend(fontsize=7.5, frameon=False, labelcolor=INK, loc="upper left")
@@ -178,7 +185,7 @@ def bars(found: Mapping[str, Any]) -> Figure:
         shift = (number_ - (len(sizes) - 1) / 2) * wide
         rows = {level: two["mrr"][size].get(level) for level in MARKERS}
         _group(axes, rows, shift, wide * 0.92, [shades[number_ % len(shades)]] * len(rows), f"ours, {size}")
-    for (size, row), marker, shift in zip(two["paper"].items(), ("D", "d"), (-0.42, 0.42), strict=True):
+    for (size, row), marker, shift in zip(two["paper"].items(), ("D", "d"), (-0.4, 0.4), strict=True):
         places = [place + shift for place in range(len(MARKERS))]
         axes.plot(places, [row[level] for level in MARKERS], marker=marker, label=f"paper, {size}", **diamonds)
     axes.set_xticks(range(len(MARKERS)), list(MARKERS))
@@ -258,7 +265,7 @@ def _page(folder: Path, content: Mapping[str, Any], pngs: Mapping[str, bytes]) -
             pngs["figure-4"],
             "wide",
             "Accuracies against MRR",
-            f"Bars are one standard error. The paper's correlations are of {PAPER}; attentive: none given.",
+            f"Bars are one standard error. Stars, other recipes, are not in r. The paper's: {PAPER}; attentive: none.",
         ),
         "<h2>Conditioning, difficulty, capacity (paper tables 1 and 2)</h2>",
         report.embedded(
@@ -314,8 +321,9 @@ def _difficulty_table(found: Mapping[str, Any]) -> str:
 
 def show(content: Mapping[str, Any], folder: Path) -> None:
     """Print the runs as a table, the guidance in words, and where the page is."""
-    rows = ([run[name] for name in COLUMNS] for run in content["runs"])
-    console.print(results.table("Sweep", COLUMNS, rows))
+    shown = ("cell", "mrr", *ACCURACIES, "healthy")  # what 80 columns hold
+    rows = ([run[name] if name != "healthy" else _cell(run[name]) for name in shown] for run in content["runs"])
+    console.print(results.table("Sweep", ("run", "MRR", "linear", "attentive", "finetuned", "doctor"), rows))
     for finding in content["guidance"]:
         console.print(f"{finding['title']} {finding['sentence']}", markup=False)
     console.print(f"Open {shlex.quote(str(folder / 'sweep.html'))}", soft_wrap=True, markup=False)

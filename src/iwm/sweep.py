@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -434,7 +434,7 @@ def _run_apart(ready: Sweep, cells: Sequence[Cell], jobs: int, argv: Sequence[st
 
 
 @contextmanager
-def _stoppable(running: dict[str, "subprocess.Popen[bytes]"]) -> Iterator[None]:
+def _stoppable(running: Mapping[str, Any]) -> Iterator[None]:
     """On Ctrl-C or SIGTERM: ask every process once to save and stop, wait for all, raise Interrupted."""
 
     def stop(number: int, frame: object) -> None:
