@@ -63,7 +63,7 @@ def world() -> str:
                 cell(result, "mrr", "mrr_standard_error"),
                 number(result["mrr_shuffled"]),
                 number(result["mrr_null"]),
-                number(result.get("frozen_random_twin_mrr")),
+                cell(*_twin(result)),
                 number(result["hits_at_1"]),
                 number(result["action_sensitivity"]),
                 ".79",
@@ -72,6 +72,14 @@ def world() -> str:
     columns = ["run", "data", "MRR", "shuffled actions", "null action", "frozen random twin", "hits@1", "sensitivity"]
     note = "Bank of 256, chance .024. *Frozen random twin*: the same predictor trained on an encoder that never learns."
     return table("How good is the world model? (tables 1 and 2)", [*columns, "paper (feature, 18 layers)"], rows, note)
+
+
+def _twin(result: Result) -> tuple[Result | None, str]:
+    """The twin's result and its key: in the run's own file, or measured by itself (FOLDER/twin)."""
+    alone = HERE / result["folder"] / "twin" / "eval" / result["path"].name
+    if result.get("frozen_random_twin_mrr") is None and alone.exists():
+        return json.loads(alone.read_text()) | {"path": alone.relative_to(HERE)}, "mrr"
+    return result, "frozen_random_twin_mrr"
 
 
 def probes() -> str:
