@@ -61,8 +61,8 @@ def test_the_check_fails_at_learning_rate_zero(tmp_path):
 def test_the_check_fails_with_shuffled_actions(tmp_path, monkeypatch: pytest.MonkeyPatch):
     real = train.make_views
 
-    def shuffled(*args):
-        views = real(*args)
+    def shuffled(*args, **more):
+        views = real(*args, **more)
         return replace(views, action=views.action.roll(1, dims=0))
 
     monkeypatch.setattr(train, "make_views", shuffled)
