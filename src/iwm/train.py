@@ -260,6 +260,8 @@ def initialise_from(model: ImageWorldModel, init: str) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise UserError(f"The weights of {init} do not fit these settings ({reason}); use the same sizes.") from None
+    if model.settings.optim.freeze_encoder:  # what stands still is the encoder that is used afterwards
+        model.encoder.load_state_dict(model.target_encoder.state_dict())
 
 
 class Watch:
