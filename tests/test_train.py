@@ -284,6 +284,13 @@ def test_init_starts_from_a_run(tmp_path):
     second = train.pretrain(frozen)
     one, two = weights(first), weights(second)
     assert torch.equal(one["predictor.embed.weight"], two["predictor.embed.weight"])
+    still = replace(chosen, optim=replace(chosen.optim, freeze_encoder=True, epochs=1))
+    third = weights(train.pretrain(with_run(still, out=str(tmp_path / "still"))))
+    for name, value in one.items():
+        if name.startswith("target_encoder."):  # the encoder that is used afterwards is the one that stands still
+            assert torch.equal(third[name], value), name
+            assert torch.equal(third[name.removeprefix("target_")], value), name
+    assert not torch.equal(third["predictor.embed.weight"], one["predictor.embed.weight"])
     other = replace(frozen, predictor=replace(frozen.predictor, width=64))
     with pytest.raises(UserError, match="do not fit these settings"):
         train.pretrain(with_run(other, out=str(tmp_path / "third")))
