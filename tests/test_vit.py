@@ -8,6 +8,7 @@ from torch import nn
 
 from iwm.vit import (
     AdaLNBlock,
+    PlainBlock,
     choose_attention,
     depths,
     gather_tokens,
@@ -85,6 +86,27 @@ def test_both_attention_kernels_compute_the_same():
     plain = block(x)
     choose_attention(block, torch.device("cpu"), "fp32")
     torch.testing.assert_close(block(x), plain)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # either kernel, both in float32
+@pytest.mark.parametrize("adaln", [False, True])
+def test_a_block_asked_for_its_first_tokens_gives_just_those(adaln, precision):
+    torch.manual_seed(0)
+    block = AdaLNBlock(32, 2, 4.0, 8) if adaln else PlainBlock(32, 2, 4.0)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    choose_attention(block, torch.device("cpu"), precision)
+    x, more = torch.randn(3, 7, 32), [torch.randn(3, 8)] if adaln else []
+    whole, few = block(x, *more)[:, :4], block(x, *more, count=4)
+    torch.testing.assert_close(few, whole)
+    weights = list(block.parameters())
+    weight = torch.randn_like(whole)
+    for one, other in zip(
+        torch.autograd.grad((few * weight).sum(), weights),
+        torch.autograd.grad((whole * weight).sum(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,12 @@ class Cost:
     """One image's share of a training step."""
 
 
-def _blocks(tokens: int, width: int, depth: int, mlp_ratio: float) -> float:
-    return depth * (tokens * 2 * width * width * (4 + 2 * mlp_ratio) + 4 * tokens**2 * width)
+def _blocks(tokens: int, width: int, depth: int, mlp_ratio: float, asked: int | None = None) -> float:
+    """The last block says something of `asked` tokens (None: all), the others only lend it keys and values."""
+    asked = tokens if asked is None else asked
+    whole = tokens * 2 * width * width * (4 + 2 * mlp_ratio) + 4 * tokens**2 * width
+    last = 2 * width * width * (2 * tokens + asked * (2 + 2 * mlp_ratio)) + 4 * tokens * asked * width
+    return (depth - 1) * whole + last
 
 
 def cost(settings: Config) -> Cost:
@@ -57,7 +61,8 @@ def cost(settings: Config) -> Cost:
 
     def ask(context: int) -> float:
         """The student and the predictor, forward and backward, on so many tokens of context."""
-        predict = _blocks(context + queries + extra, predictor.width, predictor.depth, predictor.mlp_ratio)
+        tokens = context + queries + extra
+        predict = _blocks(tokens, predictor.width, predictor.depth, predictor.mlp_ratio, queries)
         predict += 2 * predictor.width * (context * encoder.width + queries * _said(settings))
         if predictor.conditioning == "feature":
             predict += queries * 2 * predictor.width * (3 * predictor.width + ACTIONS)

@@ -15,12 +15,20 @@ from functools import partial
 import torch
 from jaxtyping import Float, Int64
 from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from iwm import config
 from iwm.errors import UserError
-from iwm.vit import AdaLNBlock, Grid, block_outputs, head_count, initialise, rescale_residuals, sincos_positions
+from iwm.vit import (
+    AdaLNBlock,
+    Grid,
+    PlainBlock,
+    block_outputs,
+    head_count,
+    initialise,
+    rescale_residuals,
+    sincos_positions,
+)
 
 
 class Predictor(nn.Module):
@@ -48,7 +56,7 @@ class Predictor(nn.Module):
             self.condition = nn.Sequential(nn.Linear(actions, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
             blocks = [AdaLNBlock(width, heads, settings.mlp_ratio, width) for _ in range(settings.depth)]
         else:
-            blocks = [Block(width, heads, settings.mlp_ratio, qkv_bias=True) for _ in range(settings.depth)]
+            blocks = [PlainBlock(width, heads, settings.mlp_ratio) for _ in range(settings.depth)]
         self.blocks = nn.ModuleList(blocks)
         if kind == "feature":
             self.condition = nn.Sequential(
@@ -160,7 +168,8 @@ class Predictor(nn.Module):
         if kind == "adaln":
             condition = self.condition(action)
             blocks = [partial(block, condition=condition) for block in self.blocks]
-        found = block_outputs(x, blocks, numbers, lambda last: self.norm(last[:, :count]))
+        blocks[-1] = partial(blocks[-1], count=count)  # nothing looks at what the last one would say of the others
+        found = block_outputs(x, blocks, numbers, self.norm)
         return [outputs[:, :count] for outputs in found]
 
 

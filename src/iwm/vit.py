@@ -49,8 +49,7 @@ def block_outputs(
 ) -> list[Float[Tensor, "b _q d"]]:
     """Outputs of the blocks of these numbers (from 1, in rising order, repeats allowed).
 
-    The last block's goes through `norm`, which was fitted to it (and may leave tokens out), an earlier one's through a
-    LayerNorm without affine.
+    The last block's goes through `norm`, which was fitted to it, an earlier one's through a LayerNorm without affine.
     """
     found: list[Tensor] = []
     stack = list(blocks)
@@ -112,6 +111,33 @@ def set_drop_path(blocks: nn.ModuleList | nn.Sequential, rate: float) -> None:
         block.drop_path1, block.drop_path2 = (DropPath(rate * number / len(blocks)) for _ in range(2))
 
 
+def attend(attention: Attention, x: Float[Tensor, "b n d"], count: int | None) -> Float[Tensor, "b q d"]:
+    """attention(x) at the first `count` tokens (None: all): the others are looked at, but ask and say nothing."""
+    if count is None:
+        return attention(x)
+    batch, _, width = x.shape
+    weights, biases = (part.split((width, 2 * width)) for part in (attention.qkv.weight, attention.qkv.bias))
+    shape = (batch, -1, attention.num_heads, attention.head_dim)
+    query = F.linear(x[:, :count], weights[0], biases[0]).view(shape).transpose(1, 2)
+    key, value = (part.view(shape).transpose(1, 2) for part in F.linear(x, weights[1], biases[1]).chunk(2, dim=-1))
+    if attention.fused_attn:
+        seen = F.scaled_dot_product_attention(query, key, value)
+    else:
+        seen = (query * attention.scale @ key.transpose(-2, -1)).softmax(dim=-1) @ value
+    return attention.proj(seen.transpose(1, 2).reshape(batch, count, width))
+
+
+class PlainBlock(Block):
+    """timm's block, which can also give the first `count` tokens of its output alone."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__(dim, num_heads, mlp_ratio, qkv_bias=True)
+
+    def forward(self, x: Float[Tensor, "b n d"], count: int | None = None) -> Float[Tensor, "b q d"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x = x[:, :count] + self.drop_path1(attend(cast(Attention, self.attn), self.norm1(x), count))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
 class AdaLNBlock(Block):
     """A block whose LayerNorms are shifted and scaled, and whose branches are gated, by a condition vector
     (AdaLN-Zero, Peebles & Xie 2023). Starts as the identity: its modulation is zero."""
@@ -132,9 +158,13 @@ class AdaLNBlock(Block):
             gates[2].fill_(1.0)
             gates[5].fill_(1.0)
 
-    def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b c"]) -> Float[Tensor, "b n d"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b c"], count: int | None = None
+    ) -> Float[Tensor, "b q d"]:
+        """The first `count` tokens of the output (None: all)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).unsqueeze(1).chunk(6, dim=-1)
-        x = x + self.drop_path1(gate1 * self.attn(torch.addcmul(shift1, self.norm1(x), 1 + scale1)))
+        normed = torch.addcmul(shift1, self.norm1(x), 1 + scale1)
+        x = x[:, :count] + self.drop_path1(gate1 * attend(cast(Attention, self.attn), normed, count))
         return x + self.drop_path2(gate2 * self.mlp(torch.addcmul(shift2, self.norm2(x), 1 + scale2)))
 
 
