@@ -164,7 +164,7 @@ class Predictor(nn.Module):
         if task is not None:
             parts.append(task)
         x = torch.cat([part.to(x.dtype) for part in parts], dim=1)
-        blocks: list[Callable[[Tensor], Tensor]] = list(self.blocks)
+        blocks: list[Callable[..., Tensor]] = list(self.blocks)
         if kind == "adaln":
             condition = self.condition(action)
             blocks = [partial(block, condition=condition) for block in self.blocks]
