@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
 from conftest import tiny
 
-from iwm import cells, config
+from iwm import cells, config, recipes
+from iwm.errors import UserError
 
 
 def test_other_recipes_are_a_cell_each():
@@ -24,3 +26,24 @@ def test_other_recipes_are_a_cell_each():
     full = cells.cells_of(tiny(), cells.Axes(design="full"))
     assert len({cell.name for cell in full}) == len(full) == 4 * 3 * 2
     assert {cell.predictor for cell in full} == {"2x32", "1x32"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("moco-demo", (None, None, None)),
+        ("byol-demo", (None, None, None)),
+        ("ijepa-demo", ("none", None, "4x128")),
+        ("mae-demo", ("none", None, "4x128")),
+        ("pixel-world-demo", ("adaln", "destructive", "4x128")),
+        ("demo", ("adaln", "destructive", "4x128")),
+    ],
+)
+def test_a_cell_tells_only_what_there_is(recipe, told):
+    cell = cells.Cell(recipe, recipes.get(recipe))
+    assert (cell.conditioning, cell.difficulty, cell.predictor) == told
+
+
+def test_a_joint_embedding_has_no_predictor_to_vary():
+    with pytest.raises(UserError, match=r"moco-demo is a joint embedding .* --recipes moco-demo"):
+        cells.cells_of(recipes.get("moco-demo"), cells.Axes())

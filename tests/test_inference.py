@@ -1,5 +1,6 @@
 """The change between two images is found, exactly where the world model is exact."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,9 +9,10 @@ from conftest import tiny
 from oracle import REVERSIBLE, Oracle, muted
 
 from iwm import config
-from iwm.actions import Parameters
-from iwm.inference import Search
+from iwm.actions import ActionSpace, Parameters
+from iwm.inference import Search, bounds, flag_choices
 from iwm.model import ImageWorldModel
+from iwm.transformation import Transformation
 from iwm.vit import AdaLNBlock
 
 
@@ -37,6 +39,41 @@ def test_flags_stay_off_where_nothing_may_be_undone() -> None:
     found = Oracle(space=REVERSIBLE, size=8).infer_action(source, target, Search(undo=False))
     assert not found[:, 2:].any()
     torch.testing.assert_close(found[0], truth[0], atol=0.01, rtol=0)
+
+
+GRADED = ActionSpace(
+    (
+        REVERSIBLE.transformations[0],
+        Transformation(
+            name="fog", apply=lambda x, value: x + value[:, None, None, None], graded=True, both=False,
+            low=0.0, high=0.2, neutral=0.0, probability=0.5,
+        ),
+        replace(REVERSIBLE.transformations[2], both=True),
+    ),
+    set="graded",
+)  # fmt: skip
+"""Light on both views, fog on the source only, both by degrees; a negative of either view."""
+
+
+def test_what_only_a_source_carries_is_undone_and_never_added() -> None:
+    """Light and fog cannot be told apart here, but fog is never added to a target."""
+    low, high = bounds(GRADED)
+    assert (low.tolist(), high.tolist()) == ([-1, -1, 0], [1, 0, 0])
+    assert bounds(GRADED, undo=False)[0].tolist() == [-1, 0, 0]
+    clean = muted(3).float()[..., ::4, ::4] / 255
+    found = Oracle(space=GRADED, size=8).infer_action(clean, clean + 0.3)
+    assert found[:, 1].max() <= 0
+    assert found[:, 0].min() == 1
+    unused = replace(GRADED, transformations=tuple(replace(t, probability=0.0) for t in GRADED.transformations))
+    assert not bounds(unused)[0][1], "what no source ever carried was not learned"
+
+
+def test_a_flag_of_both_views_is_found_in_both_directions() -> None:
+    clean = muted(2).float()[..., ::4, ::4] / 255
+    found = Oracle(space=GRADED, size=8).infer_action(clean, 1 - clean, Search(undo=False))
+    assert found[:, 2].abs().tolist() == [1, 1]
+    assert flag_choices(GRADED)[:, 2].tolist() == [0, 1, -1]
+    assert flag_choices(REVERSIBLE, undo=False).tolist() == [[0, 0, 0, 0]]
 
 
 def test_a_wrong_world_gives_wrong_actions() -> None:

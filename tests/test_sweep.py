@@ -1,15 +1,20 @@
 """A sweep from the command line: all its files, nothing twice, nothing mixed up."""
 
 import json
+import os
 import shlex
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import pictures_file, tiny
 
-from iwm import cli, config, sweep, train
+from iwm import cells, cli, config, protocol, recipes, sweep, train
 from iwm.errors import Interrupted, UserError
 
 QUICK = {"world-images": 2, "bank": 8, "attentive-epochs": 1, "finetune-epochs": 1, "finetune-views": 1}
@@ -120,6 +125,109 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, source, monkeyp
     assert states == ["finished", "finished"]
 
 
+def test_a_sweep_tells_paths_as_they_were_typed(tmp_path, source, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = command("pictures.npz", Path("out"), conditionings="adaln", eval_data="./pictures.npz", **SHORT)
+    assert cli.main(argv) == 0
+    text = (tmp_path / "out" / "sweep.json").read_text()
+    settings = json.loads(text)["settings"]
+    assert settings["pretraining"]["data.source"] == "pictures.npz"
+    assert str(tmp_path) not in text
+    assert str(tmp_path) not in (tmp_path / "out" / "sweep.html").read_text()
+
+    trained = counted(monkeypatch, train, "pretrain")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")  # the same pictures, typed from another folder
+    again = command("../pictures.npz", Path("../out"), conditionings="adaln", **SHORT)
+    assert cli.main([*again, "--eval-data=../pictures.npz"]) == 0
+    shutil.copy("../pictures.npz", "pictures.npz")  # other pictures under the same name
+    other = command("pictures.npz", Path("../out"), conditionings="adaln", **SHORT)
+    assert cli.main(again) == 0
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(argv) == 0
+    monkeypatch.chdir(tmp_path / "below")
+    assert "holds a sweep of 'pictures.npz' at another place" in refused(capsys, *other)
+    assert not trained
+
+
+def test_a_sweep_of_an_older_version_goes_on(tmp_path, source, monkeypatch, capsys):
+    """Those told the source by its absolute path, and had no mark."""
+    monkeypatch.chdir(tmp_path)
+    argv = command("pictures.npz", Path("out"), conditionings="adaln", **SHORT)
+    assert cli.main(argv) == 0
+    path = tmp_path / "out" / "sweep.json"
+    content = json.loads(path.read_text())
+    del content["settings"]["source_mark"]
+    content["settings"]["pretraining"]["data.source"] = str(tmp_path / "pictures.npz")
+    path.write_text(json.dumps(content))
+    trained = counted(monkeypatch, train, "pretrain")
+    assert cli.main(argv) == 0
+    assert not trained
+    path.write_text(json.dumps(content))
+    shutil.copy("pictures.npz", "others.npz")
+    said = refused(capsys, *command("others.npz", Path("out"), conditionings="adaln", **SHORT))
+    assert "pictures.npz', now it is 'others.npz'; give another --out" in said
+
+
+def test_a_recipe_without_a_predictor_says_nothing_of_one(tmp_path):
+    moco = recipes.of_family("moco", "demo")
+    whole = sweep.Sweep(tmp_path, tiny(), cells.Axes(), protocol.Protocol(), (replace(moco, recipe="moco-demo"),))
+    cell = next(cell for cell in whole.cells if cell.name == "moco-demo")
+    row = whole.row(cell)
+    assert [row[name] for name in ("conditioning", "difficulty", "predictor", "mrr")] == [None] * 4
+    assert set(whole.asked(cell)) == {"linear", "attentive"}, "nothing that it cannot be asked"
+    assert set(whole.asked(whole.cells[0])) == {"world", "linear", "attentive", "predictor_finetuning"}
+
+
+TINY = shlex.split(
+    "--data.image-size=16 --encoder.patch-size=4 --encoder.width=32 --encoder.depth=1 --encoder.heads=2 "
+    "--objective.target-layers=1 --optim.batch-size=8 --optim.epochs=300 --speed.workers=0 --run.log-every=50 "
+    "--run.save-every=100000 --levels=destructive --predictors=1x32 --conditionings=adaln,none --attentive-epochs=0 "
+    "--finetune-epochs=0 --no-linear --world-images=2 --bank=8"
+)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_in_a_terminal_loses_nothing(jobs, tmp_path, source):
+    """Real processes; the signal goes to the whole group, as a terminal's does."""
+    argv = ["sweep", "demo", f"--data.source={source}", f"--out={tmp_path / 'out'}", *TINY, f"--jobs={jobs}"]
+    words = [sys.executable, "-c", "import sys; from iwm.cli import main; sys.exit(main())", *argv]
+
+    def lines(name: str) -> int:
+        path = tmp_path / "out" / name / "metrics.jsonl"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    names = ("adaln-destructive-1x32", "none-destructive-1x32")
+
+    def stopped() -> dict[str, str]:
+        """What a cell's state is once all cells in hand have written a line more and Ctrl-C was typed."""
+        before = {name: lines(name) for name in names[:jobs]}
+        with (tmp_path / "said.txt").open("w") as said:
+            process = subprocess.Popen(words, stdout=said, stderr=said, start_new_session=True)
+            deadline = time.monotonic() + 120
+            while any(lines(name) <= count for name, count in before.items()) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGINT)
+            code = process.wait(60)
+        told = (tmp_path / "said.txt").read_text()
+        assert code == 130, told
+        assert "the same command goes on" in told
+        assert not list(tmp_path.glob("out/**/*.part"))
+        return {run["cell"]: run["state"] for run in json.loads((tmp_path / "out/sweep.json").read_text())["runs"]}
+
+    def saved(name: str) -> int:
+        return max(int(path.name[5:]) for path in (tmp_path / "out" / name / "checkpoints").glob("step-*"))
+
+    states = dict(zip(names, ["partial"] * jobs + ["waiting"] * (2 - jobs), strict=True))
+    assert stopped() == states
+    first = {name: saved(name) for name in names[:jobs]}
+    assert stopped() == states
+    for name, step in first.items():
+        assert saved(name) > step, "it went on from there"
+        written = [json.loads(line)["step"] for line in (tmp_path / "out" / name / "metrics.jsonl").open()]
+        assert written == [50 * (k + 1) for k in range(len(written))], "no line is lost, none twice"
+
+
 def test_a_stop_between_two_evaluations_repeats_neither(tmp_path, source, monkeypatch):
     argv = command(source, tmp_path / "out", conditionings="adaln", finetune_epochs=0)
     real = sweep.measure
@@ -149,7 +257,7 @@ def test_a_cell_that_fails_leaves_the_others(tmp_path, source, monkeypatch, caps
 
     monkeypatch.setattr(train, "pretrain", diverging)
     monkeypatch.setattr(
-        sweep.finetune, "finetune", lambda *_, **__: (_ for _ in ()).throw(UserError("It has no predictor."))
+        protocol.finetune, "finetune", lambda *_, **__: (_ for _ in ()).throw(UserError("It has no predictor."))
     )
     out = tmp_path / "out"
     said = refused(capsys, *command(source, out))
@@ -273,5 +381,5 @@ def planned(argv):
     return (
         o.settings,
         sweep.Axes(conditionings=o.conditionings, levels=o.levels, predictors=o.predictors),
-        sweep.Protocol(),
+        protocol.Protocol(),
     )

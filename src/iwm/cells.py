@@ -34,16 +34,24 @@ class Cell:
     settings: Config
 
     @property
-    def conditioning(self) -> str:
-        return self.settings.predictor.conditioning
+    def predicts(self) -> bool:
+        """Whether there is a predictor: a joint embedding has none, whatever its settings say of one."""
+        return self.settings.objective.kind != "joint"
 
     @property
-    def difficulty(self) -> str:
-        return self.settings.actions.level
+    def conditioning(self) -> str | None:
+        return self.settings.predictor.conditioning if self.predicts else None
 
     @property
-    def predictor(self) -> str:
-        return size_of(self.settings.predictor)
+    def difficulty(self) -> str | None:
+        """None where views do not differ by an action: crops of a joint embedding, views without photometry."""
+        actions = self.settings.actions
+        changes = actions.level != "jitter" or actions.jitter_probability > 0
+        return actions.level if self.predicts and changes else None
+
+    @property
+    def predictor(self) -> str | None:
+        return size_of(self.settings.predictor) if self.predicts else None
 
 
 def size_of(predictor: config.Predictor) -> str:
@@ -80,8 +88,13 @@ def cells_of(base: Config, axes: Axes, others: Sequence[Config] = ()) -> list[Ce
     they are, the rest.
 
     The reference has the recipe's own conditioning and level where they are asked for (else the first named) and the
-    first predictor. Raises UserError for what cannot be read.
+    first predictor. Raises UserError for what cannot be read, and for a recipe without a predictor to vary.
     """
+    if base.objective.kind == "joint":
+        raise UserError(
+            f"Recipe {base.recipe} is a joint embedding without a predictor to vary; sweep a world model, say cifar10, "
+            f"and put it beside with --recipes {base.recipe}."
+        )
     predictors = sizes(axes.predictors, base.predictor)
     told = _first(named(axes.conditionings, CONDITIONINGS, "--conditionings"), base.predictor.conditioning)
     levels = _first(named(axes.levels, LEVELS, "--levels"), base.actions.level)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from iwm.actions import ActionSpace
+from iwm.actions import ActionSpace, Transformation
 
 Energy = Callable[[Int64[Tensor, " c"], Float[Tensor, "c k"]], Float[Tensor, " c"]]
 """energy(rows, actions): how badly each action fits the question of its row, differentiable; the lowest is sought."""
@@ -35,18 +35,38 @@ class Search:
     """Also seek what the source carries and the target does not; else those components stay 0."""
 
 
-def flag_choices(space: ActionSpace) -> Float[Tensor, "c k"]:
-    """Every combination of the flags that occur, all else 0; the null action first."""
-    each = [(0.0, 1.0) if not t.graded and t.probability > 0 else (0.0,) for t in space.transformations]
-    return torch.tensor(list(itertools.product(*each)))
+def flag_choices(space: ActionSpace, undo: bool = True) -> Float[Tensor, "c k"]:
+    """Every combination of the flags that occur, all else 0; the null action first. One of both views may as well be
+    the target's (-1), one of the source only counts where it may have to be undone."""
+
+    def values(t: Transformation) -> tuple[float, ...]:
+        if t.graded or t.probability == 0 or not (t.both or undo):
+            return (0.0,)
+        return (0.0, 1.0, -1.0) if t.both else (0.0, 1.0)
+
+    return torch.tensor(list(itertools.product(*map(values, space.transformations))))
+
+
+def bounds(space: ActionSpace, undo: bool = True) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    """The least and the most that training may have asked of every graded component; 0 for what is not sought.
+
+    What only a source carries can be undone and never added.
+    """
+    low, high = torch.zeros(space.dim), torch.zeros(space.dim)
+    for place, t in enumerate(space.transformations):
+        if t.graded and t.both and t.range > 0:
+            low[place], high[place] = -1, 1
+        elif t.graded and undo and t.probability > 0 and t.range > 0:
+            low[place], high[place] = (t.neutral - t.high) / t.range, (t.neutral - t.low) / t.range
+    return low, high
 
 
 def descend(energy: Energy, space: ActionSpace, count: int, search: Search) -> Float[Tensor, "{count} k"]:
-    """The action of lowest energy for each of `count` questions, on the host: graded components in [-1, 1], flags 0
-    or 1."""
-    members = space.transformations
-    slides = torch.tensor([t.graded and t.range > 0 and (t.both or search.undo) for t in members])
-    starts = flag_choices(space) if search.undo else space.null(1)
+    """The action of lowest energy for each of `count` questions, on the host: graded components within `bounds`, flags
+    as in `flag_choices`."""
+    low, high = bounds(space, search.undo)
+    slides = low < high
+    starts = flag_choices(space, search.undo)
     actions = starts.repeat(count, 1).requires_grad_(True)
     rows = torch.arange(count).repeat_interleave(len(starts))
     solver = torch.optim.Adam([actions], lr=search.lr, betas=search.betas)
@@ -62,7 +82,7 @@ def descend(energy: Energy, space: ActionSpace, count: int, search: Search) -> F
             actions.grad.mul_(slides)
             solver.step()
             with torch.no_grad():
-                actions.clamp_(-1, 1)
+                actions.copy_(torch.where(slides, actions.clamp(low, high), actions))
     found = actions.detach()
     lowest = energy(rows, found).detach().view(count, -1).nan_to_num(nan=torch.inf).argmin(dim=1)
     return found.view(count, len(starts), -1)[torch.arange(count), lowest]

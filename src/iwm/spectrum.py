@@ -163,7 +163,8 @@ def bars(found: Mapping[str, Any]) -> Figure:
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     grid = figure.add_gridspec(1, 2, width_ratios=(1, 1.4))
     one, two = found["conditioning"], found["difficulty"]
-    axes = _axes(figure, grid[0], f"MRR by conditioning ({one['difficulty']}, predictor {one['predictor']})")
+    at = f"{results.in_words(one['difficulty'])}, predictor {one['predictor']}"
+    axes = _axes(figure, grid[0], f"MRR by conditioning ({at})")
     _group(axes, {name: one["mrr"].get(name) for name in COLOURS}, 0, 0.6, list(COLOURS.values()))
     published = [(place, one["paper"][name]) for place, name in enumerate(COLOURS) if name in one["paper"]]
     diamonds: dict[str, Any] = {

@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,91 +26,15 @@ from iwm import config, files, guidance, hardware, results, spectrum, subset, tr
 from iwm.cells import Axes, Cell, cells_of
 from iwm.config import Config
 from iwm.errors import Interrupted, UserError
-from iwm.evaluation import finetune, probes, quality
-from iwm.evaluation.fitting import Schedule
+from iwm.evaluation import probes
 from iwm.images import open_splits, source_identity
 from iwm.log import console, plain, progress, read_metrics
+from iwm.protocol import NEEDS_PREDICTOR, Protocol, measure
 from iwm.verdict import judge_training, number
 
 VARIED = ("predictor.conditioning", "predictor.depth", "predictor.width", "actions.level")
 """The settings that make the cells of one recipe."""
 POLL_SECONDS = 0.5
-
-# ---- the protocol --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """What every cell is trained on and measured by; an evaluation with a budget of 0 is left out."""
-
-    images: int = 0
-    """Training images of the pretraining, a seeded choice; 0: all."""
-    eval_data: str = ""
-    """Labelled source of the evaluations; empty: that of the pretraining."""
-    val: str = ""
-    eval_images: tuple[int, int] = (0, 0)
-    """Training and test images of the evaluations, a seeded choice; 0: all."""
-    world_images: int = 64
-    bank: int = 256
-    linear: bool = True
-    attentive_epochs: int = 20
-    finetune_epochs: int = 20
-    finetune_views: int = 4
-    finetune_lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    finetune_ratios: tuple[float, ...] = (0.1, 1.0)
-
-    def __post_init__(self) -> None:
-        for name in ("images", "world_images", "attentive_epochs", "finetune_epochs"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give 0 or more.")
-        if min(self.eval_images) < 0:
-            raise UserError("--eval-images takes two numbers, training and test images, 0 or more.")
-        if self.world_images and self.bank < 2:
-            raise UserError(f"A bank of {self.bank} entries ranks nothing; give --bank 2 or more.")
-        if self.finetune_epochs:
-            tuning(self.evaluations(controls=False)["predictor_finetuning"])  # checks the rates before hours pass
-        if not (self.world_images or self.needs_labels):
-            raise UserError("Nothing is left to measure; leave at least one evaluation in.")
-
-    @property
-    def needs_labels(self) -> bool:
-        return self.linear or self.attentive_epochs > 0 or self.finetune_epochs > 0
-
-    def evaluations(self, controls: bool) -> dict[str, dict[str, Any]]:
-        """Name and settings of every evaluation; `controls` adds random encoder and raw pixels to the linear probe."""
-        found: dict[str, dict[str, Any]] = {}
-        if self.world_images:
-            found["world"] = {"images": self.world_images, "bank": self.bank}
-        if self.linear:
-            found["linear"] = {"baselines": controls}
-        if self.attentive_epochs:
-            found["attentive"] = {"epochs": self.attentive_epochs}
-        if self.finetune_epochs:
-            tuned = ("epochs", "views", "lrs", "ratios")
-            found["predictor_finetuning"] = {name: getattr(self, f"finetune_{name}") for name in tuned}
-        return found
-
-
-def measure(name: str, run: str, data: str, val: str, settings: Config, asked: dict[str, Any]) -> dict[str, Any]:
-    """One evaluation of a cell by the function of its own verb; returns the written result."""
-    common: dict[str, Any] = {"val": val, "seed": settings.run.seed, "speed": settings.speed}
-    if name == "world":
-        return quality.world(run, data, **asked, **common)
-    if name == "linear":
-        return probes.probe(run, data, "linear", **asked, **common)
-    if name == "attentive":
-        schedule = Schedule(epochs=asked["epochs"])
-        return probes.probe(
-            run, data, "attentive", settings=probes.ProbeSettings(schedule=schedule), baselines=False, **common
-        )
-    return finetune.finetune(run, data, "predictor", "pretrained", settings=tuning(asked), **common)
-
-
-def tuning(asked: dict[str, Any]) -> finetune.FinetuneSettings:
-    """The settings of the predictor finetuning. Raises UserError for rates that are none."""
-    schedule = Schedule(epochs=asked["epochs"])
-    return finetune.FinetuneSettings(views=asked["views"], lrs=asked["lrs"], ratios=asked["ratios"], schedule=schedule)
-
 
 # ---- the sweep -----------------------------------------------------------------------------------------------------
 
@@ -125,7 +50,7 @@ class Sweep:
     others: tuple[Config, ...] = ()
     """Recipes that are one cell each, as they are."""
     source: str = ""
-    """What is trained on, once `prepared`."""
+    """What is trained on, once `prepared`; paths as they were typed."""
     data: str = ""
     """What is measured on."""
     val: str = ""
@@ -140,13 +65,16 @@ class Sweep:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the numbers depend on."""
+        """What the numbers depend on. Sources stand there as they were typed: DIR/sweep.json is for others to read; the
+        place they stand for is a mark."""
+        source = self.base.data.source
+        own = {"images": self.protocol.images, "data.source": source}
         return plain(
             {
                 "recipe": self.base.recipe,
                 "recipes": [other.recipe for other in self.others],
-                "pretraining": {k: v for k, v in learned(self.base).items() if k not in VARIED}
-                | {"images": self.protocol.images},
+                "pretraining": {k: v for k, v in learned(self.base).items() if k not in VARIED} | own,
+                "source_mark": results.fingerprint({"source": source_identity(source)}),
                 "axes": vars(self.axes),
                 "protocol": vars(self.protocol),
                 "seed": self.base.run.seed,
@@ -170,9 +98,19 @@ class Sweep:
                 f"{self.folder} holds a sweep of recipe {there.get('recipe')}, not {self.base.recipe}; give another "
                 "--out."
             )
-        now = self.settings["pretraining"]
-        for name in now | there["pretraining"]:
-            was, is_ = there["pretraining"].get(name), now.get(name)
+        before, now = there["pretraining"], self.settings["pretraining"]
+        for name in now | before:
+            was, is_ = before.get(name), now.get(name)
+            if name == "data.source":
+                # Folders of older versions hold no mark, but the place itself.
+                mark = there.get("source_mark") or results.fingerprint({"source": source_identity(str(was))})
+                if mark == self.settings["source_mark"]:
+                    continue
+                if was == is_:
+                    raise UserError(
+                        f"{self.folder} holds a sweep of {was!r} at another place, seen from another folder or moved "
+                        "since; put the images back, or give another --out."
+                    )
             if was != is_:
                 raise UserError(
                     f"{self.folder} holds a sweep with {name} = {was!r}, now it is {is_!r}; give another --out, or the "
@@ -195,18 +133,19 @@ class Sweep:
         if protocol.images:
             train_set, test_set, _ = open_splits(source, seed=seed, size=size)
             source = subset.write(train_set, test_set, (protocol.images, 1000), size, seed, folder)
-        return replace(self, source=source_identity(source), data=source_identity(data), val=val)
+        return replace(self, source=source, data=data, val=val)
 
     def place(self, cell: Cell) -> Path:
         return self.folder / cell.name
 
     def asked(self, cell: Cell) -> dict[str, dict[str, Any]]:
         """The evaluations of a cell; the first one has the controls for all."""
-        return self.protocol.evaluations(controls=cell == self.cells[0])
+        asked = self.protocol.evaluations(controls=cell == self.cells[0])
+        return {name: how for name, how in asked.items() if cell.predicts or name not in NEEDS_PREDICTOR}
 
     def mark(self, cell: Cell, name: str) -> str:
         """Fingerprint of all that one evaluation's number depends on."""
-        where = {"data": self.data, "val": source_identity(self.val) if self.val else ""}
+        where = {"data": source_identity(self.data), "val": source_identity(self.val) if self.val else ""}
         return results.fingerprint({"pretraining": learned(cell.settings), name: self.asked(cell)[name], **where})
 
     def record(self, cell: Cell) -> dict[str, Any]:
@@ -231,8 +170,7 @@ class Sweep:
     def run(self, cell: Cell) -> bool:
         """Train a cell and measure what has not been measured; returns whether there was anything to do.
 
-        An evaluation that a model is not made for (predictor finetuning without a predictor) is left out with the
-        sentence why; so is a cell that diverges.
+        An evaluation that cannot be done is left out with the sentence why; so is a cell that diverges.
         """
         folder = self.place(cell)
         if len(self.found(cell)) == len(self.asked(cell)):
@@ -272,9 +210,10 @@ class Sweep:
         mrr = number(world, "mrr")
         own = number(world, "mrr_own_range")
         healthy, health = _health(self.place(cell))
-        answers = {name: answer for name, answer in record.items() if isinstance(answer, dict)}
+        asked = self.asked(cell)
+        answers = {name: record[name] for name in asked if isinstance(record.get(name), dict)}
         refused = {name: answer["refused"] for name, answer in answers.items() if "refused" in answer}
-        state = "failed" if "failed" in record else "finished" if len(found) == len(self.asked(cell)) else "partial"
+        state = "failed" if "failed" in record else "finished" if len(found) == len(asked) else "partial"
         return {
             "cell": cell.name,
             "state": state if record or (self.place(cell) / "config.yaml").exists() else "waiting",
@@ -374,16 +313,14 @@ def sweep(
     if not cell:
         ready.collect()  # what is there already, before hours pass
     mine = [one for one in ready.cells if cell in ("", one.name)]
-    if jobs > 1 and not cell:
-        _run_apart(ready, mine, jobs, argv)
-    else:
-        for one in mine:
-            try:
-                if ready.run(one):
-                    ready.collect()
-            except Interrupted:
-                ready.collect()
-                raise Interrupted(f"Saved in the middle of cell {one.name}; the same command goes on there.") from None
+    try:
+        if jobs > 1 and not cell:
+            _run_apart(ready, mine, jobs, argv)
+        else:
+            _run_here(ready, mine)
+    except Interrupted:
+        ready.collect()  # the cells that have got farther since
+        raise
     content = ready.collect()
     spectrum.show(content, out)
     broken = [row for row in content["runs"] if row["failed"] and cell in ("", row["cell"])]
@@ -396,6 +333,17 @@ def sweep(
 def _command(argv: Sequence[str], cell: str) -> str:
     """The command of one cell, to type on any machine that sees the same folders."""
     return shlex.join(["iwm", "sweep", *(word for word in argv if word != "--list"), "--cell", cell])
+
+
+def _run_here(ready: Sweep, cells: Sequence[Cell]) -> None:
+    """Run cells one after the other. Raises Interrupted after Ctrl-C."""
+    for cell in cells:
+        try:
+            with _stoppable({}):
+                if ready.run(cell):
+                    ready.collect()
+        except Interrupted:
+            raise Interrupted(f"Stopped in the middle of cell {cell.name}; the same command goes on there.") from None
 
 
 def _run_apart(ready: Sweep, cells: Sequence[Cell], jobs: int, argv: Sequence[str]) -> None:
@@ -435,20 +383,26 @@ def _run_apart(ready: Sweep, cells: Sequence[Cell], jobs: int, argv: Sequence[st
 
 @contextmanager
 def _stoppable(running: Mapping[str, Any]) -> Iterator[None]:
-    """On Ctrl-C or SIGTERM: ask every process once to save and stop, wait for all, raise Interrupted."""
+    """On Ctrl-C or SIGTERM: ask every process once to save and stop, wait for all, raise Interrupted.
+
+    Training has its own way to stop; this is for what is around it.
+    """
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    ours = threading.current_thread() is threading.main_thread()  # elsewhere whoever runs us handles signals
+    before = signal.signal(signal.SIGTERM, stop) if ours else None
     try:
         yield
     except KeyboardInterrupt:
-        console.print("Stopping, the cells are saving...")
+        if running:
+            console.print("Stopping, the cells are saving...")
         raise Interrupted("All cells have stopped; the same command goes on where they were.") from None
     finally:
         for process in running.values():
             process.terminate()
         for process in running.values():
             process.wait()
-        signal.signal(signal.SIGTERM, before)
+        if ours:
+            signal.signal(signal.SIGTERM, before)

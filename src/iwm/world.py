@@ -54,6 +54,14 @@ def reference_space(space: ActionSpace, image_size: int) -> ActionSpace:
     return reference if reference.names == space.names else space
 
 
+def in_reference_units(space: ActionSpace, image_size: int) -> Float[Tensor, " k"]:
+    """What an action is multiplied by to count in shares of the reference's ranges: errors of models that were trained
+    on other ranges are then comparable. 1 for flags."""
+    reference = reference_space(space, image_size).transformations
+    pairs = zip(space.transformations, reference, strict=True)
+    return torch.tensor([t.range / r.range if t.graded and r.range > 0 else 1.0 for t, r in pairs])
+
+
 def bank_ranges(space: ActionSpace) -> list[tuple[str, float, float]]:
     """What a bank's entries are drawn from: name and range of every graded transformation of both views."""
     return [(t.name, t.low, t.high) for t in space.transformations if t.graded and t.both]
@@ -109,12 +117,13 @@ def measure(
 
     mrr_shuffled: every prediction made with another entry's action; mrr_null: with the null action; both are at
     chance by construction of the metric unless targets tie. action_sensitivity = |p(a) - p(0)|^2 / |target(y_a) -
-    target(y_0)|^2. inferred_action_error: mean absolute error, per component and in units of its range, of the action
-    of the bank entry nearest to the prediction. `advance` is called after every image. The bank's range is
+    target(y_0)|^2. inferred_action_error: mean absolute error, per component and in units of the reference's range, of
+    the action of the bank entry nearest to the prediction. `advance` is called after every image. The bank's range is
     the `destructive` level's, common to all models, or the model's own.
     """
     bank_space = model.space if own_range else reference_space(model.space, model.settings.data.image_size)
     graded = [i for i, t in enumerate(model.space.transformations) if t.graded and t.both]
+    units = in_reference_units(model.space, model.settings.data.image_size)[graded]
     all_ranks, shuffled, null, errors, zero = [], [], [], [], []
     moved = moves = 0.0
     for index, image in enumerate(images):
@@ -129,7 +138,7 @@ def measure(
         advance()
     rank = torch.cat(all_ranks)
     per_image = torch.stack([(1 / r).mean() for r in all_ranks])
-    error, nothing = torch.stack(errors).mean(0), torch.stack(zero).mean(0)
+    error, nothing = torch.stack(errors).mean(0).cpu() * units, torch.stack(zero).mean(0).cpu() * units
     return {
         "mrr": float((1 / rank).mean()),
         "mrr_standard_error": float(per_image.std() / len(per_image) ** 0.5) if len(per_image) > 1 else 0.0,

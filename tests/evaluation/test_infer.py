@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from oracle import REVERSIBLE, Oracle, muted
 from PIL import Image
 
 from iwm import checkpoint, config
+from iwm.actions import ActionSpace
 from iwm.errors import UserError
 from iwm.evaluation import infer
 from iwm.evaluation.linear import choose_ridge, fit_ridge
+from iwm.model import Tokens
 
 SPEED = config.Speed(precision="fp32")
 
@@ -52,6 +55,8 @@ def test_channel_statistics_are_what_they_say() -> None:
     np.testing.assert_allclose(found[:, :3], flat.mean(2), atol=1e-6)
     np.testing.assert_allclose(found[:, 6:9], flat.std(2), atol=1e-6)
     np.testing.assert_allclose(found[:, 12:15], np.quantile(flat, 0.05, axis=2), atol=1e-6)
+    logs = np.log(np.concatenate([flat.mean(2), (flat.max(1) - flat.min(1)).mean(1, keepdims=True)], axis=1))
+    np.testing.assert_allclose(found[:, 30:34], logs, atol=1e-5)
     covariance = [np.cov(image, bias=True) for image in flat]
     np.testing.assert_allclose(found[:, -3:], [[c[0, 1], c[0, 2], c[1, 2]] for c in covariance], atol=1e-6)
 
@@ -64,6 +69,55 @@ def test_an_oracle_makes_no_error() -> None:
     assert found["pixel_statistics"]["error"] < 0.01, "here the change is linear in the channels' means"
     assert found["residual"] < 1e-3 * found["null_residual"]
     assert found["true_residual"] == pytest.approx(0, abs=1e-8)
+
+
+def test_a_regression_of_pixel_statistics_reads_a_factor() -> None:
+    """Brightness alone, clipping nothing: images of all kinds of light, so that no difference of means tells."""
+    generator = torch.Generator().manual_seed(0)
+    light = torch.rand(600, 1, 1, 1, generator=generator) * 0.5 + 0.05
+    images = light * (0.7 + 0.6 * torch.rand(600, 3, 4, 4, generator=generator))
+    factor = torch.rand(600, generator=generator) * 0.8 + 0.6
+    changed = images * factor[:, None, None, None]
+    features = infer.both(infer.channel_statistics(images), infer.channel_statistics(changed))
+    action = ((factor - 1) / 0.8)[:, None]
+
+    def error(features: torch.Tensor) -> float:
+        fitted = choose_ridge(features[:500], action[:500], 0)
+        return float((fitted.logits(features[500:]) - action[500:]).abs().mean())
+
+    plain = torch.cat([features[:, :30], features[:, 43:73]], dim=1)
+    assert error(features) < 0.04 < 0.5 * error(plain)
+
+
+def test_a_feature_regression_sees_what_the_search_sees() -> None:
+    """A model whose encoder sees nothing and whose target space holds everything."""
+
+    class Blind(Oracle):
+        def encode(self, images: torch.Tensor, *, student: bool = False) -> Tokens:
+            return Tokens(torch.zeros(len(images), 64, 3), self.grid)
+
+        def target(self, images: torch.Tensor) -> Tokens:
+            return super().encode(images)
+
+        def predict(self, tokens: Tokens, action: torch.Tensor) -> Tokens:
+            return Tokens(tokens.values + action.sum(), tokens.grid)
+
+    found = infer.measure(Blind(space=REVERSIBLE, size=8), small(60), small(8))
+    assert found["encoder_features"]["error"] < 0.01
+
+
+def test_errors_count_in_the_references_range() -> None:
+    """A range twice as wide must not halve the error of the very same answers."""
+
+    class Deaf(Oracle):
+        def predict(self, tokens: Tokens, action: torch.Tensor) -> Tokens:
+            return tokens
+
+    def always_zero(level: Literal["destructive", "strong"]) -> float:
+        space = ActionSpace.from_config(config.Actions(level=level), 8)
+        return infer.measure(Deaf(space=space, size=8), small(20), small(4))["always_zero"]["error"]
+
+    assert always_zero("strong") == pytest.approx(always_zero("destructive"), rel=1e-5)
 
 
 def test_the_measurement_is_written_with_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

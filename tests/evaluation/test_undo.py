@@ -46,20 +46,65 @@ def test_a_wrong_world_restores_nothing() -> None:
 
 
 def test_a_mixture_always_carries_something() -> None:
-    drawn = undo.corruptions(REVERSIBLE, 0)["mixture"](200, "test")
+    alone = undo.undone(REVERSIBLE)
+    drawn = undo.corruptions(REVERSIBLE, alone, 0)["mixture"](200, "test")
     assert drawn.applied[:, 2:].any(dim=1).all()
     assert 0.3 < drawn.applied[:, 2:].all(dim=1).float().mean() < 0.7
-    assert torch.equal(drawn.values, undo.corruptions(REVERSIBLE, 0)["mixture"](200, "test").values)
+    assert torch.equal(drawn.values, undo.corruptions(REVERSIBLE, alone, 0)["mixture"](200, "test").values)
 
 
 def test_twice_the_range_is_the_strong_level() -> None:
     def extremes(level: Literal["destructive", "strong"], strength: str) -> torch.Tensor:
         space = undo.ActionSpace.from_config(config.Actions(level=level), 32)
-        values = undo.corruptions(space, 0)[strength](4000, "test").values[:, :4]
+        values = undo.corruptions(space, undo.undone(space), 0)[strength](4000, "test").values[:, :4]
         return torch.stack([values.amin(0), values.amax(0)])
 
     strong, doubled = extremes("strong", "jitter"), extremes("destructive", "jitter, twice the range")
     torch.testing.assert_close(doubled[:, [0, 1, 3]], strong[:, [0, 1, 3]], atol=1e-5, rtol=0)
+
+
+def test_corruptions_are_the_same_whatever_a_model_was_trained_on() -> None:
+    """Else what a model of the level `strong` reads of them could not be compared."""
+
+    def before(level: Literal["destructive", "strong"]) -> dict[str, float]:
+        space = undo.ActionSpace.from_config(config.Actions(level=level), 8)
+        model = Oracle(space=space, size=8, clean=torch.zeros(40, 3, 8, 8))
+        found = undo.measure(model, *tinted(60), *tinted(40, seed=1), 2, guesses=1)["corruptions"]
+        return {name: row["before"] for name, row in found.items()}
+
+    assert before("strong") == before("destructive")
+
+
+def test_the_strength_of_the_augmented_probe_is_chosen_on_images_not_learned_from() -> None:
+    """Copies that are all alike: whoever is asked about a copy of what it has learned takes the weakest strength."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 2
+    values = torch.randn(200, 150, generator=generator)
+    values[:, 0] += 0.5 * labels
+    alone = undo.fit_probe([values], labels, 2, 0)
+    copied = undo.fit_probe([values] * 4, labels, 2, 0)
+    torch.testing.assert_close(copied.weight, alone.weight, atol=1e-2, rtol=0)
+    learned = (copied.logits(values).argmax(1) == labels).float().mean()
+    assert learned < 1, "regularised"
+
+
+def test_candidates_undo_all_that_a_source_may_carry() -> None:
+    space = undo.ActionSpace.from_config(config.Actions(set="camera"), 16)
+    tried = undo.candidates(space, space, 3, 0)
+    assert len(tried) == 3 * 2 ** len(undo.undone(space))
+    noise = tried[:, space.names.index("noise")]
+    assert sorted(set(noise.tolist())) == [-1, 0]
+    assert not tried[0].any()
+    both = [p for p, t in enumerate(space.transformations) if t.both]
+    assert 0.2 < tried[:, both].abs().max() <= 0.5, "jitter of a clean target, undone"
+    flags = undo.candidates(REVERSIBLE, REVERSIBLE, 1, 0)[:, 2:]
+    assert {tuple(row) for row in flags.tolist()} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+def test_worse_is_beyond_two_standard_errors_of_the_difference() -> None:
+    assert undo._is_worse(0.40, 0.55, 100)
+    assert not undo._is_worse(0.42, 0.55, 100)
+    assert undo._is_worse(0.9, 1.0, 500)
 
 
 def test_the_density_is_the_mahalanobis_distance() -> None:

@@ -1,10 +1,11 @@
 """Which change turned one image into another, found by search through the predictor, beside what needs none.
 
-    error = mean |a_found - a_true|  per component, in units of its range
+    error = mean |a_found - a_true|  per component, in shares of the reference's range (the level `destructive`)
 
 Pairs are (clean image, one entry of its bank), as in `iwm world`. Baselines: the null action; ridge regression on the
-channel statistics of both images' pixels; ridge regression on the encoder's pooled features of both. Both regressions
-learn from training images, everything is measured on held-out ones.
+channel statistics of both images' pixels; ridge regression on the pooled features of both, the encoder's and those of
+target space, which the search looks at too. Both regressions learn from training images, everything is measured on
+held-out ones.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from iwm.inference import Search
 from iwm.loader import load_all, load_one
 from iwm.log import console, progress
 from iwm.model import ImageWorldModel
-from iwm.world import held_out, reference_space
+from iwm.world import held_out, in_reference_units, reference_space
 
 BATCH = 16
 """Pairs searched at once."""
@@ -139,16 +140,18 @@ def changed(
 
 
 def channel_statistics(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n f"]:
-    """Mean, deviation and 5, 50 and 95 % quantile of every channel and of what differs between channels, and the
-    channels' covariances."""
+    """Mean, deviation and 5, 50 and 95 % quantile of every channel and of what differs between channels, logarithms of
+    those that a factor multiplies, and the channels' covariances."""
     red, green, blue = images.flatten(2).unbind(1)
     chroma = images.amax(1).sub(images.amin(1)).flatten(1)
     rows = torch.stack([red, green, blue, chroma, red - green, green - blue], dim=1)
     centred = rows[:, :3] - rows[:, :3].mean(dim=2, keepdim=True)
     products = [(centred[:, i] * centred[:, j]).mean(1, keepdim=True) for i, j in ((0, 1), (0, 2), (1, 2))]
     quantiles = rows.quantile(torch.tensor([0.05, 0.5, 0.95], device=rows.device), dim=2)
-    parts = [rows.mean(2), rows.std(2, correction=0), *quantiles]
-    return torch.cat([*parts, *products], dim=1)
+    mean, deviation = rows.mean(2), rows.std(2, correction=0)
+    # A factor of brightness or contrast is a ratio: a difference of logarithms, which a linear regression can read.
+    logs = torch.cat([mean[:, :4], deviation], dim=1).clamp_min(1 / 255).log()
+    return torch.cat([mean, deviation, *quantiles, logs, *products], dim=1)
 
 
 def both(source: Float[Tensor, "n f"], target: Float[Tensor, "n f"]) -> Float[Tensor, "n g"]:
@@ -158,15 +161,16 @@ def both(source: Float[Tensor, "n f"], target: Float[Tensor, "n f"]) -> Float[Te
 
 @torch.no_grad()
 def pooled(model: ImageWorldModel, images: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
-    """The encoder's tokens, averaged."""
-    return torch.cat([model.encode(part).values.float().mean(dim=1).cpu() for part in images.split(64)])
+    """The encoder's tokens and those of target space, averaged."""
+    parts = [(model.encode(part).values, model.target(part).values) for part in images.split(64)]
+    return torch.cat([torch.cat([tokens.float().mean(dim=1) for tokens in part], dim=1).cpu() for part in parts])
 
 
 def measure(
     model: ImageWorldModel, train: UInt8[Tensor, "m 3 s s"], test: UInt8[Tensor, "n 3 s s"], seed: int = 0
 ) -> dict[str, Any]:
-    """Mean absolute error of the action found on the test images, of each component and over the graded ones; the same
-    of the baselines learned on the training images."""
+    """Mean absolute error of the action found on the test images, of each component and over the graded ones, in shares
+    of the reference's ranges; the same of the baselines learned on the training images."""
     space, size = model.space, model.settings.data.image_size
     graded = [i for i, t in enumerate(space.transformations) if t.graded and t.both and t.range > 0]
     lessons = changed(space, train, size, seed, torch.arange(len(train)))
@@ -186,10 +190,10 @@ def measure(
     ):
         fitted = choose_ridge(both(features(lessons.source), features(lessons.target)), wanted, seed)
         answers[name] = fitted.logits(both(features(exam.source), features(exam.target)))
-    truth = exam.action[:, graded]
-    outcome: dict[str, Any] = {"inferred_action_error": float((answers["search"] - truth).abs().mean())}
+    truth, units = exam.action[:, graded], in_reference_units(space, size)[graded]
+    outcome: dict[str, Any] = {"inferred_action_error": float((units * (answers["search"] - truth)).abs().mean())}
     for name, answer in answers.items():
-        error = (answer - truth).abs()
+        error = (units * (answer - truth)).abs()
         outcome[name] = {
             "error": float(error.mean()),
             "standard_error": float(error.mean(1).std() / len(error) ** 0.5) if len(error) > 1 else 0.0,
@@ -222,7 +226,7 @@ def _measured(o: Infer, model: ImageWorldModel) -> dict[str, Any]:
         "search": "search through the predictor",
         "always_zero": "always zero",
         "pixel_statistics": "ridge, pixel statistics",
-        "encoder_features": "ridge, encoder features",
+        "encoder_features": "ridge, pooled features",
     }
     components = list(found["search"]["components"])
     rows = [[n, found[k]["error"], *found[k]["components"].values()] for k, n in names.items()]

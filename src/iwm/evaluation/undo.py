@@ -4,12 +4,15 @@ its tokens to those of the clean image?
     before  probe(pool target(x))        after  probe(pool p(f(x), a))        x = corrupted image
 
 The probe is linear, fitted to clean training images in target space, and frozen. The action a is the true one, or one
-found without knowing it: of the candidates (all flags in all combinations, each with random jitter) the one whose
-prediction is most plausible, by a Gaussian of the clean training images or by the probe's own certainty. Beside it the
-usual answer, a probe trained on corrupted images.
+found without knowing it: of the candidates (all that a source may carry, in all combinations, each with random jitter)
+the one whose prediction is most plausible, by a Gaussian of the clean training images or by the probe's own certainty.
+Beside it the usual answer, a probe trained on corrupted images. Corruptions are those of the reference (the level
+`destructive`), whatever a model was trained on.
 """
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,16 +24,16 @@ from tyro.conf import Positional
 from iwm import checkpoint, config, hardware, pictures, results
 from iwm.actions import ActionSpace, Parameters
 from iwm.errors import UserError
-from iwm.evaluation.fitting import accuracy
-from iwm.evaluation.linear import Linear, choose_l2, fit_linear, full_precision
+from iwm.evaluation.fitting import accuracy, hold_out
+from iwm.evaluation.linear import Linear, fit_linear, fit_path, full_precision
 from iwm.evaluation.probes import L2_GRID, labelled_splits
 from iwm.images import ImageSet, Subset, source_identity
-from iwm.inference import flag_choices
 from iwm.loader import load_all
 from iwm.log import console, progress
 from iwm.model import ImageWorldModel, Tokens
-from iwm.randomness import uniforms
-from iwm.world import held_out
+from iwm.randomness import permutation, uniforms
+from iwm.verdict import standing
+from iwm.world import held_out, reference_space
 
 COPIES = 3
 """Corrupted copies of a training image for the probe trained with augmentation, beside the clean one."""
@@ -94,7 +97,7 @@ def undo(o: Undo) -> dict[str, Any]:
     clean, error = found["clean_top1"], found["standard_error"]
     through = found["clean_predicted_top1"]
     console.print(f"Clean images {clean:.4f}, through the predictor {through:.4f}; standard error about {error:.3f}.")
-    worse = [name for name, row in corrupted.items() if row["true_action"] < row["before"] - 2 * error]
+    worse = [name for name, row in corrupted.items() if _is_worse(row["true_action"], row["before"], len(test[1]))]
     if worse:
         console.print(f"[yellow]Undoing makes it worse, by more than two standard errors: {', '.join(worse)}.")
     console.print(f"Written to {path}", soft_wrap=True)
@@ -104,6 +107,12 @@ def undo(o: Undo) -> dict[str, Any]:
     )
     pictures.save(figure, path.with_suffix(".png"))
     return {**content, "path": str(path)}
+
+
+def _is_worse(after: float, before: float, count: int) -> bool:
+    """By more than two standard errors of the difference, over `count` images."""
+    error = math.sqrt((after * (1 - after) + before * (1 - before)) / count)
+    return standing(after, before, error) == "BELOW"
 
 
 def labelled(
@@ -122,10 +131,14 @@ Corrupt = Callable[[int, str], Parameters]
 """corrupt(count, purpose): what is done to each of `count` images; the purpose names the stream of random numbers."""
 
 
-def corruptions(space: ActionSpace, seed: int) -> dict[str, Corrupt]:
-    """Every transformation of the source at its strongest, jitter in the trained range and in twice that, and a mixture
-    of trained jitter with each transformation of the source as likely as not, at least one."""
-    alone = [p for p, t in enumerate(space.transformations) if not (t.graded and t.both) and t.probability > 0]
+def undone(space: ActionSpace) -> list[int]:
+    """Places of what a source may carry and a target does not."""
+    return [p for p, t in enumerate(space.transformations) if not (t.graded and t.both) and t.probability > 0]
+
+
+def corruptions(space: ActionSpace, alone: Sequence[int], seed: int) -> dict[str, Corrupt]:
+    """Every transformation that stands `alone` at its strongest, jitter in the space's range and in twice that, and a
+    mixture of the former jitter with each that stands alone as likely as not, at least one."""
 
     def jitter(strength: float) -> Corrupt:
         def corrupt(count: int, purpose: str) -> Parameters:
@@ -183,14 +196,16 @@ def pooled_prediction(model: ImageWorldModel, tokens: Tokens, actions: Float[Ten
     return torch.cat([each.float().mean(dim=1).cpu() for each in predictions])
 
 
-def candidates(space: ActionSpace, guesses: int, seed: int) -> Float[Tensor, "c k"]:
-    """All flags in all combinations, each with the null jitter and `guesses` - 1 random ones."""
-    graded = [p for p, t in enumerate(space.transformations) if t.graded and t.both]
-    jitter = torch.zeros(guesses, space.dim)
-    drawn = uniforms(seed, "undo guesses", 0, torch.arange(guesses).numpy(), len(graded))
-    jitter[:, graded] = torch.from_numpy(drawn).float() - 0.5
+def candidates(space: ActionSpace, reference: ActionSpace, guesses: int, seed: int) -> Float[Tensor, "c k"]:
+    """All that a source may carry, at its strongest, undone in all combinations, each with the null jitter and
+    `guesses` - 1 random ones that undo jitter of the reference."""
+    alone, members = undone(space), space.transformations
+    full = [(t.neutral - t.strongest) / t.range if t.graded else 1.0 for t in (members[p] for p in alone)]
+    choices = torch.zeros(2 ** len(alone), space.dim)
+    choices[:, alone] = torch.tensor(list(itertools.product(*((0.0, each) for each in full)))).view(len(choices), -1)
+    jitter = space.difference(reference.sample_bank(seed, 0, guesses), space.neutral(guesses))
     jitter[0] = 0
-    return torch.cat([choice + jitter for choice in flag_choices(space)])
+    return torch.cat([choice + jitter for choice in choices])
 
 
 @dataclass(frozen=True)
@@ -214,9 +229,19 @@ class Density:
         return ((values - self.mean) @ self.whitening).square().sum(1)
 
 
-def _probe(values: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int, seed: int) -> Linear:
-    tried = choose_l2(values, labels, classes, L2_GRID, seed)
-    return fit_linear(values, labels, classes, max(tried, key=lambda row: row["tenth_top1"])["l2"])
+def fit_probe(copies: Sequence[Float[Tensor, "n d"]], labels: Int64[Tensor, " n"], classes: int, seed: int) -> Linear:
+    """A linear classifier of all copies of the images, its strength chosen on a seeded tenth of the images: none of the
+    copies of an image that is asked has been learned from."""
+
+    def of(rows: Int64[Tensor, " r"]) -> tuple[Float[Tensor, "m d"], Int64[Tensor, " m"]]:
+        return torch.cat([values[rows] for values in copies]), labels[rows].repeat(len(copies))
+
+    rest, tenth = hold_out(labels, seed)
+    strongest_first = sorted(L2_GRID, reverse=True)
+    path = fit_path(*of(rest), classes, strongest_first)
+    values, truth = of(tenth)
+    scores = [accuracy(solution.logits(values), truth) for solution in path]
+    return fit_linear(*of(torch.arange(len(labels))), classes, strongest_first[scores.index(max(scores))])
 
 
 @torch.no_grad()
@@ -232,22 +257,24 @@ def measure(
 ) -> dict[str, Any]:
     """Top-1 of every corruption before and after undoing, by NAMES; of clean images as they are and predicted."""
     space = model.space
-    kinds = corruptions(space, seed)
+    reference = reference_space(space, model.settings.data.image_size)
+    kinds = corruptions(reference, undone(space), seed)
     clean, exam = train.float() / 255, test.float() / 255
     known = pooled_target(model, clean)
     copies = [known]
+    # Shuffled: labels may come round as regularly as the kinds.
+    rows = torch.from_numpy(permutation(seed, "undo copies", 0, len(clean)))
     for copy in range(COPIES):
-        rows = torch.arange(len(clean))
         changed = clean.clone()
         for number, corrupt in enumerate(kinds.values()):
             mine = rows % len(kinds) == (number + copy) % len(kinds)
             if mine.any():
-                changed[mine] = space.apply(clean[mine], corrupt(int(mine.sum()), f"train {copy}"))
+                changed[mine] = reference.apply(clean[mine], corrupt(int(mine.sum()), f"train {copy}"))
         copies.append(pooled_target(model, changed))
-    probe = _probe(known, train_labels, classes, seed)
-    sturdy = _probe(torch.cat(copies), train_labels.repeat(COPIES + 1), classes, seed)
+    probe = fit_probe([known], train_labels, classes, seed)
+    sturdy = fit_probe(copies, train_labels, classes, seed)
     density = Density.fit(known)
-    tried = candidates(space, guesses, seed)
+    tried = candidates(space, reference, guesses, seed)
 
     def top1(values: Tensor, by: Linear = probe) -> float:
         return accuracy(by.logits(values), test_labels)
@@ -268,7 +295,7 @@ def measure(
         task = bar.add_task("undo", total=len(kinds) * len(tried), note="")
         for name, corrupt in kinds.items():
             parameters = corrupt(len(exam), "test")
-            spoilt = space.apply(exam, parameters)
+            spoilt = reference.apply(exam, parameters)
             tokens, before = _encoded(model, spoilt), pooled_target(model, spoilt)
             truth = space.difference(parameters, space.neutral(len(exam))).to(model.device)
             best = {key: (torch.full((len(exam),), torch.inf), before.clone()) for key in ("density", "probe")}
