@@ -162,8 +162,8 @@ def spectrum() -> str:
     columns = ["run", "conditioning", "difficulty", "predictor", "MRR", "linear", "attentive", "predictor finetuning"]
     note = (
         "One encoder, one set of images and one budget for all; in the paper MRR is .00 / .82 / .79 for none / "
-        "sequence / feature, .79 at `destructive` and .85 at `strong` (18 layers), and correlates -.85 with linear, +.93 "
-        "with predictor finetuning."
+        "sequence / feature, .79 at `destructive` and .85 at `strong` (18 layers), and correlates -.85 with "
+        "linear, +.93 with predictor finetuning."
     )
     return table("The spectrum and the families (tables 1 and 2, figures 4 and 5)", columns, rows, note)
 
