@@ -290,7 +290,7 @@ class Learning:
     """Where results go when RUN is not a local run folder."""
     speed: config.Speed = field(default_factory=config.Speed)
 
-    def settings(self, kind: type[T]) -> T:
+    def settings(self, kind: Callable[..., T]) -> T:
         """Such settings (`iwm.evaluation.finetune.Tuning`), filled from the options of the same names."""
         from iwm.evaluation.fitting import Schedule
 

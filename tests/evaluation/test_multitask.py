@@ -300,7 +300,7 @@ def test_fresh_pictures_are_drawn_every_epoch_and_dropped_paths_repeat(run, sour
 
 
 def test_names_of_many_bytes_still_make_a_file(run, sources):
-    names = "\u1e01" * 45, "\u1e03" * 45
-    tasks = dict(zip(names, (sources["equal"], sources["where"]), strict=True))
+    names: list[str] = ["\u1e01" * 45, "\u1e03" * 45]
+    tasks: dict[str, str] = {names[0]: sources["equal"], names[1]: sources["where"]}
     found = multitask.multitask(run, tasks, vals={names[0]: sources["equal-val"]}, settings=QUICK, speed=SPEED)
     assert Path(found["path"]).name == "multitask-pretrained-2-tasks.json"

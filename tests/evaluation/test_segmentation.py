@@ -256,8 +256,9 @@ def test_end_to_end_starts_only_from_this_runs_predictor_and_these_classes(run, 
     with pytest.raises(UserError, match="leave it out with --train predictor"):
         do(run, source, "predictor", start=both["weights"])
     (tmp_path / "other").mkdir()
-    arrays = dict(np.load(source))
-    np.savez(tmp_path / "named.npz", **arrays | {"classes": np.array(["ground", "blue", "red"])})
+    arrays: dict[str, Any] = dict(np.load(source))
+    arrays["classes"] = np.array(["ground", "blue", "red"])
+    np.savez(tmp_path / "named.npz", **arrays)
     for run_of, data, start in (
         (exported(tmp_path / "other", seed=1), source, first),
         (run, source, both["weights"]),
@@ -275,7 +276,7 @@ def test_a_part_of_the_predictor_comes_back(run, source):
 
 
 def test_what_is_tested_on_is_never_what_pretraining_saw(run, source, tmp_path):
-    arrays = {name: value for name, value in np.load(source).items() if not name.startswith("val_")}
+    arrays: dict[str, Any] = {name: value for name, value in np.load(source).items() if not name.startswith("val_")}
     path = str(tmp_path / "alone.npz")
     np.savez(path, **arrays)
     pretraining = {open_images(path).path(index) for index in range(len(open_images(path)))}

@@ -201,7 +201,7 @@ def open_timm(name: str, *, layer: int = 0, size: int = 0) -> TimmEncoder:
     try:
         encoder(torch.zeros(1, 3, encoder.size, encoder.size, dtype=torch.uint8))
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
             f"timm:{model_name} gives no tokens of images of {encoder.size} px after layer {encoder.layer} ({reason}); "
             "give another --size or --layer, or another model."
