@@ -102,9 +102,9 @@ def test_arrays_and_a_held_out_tenth(tmp_path):
     images = np.stack([masks] * 3, axis=-1) * 80
     path = tmp_path / "cells.npz"
     np.savez(path, images=images, masks=masks, classes=np.array(["a", "b", "c"]))
-    splits = annotated_splits(str(path), seed=3)
+    splits = annotated_splits(str(path))
     assert (len(splits.train), len(splits.val)) == (18, 2)
-    assert "a seeded tenth (seed 3) held out" in splits.sentence
+    assert "a seeded tenth (seed 0) held out" in splits.sentence
     assert splits.classes == ("a", "b", "c")
     both = [part.load(i) for part in (splits.train, splits.val) for i in range(len(part))]
     assert all((image[0] == mask * 80).all() for image, mask in both)
@@ -115,6 +115,14 @@ def test_arrays_and_a_held_out_tenth(tmp_path):
     np.savez(path, images=images, masks=masks, val_images=images[:6], val_masks=masks[:6])
     splits = annotated_splits(str(path))
     assert (len(splits.train), len(splits.val), splits.classes) == (20, 6, ("0", "1", "2"))
+
+
+def test_validation_masks_that_ask_nothing(tmp_path):
+    masks = np.arange(4 * 25).reshape(4, 5, 5) % 2
+    images = np.zeros((4, 5, 5, 3), dtype=np.uint8)
+    np.savez(tmp_path / "m.npz", images=images, masks=masks, val_images=images, val_masks=np.full_like(masks, 255))
+    with pytest.raises(UserError, match="Every pixel of the validation masks of 'm' holds the ignored value 255"):
+        annotated_splits(str(tmp_path / "m.npz"))
 
 
 def test_the_embedded_objects_have_masks():

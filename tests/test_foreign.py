@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from iwm.encoder import Encoder
 from iwm.errors import UserError
-from iwm.foreign import open_timm, start_from_timm
+from iwm.foreign import open_timm, start_from_timm, timm_model
 
 NAME = "test_vit"  # timm's own miniature: 160 px, patches of 16, with a class token
 
@@ -80,3 +80,12 @@ def test_what_does_not_fit_is_named(weights, change, said):
 def test_bad_names(name, said):
     with pytest.raises(UserError, match=said):
         open_timm(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("deit_tiny_patch16_224", 48), ("eva02_tiny_patch14_224", 56), ("vit_relpos_small_patch16_224", 224)],
+)
+def test_models_take_any_size_where_timm_can(name, size):
+    with torch.device("meta"):
+        assert timm_model(name).forward_features(torch.zeros(1, 3, size, size)).ndim == 3

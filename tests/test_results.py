@@ -71,6 +71,9 @@ def test_a_run_has_one_folder_whatever_its_spelling(run: str, tmp_path: Path) ->
 def test_names_are_fit_for_files(run: str) -> None:
     path = results.save(run, "probe", "my data/a:b", {}, {"seed": 0}, variant="last-2")
     assert path.name == "probe-last-2-my-data-a-b.json"
+    birds = [results.save(run, "probe", "\u9ce5" * 80 + end, {}, {"data": end}) for end in "ab"]
+    assert birds[0] != birds[1]
+    assert all(len(path.name.encode()) < 200 for path in birds)
 
 
 def test_tables_show_fractions_and_gaps(capsys: pytest.CaptureFixture[str]) -> None:

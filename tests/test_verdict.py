@@ -122,3 +122,26 @@ def test_segmentation_is_judged_beside_its_controls(random, good, said):
     assert found.good is good
     assert said in found.sentence
     assert found.bars[0] == ("this run", 0.4)
+
+
+def test_a_result_measured_with_its_baselines_is_judged_before_one_without() -> None:
+    bare = SEGMENT | {"train": "predictor", "file": "segment-predictor-pretrained-linear-rooms"}
+    whole = bare | {"file": "segment-predictor-pretrained-linear-0123ab-rooms", "random_encoder_miou": 0.3}
+    (found,) = judge_results([bare, whole])
+    assert found.good is True
+    probe = {"data": "rooms", "file": "probe-linear-rooms", "kind": "linear", "top1": 0.46}
+    (found,) = judge_results([probe, PROBE | {"data": "rooms", "file": "probe-linear-0123ab-rooms"}])
+    assert found.good is True
+
+
+def test_a_finetuning_without_baselines_finds_its_control_and_counts_once(tmp_path: Path) -> None:
+    run = plant(tmp_path / "run")
+    payload = {"data": "objects", "train": "predictor", "top1": 0.52, "n_val": 2000}
+    settings = {"seed": 0, "epochs": 20}
+    for predictor, baselines in (("pretrained", False), ("pretrained", True), ("random", True)):
+        top1 = 0.52 if predictor == "pretrained" else 0.4
+        chosen = settings | {"predictor": predictor, "baselines": baselines}
+        results.save(run, "finetune", "objects", payload | {"predictor": predictor, "top1": top1}, chosen)
+    (found,) = judge_results(results.read_results(run))
+    assert found.good is True
+    assert "+12.0 points, one seed" in found.sentence

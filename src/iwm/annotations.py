@@ -284,11 +284,9 @@ class AnnotatedSplits:
         return int(self.train.pixels.argmax())
 
 
-def annotated_splits(
-    data: str, val: str = "", *, ignore_index: int = 255, seed: int = 0, size: int = 64
-) -> AnnotatedSplits:
-    """Open a segmentation source and look through all of its masks; `val` names another source for validation, and
-    `seed` draws the tenth that is held out of a source with one split.
+def annotated_splits(data: str, val: str = "", *, ignore_index: int = 255, size: int = 64) -> AnnotatedSplits:
+    """Open a segmentation source and look through all of its masks; `val` names another source for validation. Of a
+    source with one split the tenth is held out that pretraining leaves alone.
 
     Raises UserError without masks, when sizes differ, for values that are no class, with one class only, and when a
     class has no training pixel.
@@ -296,14 +294,16 @@ def annotated_splits(
     train, valid, how = open_annotated(data, size)
     if val:
         only, asked, _ = open_annotated(val, size)
+        if asked is None:
+            images.require_others([val], [data])
         valid = only if asked is None else asked
         how = f"{train.images.name} for training, {valid.images.name} for validation"
         if train.names != valid.names:
             raise UserError(f"{data} and {val} name their classes differently; give both the same classes.txt.")
     elif valid is None:
-        rest, tenth = images.held_out(len(train), train.images.name, seed)
+        rest, tenth = images.held_out(len(train), train.images.name, seed=0)
         train, valid = train.part(rest, "train"), train.part(tenth, "val")
-        how = f"a seeded tenth (seed {seed}) held out"
+        how = "a seeded tenth (seed 0) held out"
     shown, asked_of = Examples(train, ignore_index), Examples(valid, ignore_index)
     classes = _classes_of(train.names, shown, asked_of, ignore_index)
     where = f"{train.images.name}: " if not val else ""
@@ -336,6 +336,11 @@ def _classes_of(names: tuple[str, ...] | None, train: Examples, val: Examples, i
         raise UserError(
             f"Class '{classes[absent[0]]}' of '{train.name}' has no training image; add some, or number the classes "
             "without it."
+        )
+    if not asked.any():
+        raise UserError(
+            f"Every pixel of the validation masks of '{val.name}' holds the ignored value {ignore_index}; give masks "
+            "with classes, or another --ignore-index."
         )
     unasked = np.flatnonzero(asked == 0)
     if len(unasked):

@@ -258,8 +258,8 @@ def probe(argv: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """What `iwm finetune` and `iwm efficiency` have in common."""
+class Source:
+    """Which run learns what from which images."""
 
     run: Positional[str]
     """A run folder, exported weights, or hf-hub:user/name."""
@@ -267,6 +267,12 @@ class Tuning:
     """A labelled source."""
     val: str = ""
     """Source of the images that are reported on; by default the source's own."""
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What `iwm finetune`, `efficiency`, `multitask` and `segment` have in common."""
+
     seed: int = 0
     epochs: int = 20
     batch_size: int = 128
@@ -276,6 +282,28 @@ class Tuning:
     """Learning rate of predictor or encoder as a multiple of the head's; tried with every one."""
     views: int = 4
     """Pictures an image is trained on: itself and views - 1 random crops, drawn once; 0: a new one every epoch."""
+    student: bool = False
+    """Learn on the student instead of the EMA encoder."""
+    size: int = 0
+    """Side of the pictures; 0: the run's."""
+    out: str = ""
+    """Where results go when RUN is not a local run folder."""
+    speed: config.Speed = field(default_factory=config.Speed)
+
+    def settings(self, kind: Callable[..., T]) -> T:
+        """Such settings (`iwm.evaluation.finetune.Tuning`), filled from the options of the same names."""
+        from iwm.evaluation.fitting import Schedule
+
+        def of(group: Any) -> dict[str, Any]:
+            return {key.name: getattr(self, key.name) for key in fields(group) if hasattr(self, key.name)}
+
+        return kind(**of(kind), schedule=Schedule(**of(Schedule)))
+
+
+@dataclass(frozen=True)
+class Tuning(Learning, Source):
+    """What `iwm finetune` and `iwm efficiency` have in common."""
+
     augment: Literal["crops", "timm"] = "crops"
     """Random crops, or those with timm's RandAugment (m9 mstd0.5 inc1) and random erasing (0.25)."""
     mixup: float = 0.0
@@ -292,26 +320,6 @@ class Tuning:
     """What the predictor is asked for: all positions, or the one in the middle."""
     action: Literal["null", "random"] = "null"
     """The action the predictor is told in training."""
-    student: bool = False
-    """Finetune on the student instead of the EMA encoder."""
-    size: int = 0
-    """Side of the pictures; 0: the run's."""
-    out: str = ""
-    """Where results go when RUN is not a local run folder."""
-    speed: config.Speed = field(default_factory=config.Speed)
-
-    def settings(self, **more: Any) -> Any:
-        """As `iwm.evaluation.finetune` has them."""
-        from iwm.evaluation import finetune as tuning
-        from iwm.evaluation import fitting
-
-        same = ("lrs", "ratios", "views", "augment", "drop_path", "queries", "action", "student")
-        schedule = ("epochs", "batch_size", "mixup", "cutmix", "smoothing", "ema")
-        return tuning.FinetuneSettings(
-            **{name: getattr(self, name) for name in same},
-            schedule=fitting.Schedule(**{name: getattr(self, name) for name in schedule}),
-            **more,
-        )
 
 
 @dataclass(frozen=True)
@@ -340,7 +348,7 @@ def finetune(argv: Sequence[str]) -> None:
         o.predictor,
         val=o.val,
         seed=o.seed,
-        settings=o.settings(depth=o.depth),
+        settings=o.settings(tuning.FinetuneSettings),
         size=o.size,
         start=o.start,
         baselines=o.baselines,
@@ -360,6 +368,7 @@ class Efficiency(Tuning):
 def efficiency(argv: Sequence[str]) -> None:
     """What does each finetuned parameter bring: top-1 against their number (paper figure 3)."""
     from iwm.evaluation import efficiency as figure
+    from iwm.evaluation import finetune as tuning
 
     o = parse(Efficiency, argv, "efficiency")
     figure.efficiency(
@@ -367,7 +376,7 @@ def efficiency(argv: Sequence[str]) -> None:
         o.data,
         val=o.val,
         seed=o.seed,
-        settings=o.settings(),
+        settings=o.settings(tuning.FinetuneSettings),
         depths=o.depths,
         blocks=o.blocks,
         size=o.size,
@@ -376,8 +385,8 @@ def efficiency(argv: Sequence[str]) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Multitask:
+@dataclass(frozen=True, kw_only=True)
+class Multitask(Learning):
     run: Positional[str]
     """A run folder, exported weights, or hf-hub:user/name."""
     task: UseAppendAction[tuple[str, ...]] = ()
@@ -386,30 +395,15 @@ class Multitask:
     """NAME=S2, source of the images a task is reported on; by default the source's own."""
     predictor: Literal["pretrained", "random"] = "pretrained"
     """Where the predictor starts."""
-    seed: int = 0
     epochs: int = 20
     """Passes over all tasks' images together; the batch is split evenly, so small tasks are seen more often."""
     batch_size: int = 128
     """Images of a step, of all tasks together."""
-    views: int = 4
-    """Pictures an image is trained on: itself and views - 1 random crops, drawn once."""
-    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    """Learning rates of the heads; the best on a tenth of train is taken."""
-    ratios: tuple[float, ...] = (0.1, 1.0)
-    """Learning rate of the predictor as a multiple of the heads'; tried with every one."""
-    student: bool = False
-    """Finetune on the student instead of the EMA encoder."""
-    size: int = 0
-    """Side of the pictures; 0: the run's."""
-    out: str = ""
-    """Where results go when RUN is not a local run folder."""
-    speed: config.Speed = field(default_factory=config.Speed)
 
 
 def multitask(argv: Sequence[str]) -> None:
     """Solve several tasks with one predictor, beside a predictor of its own for each."""
     from iwm.evaluation import finetune as tuning
-    from iwm.evaluation import fitting
     from iwm.evaluation import multitask as many
 
     o = parse(Multitask, argv, "multitask")
@@ -419,13 +413,7 @@ def multitask(argv: Sequence[str]) -> None:
         vals=many.parse_tasks(o.val, "--val"),
         predictor=o.predictor,
         seed=o.seed,
-        settings=tuning.FinetuneSettings(
-            student=o.student,
-            lrs=o.lrs,
-            ratios=o.ratios,
-            views=o.views,
-            schedule=fitting.Schedule(epochs=o.epochs, batch_size=o.batch_size),
-        ),
+        settings=o.settings(tuning.FinetuneSettings),
         size=o.size,
         speed=o.speed,
         out=o.out,
@@ -433,9 +421,7 @@ def multitask(argv: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Segment:
-    run: Positional[str]
-    """A run folder, exported weights, or hf-hub:user/name."""
+class Segment(Learning, Source):
     data: str
     """images/ and annotations/ (PNG masks) in every split, an .npz with images and masks, or sample-objects."""
     train: Literal["head", "predictor", "encoder", "both"] = "head"
@@ -445,45 +431,24 @@ class Segment:
     """Where the predictor starts."""
     ignore_index: int = 255
     """Mask value of pixels that are neither learned nor counted; -1 for none."""
-    val: str = ""
-    """Source of the images that are reported on; by default the source's own."""
-    seed: int = 0
-    epochs: int = 20
     batch_size: int = 16
     views: int = 4
     """Crops an image is trained on while the encoder is frozen, drawn once; 0: fresh ones every epoch."""
     scales: tuple[float, float] = (0.5, 2.0)
     """Smallest and largest scale of the crops."""
-    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    """Learning rates of the head; the best on a tenth of train is taken."""
-    ratios: tuple[float, ...] = (0.1, 1.0)
-    """Learning rate of predictor or encoder as a multiple of the head's; tried with every one."""
     start: str = ""
     """train both: folder of a finished predictor segmentation; made first where not given."""
-    student: bool = False
-    """Segment with the student instead of the EMA encoder."""
     baselines: bool = True
     """Also the same training with nothing pretrained."""
     size: int = 0
     """Side of crops and windows; 0: the images' shorter side, at most 512 and at most 4 times the run's."""
-    out: str = ""
-    """Where results go when RUN is not a local run folder."""
-    speed: config.Speed = field(default_factory=config.Speed)
 
 
 def segment(argv: Sequence[str]) -> None:
     """Say the class of every pixel, from the encoder's blocks or the predictor's: mIoU, overlay pictures."""
-    from iwm.evaluation import fitting, segmentation
+    from iwm.evaluation import segmentation
 
     o = parse(Segment, argv, "segment")
-    settings = segmentation.SegmentSettings(
-        student=o.student,
-        lrs=o.lrs,
-        ratios=o.ratios,
-        views=o.views,
-        scales=o.scales,
-        schedule=fitting.Schedule(epochs=o.epochs, batch_size=o.batch_size),
-    )
     segmentation.segment(
         o.run,
         o.data,
@@ -493,7 +458,7 @@ def segment(argv: Sequence[str]) -> None:
         val=o.val,
         ignore_index=o.ignore_index,
         seed=o.seed,
-        settings=settings,
+        settings=o.settings(segmentation.SegmentSettings),
         size=o.size,
         start=o.start,
         baselines=o.baselines,

@@ -17,6 +17,9 @@ from timm.models.vision_transformer import VisionTransformer
 from iwm.encoder import Encoder
 from iwm.errors import UserError
 
+ANY_SIZE = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")
+"""Modules of timm whose models interpolate their positions when told so."""
+
 
 def open_timm(name: str) -> tuple[str, Any]:
     """Model name and model from `timm:NAME,weights=PATH`, loaded strictly.
@@ -66,8 +69,8 @@ def open_timm(name: str) -> tuple[str, Any]:
 
 def timm_model(name: str, pretrained: bool = False) -> Any:
     """The model without its classifier, in eval mode, taking any image size where timm can."""
-    is_vit = "vision_transformer" in timm.model_entrypoint(name.split(".")[0]).__module__
-    options: dict[str, Any] = {"dynamic_img_size": True} if is_vit else {}
+    family = timm.model_entrypoint(name.split(".")[0]).__module__.rsplit(".")[-1]
+    options: dict[str, Any] = {"dynamic_img_size": True} if family in ANY_SIZE else {}
     return timm.create_model(name, pretrained=pretrained, num_classes=0, **options).eval().requires_grad_(False)
 
 

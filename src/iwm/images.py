@@ -259,6 +259,7 @@ def open_splits(
         valids.append(valid)
     if val:
         opened = [_open_one(part, size or 64) for part in _parts(val)]
+        require_others([part for part, one in zip(_parts(val), opened, strict=True) if one[1] is None], _parts(source))
         valids = [train if valid is None else valid for train, valid, _ in opened]
     train, valid = _join(trains, "train"), _join(valids, "val")
     if val:
@@ -266,6 +267,16 @@ def open_splits(
     if train.classes != valid.classes:
         raise UserError(_class_difference(train, valid))
     return train, valid, "; ".join(how)
+
+
+def require_others(vals: Sequence[str], sources: Sequence[str]) -> None:
+    """Raises UserError when one of `vals`, sources without a split of their own, is also trained on as a whole."""
+    for val in vals:
+        if source_identity(val) in map(source_identity, sources):
+            raise UserError(
+                f"--val {val} are the very images that are trained on; give others, or leave --val out and a tenth is "
+                "held out."
+            )
 
 
 def source_identity(source: str) -> str:

@@ -23,6 +23,9 @@ from iwm import files, hardware
 from iwm.errors import UserError
 from iwm.log import console, plain
 
+LONGEST = 100
+"""Bytes of the data's name in a file's name."""
+
 
 def run_folder(run: str, out: str = "") -> Path:
     """The local folder under which `eval/` of a RUN lies.
@@ -74,6 +77,8 @@ def place(run: str, verb: str, data: str, settings: Mapping[str, Any], *, varian
     """
     folder = run_folder(run, out) / "eval"
     mark = fingerprint(settings)
+    # Disks take 255 bytes, what lies beside adds a few; names cut alike are told apart as other settings are.
+    data = plain_name(data).encode()[:LONGEST].decode(errors="ignore")
     for length in (0, 6, 12, 24, len(mark)):
         words = (verb, variant, mark[:length], data)
         path = folder / ("-".join(plain_name(word) for word in words if word) + ".json")

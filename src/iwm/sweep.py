@@ -126,7 +126,7 @@ class Sweep:
         for cell in self.cells:
             config.validate(cell.settings)
         if protocol.needs_labels:
-            probes.labelled_splits(data, val, seed=seed, size=size)
+            probes.labelled_splits(data, val, size=size)
         if any(protocol.eval_images):
             train_set, test_set, _ = open_splits(data, val, seed=seed, size=size)
             data, val = subset.write(train_set, test_set, protocol.eval_images, size, seed, folder), ""

@@ -152,13 +152,11 @@ def judge_finetuning(pretrained: Sequence[Result], random: Sequence[Result], oth
     """
     first = pretrained[0]
     title = f"Finetuning the {first.get('train') or 'predictor'} on {data_of(first)}".replace("the both", "both")
+    controls = _by_seed(random)
     pairs = [
         (ours, control)
-        for a in pretrained
-        for b in random
-        if a.get("seed") == b.get("seed")
-        and (ours := number(a, "top1")) is not None
-        and (control := number(b, "top1")) is not None
+        for seed, a in _by_seed(pretrained).items()
+        if (ours := number(a, "top1")) is not None and (control := number(controls.get(seed, {}), "top1")) is not None
     ]
     beside = [(f"{r.get('train')} only", value) for r in others if (value := number(r, "top1")) is not None]
     names = {"random_encoder_top1": "nothing pretrained", "raw_pixels_top1": "raw pixels", "chance": "chance"}
@@ -244,19 +242,24 @@ def judge_results(found: Sequence[Result]) -> list[Finding]:
         findings.append(judge_world(min(group, key=lambda r: ("frozen_random_twin_mrr" not in r, len(r["file"])))))
     probes = sorted((r for r in found if verb_of(r) == "probe"), key=lambda r: r.get("kind") != "linear")
     for group in _groups(probes, lambda r: (data_of(r), r.get("kind"))):
-        findings.append(judge_probe(min(group, key=lambda r: len(r["file"]))))
+        findings.append(judge_probe(min(group, key=_plainest)))
     tuned = [r for r in found if verb_of(r) == "finetune"]
     for group in _groups([r for r in tuned if r.get("predictor") == "pretrained"], _tuning):
         random = [r for r in tuned if r.get("predictor") == "random" and _tuning(r) == _tuning(group[0])]
         plain = [r for r in tuned if not r.get("predictor") and data_of(r) == data_of(group[0])]
-        findings.append(judge_finetuning(group, random, plain))
+        findings.append(judge_finetuning(sorted(group, key=_plainest), random, plain))
     many = [r for r in found if verb_of(r) == "multitask"]
     for group in _groups(many, lambda r: (data_of(r), r.get("predictor"))):
         findings.append(judge_multitask(min(group, key=lambda r: len(r["file"]))))
     segmented = [r for r in found if verb_of(r) == "segment" and r.get("predictor") != "random"]
     for group in _groups(segmented, lambda r: (data_of(r), r.get("train"), r.get("head"))):
-        findings.append(judge_segmentation(min(group, key=lambda r: len(r["file"]))))
+        findings.append(judge_segmentation(min(group, key=_plainest)))
     return findings
+
+
+def _plainest(result: Result) -> tuple[bool, int]:
+    """Orders results of one question: those with baselines first, then by the length of the name."""
+    return not any(key in result for key in ("random_encoder_top1", "random_encoder_miou")), len(result["file"])
 
 
 def _groups(found: Iterable[Result], key: Any) -> list[list[Result]]:
@@ -267,9 +270,15 @@ def _groups(found: Iterable[Result], key: Any) -> list[list[Result]]:
     return list(groups.values())
 
 
+def _by_seed(found: Sequence[Result]) -> dict[Any, Result]:
+    """The first result of every seed."""
+    return {result.get("seed"): result for result in reversed(found)}
+
+
 def _tuning(result: Result) -> str:
-    """What a finetuning and its control must have in common: everything but where the predictor starts and the seed."""
-    settings = {k: v for k, v in settings_of(result).items() if k not in ("predictor", "seed", "start")}
+    """What a finetuning and its control must have in common: everything but where the predictor starts, the seed, and
+    whether baselines were measured beside."""
+    settings = {k: v for k, v in settings_of(result).items() if k not in ("predictor", "seed", "start", "baselines")}
     return json.dumps([data_of(result), result.get("train"), settings], sort_keys=True)
 
 

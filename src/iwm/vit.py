@@ -103,12 +103,13 @@ def rescale_residuals(blocks: nn.ModuleList | nn.Sequential) -> None:
             projection.weight.div_(math.sqrt(2.0 * number))
 
 
-def set_drop_path(blocks: nn.ModuleList | nn.Sequential, rate: float) -> None:
+def set_drop_path(blocks: Iterable[nn.Module], rate: float) -> None:
     """Stochastic depth in training: the branches of block i of n (from 1) are left out with probability
     rate i / n for a whole image (Huang et al. 2016)."""
-    for number, block in enumerate(blocks, start=1):
+    stack = list(blocks)
+    for number, block in enumerate(stack, start=1):
         assert isinstance(block, Block)
-        block.drop_path1, block.drop_path2 = (DropPath(rate * number / len(blocks)) for _ in range(2))
+        block.drop_path1, block.drop_path2 = (DropPath(rate * number / len(stack)) for _ in range(2))
 
 
 def attend(attention: Attention, x: Float[Tensor, "b n d"], count: int | None) -> Float[Tensor, "b q d"]:

@@ -188,3 +188,24 @@ def test_a_convolutional_timm_model_gives_its_last_map(tmp_path):
 
 def test_tiny_settings_are_what_these_tests_assume():
     assert tiny().encoder.width == 32
+
+
+def test_pixels_normalised_otherwise_are_not_taken_from_the_cache(train, tmp_path):
+    torch.manual_seed(0)
+    body = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    path = tmp_path / "w.safetensors"
+    save_file(body.state_dict(), path)
+    # The same tensors, but one expects pixels in [-1, 1] and the other ImageNet's mean and deviation.
+    names = ("vit_tiny_patch16_224", "deit_tiny_patch16_224")
+    for name in names:
+        encoder = features.open_encoder(f"timm:{name},weights={path}", size=16)
+        found = features.extract([encoder], train, speed=SPEED, cache=tmp_path / "cache").features[0]
+        torch.testing.assert_close(found, features.extract([encoder], train, speed=SPEED).features[0])
+
+
+@pytest.mark.parametrize(("size", "layer"), [(40, 0), (8, 3)])
+def test_sizes_a_timm_model_cannot_see_are_refused(tmp_path, size, layer):
+    path = tmp_path / "w.safetensors"
+    save_file(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), path)
+    with pytest.raises(UserError, match=f"gives no tokens of images of {size} px"):
+        features.open_encoder(f"timm:vit_tiny_patch16_224,weights={path}", size=size, layer=layer)

@@ -242,6 +242,10 @@ def test_drop_path_reaches_only_what_learns():
     assert not torch.equal(built.classify(tokens), built.classify(tokens))
     moved = finetune.build(model, finetune.FinetuneSettings(train="encoder", drop_path=0.4), 2, 16).train()
     assert not torch.equal(moved.encoder.tokens(images), moved.encoder.tokens(images))
+    last = finetune.build(model, finetune.FinetuneSettings(train="last-1", drop_path=0.4), 2, 16).train()
+    embedded = last.encoder.embed(images)
+    assert torch.equal(last.encoder.blocks[0](embedded), last.encoder.blocks[0](embedded))
+    assert not torch.equal(last.encoder.blocks[1](embedded), last.encoder.blocks[1](embedded))
 
 
 def test_a_result_tells_how_many_threads_it_ran_on(run, source, monkeypatch):
@@ -284,3 +288,23 @@ def test_bad_runs(run, source, tmp_path):
         classifiers.load_classifier(tmp_path / "nothing")
     with pytest.raises(UserError, match="cannot be read"):
         classifiers.load_classifier(Path(run) / "model")
+
+
+def test_end_to_end_starts_only_from_this_runs_predictor_and_these_classes(run, source, tmp_path):
+    first = tune(run, source)["weights"]
+    both = tune(run, source, "both", start=first)
+    assert both["started_from"] == first
+    with pytest.raises(UserError, match="leave it out with --train predictor"):
+        tune(run, source, start=both["weights"])
+    (tmp_path / "other").mkdir()
+    other = exported(tmp_path / "other", seed=1)
+    arrays = dict(np.load(source[0]))
+    np.savez(tmp_path / "named.npz", **arrays, classes=np.array(["differ", "equal"]))
+    for run_of, data, start in (
+        (other, source, first),  # another encoder of the same shape
+        (run, source, both["weights"]),  # the encoder has moved
+        (run, (str(tmp_path / "named.npz"), ""), first),  # as many classes, but others
+        (run, source, tune(run, source, settings=replace(QUICK, depth=1))["weights"]),
+    ):
+        with pytest.raises(UserError, match="does not hold a predictor trained on this run for these classes"):
+            tune(run_of, data, "both", start=start)

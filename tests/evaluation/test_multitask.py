@@ -2,6 +2,7 @@
 every task can be predicted from what was saved."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from planted import corners, exported
 
 from iwm import checkpoint, cli, config, report, verdict
 from iwm.errors import UserError
+from iwm.evaluation import augment, finetune, multitask
 from iwm.evaluation import classifier as classifiers
-from iwm.evaluation import finetune, multitask
 from iwm.evaluation.fitting import Samples, Schedule
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
@@ -250,6 +251,9 @@ def test_bad_tasks_are_one_sentence(run, sources, tmp_path, capsys):
     assert "did you mean 'a'" in refused(capsys, run, "--task", one, "--task", two, "--val", "aa=x")
     assert "no predictor" in refused(capsys, "timm:vit_tiny_patch16_224", "--task", one, "--task", two)
     assert "cannot be split" in refused(capsys, run, "--task", one, "--task", two, "--batch-size=1")
+    for change in ({"queries": "one"}, {"action": "random"}, {"schedule": replace(QUICK.schedule, mixup=0.8)}):
+        with pytest.raises(UserError, match="asked at all positions"):
+            tune(run, sources, replace(QUICK, **change))
     assert not (Path(run) / "eval").exists()
 
 
@@ -275,3 +279,28 @@ def test_the_verdict_compares_with_the_twins(ours, good, word):
     )
     assert finding.good is good
     assert word in finding.sentence
+
+
+def test_fresh_pictures_are_drawn_every_epoch_and_dropped_paths_repeat(run, sources, monkeypatch):
+    drawn: list[int] = []
+    views = augment.Maker.views
+
+    def counting(self, indices, number):
+        drawn.append(number)
+        return views(self, indices, number)
+
+    monkeypatch.setattr(augment.Maker, "views", counting)
+    settings = replace(QUICK, views=0, drop_path=0.3, schedule=replace(QUICK.schedule, epochs=2))
+    first = tune(run, sources, settings)
+    assert not first["tokens_kept"]
+    assert {1, 2} <= set(drawn)
+    weights = (Path(first["weights"]) / "model.safetensors").read_bytes()
+    torch.rand(1)
+    assert (Path(tune(run, sources, settings)["weights"]) / "model.safetensors").read_bytes() == weights
+
+
+def test_names_of_many_bytes_still_make_a_file(run, sources):
+    names: list[str] = ["\u1e01" * 45, "\u1e03" * 45]
+    tasks: dict[str, str] = {names[0]: sources["equal"], names[1]: sources["where"]}
+    found = multitask.multitask(run, tasks, vals={names[0]: sources["equal-val"]}, settings=QUICK, speed=SPEED)
+    assert Path(found["path"]).name == "multitask-pretrained-2-tasks.json"

@@ -168,3 +168,14 @@ def test_sources_that_cannot_be_probed(tmp_path, train, val, sentence):
 def test_there_are_three_kinds(run, source):
     with pytest.raises(UserError, match="did you mean 'linear'"):
         probes.probe(run, source[0], "liner")
+
+
+def test_images_are_never_both_learned_from_and_asked(source, tmp_path):
+    for data, val in ((source[0], source[0]), (f"{source[0]},{source[1]}", source[1])):
+        with pytest.raises(UserError, match="the very images that are trained on"):
+            probes.labelled_splits(data, val)
+    arrays = np.load(source[0])
+    own = {f"val_{name}": arrays[name][:9] for name in arrays.files}
+    np.savez(tmp_path / "own.npz", **arrays, **own)
+    splits = probes.labelled_splits(str(tmp_path / "own.npz"), str(tmp_path / "own.npz"))
+    assert (len(splits.train), len(splits.val)) == (320, 9)

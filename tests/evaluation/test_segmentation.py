@@ -17,6 +17,7 @@ from iwm.errors import UserError
 from iwm.evaluation import segmentation, segmenter
 from iwm.evaluation.fitting import Schedule, cross_entropy
 from iwm.evaluation.segmentation import Counts, SegmentSettings, count
+from iwm.images import open_images
 from iwm.pixels import IGNORED
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
@@ -210,7 +211,12 @@ def test_windows_follow_the_images_but_not_beyond_reason(source):
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"train": "heads"}, "did you mean 'head'"), ({"val": "absent"}, "There is no 'absent'")],
+    [
+        ({"train": "heads"}, "did you mean 'head'"),
+        ({"val": "absent"}, "There is no 'absent'"),
+        ({"size": -4}, "--size -4"),
+        ({"train": "predictor", "settings": replace(QUICK, depth=3)}, "more than the predictor's 2 blocks"),
+    ],
 )
 def test_bad_options(run, source, options, sentence):
     with pytest.raises(UserError, match=sentence):
@@ -227,3 +233,78 @@ def test_bad_runs_and_sources(run, source, tmp_path):
     )
     with pytest.raises(UserError, match="2 training images"):
         do(run, str(few))
+
+
+def test_both_stages_measure_their_baselines_once(run, source, monkeypatch):
+    titles: list[str] = []
+    fit = segmentation.Work.fit
+
+    def listening(self, model, precision, start, title):
+        titles.append(title)
+        return fit(self, model, precision, start, title)
+
+    monkeypatch.setattr(segmentation.Work, "fit", listening)
+    found = do(run, source, "both", baselines=True)
+    assert titles == ["segment predictor", "segment both", "random encoder"]
+    assert "random_encoder_miou" in found
+
+
+def test_end_to_end_starts_only_from_this_runs_predictor_and_these_classes(run, source, tmp_path):
+    first = do(run, source, "predictor")["weights"]
+    both = do(run, source, "both", start=first)
+    assert both["started_from"] == first
+    with pytest.raises(UserError, match="leave it out with --train predictor"):
+        do(run, source, "predictor", start=both["weights"])
+    (tmp_path / "other").mkdir()
+    arrays: dict[str, Any] = dict(np.load(source))
+    arrays["classes"] = np.array(["ground", "blue", "red"])
+    np.savez(tmp_path / "named.npz", **arrays)
+    for run_of, data, start in (
+        (exported(tmp_path / "other", seed=1), source, first),
+        (run, source, both["weights"]),
+        (run, str(tmp_path / "named.npz"), first),
+    ):
+        with pytest.raises(UserError, match="does not hold a predictor trained on this run for these classes"):
+            do(run_of, data, "both", start=start)
+
+
+def test_a_part_of_the_predictor_comes_back(run, source):
+    found = do(run, source, "predictor", settings=replace(QUICK, depth=1))
+    predictor = segmenter.load_segmenter(found["weights"]).predictor
+    assert predictor is not None
+    assert len(predictor.blocks) == 1
+
+
+def test_what_is_tested_on_is_never_what_pretraining_saw(run, source, tmp_path):
+    arrays: dict[str, Any] = {name: value for name, value in np.load(source).items() if not name.startswith("val_")}
+    path = str(tmp_path / "alone.npz")
+    np.savez(path, **arrays)
+    pretraining = {open_images(path).path(index) for index in range(len(open_images(path)))}
+    tested: list[str] = []
+    evaluate = segmentation.evaluate
+
+    def listening(segmenter, examples, rows, **where):
+        if examples.split == "val":
+            tested.extend(examples.path(int(row)) for row in rows)
+        return evaluate(segmenter, examples, rows, **where)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation, "evaluate", listening)
+        do(run, path, seed=1)
+    assert tested
+    assert pretraining.isdisjoint(tested)
+    with pytest.raises(UserError, match="the very images that are trained on"):
+        do(run, path, val=path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"scales": (2.0, 0.5)}, "--scales 2.0 0.5"),
+        ({"scales": (0.0, 1.0)}, "--scales 0.0 1.0"),
+        ({"schedule": Schedule(batch_size=1)}, "too few for UperNet"),
+    ],
+)
+def test_bad_settings(wrong, sentence):
+    with pytest.raises(UserError, match=sentence):
+        SegmentSettings(**wrong)

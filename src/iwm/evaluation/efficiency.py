@@ -88,7 +88,7 @@ def efficiency(
     model.require_predictor()
     size = size or model.settings.data.image_size
     wanted = points_of(model, settings, depths, blocks)
-    splits = labelled_splits(data, val, seed=seed, size=size)
+    splits = labelled_splits(data, val, size=size)
     console.print(f"{splits.train.name}: {splits.sentence}.")
     common = {
         **{k: v for k, v in vars(settings).items() if k not in ("train", "predictor", "depth")},

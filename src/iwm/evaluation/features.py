@@ -63,6 +63,7 @@ class FrozenEncoder(nn.Module):
     """
 
     name: str
+    architecture: str
     size: int
     layer: int
     depth: int
@@ -76,7 +77,9 @@ class FrozenEncoder(nn.Module):
 
     def identity(self) -> str:
         """What its features depend on beside the pixels; empty: too cheap to be worth remembering."""
-        return f"{digest(list(self.state_dict().items()))} layer {self.layer} of {self.depth}"
+        # The pixels' mean and deviation are buffers outside the state; heads or activations are in no tensor at all.
+        values = {**self.state_dict(), **dict(self.named_buffers())}
+        return f"{self.architecture} {digest(list(values.items()))} layer {self.layer} of {self.depth}"
 
 
 class WorldEncoder(FrozenEncoder):
@@ -85,6 +88,7 @@ class WorldEncoder(FrozenEncoder):
     def __init__(self, body: Encoder, name: str, size: int, layer: int = 0) -> None:
         super().__init__()
         self.body, self.name, self.size = body, name, size
+        self.architecture = str(body.settings)
         self.depth = len(body.blocks)
         self.layer = layer_number(layer, self.depth)
 
@@ -110,6 +114,7 @@ class TimmEncoder(FrozenEncoder):
         super().__init__()
         settings = resolve_model_data_config(body)
         self.model_name, self.body, self.name = model_name, body, f"timm:{model_name}"
+        self.architecture = model_name
         self.size = size or settings["input_size"][-1]
         self.depth = len(cast(Any, getattr(body, "blocks", None) or getattr(body, "feature_info", None) or [body]))
         self.layer = layer_number(layer, self.depth)
@@ -192,7 +197,16 @@ def open_encoder(run: str, *, student: bool = False, layer: int = 0, size: int =
 def open_timm(name: str, *, layer: int = 0, size: int = 0) -> TimmEncoder:
     """A timm model from `timm:NAME[,weights=PATH]`. Raises UserError naming what does not exist or fit."""
     model_name, body = foreign.open_timm(name)
-    return TimmEncoder(model_name, body, size, layer)
+    encoder = TimmEncoder(model_name, body, size, layer)
+    try:
+        encoder(torch.zeros(1, 3, encoder.size, encoder.size, dtype=torch.uint8))
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"timm:{model_name} gives no tokens of images of {encoder.size} px after layer {encoder.layer} ({reason}); "
+            "give another --size or --layer, or another model."
+        ) from None
+    return encoder
 
 
 @dataclass(frozen=True)

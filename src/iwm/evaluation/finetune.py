@@ -172,9 +172,9 @@ def build(model: ImageWorldModel, settings: FinetuneSettings, classes: int, size
     classifier = Classifier(encoder, predictor, head, model.space, size)
     classifier.queries, classifier.action, classifier.seed = settings.queries, settings.action, settings.seed
     if settings.drop_path:
-        for part in (encoder if settings.moves_encoder else None, predictor):
-            if part is not None:
-                set_drop_path(part.blocks, settings.drop_path)
+        moving = list(encoder.blocks)[-settings.blocks :] if settings.moves_encoder else []
+        for blocks in (moving, predictor.blocks if predictor else []):
+            set_drop_path(blocks, settings.drop_path)
     return classifier
 
 
@@ -219,6 +219,15 @@ def predictor_of(model: ImageWorldModel, settings: Tuning) -> Predictor | None:
     there = predictor.state_dict()
     predictor.load_state_dict({name: value for name, value in model.predictor.state_dict().items() if name in there})
     return predictor
+
+
+def require_start(folder: str, start: Headed, fresh: Headed, classes: tuple[str, ...]) -> None:
+    """Raises UserError unless `start`, read from `folder`, is what `fresh` becomes by training predictor and head for
+    these classes: the encoder is still this run's."""
+    there, wanted = start.state_dict(), fresh.state_dict()
+    fits = start.names == classes and {n: v.shape for n, v in there.items()} == {n: v.shape for n, v in wanted.items()}
+    if not fits or not all(there[n].equal(v) for n, v in wanted.items() if n.startswith("encoder.")):
+        raise UserError(f"{folder} does not hold a predictor trained on this run for these classes; give one that was.")
 
 
 def groups_of(classifier: Headed, settings: Tuning, lr: float, ratio: float) -> list[dict[str, Any]]:
@@ -305,11 +314,13 @@ def finetune(
     settings = replace(settings or FinetuneSettings(), train=train, predictor=predictor, seed=seed)
     if run.startswith("timm:"):
         raise UserError(f"{run} has no predictor to finetune; give a RUN, or probe it with `iwm probe`.")
+    if start and train != "both":
+        raise UserError(f"--start {start} is where --train both starts; leave it out with --train {train}.")
     speed = speed or Speed()
     model = checkpoint.load_model(run)
     size = size or model.settings.data.image_size
     _ = build(model, settings, 2, size)  # what cannot be built is an error before any work
-    splits = labelled_splits(data, val, seed=seed, size=size)
+    splits = labelled_splits(data, val, size=size)
     console.print(f"{splits.train.name}: {splits.sentence}.")
     if train == "both" and not start:
         alike: dict[str, Any] = {
@@ -322,6 +333,9 @@ def finetune(
         }
         first = finetune(run, data, "predictor", predictor, **alike)
         start = first["weights"]
+    if start:
+        fresh = build(model, settings, len(splits.classes), size)
+        require_start(start, load_classifier(start), fresh, splits.classes)
     with hardware.threads(speed):  # until the end: the result says how many
         work = Work.prepare(splits, settings, size, speed)
         found, classifier = _finetune(model, work, splits, settings, start)
@@ -441,12 +455,7 @@ class Work:
         def make(choice: dict[str, Any]) -> Learner:
             classifier = build(model, settings, classes, self.size)
             if initial is not None:
-                try:
-                    classifier.load_state_dict(initial)
-                except RuntimeError:
-                    raise UserError(
-                        f"{start} was not finetuned from this run for these classes; give one that was."
-                    ) from None
+                classifier.load_state_dict(initial)
             choose_attention(classifier.to(self.device), self.device, self.precision)
             made[:] = [classifier]
             return Learner(classifier, partial(work.logits, classifier), groups_of(classifier, settings, **choice))

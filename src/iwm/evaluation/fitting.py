@@ -247,11 +247,8 @@ def fit(
 
     learner.model.train()
     steps = epochs * per_epoch
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # drop path draws from the global generator
-        seconds = descend(
-            learner.groups, batches(), loss_of, steps, schedule, checked_every=per_epoch, device=device, title=title
-        )
+    how: dict[str, Any] = {"seed": seed, "checked_every": per_epoch, "device": device, "title": title}
+    seconds = descend(learner.groups, batches(), loss_of, steps, schedule, **how)
     learner.model.eval()
     return steps * size / seconds
 
@@ -263,6 +260,7 @@ def descend(
     steps: int,
     schedule: Schedule,
     *,
+    seed: int,
     checked_every: int,
     device: torch.device,
     title: str,
@@ -277,7 +275,9 @@ def descend(
     average = [parameter.detach().clone() for parameter in trainable] if schedule.ema else []
     total, summed = torch.zeros((), device=device), 0
     since = time.perf_counter()
-    with progress("steps") as bar:
+    generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with generators, progress("steps") as bar:
+        torch.manual_seed(seed)  # drop path draws from the global generator
         task = bar.add_task(title, total=steps, note="")
         for step, batch in enumerate(batches):
             factor = factor_at(step, steps, schedule.warmup)

@@ -73,7 +73,7 @@ def look(o: Look) -> dict[str, Any]:
             "composition": composition.compose(model, learned, shown, seed=o.seed),
         }
         if held.labels is not None:
-            splits = labelled_splits(o.data, o.val, seed=o.seed, size=size)
+            splits = labelled_splits(o.data, o.val, size=size)
             lessons = labelled(splits.train, o.images, size, o.seed)
             exam = labelled(splits.val, o.images, size, o.seed)
             found["averaged"] = averaged(model, lessons, exam, len(splits.classes), sorted(set(o.views)), o.seed)

@@ -47,7 +47,7 @@ from iwm.vit import choose_attention
 MOST = 8
 """Tasks of one predictor."""
 LONGEST = 100
-"""Characters of the tasks' names in a file's name; beyond, their number stands there."""
+"""Bytes of the tasks' names in a file's name; beyond, their number stands there."""
 Rows = Int64[Tensor, " n"]
 
 
@@ -99,24 +99,33 @@ def multitask(
     _check(run, tasks, vals)
     settings = replace(settings or FinetuneSettings(), train="predictor", predictor=predictor, seed=seed)
     if settings.schedule.batch_size < len(tasks):
-        raise UserError(f"A batch of {settings.schedule.batch_size} cannot be split between {len(tasks)} tasks.")
+        raise UserError(
+            f"A batch of {settings.schedule.batch_size} cannot be split between {len(tasks)} tasks; give a larger "
+            "--batch-size."
+        )
+    if settings.queries != "all" or settings.action != "null" or settings.schedule.mixes:
+        raise UserError(
+            "Several tasks are asked at all positions, under the null action, of pictures that are not mixed; leave "
+            "out queries, action, mixup and cutmix."
+        )
     speed = speed or Speed()
     model = checkpoint.load_model(run)
     size = size or model.settings.data.image_size
-    splits = {name: _splits(name, source, vals.get(name, ""), seed, size) for name, source in tasks.items()}
+    splits = {name: _splits(name, source, vals.get(name, ""), size) for name, source in tasks.items()}
     encoder = model.encoder if settings.student else model.target_encoder
     with hardware.threads(speed):
         seen, ready = [], []
         for name, of_task in splits.items():
             console.print(f"{name}: {len(of_task.classes)} classes, {of_task.sentence}.")
             seen.append(Task(name, of_task, Work.prepare(of_task, settings, size, speed)))
-            ready.append(replace(seen[-1], work=seen[-1].work.encoded(encoder)))
+            work = seen[-1].work
+            ready.append(replace(seen[-1], work=work.encoded(encoder) if settings.reuses_tokens else work))
         # A batch holds all tasks, so either all are tokens or all are pictures.
         ready = ready if all(task.work.tokens_kept for task in ready) else seen
         shared, found = measure(model, ready, settings, size)
     names = [task.name for task in ready]
     together = "+".join(names)
-    data = together if len(together) <= LONGEST else f"{len(names)}-tasks"
+    data = together if len(together.encode()) <= LONGEST else f"{len(names)}-tasks"
     payload = {
         "run": run,
         "data": data,
@@ -158,9 +167,9 @@ def _check(run: str, tasks: Mapping[str, str], vals: Mapping[str, str]) -> None:
             raise UserError(f"--val names the task '{name}', which is none; {config.did_you_mean(name, tasks)}")
 
 
-def _splits(name: str, source: str, val: str, seed: int, size: int) -> Splits:
+def _splits(name: str, source: str, val: str, size: int) -> Splits:
     try:
-        return labelled_splits(source, val, seed=seed, size=size)
+        return labelled_splits(source, val, size=size)
     except UserError as error:
         raise UserError(f"Task {name}: {error}") from None
 
@@ -281,8 +290,8 @@ def tune(
 
         modules = nn.ModuleList(made).train()
         groups = _groups(made, schedule.weight_decay, **choice)
-        every = max(1, steps // 20)
-        descend(groups, range(steps), loss_of, steps, schedule, checked_every=every, device=work.device, title=named)
+        how: dict[str, Any] = {"seed": settings.seed, "checked_every": max(1, steps // 20), "device": work.device}
+        descend(groups, range(steps), loss_of, steps, schedule, title=named, **how)
         modules.eval()
         return made, steps
 

@@ -108,7 +108,7 @@ class Splits:
     """Where the splits come from."""
 
 
-def labelled_splits(data: str, val: str = "", *, seed: int = 0, size: int | None = None) -> Splits:
+def labelled_splits(data: str, val: str = "", *, size: int | None = None) -> Splits:
     """Open a classification source. Raises UserError without labels, with one class only, when the class sets of the
     splits differ, and when a class has no training image."""
     if size is not None and size < 1:
@@ -155,7 +155,7 @@ def probe(
     settings = replace(settings or ProbeSettings(), kind=cast(Kind, kind), seed=seed)
     speed = speed or Speed()
     encoder = features.open_encoder(run, student=student, layer=layer, size=size)
-    splits = labelled_splits(data, val, seed=seed, size=encoder.size)
+    splits = labelled_splits(data, val, size=encoder.size)
     console.print(f"{splits.train.name}: {splits.sentence}.")
     with hardware.threads(speed):  # until the end: the result says how many
         cache = results.run_folder(run, out) / "eval" / "cache"

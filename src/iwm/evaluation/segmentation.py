@@ -11,6 +11,7 @@ Trained on multi-scale crops mirrored at random, judged on whole images at their
 stand the same training with nothing pretrained and the majority class everywhere.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,16 @@ from iwm import checkpoint, config, hardware, pictures, results
 from iwm.annotations import AnnotatedSplits, Examples, annotated_splits
 from iwm.config import Speed
 from iwm.errors import UserError
-from iwm.evaluation.finetune import Tuning, encoder_of, flops_of, grid_of, groups_of, predictor_of, untrained
+from iwm.evaluation.finetune import (
+    Tuning,
+    encoder_of,
+    flops_of,
+    grid_of,
+    groups_of,
+    predictor_of,
+    require_start,
+    untrained,
+)
 from iwm.evaluation.fitting import Learner, Schedule, Trained, TrainingSet, choose, hold_out
 from iwm.evaluation.segmenter import HeadKind, Segmenter, head_of, load_segmenter, save_segmenter
 from iwm.images import source_identity
@@ -59,6 +69,14 @@ class SegmentSettings(Tuning):
     """Crops an image is trained on, drawn once so that a frozen encoder sees each once; 0, and always when the encoder
     learns: fresh ones every epoch."""
     schedule: Schedule = field(default_factory=lambda: Schedule(batch_size=16))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.scales
+        if not 0 < low <= high < math.inf:
+            raise UserError(f"--scales {low} {high}: give the smallest and the largest, both above 0.")
+        if self.head == "upernet" and self.schedule.batch_size < 2:
+            raise UserError("--batch-size 1 is too few for UperNet's batch norm; give 2 or more, or --head linear.")
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
@@ -272,18 +290,23 @@ def segment(
         raise UserError(f"There is no way to train '{train}'; {config.did_you_mean(train, WAYS)}")
     if run.startswith("timm:"):
         raise UserError(f"{run} is no world model; give a RUN of `iwm pretrain`.")
+    if size < 0:
+        raise UserError(f"--size {size} is no side of a picture; give 1 px or more, or 0 for the images' own.")
+    if start and train != "both":
+        raise UserError(f"--start {start} is where --train both starts; leave it out with --train {train}.")
     settings = replace(
         settings or SegmentSettings(), train=train, head=head, predictor=predictor, ignore_index=ignore_index, seed=seed
     )
     speed = speed or Speed()
     model = checkpoint.load_model(run)
+    _ = predictor_of(model, settings)  # what cannot be built is an error before any work
     with hardware.threads(speed):
-        splits = annotated_splits(
-            data, val, ignore_index=ignore_index, seed=seed, size=size or model.settings.data.image_size
-        )
+        splits = annotated_splits(data, val, ignore_index=ignore_index, size=size or model.settings.data.image_size)
     console.print(f"{splits.sentence}.")
     if len(splits.train) < 3:
-        raise UserError(f"'{splits.train.name}' has {len(splits.train)} training images; three are the fewest to learn")
+        raise UserError(
+            f"'{splits.train.name}' has {len(splits.train)} training images with masks; add some, three are the fewest."
+        )
     if train == "both" and not start:
         alike: dict[str, Any] = {
             "val": val,
@@ -291,12 +314,15 @@ def segment(
             "seed": seed,
             "settings": settings,
             "size": size,
-            "baselines": baselines,
+            "baselines": False,
             "speed": speed,
             "out": out,
         }
         start = segment(run, data, "predictor", head, predictor, **alike)["weights"]
     window = size or window_of(splits, model.settings.data.image_size)
+    if start:
+        fresh = build(model, settings, splits.classes, window)
+        require_start(start, load_segmenter(start), fresh, splits.classes)
     work = Work(splits, settings, window, hardware.device_of(speed))
     precision = hardware.precision_of(speed, work.device)
     with hardware.threads(speed):
@@ -402,12 +428,7 @@ class Work:
         def make(choice: dict[str, Any]) -> Learner:
             segmenter = build(model, settings, splits.classes, size)
             if initial is not None:
-                try:
-                    segmenter.load_state_dict(initial)
-                except RuntimeError:
-                    raise UserError(
-                        f"{start} was not trained from this run for these classes; give one that was."
-                    ) from None
+                segmenter.load_state_dict(initial)
             choose_attention(segmenter.to(self.device), self.device, precision)
             made[:] = [segmenter]
             remembered = crops.encode is not None

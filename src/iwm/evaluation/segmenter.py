@@ -155,6 +155,7 @@ def save_segmenter(segmenter: Segmenter, model: ImageWorldModel, folder: Path, *
             "head": "upernet" if isinstance(head, UperNet) else "linear",
             "channels": head.channels if isinstance(head, UperNet) else 0,
             "predictor": segmenter.predictor is not None,
+            "predictor_depth": segmenter.predictor.settings.depth if segmenter.predictor else 0,
             "classes": list(segmenter.names),
             "window": segmenter.size,
         },
@@ -176,7 +177,7 @@ def load_segmenter(folder: str | Path, device: str | torch.device = "cpu") -> Se
         encoder = Encoder(settings.encoder, settings.data.image_size)
         predictor = None
         if what["predictor"]:
-            predictor = for_tasks(settings, space.dim, encoder.grid)
+            predictor = for_tasks(settings, space.dim, encoder.grid, what.get("predictor_depth", 0))
         width = settings.predictor.width if predictor else settings.encoder.width
         head = head_of(what["head"], width, len(what["classes"]), what["channels"])
         segmenter = Segmenter(encoder, predictor, head, space, what["window"])

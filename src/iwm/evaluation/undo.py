@@ -75,7 +75,7 @@ def undo(o: Undo) -> dict[str, Any]:
         raise UserError("iwm undo needs --images 1, --train-images 20, --guesses 1 and --seed 0 or more.")
     model = checkpoint.open_world(o.run, o.speed)
     size = model.settings.data.image_size
-    splits = labelled_splits(o.data, o.val, seed=o.seed, size=size)
+    splits = labelled_splits(o.data, o.val, size=size)
     precision = hardware.precision_of(o.speed, model.device)
     with hardware.threads(o.speed), hardware.autocast(model.device, precision):
         train = labelled(splits.train, o.train_images, size, o.seed)
