@@ -128,10 +128,10 @@ class Sweep:
         if protocol.needs_labels:
             probes.labelled_splits(data, val, size=size)
         if any(protocol.eval_images):
-            train_set, test_set, _ = open_splits(data, val, seed=seed, size=size)
+            train_set, test_set, _ = open_splits(data, val, size=size)
             data, val = subset.write(train_set, test_set, protocol.eval_images, size, seed, folder), ""
         if protocol.images:
-            train_set, test_set, _ = open_splits(source, seed=seed, size=size)
+            train_set, test_set, _ = open_splits(source, size=size)
             source = subset.write(train_set, test_set, (protocol.images, 1000), size, seed, folder)
         return replace(self, source=source, data=data, val=val)
 
