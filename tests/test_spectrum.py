@@ -21,6 +21,8 @@ CONTENT = {
     "command": "iwm sweep demo --out '<b>'",
 }
 OTHER = run("mae-demo-x", 0.3, 0.35, 0.5) | {"cell": "mae-demo", "recipe": "mae-demo"}
+JOINT = run("moco-demo-x", None, 0.5) | {"cell": "moco-demo", "recipe": "moco-demo"}
+JOINT |= {"conditioning": None, "difficulty": None, "predictor": None}
 MISSING = run("adaln-jitter-2x96", None, None, failed="It <diverged>.", healthy=False, state="failed")
 
 
@@ -29,7 +31,13 @@ def content(runs: list[dict]) -> dict:
 
 
 def test_the_page_holds_all(tmp_path: Path):
-    runs = [*TRADE, run("adaln-destructive-4x192", 0.62, 0.45, 0.72, refused={"attentive": "No & no."}), OTHER, MISSING]
+    runs = [
+        *TRADE,
+        run("adaln-destructive-4x192", 0.62, 0.45, 0.72, refused={"attentive": "No & no."}),
+        OTHER,
+        JOINT,
+        MISSING,
+    ]
     path = spectrum.write(tmp_path, content(runs))
     text = path.read_text()
     page = Page(text)
@@ -37,7 +45,7 @@ def test_the_page_holds_all(tmp_path: Path):
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     for words in (
         "For an invariant representation take",
-        "7 of 8 runs finished",
+        "8 of 9 runs finished",
         "photos.zip",
         "It <diverged>.",
         "No & no.",
