@@ -194,8 +194,6 @@ def undoing() -> str:
             told = ["before", "true_action", "found_by_density", "found_by_probe", "augmented_probe"]
             linked = cell({**row, "path": result["path"]}, told[0])
             rows.append([result["folder"], corruption, linked, *(number(row[key]) for key in told[1:])])
-        clean = [number(result[key]) for key in ("clean_top1", "clean_predicted_top1", "clean_augmented_probe_top1")]
-        rows.append([result["folder"], "(clean images)", clean[0], clean[1], "", "", clean[2]])
     columns = ["run", "corruption", "as it is", "undone, true action", "found by density", "found by probe"]
     note = "Top-1 of a linear probe of clean images; the last column's probe was trained on corrupted ones."
     return table("Undoing corruptions in latent space (`iwm undo`)", [*columns, "augmented probe"], rows, note)

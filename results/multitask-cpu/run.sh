@@ -6,4 +6,4 @@ cifar10=${1:?give the path of cifar10.zip} eurosat=${2:?give the path of eurosat
 mkdir -p runs/parts
 test -e runs/parts/cifar10.npz || python "$(dirname "$0")/../small-data/part.py" "$cifar10" runs/parts/cifar10.npz 5000 0
 iwm multitask runs/cifar10 --task cifar10=runs/parts/cifar10.npz --val cifar10="$cifar10" --task eurosat="$eurosat" \
-    --task objects=sample-objects --epochs 3 --views 1 --lrs 1e-3 --ratios 1 --speed.threads 1
+    --task objects=sample-objects --epochs 2 --views 1 --lrs 1e-3 --ratios 1 --speed.threads 1

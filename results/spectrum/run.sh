@@ -9,4 +9,4 @@ iwm sweep cifar10 --data.source "$data" --out runs/spectrum --jobs "${JOBS:-2}" 
     --recipes ijepa-cifar10,mae-cifar10,pixel-world-cifar10,moco-cifar10,byol-cifar10 \
     --images 20000 --optim.epochs 1 --optim.warmup-epochs 0.2 --log-every 125 --save-every 125 \
     --world-images 32 --eval-images 5000 2000 --attentive-epochs 10 \
-    --finetune-epochs 6 --finetune-views 1 --finetune-lrs 1e-3 --finetune-ratios 1
+    --finetune-epochs 3 --finetune-views 1 --finetune-lrs 1e-3 --finetune-ratios 1

@@ -29,7 +29,8 @@ def measured(wrong: bool = False) -> dict:
 
 def test_an_oracle_restores_clean_accuracy() -> None:
     found = measured()
-    assert found["corruptions"].keys() == {"negative", "mirror", "jitter", "jitter, twice the range", "mixture"}
+    kinds = {"nothing", "negative", "mirror", "jitter", "jitter, twice the range", "mixture"}
+    assert found["corruptions"].keys() == kinds
     assert found["clean_top1"] == 1
     assert found["clean_predicted_top1"] == 1
     for name, row in found["corruptions"].items():
@@ -38,6 +39,10 @@ def test_an_oracle_restores_clean_accuracy() -> None:
     assert negative["before"] < 0.2, "a negative of red looks blue"
     assert negative["found_by_density"] == 1, "nothing clean is so far from grey the other way"
     assert found["candidates"] == 4
+    untouched = found["corruptions"]["nothing"]
+    assert untouched["before"] == found["clean_top1"]
+    assert untouched["true_action"] == found["clean_predicted_top1"]
+    assert untouched["found_by_density"] == 1, "a clean image is left as it is"
 
 
 def test_a_wrong_world_restores_nothing() -> None:

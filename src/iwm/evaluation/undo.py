@@ -291,9 +291,10 @@ def measure(
         "candidates": len(tried),
     }
     outcome = {}
+    nothing: dict[str, Corrupt] = {"nothing": lambda count, _: reference.neutral(count)}  # what searching blindly costs
     with progress("actions") as bar:
-        task = bar.add_task("undo", total=len(kinds) * len(tried), note="")
-        for name, corrupt in kinds.items():
+        task = bar.add_task("undo", total=(1 + len(kinds)) * len(tried), note="")
+        for name, corrupt in (nothing | kinds).items():
             parameters = corrupt(len(exam), "test")
             spoilt = reference.apply(exam, parameters)
             tokens, before = _encoded(model, spoilt), pooled_target(model, spoilt)
