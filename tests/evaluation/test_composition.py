@@ -1,7 +1,7 @@
 """Two changes in a row: exact for an oracle, in every way that uses both."""
 
 import pytest
-from oracle import REVERSIBLE, Oracle, muted
+from oracle import REVERSIBLE, Oracle, muted, photo
 
 from iwm.evaluation import composition
 from iwm.world import chance
@@ -20,6 +20,13 @@ def test_an_oracle_composes_exactly() -> None:
     assert found["error"]["first"] > 0.05
     assert found["way_back_r2"] > 0.999
     assert found["mrr_chance"] == chance(8)
+
+
+def test_photometric_actions_add_up_exactly() -> None:
+    """Factors multiply when one change follows another; parameters of one image, whose differences actions are, add."""
+    found = composition.compose(Oracle(), photo(30), photo(3), bank=8)
+    assert found["error"]["sum"] == pytest.approx(0, abs=1e-4)
+    assert found["mrr"]["sum"] == 1
 
 
 def test_a_wrong_world_does_not() -> None:

@@ -1,6 +1,9 @@
-"""Two changes in a row: is p(f(x), a + b) the image changed by a, then by b?
+"""Two changes in a row, x -> y -> z: is p(f(x), a + b) what p(., b) makes of p(f(x), a)?
 
-    error = |prediction - target(y_ab)|^2 / |target(x) - target(y_ab)|^2     0: exact, 1: as far off as the source
+    error = |prediction - target(z)|^2 / |target(x) - target(z)|^2     0: exact, 1: as far off as the source
+
+y and z are the clean image x jittered by parameters of their own, and an action is the difference of two images'
+parameters, as in training; so actions add up exactly, and a perfect world makes no error.
 
 Predictions live in target space, not in the encoder's, so p cannot be fed its own output. Two ways back are measured:
 the bank image nearest to the first prediction is encoded, or the first prediction goes through a linear map from target
@@ -26,7 +29,7 @@ WAYS = {
     "translated": "second step through the linear map",
     "pixels": "second step from the true first image",
 }
-"""p(x, 0), p(x, a), p(x, a + b); then p(., b) of three stand-ins for the image after a."""
+"""p(x, 0), p(x, a), p(x, a + b); then p(., b) of three stand-ins for y."""
 
 
 @torch.no_grad()
@@ -51,7 +54,7 @@ def compose(
 ) -> dict[str, Any]:
     """Median error and mean reciprocal rank of every one of WAYS to two changes in a row, over the test images.
 
-    The bank to rank in holds the truth and twice changed versions of the same image.
+    The bank to rank in holds the truth and other jittered versions of the same image.
     """
     space, reference = model.space, reference_space(model.space, model.settings.data.image_size)
     back = way_back(model, train, seed)
@@ -62,8 +65,9 @@ def compose(
         clean = image[None].to(model.device).float() / 255
         first, second = (reference.sample_bank(seed + way, index, bank) for way in (0, 1))
         once = reference.apply(clean.expand(bank, -1, -1, -1), first)
-        twice = reference.apply(once, second)
-        a, b = (space.difference(space.neutral(1), parameters[:1]).to(model.device) for parameters in (first, second))
+        twice = reference.apply(clean.expand(bank, -1, -1, -1), second)
+        a = space.difference(space.neutral(1), first[:1]).to(model.device)
+        b = space.difference(first[:1], second[:1]).to(model.device)
         tokens, changed = model.encode(clean), model.encode(once[:1])
         targets = torch.cat([model.target(part).values.float() for part in twice.split(64)])
         seen = torch.cat([model.target(part).values.float() for part in once.split(64)])
