@@ -73,6 +73,15 @@ def test_a_planted_trade_off_is_told():
     assert "Attentive probe: not computed (n too small: 0 runs" in words
 
 
+def test_other_families_may_be_the_invariant_one_but_their_mrr_is_of_another_space():
+    joint = run("none-none-none", None, 0.7, recipe="moco-demo", cell="moco-demo")
+    pixels = run("adaln-destructive-9x9", 0.99, 0.3, recipe="pixel-world-demo")
+    good, words = said([*TRADE, joint, pixels])["Invariant or equivariant?"]
+    assert good is True
+    assert words.startswith("For an invariant representation take moco-demo (linear probe 0.700); for an equivariant")
+    assert words.endswith("take adaln-strong-4x96 (linear probe 0.400, MRR 0.800).")
+
+
 def test_differences_within_noise_support_no_choice():
     few = [{**row, "n_val": 20, "mrr_standard_error": 0.4} for row in TRADE]
     told = said(few)

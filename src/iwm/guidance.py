@@ -125,18 +125,22 @@ def with_numbers(runs: Sequence[Row], *names: str) -> list[Row]:
 
 
 def _which(runs: Sequence[Row]) -> Finding:
-    """The trade-off itself: the best linear probe against the highest MRR."""
+    """The trade-off itself: the best linear probe of all against the highest MRR of the first run's recipe (others may
+    have theirs in another space, or none)."""
     title = "Invariant or equivariant?"
-    by_linear, by_mrr = with_numbers(runs, "linear", "mrr"), with_numbers(runs, "mrr", "linear")
-    if len(by_linear) < 2:
-        return Finding(title, None, f"Too few runs to say: {len(by_linear)} with both MRR and a linear probe.")
+    own = [run for run in runs if run["recipe"] == runs[0]["recipe"]]
+    by_linear, by_mrr = with_numbers(runs, "linear"), with_numbers(own, "mrr", "linear")
+    if len(by_linear) < 2 or not by_mrr:
+        return Finding(title, None, f"Too few runs to say: {len(by_mrr)} with both MRR and a linear probe.")
     plain, told = by_linear[0], by_mrr[0]
-    bars = tuple((f"{run['cell']} {what}", run[key]) for run in _different(plain, told) for key, what in _AXES)
+    comparable = number(plain, "mrr") is not None and plain["recipe"] == told["recipe"]
+    bars = [(f"{run['cell']} linear", run["linear"]) for run in _different(plain, told)]
+    bars += [(f"{run['cell']} MRR", run["mrr"]) for run in _different(*([plain] if comparable else []), told)]
     chance = number(told, "mrr_chance") or 0.0
     if standing(told["mrr"], chance, error_of(told, "mrr")) != "above":
         words = f"No run is equivariant: the highest MRR, {told['mrr']:.3f}, is not above chance ({chance:.3f}). "
         words += f"The best linear probe is {plain['cell']} ({plain['linear']:.3f})."
-        return Finding(title, None, words, bars)
+        return Finding(title, None, words, tuple(bars))
     if plain is told:
         runner = by_linear[1]
         lead = "ahead of" if _against(plain, runner, "linear") == "above" else "within noise of"
@@ -144,23 +148,21 @@ def _which(runs: Sequence[Row]) -> Finding:
             f"These runs show no trade-off: {plain['cell']} has both the best linear probe ({plain['linear']:.3f}, "
             f"{lead} {runner['cell']} with {runner['linear']:.3f}) and the highest MRR ({told['mrr']:.3f})."
         )
-        return Finding(title, None, words, bars)
-    apart = _against(plain, told, "linear") == "above", _against(told, plain, "mrr") == "above"
+        return Finding(title, None, words, tuple(bars))
+    ranked = f", MRR {plain['mrr']:.3f}" if comparable else ""
     numbers = (
-        f"{plain['cell']} (linear probe {plain['linear']:.3f}, MRR {plain['mrr']:.3f})",
+        f"{plain['cell']} (linear probe {plain['linear']:.3f}{ranked})",
         f"{told['cell']} (linear probe {told['linear']:.3f}, MRR {told['mrr']:.3f})",
     )
+    apart = _against(plain, told, "linear") == "above", not comparable or _against(told, plain, "mrr") == "above"
     if all(apart):
         words = f"For an invariant representation take {numbers[0]}; for an equivariant one take {numbers[1]}."
-        return Finding(title, True, words, bars)
+        return Finding(title, True, words, tuple(bars))
     near = join([what for differs, what in zip(apart, ("linear probe", "MRR"), strict=True) if not differs])
     words = (
         f"The numbers do not support a choice between {numbers[0]} and {numbers[1]}: in {near} they are within noise."
     )
-    return Finding(title, None, words, bars)
-
-
-_AXES = (("linear", "linear"), ("mrr", "MRR"))
+    return Finding(title, None, words, tuple(bars))
 
 
 def _different(*runs: Row) -> list[Row]:
