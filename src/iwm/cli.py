@@ -231,6 +231,8 @@ class Probe:
     """Side of the pictures; 0: the run's."""
     baselines: bool = True
     """Also a random encoder and raw pixels."""
+    encoder: str = ""
+    """Another encoder beside this one, through the same probe: timm:NAME[,weights=PATH] or a RUN."""
     out: str = ""
     """Where results go when RUN is not a local run folder."""
     speed: config.Speed = field(default_factory=config.Speed)
@@ -252,6 +254,7 @@ def probe(argv: Sequence[str]) -> None:
         layer=o.layer,
         size=o.size,
         baselines=o.baselines,
+        beside=o.encoder,
         speed=o.speed,
         out=o.out,
     )

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from planted import corners, exported
+from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 
 from iwm import config
@@ -142,6 +144,21 @@ def test_variants_have_names_of_their_own(run, source):
         "probe-knn-corners.json",
         "probe-knn-max-corners.json",
     ]
+
+
+def test_another_encoder_beside_goes_through_the_same_probe(run, source, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), weights)
+    name = f"timm:vit_tiny_patch16_224,weights={weights}"
+    how: dict[str, Any] = {"val": source[1], "settings": QUICK, "speed": SPEED, "baselines": False, "size": 32}
+    found = probes.probe(run, source[0], "linear", beside=name, **how)
+    assert Path(found["path"]).name == "probe-linear-beside-timm-vit_tiny_patch16_224-corners.json"
+    alone = probes.probe(name, source[0], "linear", out=str(tmp_path), **how)
+    assert found["other_encoder"] == name
+    assert found["other_encoder_top1"] == alone["top1"]
+    assert found["top1"] == probes.probe(run, source[0], "linear", **how)["top1"]
+    with pytest.raises(UserError, match="timm has no model"):
+        probes.probe(run, source[0], "linear", beside="timm:no_such_model", **how)
 
 
 def classed(path: Path, labels: list[int] | None) -> str:

@@ -54,6 +54,8 @@ SHOWN = (
     "balanced_top1",
     "random_encoder_top1",
     "raw_pixels_top1",
+    "other_encoder",
+    "other_encoder_top1",
     "chance",
     "n_train",
     "n_val",
@@ -141,6 +143,7 @@ def probe(
     layer: int = 0,
     size: int = 0,
     baselines: bool = True,
+    beside: str = "",
     speed: Speed | None = None,
     out: str = "",
 ) -> dict[str, Any]:
@@ -148,18 +151,25 @@ def probe(
     confusion matrix beside it, print it, and return what was written, with the file under "path".
 
     `kind` (knn, linear, attentive) and `seed` go before those of `settings`. `baselines` adds random_encoder_top1 and
-    raw_pixels_top1. Raises UserError for bad input, see `labelled_splits`.
+    raw_pixels_top1, `beside` (another RUN or timm:NAME[,weights=PATH], at its own image size unless `size` says
+    otherwise) adds other_encoder_top1. Raises UserError for bad input, see `labelled_splits`.
     """
     if kind not in get_args(Kind):
         raise UserError(f"There is no probe '{kind}'; {did_you_mean(kind, get_args(Kind))}")
     settings = replace(settings or ProbeSettings(), kind=cast(Kind, kind), seed=seed)
     speed = speed or Speed()
     encoder = features.open_encoder(run, student=student, layer=layer, size=size)
+    other = features.open_encoder(beside, size=size) if beside else None
     splits = labelled_splits(data, val, size=encoder.size)
     console.print(f"{splits.train.name}: {splits.sentence}.")
     with hardware.threads(speed):  # until the end: the result says how many
         cache = results.run_folder(run, out) / "eval" / "cache"
         found = _probe_all(encoder, splits, settings, baselines=baselines, speed=speed, cache=cache)
+        if other is not None:
+            seen = labelled_splits(data, val, size=other.size)
+            there = _probe_all(other, seen, settings, baselines=False, speed=speed, cache=cache)
+            found |= {"other_encoder": beside, "other_encoder_size": other.size}
+            found |= {f"other_encoder_{key}": there[key] for key in ("top1", "chosen")}
         payload = {
             "run": run,
             "data": splits.train.name,
@@ -185,11 +195,13 @@ def probe(
             "layer": encoder.layer,
             "size": encoder.size,
             "baselines": baselines,
+            **({"beside": results.run_identity(beside, beside)} if beside else {}),
         }
         words = [kind, "student" * student, f"layer{encoder.layer}" if encoder.layer < encoder.depth else ""]
         words += [settings.pools] if settings.pools == "max" else []
         words += ["raw-scale"] if kind == "linear" and not settings.standardise else []
         words.append(f"seed{settings.seed}" if settings.seed else "")
+        words += [results.plain_name(f"beside-{beside.split(',')[0].split('/')[-1]}")] if beside else []
         variant = "-".join(word for word in words if word)
         path = results.place(run, "probe", splits.train.name, settings_written, variant=variant, out=out)
         path.parent.mkdir(parents=True, exist_ok=True)
