@@ -6,4 +6,3 @@ data=${1:?give the path of camvid.zip}
 common="--ignore-index 11 --speed.threads 1"
 iwm segment runs/cifar10 --data "$data" --train head --head linear --epochs 20 $common
 iwm segment runs/cifar10 --data "$data" --train head --head upernet --epochs 10 $common
-iwm segment runs/cifar10 --data "$data" --train predictor --head linear --epochs 4 --views 1 --lrs 1e-3 --ratios 1 --no-baselines $common

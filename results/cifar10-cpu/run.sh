@@ -17,7 +17,6 @@ for run in cifar10-first cifar10; do
     iwm probe runs/$run --data "$data" --kind knn
 done
 iwm infer runs/cifar10 --data "$data" --speed.threads 1
-iwm undo runs/cifar10 --data "$data" --speed.threads 1
+iwm undo runs/cifar10 --data "$data" --images 250 --speed.threads 1
 iwm look runs/cifar10 --data "$data" --speed.threads 1
-iwm finetune runs/cifar10 --data "$data" --train predictor --epochs 4 --views 2 --lrs 1e-3 --ratios 1 --no-baselines
 iwm report runs/cifar10

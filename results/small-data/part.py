@@ -17,7 +17,8 @@ learned, measured = [int(count) for count in counts] + [16_000, 4_000][len(count
 images = open_images(source, "train")
 assert images.labels is not None, "a labelled source"
 order = permutation(0, "ablation", 0, len(images))
-arrays = {}
+assert images.classes is not None
+arrays = {"classes": np.array(images.classes)}
 for prefix, chosen in (("", order[:learned]), ("val_", order[learned : learned + measured])):
     if not len(chosen):
         continue
