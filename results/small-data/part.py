@@ -5,6 +5,7 @@ The test split stays unseen: it is for what is reported, not for what is chosen.
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ images = open_images(source, "train")
 assert images.labels is not None, "a labelled source"
 order = permutation(0, "ablation", 0, len(images))
 assert images.classes is not None
-arrays = {"classes": np.array(images.classes)}
+arrays: dict[str, Any] = {"classes": np.array(images.classes)}
 for prefix, chosen in (("", order[:learned]), ("val_", order[learned : learned + measured])):
     if not len(chosen):
         continue
