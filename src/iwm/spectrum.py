@@ -116,7 +116,10 @@ def scatter(runs: Sequence[Row]) -> Figure:
 
 def spectrum(runs: Sequence[Row]) -> Figure:
     """The paper's figure 5 in numbers: the runs along the invariance-equivariance axis, with what each is good for."""
-    shown = with_numbers(runs, "mrr")[::-1]
+    ranked = with_numbers(runs, "mrr")[::-1]
+    # A joint embedding predicts nothing, so it has no place on the axis; it is trained to be invariant.
+    joint = [run for run in with_numbers(runs, "linear") if run["predictor"] is None]
+    shown = [*joint, *ranked]
     figure = pictures.blank(11, 1.5 + 0.3 * max(3, len(shown)))
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     grid = figure.add_gridspec(1, 2, width_ratios=(1, 1.15))
@@ -128,7 +131,12 @@ def spectrum(runs: Sequence[Row]) -> Figure:
         axes.set_yticks(height, [run["cell"] for run in shown] if axes is left else [], fontsize=8)
         axes.grid(axis="y", color="#EBEBEB", linewidth=0.7)
     for y, run in zip(height, shown, strict=True):
-        left.errorbar(run["mrr"], y, xerr=error_of(run, "mrr"), elinewidth=0.8, **_look(run, runs[0]))
+        if number(run, "mrr") is None:
+            left.annotate(
+                "no world model", (0, y), (6, 0), textcoords="offset points", va="center", fontsize=8, color=GREY
+            )
+        else:
+            left.errorbar(run["mrr"], y, xerr=error_of(run, "mrr"), elinewidth=0.8, **_look(run, runs[0]))
     chance = next((value for run in shown if (value := number(run, "mrr_chance")) is not None), None)
     if chance is not None:
         left.axvline(chance, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), label="chance")
