@@ -84,6 +84,6 @@ def test_the_scatter_shows_every_run_and_says_r_and_n():
 def test_a_joint_embedding_stands_beside_the_axis():
     measured = {**JOINT, "linear": 0.5}
     left, right = spectrum.spectrum([*TRADE, measured]).axes
-    assert [label.get_text() for label in left.get_yticklabels()][0] == JOINT["cell"]
+    assert next(label.get_text() for label in left.get_yticklabels()) == JOINT["cell"]
     assert [note.get_text() for note in left.texts] == ["no world model"]
     assert any(0.5 in np.asarray(line.get_xdata()) for line in right.lines)

@@ -133,7 +133,7 @@ def spectrum(runs: Sequence[Row]) -> Figure:
     for y, run in zip(height, shown, strict=True):
         if number(run, "mrr") is None:
             left.annotate(
-                "no world model", (0, y), (6, 0), textcoords="offset points", va="center", fontsize=8, color=GREY
+                "no world model", (0, y), (28, 0), textcoords="offset points", va="center", fontsize=8, color=GREY
             )
         else:
             left.errorbar(run["mrr"], y, xerr=error_of(run, "mrr"), elinewidth=0.8, **_look(run, runs[0]))
