@@ -2,6 +2,7 @@
 # Reproduces this folder's numbers. The demo and, outside it, pretrained against random predictor over three seeds.
 set -eu
 iwm demo --out runs/demo
+iwm world runs/demo --data sample-objects --frozen-random-twin --speed.threads 1
 for seed in 0 1 2; do
     for predictor in pretrained random; do
         iwm finetune runs/demo --data sample-objects --train predictor --predictor $predictor --seed $seed \
