@@ -166,7 +166,7 @@ def probe(
         cache = results.run_folder(run, out) / "eval" / "cache"
         found = _probe_all(encoder, splits, settings, baselines=baselines, speed=speed, cache=cache)
         if other is not None:
-            seen = labelled_splits(data, val, size=other.size)
+            seen = splits if other.size == encoder.size else labelled_splits(data, val, size=other.size)
             there = _probe_all(other, seen, settings, baselines=False, speed=speed, cache=cache)
             found |= {"other_encoder": beside, "other_encoder_size": other.size}
             found |= {f"other_encoder_{key}": there[key] for key in ("top1", "chosen")}

@@ -279,18 +279,7 @@ def measure(
     def top1(values: Tensor, by: Linear = probe) -> float:
         return accuracy(by.logits(values), test_labels)
 
-    tokens, plain = _encoded(model, exam), pooled_target(model, exam)
-    still = space.null(len(exam), model.device)
-    clean_top1 = top1(plain)
-    found: dict[str, Any] = {
-        "clean_top1": clean_top1,
-        "clean_predicted_top1": top1(pooled_prediction(model, tokens, still)),
-        "clean_augmented_probe_top1": top1(plain, sturdy),
-        "standard_error": (clean_top1 * (1 - clean_top1) / len(exam)) ** 0.5,
-        "majority_top1": float(test_labels.bincount().max() / len(test_labels)),
-        "candidates": len(tried),
-    }
-    outcome = {}
+    outcome: dict[str, dict[str, float]] = {}
     nothing: dict[str, Corrupt] = {"nothing": lambda count, _: reference.neutral(count)}  # what searching blindly costs
     with progress("actions") as bar:
         task = bar.add_task("undo", total=(1 + len(kinds)) * len(tried), note="")
@@ -315,7 +304,16 @@ def measure(
                 "found_by_probe": top1(best["probe"][1]),
                 "augmented_probe": top1(before, sturdy),
             }
-    return {**found, "corruptions": outcome}
+    clean_top1 = outcome["nothing"]["before"]
+    return {
+        "clean_top1": clean_top1,
+        "clean_predicted_top1": outcome["nothing"]["true_action"],
+        "clean_augmented_probe_top1": outcome["nothing"]["augmented_probe"],
+        "standard_error": (clean_top1 * (1 - clean_top1) / len(exam)) ** 0.5,
+        "majority_top1": float(test_labels.bincount().max() / len(test_labels)),
+        "candidates": len(tried),
+        "corruptions": outcome,
+    }
 
 
 @torch.no_grad()
