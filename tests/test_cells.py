@@ -7,11 +7,12 @@ from conftest import tiny
 
 from iwm import cells, config, recipes
 from iwm.errors import UserError
+from iwm.protocol import Axes
 
 
 def test_other_recipes_are_a_cell_each():
     others = [replace(tiny(actions=config.Actions(level="strong")), recipe="mae-demo")]
-    made = cells.cells_of(replace(tiny(), recipe="demo"), cells.Axes(predictors="2x32,4x32"), others)
+    made = cells.cells_of(replace(tiny(), recipe="demo"), Axes(predictors="2x32,4x32"), others)
     assert [cell.name for cell in made[:5]] == [
         "adaln-destructive-2x32",
         "none-destructive-2x32",
@@ -23,7 +24,7 @@ def test_other_recipes_are_a_cell_each():
     other = next(cell for cell in made if cell.name == "mae-demo")
     assert other.settings is others[0]
     assert len(made) == 4 + 2 + 3 + 1
-    full = cells.cells_of(tiny(), cells.Axes(design="full"))
+    full = cells.cells_of(tiny(), Axes(design="full"))
     assert len({cell.name for cell in full}) == len(full) == 4 * 3 * 2
     assert {cell.predictor for cell in full} == {"2x32", "1x32"}
 
@@ -46,4 +47,4 @@ def test_a_cell_tells_only_what_there_is(recipe, told):
 
 def test_a_joint_embedding_has_no_predictor_to_vary():
     with pytest.raises(UserError, match=r"moco-demo is a joint embedding .* --recipes moco-demo"):
-        cells.cells_of(recipes.get("moco-demo"), cells.Axes())
+        cells.cells_of(recipes.get("moco-demo"), Axes())

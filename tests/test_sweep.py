@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import pictures_file, tiny
 
-from iwm import cells, cli, config, protocol, recipes, sweep, train
+from iwm import cli, config, protocol, recipes, sweep, train
 from iwm.errors import Interrupted, UserError
+from iwm.evaluation import measurement
 
 QUICK = {"world-images": 2, "bank": 8, "attentive-epochs": 1, "finetune-epochs": 1, "finetune-views": 1}
 QUICK |= {"finetune-lrs": 1e-3, "finetune-ratios": 1}
@@ -171,7 +172,7 @@ def test_a_sweep_of_an_older_version_goes_on(tmp_path, source, monkeypatch, caps
 
 def test_a_recipe_without_a_predictor_says_nothing_of_one(tmp_path):
     moco = recipes.of_family("moco", "demo")
-    whole = sweep.Sweep(tmp_path, tiny(), cells.Axes(), protocol.Protocol(), (replace(moco, recipe="moco-demo"),))
+    whole = sweep.Sweep(tmp_path, tiny(), protocol.Axes(), protocol.Protocol(), (replace(moco, recipe="moco-demo"),))
     cell = next(cell for cell in whole.cells if cell.name == "moco-demo")
     row = whole.row(cell)
     assert [row[name] for name in ("conditioning", "difficulty", "predictor", "mrr")] == [None] * 4
@@ -214,17 +215,17 @@ def test_ctrl_c_in_a_terminal_loses_nothing(tmp_path, source):
 
 def test_a_stop_between_two_evaluations_repeats_neither(tmp_path, source, monkeypatch):
     argv = command(source, tmp_path / "out", conditionings="adaln", finetune_epochs=0)
-    real = sweep.measure
+    real = measurement.measure
 
     def stopping(name, *rest):
         if name == "attentive":
             raise KeyboardInterrupt
         return real(name, *rest)
 
-    monkeypatch.setattr(sweep, "measure", stopping)
+    monkeypatch.setattr(measurement, "measure", stopping)
     assert cli.main(argv) == 130
-    monkeypatch.setattr(sweep, "measure", real)
-    measured = counted(monkeypatch, sweep, "measure")
+    monkeypatch.setattr(measurement, "measure", real)
+    measured = counted(monkeypatch, measurement, "measure")
     trained = counted(monkeypatch, train, "pretrain")
     assert cli.main(argv) == 0
     assert measured == ["attentive"]
@@ -241,7 +242,7 @@ def test_a_cell_that_fails_leaves_the_others(tmp_path, source, monkeypatch, caps
 
     monkeypatch.setattr(train, "pretrain", diverging)
     monkeypatch.setattr(
-        protocol.finetune, "finetune", lambda *_, **__: (_ for _ in ()).throw(UserError("It has no predictor."))
+        measurement.finetune, "finetune", lambda *_, **__: (_ for _ in ()).throw(UserError("It has no predictor."))
     )
     out = tmp_path / "out"
     said = refused(capsys, *command(source, out))
@@ -364,6 +365,6 @@ def planned(argv):
     o = cli.parse(cli.Sweep, argv, "sweep", cli.Sweep(settings=replace(tiny(), recipe="demo")))
     return (
         o.settings,
-        sweep.Axes(conditionings=o.conditionings, levels=o.levels, predictors=o.predictors),
+        protocol.Axes(conditionings=o.conditionings, levels=o.levels, predictors=o.predictors),
         protocol.Protocol(),
     )

@@ -4,26 +4,14 @@ import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from iwm import config, results
 from iwm.config import Config
 from iwm.errors import UserError
+from iwm.protocol import Axes
 
 CONDITIONINGS: tuple[str, ...] = typing.get_args(typing.get_type_hints(config.Predictor)["conditioning"])
 LEVELS: tuple[str, ...] = typing.get_args(typing.get_type_hints(config.Actions)["level"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axes:
-    """What is varied; lists as typed, separated by commas."""
-
-    conditionings: str = "none,sequence,feature,adaln"
-    levels: str = "jitter,destructive,strong"
-    predictors: str = ""
-    """DEPTHxWIDTH; empty: the recipe's own and one half as deep."""
-    design: Literal["tables", "full"] = "tables"
-    """tables: every conditioning at the reference, and every level with every predictor; full: all combinations."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from iwm import config
 from iwm.errors import Interrupted, UserError
+from iwm.protocol import Axes, Protocol
 
 T = TypeVar("T")
 
@@ -35,6 +36,12 @@ def parse(kind: type[T], argv: Sequence[str], verb: str, default: T | None = Non
             return cast(T, tyro.cli(kind, args=list(argv), default=cast(Any, default), prog=f"iwm {verb}"))
     except SystemExit:
         raise UserError(_sentence(complaint.getvalue(), verb)) from None
+
+
+def _part(options: Any, kind: Callable[..., T], **others: Any) -> T:
+    """Such settings, filled from the options of the same names."""
+    there = {key.name: getattr(options, key.name) for key in fields(cast(Any, kind)) if hasattr(options, key.name)}
+    return kind(**{**there, **others})
 
 
 def _sentence(box: str, verb: str) -> str:
@@ -109,36 +116,10 @@ def _taken(argv: Sequence[str], option: str) -> tuple[list[str], str]:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Protocol, Axes):  # fields come from the last base first
     settings: Annotated[config.Config, arg(name="")] = field(default_factory=lambda: config.Config(recipe=""))
-    conditionings: str = "none,sequence,feature,adaln"
-    levels: str = "jitter,destructive,strong"
-    """Difficulties of the action."""
-    predictors: str = ""
-    """Sizes, DEPTHxWIDTH (4x96,4x192); by default the recipe's own and one half as deep."""
     recipes: str = ""
     """Further recipes, one run each as they are, with the same other settings."""
-    design: Literal["tables", "full"] = "tables"
-    """tables: every conditioning at the reference, and every level with every predictor; full: all combinations."""
-    images: int = 0
-    """Training images of the pretraining, a seeded choice; 0: all."""
-    eval_data: str = ""
-    """Labelled source of the evaluations; by default that of the pretraining."""
-    val: str = ""
-    """Source of the images that are reported on; by default the source's own."""
-    eval_images: tuple[int, int] = (0, 0)
-    """Training and test images of the evaluations, a seeded choice; 0: all."""
-    world_images: int = 64
-    """Images of the MRR; 0 leaves it out."""
-    bank: int = 256
-    linear: bool = True
-    attentive_epochs: int = 20
-    """0 leaves it out."""
-    finetune_epochs: int = 20
-    """Of the predictor; 0 leaves it out."""
-    finetune_views: int = 4
-    finetune_lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    finetune_ratios: tuple[float, ...] = (0.1, 1.0)
     jobs: int = 1
     """Runs at once, each as a process of its own with its share of the cores."""
     list: bool = False
@@ -159,11 +140,10 @@ def sweep(argv: Sequence[str]) -> None:
     _load_typed_set(o.settings, argv)
     others = [word for word in dict.fromkeys(map(str.strip, o.recipes.split(","))) if word not in ("", name)]
     with_settings = (parse(Sweep, argv, "sweep", Sweep(settings=recipes.get(other))).settings for other in others)
-    protocol = {key.name: getattr(o, key.name) for key in fields(many.Protocol)}
     many.sweep(
         o.settings,
-        many.Axes(conditionings=o.conditionings, levels=o.levels, predictors=o.predictors, design=o.design),
-        many.Protocol(**protocol),
+        _part(o, Axes),
+        _part(o, Protocol),
         others=[replace(settings, recipe=other) for settings, other in zip(with_settings, others, strict=True)],
         cell=o.cell,
         listed=o.list,
@@ -294,13 +274,10 @@ class Learning:
     speed: config.Speed = field(default_factory=config.Speed)
 
     def settings(self, kind: Callable[..., T]) -> T:
-        """Such settings (`iwm.evaluation.finetune.Tuning`), filled from the options of the same names."""
+        """Such settings (`iwm.evaluation.tuning.Tuning`), filled from the options of the same names."""
         from iwm.evaluation.fitting import Schedule
 
-        def of(group: Any) -> dict[str, Any]:
-            return {key.name: getattr(self, key.name) for key in fields(group) if hasattr(self, key.name)}
-
-        return kind(**of(kind), schedule=Schedule(**of(Schedule)))
+        return _part(self, kind, schedule=_part(self, Schedule))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from iwm.cells import CONDITIONINGS, LEVELS
-from iwm.verdict import Finding, join, number, standing
+from iwm.verdict import Finding, accuracy_error, join, number, standing
 
 Row = Mapping[str, Any]
 
@@ -110,7 +110,7 @@ def error_of(run: Row, name: str) -> float:
     if name == "mrr":
         return number(run, "mrr_standard_error") or 0.0
     top1, count = number(run, name), number(run, "n_val")
-    return math.sqrt(top1 * (1 - top1) / count) if top1 is not None and count else 0.0
+    return accuracy_error(top1, count) if top1 is not None and count else 0.0
 
 
 def _against(one: Row, other: Row, name: str) -> str:

@@ -1,15 +1,25 @@
-"""What every cell of a sweep is trained on and measured by, each evaluation by the function of its own verb."""
+"""What a sweep is asked: which settings are varied, and what every cell is trained on and measured by.
+
+Plain values only: the command line takes its options from here and starts without PyTorch.
+"""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from iwm.config import Config
 from iwm.errors import UserError
-from iwm.evaluation import finetune, probes, quality
-from iwm.evaluation.fitting import Schedule
 
-NEEDS_PREDICTOR = ("world", "predictor_finetuning")
-"""Evaluations that a joint embedding cannot be asked."""
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """What is varied; lists as typed, separated by commas."""
+
+    conditionings: str = "none,sequence,feature,adaln"
+    levels: str = "jitter,destructive,strong"
+    """Difficulties of the action."""
+    predictors: str = ""
+    """Sizes, DEPTHxWIDTH (4x96,4x192); by default the recipe's own and one half as deep."""
+    design: Literal["tables", "full"] = "tables"
+    """tables: every conditioning at the reference, and every level with every predictor; full: all combinations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,15 +29,19 @@ class Protocol:
     images: int = 0
     """Training images of the pretraining, a seeded choice; 0: all."""
     eval_data: str = ""
-    """Labelled source of the evaluations; empty: that of the pretraining."""
+    """Labelled source of the evaluations; by default that of the pretraining."""
     val: str = ""
+    """Source of the images that are reported on; by default the source's own."""
     eval_images: tuple[int, int] = (0, 0)
     """Training and test images of the evaluations, a seeded choice; 0: all."""
     world_images: int = 64
+    """Images of the MRR; 0 leaves it out."""
     bank: int = 256
     linear: bool = True
     attentive_epochs: int = 20
+    """0 leaves it out."""
     finetune_epochs: int = 20
+    """Of the predictor; 0 leaves it out."""
     finetune_views: int = 4
     finetune_lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     finetune_ratios: tuple[float, ...] = (0.1, 1.0)
@@ -40,8 +54,6 @@ class Protocol:
             raise UserError("--eval-images takes two numbers, training and test images, 0 or more.")
         if self.world_images and self.bank < 2:
             raise UserError(f"A bank of {self.bank} entries ranks nothing; give --bank 2 or more.")
-        if self.finetune_epochs:
-            tuning(self.evaluations(controls=False)["predictor_finetuning"])  # checks the rates before hours pass
         if not (self.world_images or self.needs_labels):
             raise UserError("Nothing is left to measure; leave at least one evaluation in.")
 
@@ -62,24 +74,3 @@ class Protocol:
             tuned = ("epochs", "views", "lrs", "ratios")
             found["predictor_finetuning"] = {name: getattr(self, f"finetune_{name}") for name in tuned}
         return found
-
-
-def measure(name: str, run: str, data: str, val: str, settings: Config, asked: dict[str, Any]) -> dict[str, Any]:
-    """One evaluation of a cell by the function of its own verb; returns the written result."""
-    common: dict[str, Any] = {"val": val, "seed": settings.run.seed, "speed": settings.speed}
-    if name == "world":
-        return quality.world(run, data, **asked, **common)
-    if name == "linear":
-        return probes.probe(run, data, "linear", **asked, **common)
-    if name == "attentive":
-        schedule = Schedule(epochs=asked["epochs"])
-        return probes.probe(
-            run, data, "attentive", settings=probes.ProbeSettings(schedule=schedule), baselines=False, **common
-        )
-    return finetune.finetune(run, data, "predictor", "pretrained", settings=tuning(asked), **common)
-
-
-def tuning(asked: dict[str, Any]) -> finetune.FinetuneSettings:
-    """The settings of the predictor finetuning. Raises UserError for rates that are none."""
-    schedule = Schedule(epochs=asked["epochs"])
-    return finetune.FinetuneSettings(views=asked["views"], lrs=asked["lrs"], ratios=asked["ratios"], schedule=schedule)

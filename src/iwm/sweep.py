@@ -23,13 +23,13 @@ from typing import Any
 from rich.markup import escape
 
 from iwm import config, files, guidance, hardware, results, spectrum, subset, train
-from iwm.cells import Axes, Cell, cells_of
+from iwm.cells import Cell, cells_of
 from iwm.config import Config
 from iwm.errors import Interrupted, UserError
-from iwm.evaluation import probes
+from iwm.evaluation import measurement, probes
 from iwm.images import open_splits, source_identity
 from iwm.log import console, plain, progress, read_metrics
-from iwm.protocol import NEEDS_PREDICTOR, Protocol, measure
+from iwm.protocol import Axes, Protocol
 from iwm.verdict import judge_training, number
 
 VARIED = ("predictor.conditioning", "predictor.depth", "predictor.width", "actions.level")
@@ -141,7 +141,7 @@ class Sweep:
     def asked(self, cell: Cell) -> dict[str, dict[str, Any]]:
         """The evaluations of a cell; the first one has the controls for all."""
         asked = self.protocol.evaluations(controls=cell == self.cells[0])
-        return {name: how for name, how in asked.items() if cell.predicts or name not in NEEDS_PREDICTOR}
+        return {name: how for name, how in asked.items() if cell.predicts or name not in measurement.NEEDS_PREDICTOR}
 
     def mark(self, cell: Cell, name: str) -> str:
         """Fingerprint of all that one evaluation's number depends on."""
@@ -190,7 +190,7 @@ class Sweep:
                 continue
             answer: dict[str, Any] = {"asked": self.mark(cell, name)}
             try:
-                result = measure(name, str(folder), self.data, self.val, settings, asked)
+                result = measurement.measure(name, str(folder), self.data, self.val, settings, asked)
                 answer["result"] = result["fingerprint"]
             except UserError as error:
                 answer["refused"] = str(error)
@@ -301,6 +301,8 @@ def sweep(
         raise UserError(f"--jobs {jobs} runs nothing; give 1 or more.")
     out = Path(base.run.out).expanduser()
     whole = Sweep(out, base, axes, protocol, tuple(others))
+    if protocol.finetune_epochs:
+        measurement.tuning(protocol.evaluations(controls=False)["predictor_finetuning"])  # checks the rates at once
     names = [one.name for one in whole.cells]
     if cell and cell not in names:
         raise UserError(f"This sweep has no cell '{cell}'; {config.did_you_mean(cell, names)}")

@@ -38,6 +38,11 @@ def standing(value: float, control: float, error: float) -> str:
     return "above" if value > control else "BELOW"
 
 
+def accuracy_error(top1: float, count: float) -> float:
+    """Standard error of an accuracy over `count` images, those of the binomial distribution."""
+    return math.sqrt(top1 * (1 - top1) / count)
+
+
 def number(result: Mapping[str, Any], key: str) -> float | None:
     """A finite number of a result, else None."""
     value = result.get(key)
@@ -231,7 +236,7 @@ def judge_segmentation(result: Result) -> Finding:
 def _error(a: float, b: float, result: Result) -> float:
     """Standard error of a difference of two accuracies on the test images; 0 when their number is not known."""
     count = number(result, "n_val")
-    return math.sqrt((a * (1 - a) + b * (1 - b)) / count) if count else 0.0
+    return math.hypot(accuracy_error(a, count), accuracy_error(b, count)) if count else 0.0
 
 
 def judge_results(found: Sequence[Result]) -> list[Finding]:

@@ -126,36 +126,6 @@ def test_a_random_predictor_shares_nothing_but_its_shape_and_sees_its_context(ru
         assert torch.equal(value, pretrained.head.state_dict()[name])
 
 
-def test_pretrained_and_random_try_the_same_grid():
-    settings = finetune.FinetuneSettings()
-    grid = finetune.grid_of(settings)
-    assert len(grid) == 6
-    assert grid == finetune.grid_of(finetune.FinetuneSettings(predictor="random"))
-    assert len(finetune.grid_of(finetune.FinetuneSettings(train="head"))) == 3
-
-
-def test_learning_rates_fall_with_depth(run):
-    settings = finetune.FinetuneSettings(train="both")
-    built = finetune.build(checkpoint.load_model(run), settings, 2, 16)
-    groups = finetune.groups_of(built, settings, 1e-3, 0.1)
-    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
-    own = dict(built.named_parameters())
-    assert rate[id(own["head.linear.weight"])] == 1e-3
-    assert rate[id(own["predictor.embed.weight"])] == pytest.approx(1e-4)
-    assert rate[id(own["encoder.norm.weight"])] == pytest.approx(1e-4)
-    assert rate[id(own["encoder.blocks.1.mlp.fc1.weight"])] == pytest.approx(1e-4)
-    assert rate[id(own["encoder.blocks.0.mlp.fc1.weight"])] == pytest.approx(0.65e-4)
-    assert rate[id(own["encoder.patch_embed.proj.weight"])] == pytest.approx(0.65**2 * 1e-4)
-
-
-def test_flops_against_a_formula(run):
-    built = finetune.build(checkpoint.load_model(run), finetune.FinetuneSettings(train="head"), 2, 16)
-    n, d, patch = 16, 32, 4
-    block = 2 * n * d * (3 * d + d + 8 * d) + 2 * 2 * n * n * d
-    head = 2 * (d * d + n * d * 2 * d + 8 * d * d + 2 * d) + 2 * 2 * n * d
-    assert finetune.flops_of(built) == 2 * n * 3 * patch**2 * d + 2 * block + head
-
-
 def test_tokens_not_kept_give_the_same_training(run, source, monkeypatch):
     first = tune(run, source)
     monkeypatch.setattr(hardware, "free_memory", lambda: 1_500_000)  # the pictures fit, four times their tokens do not

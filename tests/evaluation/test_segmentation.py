@@ -1,4 +1,4 @@
-"""Segmentation learns a planted task, moves only what it says, and its scores are torchmetrics'."""
+"""Segmentation learns a planted task and moves only what it says."""
 
 import json
 from dataclasses import replace
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from planted import exported
-from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+from torchmetrics.classification import MulticlassJaccardIndex
 
 from iwm import checkpoint, config, hardware
 from iwm.annotations import annotated_splits
 from iwm.errors import UserError
 from iwm.evaluation import segmentation, segmenter
 from iwm.evaluation.fitting import Schedule, cross_entropy
-from iwm.evaluation.segmentation import Counts, SegmentSettings, count
+from iwm.evaluation.segmentation import SegmentSettings
 from iwm.images import open_images
 from iwm.pixels import IGNORED
 
@@ -54,43 +54,6 @@ def run(tmp_path: Path) -> str:
 def do(run: str, source: str, train: str = "head", settings: SegmentSettings = QUICK, **options: Any) -> dict[str, Any]:
     options = {"head": "linear", "baselines": False, "speed": SPEED, **options}
     return segmentation.segment(run, source, train, settings=settings, **options)
-
-
-@pytest.mark.parametrize("ignored", [False, True])
-def test_scores_are_those_of_torchmetrics(ignored):
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.randint(0, 5, (6, 11, 13), generator=generator)
-    guess = torch.where(torch.rand(truth.shape, generator=generator) < 0.6, truth, truth.roll(1, 0))
-    truth[truth == 4], guess[guess == 4] = 0, 3  # class 4 neither occurs nor is predicted
-    guess[:3][guess[:3] == 2] = 1
-    if ignored:
-        truth[torch.rand(truth.shape, generator=generator) < 0.3] = IGNORED
-    counts = Counts(
-        *np.stack([count(g.numpy(), t.short().numpy(), 5) for g, t in zip(guess, truth, strict=True)], axis=1)
-    )
-    per_class = MulticlassJaccardIndex(5, average="none", ignore_index=IGNORED)(guess, truth)
-    np.testing.assert_allclose(counts.per_class_iou()[:4], per_class[:4], atol=1e-6)
-    assert np.isnan(counts.per_class_iou()[4])
-    mean = MulticlassJaccardIndex(5, average="macro", ignore_index=IGNORED)(guess, truth)
-    assert counts.miou() == pytest.approx(float(mean), abs=1e-6)
-    accuracy = MulticlassAccuracy(5, average="micro", ignore_index=IGNORED)(guess, truth)
-    assert counts.pixel_accuracy() == pytest.approx(float(accuracy), abs=1e-6)
-    everywhere = torch.full_like(guess, 3)
-    expected = MulticlassJaccardIndex(5, average="macro", ignore_index=IGNORED)(everywhere, truth)
-    assert counts.majority(3).miou() == pytest.approx(float(expected), abs=1e-6)
-
-
-def test_the_standard_error_is_that_of_many_worlds():
-    """Images whose IoU scatters: the bootstrap from one set agrees with the scatter over many sets."""
-    generator = np.random.default_rng(0)
-
-    def world() -> Counts:
-        truth = np.full((40, 2), 100)
-        hits = generator.integers(20, 101, (40, 2))
-        return Counts(hits, truth, hits + (truth - hits)[:, ::-1])
-
-    scatter = np.std([world().miou() for _ in range(300)])
-    assert np.mean([world().standard_error(seed) for seed in range(10)]) == pytest.approx(scatter, rel=0.2)
 
 
 def test_pixels_that_do_not_count_teach_nothing():

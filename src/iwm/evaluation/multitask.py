@@ -38,6 +38,7 @@ from iwm.evaluation.fitting import (
     search_rows,
 )
 from iwm.evaluation.probes import Splits, labelled_splits
+from iwm.evaluation.tuning import grid_of
 from iwm.images import source_identity
 from iwm.log import console
 from iwm.model import ImageWorldModel
@@ -308,7 +309,7 @@ def tune(
         everything = {task.name: torch.arange(len(task.work.train.labels)) for task in among}
         return fit(choice, schedule.epochs, everything, title)
 
-    (made, steps), choice, tried = search_and_train(finetune.grid_of(settings), trial, train, schedule, title)
+    (made, steps), choice, tried = search_and_train(grid_of(settings), trial, train, schedule, title)
     return Tuned(made, choice, tried, steps)
 
 

@@ -26,7 +26,10 @@ from iwm import checkpoint, config, hardware, pictures, results
 from iwm.annotations import AnnotatedSplits, Examples, annotated_splits
 from iwm.config import Speed
 from iwm.errors import UserError
-from iwm.evaluation.finetune import (
+from iwm.evaluation.fitting import Learner, Schedule, Trained, TrainingSet, choose, hold_out
+from iwm.evaluation.iou import Counts, count
+from iwm.evaluation.segmenter import HeadKind, Segmenter, head_of, load_segmenter, save_segmenter
+from iwm.evaluation.tuning import (
     Tuning,
     encoder_of,
     flops_of,
@@ -36,12 +39,10 @@ from iwm.evaluation.finetune import (
     require_start,
     untrained,
 )
-from iwm.evaluation.fitting import Learner, Schedule, Trained, TrainingSet, choose, hold_out
-from iwm.evaluation.segmenter import HeadKind, Segmenter, head_of, load_segmenter, save_segmenter
 from iwm.images import source_identity
 from iwm.log import console, progress
 from iwm.model import ImageWorldModel
-from iwm.pixels import IGNORED, scaled_crop
+from iwm.pixels import scaled_crop
 from iwm.randomness import uniforms
 from iwm.vit import choose_attention
 
@@ -80,53 +81,6 @@ class SegmentSettings(Tuning):
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Pixels of every image and class, ignored ones left out."""
-
-    hits: Int64[np.ndarray, "n c"]
-    """Of this class and predicted so."""
-    truth: Int64[np.ndarray, "n c"]
-    predicted: Int64[np.ndarray, "n c"]
-
-    def per_class_iou(self) -> Float[np.ndarray, " c"]:
-        """IoU of every class over all images; NaN where it neither occurs nor is predicted."""
-        return self._iou(np.ones((1, len(self.hits))))[0]
-
-    def miou(self) -> float:
-        """Mean over the classes that occur or are predicted."""
-        return float(np.nanmean(self.per_class_iou()))
-
-    def pixel_accuracy(self) -> float:
-        return float(self.hits.sum() / self.truth.sum())
-
-    def standard_error(self, seed: int, draws: int = 200) -> float:
-        """Of the mIoU, by drawing the images anew with replacement."""
-        count = len(self.hits)
-        weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
-        return float(np.nanmean(self._iou(weights.astype(np.float64)), axis=1).std())
-
-    def majority(self, kind: int) -> "Counts":
-        """What predicting one class everywhere would count."""
-        predicted = np.zeros_like(self.truth)
-        predicted[:, kind] = self.truth.sum(axis=1)
-        return Counts(np.minimum(predicted, self.truth), self.truth, predicted)
-
-    def _iou(self, weights: Float[np.ndarray, "b n"]) -> Float[np.ndarray, "b c"]:
-        hits, union = weights @ self.hits, weights @ (self.truth + self.predicted - self.hits)
-        return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
-
-
-def count(
-    predicted: Int64[np.ndarray, "h w"], truth: Int16[np.ndarray, "h w"], classes: int
-) -> Int64[np.ndarray, "3 {classes}"]:
-    """Hits, truth and predictions of one image."""
-    known = truth != IGNORED
-    predicted, truth = predicted[known], truth[known]
-    parts = (truth[predicted == truth], truth, predicted)
-    return np.stack([np.bincount(part, minlength=classes) for part in parts]).astype(np.int64)
 
 
 def evaluate(
@@ -292,11 +246,10 @@ def segment(
         raise UserError(f"{run} is no world model; give a RUN of `iwm pretrain`.")
     if size < 0:
         raise UserError(f"--size {size} is no side of a picture; give 1 px or more, or 0 for the images' own.")
-    if start and train != "both":
-        raise UserError(f"--start {start} is where --train both starts; leave it out with --train {train}.")
     settings = replace(
         settings or SegmentSettings(), train=train, head=head, predictor=predictor, ignore_index=ignore_index, seed=seed
     )
+    settings.require_use_of(start)
     speed = speed or Speed()
     model = checkpoint.load_model(run)
     _ = predictor_of(model, settings)  # what cannot be built is an error before any work

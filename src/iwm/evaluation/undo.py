@@ -32,7 +32,7 @@ from iwm.loader import load_all
 from iwm.log import console, progress
 from iwm.model import ImageWorldModel, Tokens
 from iwm.randomness import permutation, uniforms
-from iwm.verdict import standing
+from iwm.verdict import accuracy_error, standing
 from iwm.world import held_out, reference_space
 
 COPIES = 3
@@ -111,7 +111,7 @@ def undo(o: Undo) -> dict[str, Any]:
 
 def _is_worse(after: float, before: float, count: int) -> bool:
     """By more than two standard errors of the difference, over `count` images."""
-    error = math.sqrt((after * (1 - after) + before * (1 - before)) / count)
+    error = math.hypot(accuracy_error(after, count), accuracy_error(before, count))
     return standing(after, before, error) == "BELOW"
 
 

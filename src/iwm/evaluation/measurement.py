@@ -1,0 +1,31 @@
+"""One number of a sweep's cell, by the function of its own verb."""
+
+from typing import Any
+
+from iwm.config import Config
+from iwm.evaluation import finetune, probes, quality
+from iwm.evaluation.fitting import Schedule
+
+NEEDS_PREDICTOR = ("world", "predictor_finetuning")
+"""Evaluations that a joint embedding cannot be asked."""
+
+
+def measure(name: str, run: str, data: str, val: str, settings: Config, asked: dict[str, Any]) -> dict[str, Any]:
+    """One evaluation of a cell by the function of its own verb; returns the written result."""
+    common: dict[str, Any] = {"val": val, "seed": settings.run.seed, "speed": settings.speed}
+    if name == "world":
+        return quality.world(run, data, **asked, **common)
+    if name == "linear":
+        return probes.probe(run, data, "linear", **asked, **common)
+    if name == "attentive":
+        schedule = Schedule(epochs=asked["epochs"])
+        return probes.probe(
+            run, data, "attentive", settings=probes.ProbeSettings(schedule=schedule), baselines=False, **common
+        )
+    return finetune.finetune(run, data, "predictor", "pretrained", settings=tuning(asked), **common)
+
+
+def tuning(asked: dict[str, Any]) -> finetune.FinetuneSettings:
+    """The settings of the predictor finetuning. Raises UserError for rates that are none."""
+    schedule = Schedule(epochs=asked["epochs"])
+    return finetune.FinetuneSettings(views=asked["views"], lrs=asked["lrs"], ratios=asked["ratios"], schedule=schedule)
