@@ -5,6 +5,8 @@ without a result is left empty; a number without a file cannot get in.
 """
 
 import json
+import runpy
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -105,15 +107,34 @@ def finetuning() -> str:
     for folder, data in sorted({(r["folder"], r["data"]) for r in everything}):
         own = [r for r in everything if (r["folder"], r["data"]) == (folder, data)]
 
-        def best(train: str, predictor: str | None = None, own: list[Result] = own) -> Result | None:
+        def seeds(train: str, predictor: str | None = None, own: list[Result] = own) -> str:
             found = [r for r in own if r["train"] == train and (predictor is None or r["predictor"] == predictor)]
-            return found[0] if found else None
+            return ", ".join(cell(r) for r in sorted(found, key=lambda r: r["settings"]["seed"]))
 
-        columns = [best("head"), best("encoder"), best("predictor", "random"), best("predictor", "pretrained")]
-        rows.append([folder, data, *(cell(result) for result in [*columns, best("both")]), ".829 / .815 / .833 / .844"])
-    columns = ["run", "data", "attentive head", "encoder", "random predictor", "pretrained predictor", "end to end"]
-    note = "The encoder is frozen except in *encoder* and *end to end*. Both predictors: one learning-rate grid."
+        scratch = [number(r.get("random_encoder_top1")) for r in own if r["train"] == "encoder"]
+        ways = [seeds("head"), *scratch[:1], *[""][len(scratch) :], seeds("encoder"), seeds("predictor", "random")]
+        ways += [seeds("predictor", "pretrained"), seeds("both")]
+        rows.append([folder, data, *ways, ".829 / .815 / .833 / .844"])
+    columns = ["run", "data", "attentive head", "from scratch", "encoder", "random predictor", "pretrained predictor"]
+    columns += ["end to end"]
+    note = (
+        "The encoder is frozen except in *from scratch* (finetuning it with nothing pretrained), *encoder* and *end to "
+        "end*. Both predictors: one learning-rate grid; several numbers are seeds."
+    )
     return table("Finetuning (tables 3 and 4)", [*columns, "paper IWM equi (the last four)"], rows, note)
+
+
+def efficiency() -> str:
+    rows = []
+    for result in read("efficiency-*"):
+        for point in sorted(result["points"], key=lambda point: point["trainable_parameters"]):
+            linked = {**point, "path": result["path"]}
+            rows.append([result["folder"], point["what"], f"{point['trainable_parameters']:,}", cell(linked)])
+    columns = ["run", "what is finetuned", "parameters", "top-1"]
+    note = (
+        "The paper's figure 3 has no numbers to put beside these; its predictors lie above the encoder's last blocks."
+    )
+    return table("What does each finetuned parameter bring? (figure 3)", columns, rows, note)
 
 
 def multitask() -> str:
@@ -176,6 +197,33 @@ ESTIMATORS = {
 }
 
 
+def small_scale() -> str:
+    """The ablation, a row a variant, the mean of its seeds."""
+    rows = []
+    figures = runpy.run_path(str(HERE / "small-data" / "figures.py"))
+    for name, seeds in figures["runs"]().items():
+        lines = [run["metrics"][-1] for run in seeds]
+        explained = [1 - line["health_loss"] / line["position_mean_loss"] for line in lines]
+        row = [figures["NAMES"][name], str(len(seeds))]
+        row += [spread([run[key] for run in seeds]) for key in ("mrr", "linear")]
+        row += [f"{mean([line['rankme'] for line in lines]):.0f}", number(mean(explained))]
+        rows.append([*row, number(mean([line["action_sensitivity"] for line in lines]))])
+    columns = ["changed", "seeds", "MRR", "linear", "RankMe", "explained", "sensitivity"]
+    note = (
+        "500 steps of 32 CIFAR-10 images each ([ablation.sh](../results/small-data/ablation.sh)), mean and standard "
+        "deviation of the seeds; what it means is in [small-data.md](small-data.md)."
+    )
+    return table("What goes wrong at small scale?", columns, rows, note)
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def spread(values: list[float]) -> str:
+    return number(mean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
 def acting() -> str:
     rows, components = [], ["brightness", "contrast", "saturation", "hue"]
     for result in read("infer-*"):
@@ -201,7 +249,8 @@ def undoing() -> str:
 
 def page() -> str:
     """The whole page."""
-    parts = [world(), probes(), finetuning(), multitask(), segmentation(), spectrum(), acting(), undoing()]
+    parts = [world(), probes(), finetuning(), efficiency(), multitask(), segmentation()]
+    parts += [spectrum(), small_scale(), acting(), undoing()]
     return "\n".join([INTRODUCTION, *parts])
 
 

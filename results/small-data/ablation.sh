@@ -10,29 +10,39 @@ short="--optim.epochs 1 --optim.warmup-epochs 0.1 --speed.threads 1 --log-every 
 mkdir -p runs/ablation
 test -e runs/ablation/part.npz || python "$here/part.py" "$data" runs/ablation/part.npz
 
+paper="--objective.variance 0 --objective.covariance 0 --objective.target-norm token --objective.target-layers 1 --optim.ema 0.996
+    --masks.predict dropped --masks.queries 1 --masks.whole 0 --predictor.conditioning feature --predictor.init trunc_normal
+    --encoder.init trunc_normal --predictor.depth 4 --predictor.width 96 --actions.jitter-probability 0.8"
+
 settings() {
     case $1 in
     base) ;;
+    paper) echo "$paper" ;;                                                  # all of the paper's choices below at once
     no-spread) echo --objective.variance 0 --objective.covariance 0 ;;       # neither variance nor covariance term
     token-norm) echo --objective.target-norm token ;;                        # the paper's target normalisation
     last-layer) echo --objective.target-layers 1 ;;                          # the last block's tokens only
     slow-ema) echo --optim.ema 0.996 ;;                                      # the paper's
-    dropped) echo --masks.predict dropped --masks.queries 1 ;;               # the paper's positions
+    dropped) echo --masks.predict dropped --masks.queries 1 --masks.whole 0 ;;   # the paper's positions
     feature) echo --predictor.conditioning feature ;;                        # the paper's conditioning
     small-init) echo --predictor.init trunc_normal --encoder.init trunc_normal ;;   # standard deviation .02
+    narrow) echo --predictor.depth 4 --predictor.width 96 ;;                 # half the encoder's width, as the paper's
     large-batch) echo --optim.batch-size 128 ;;                              # a quarter of the steps
+    ijepa) echo --actions.level jitter --actions.jitter-probability 0 --masks.predict dropped --masks.queries 1 --masks.whole 0 \
+        --predictor.conditioning none ;;                                     # no photometry, nothing to be told
     esac
 }
 
 for seed in 0 1 2; do
-    for variant in ${VARIANTS:-base no-spread token-norm last-layer slow-ema dropped feature small-init large-batch}; do
+    for variant in ${VARIANTS:-base paper ijepa no-spread token-norm last-layer dropped feature small-init narrow slow-ema large-batch}; do
         run=runs/ablation/$variant-$seed
         kept=$here/ablation/$variant-$seed
         test ! -e "$kept/eval/probe-linear-part.json" || continue
         # shellcheck disable=SC2046,SC2086
         iwm pretrain cifar10 --data.source runs/ablation/part.npz --out "$run" --seed $seed $short $(settings "$variant")
         iwm world "$run" --data runs/ablation/part.npz --images 24 --speed.threads 1
-        iwm probe "$run" --data runs/ablation/part.npz --kind linear --no-baselines --speed.threads 1
+        controls=--no-baselines
+        test "$variant" != base || controls=--baselines
+        iwm probe "$run" --data runs/ablation/part.npz --kind linear $controls --speed.threads 1
         mkdir -p "$kept/eval"
         cp "$run/metrics.jsonl" "$run/config.yaml" "$kept"
         cp "$run"/eval/*.json "$kept/eval"

@@ -5,6 +5,7 @@ Bad input is one sentence and exit code 2; Ctrl-C during training saves first an
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -605,13 +606,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `iwm` command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(argv)
+        code = _dispatch(argv)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `iwm sweep --help | head -3`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is the rest flushed to nobody at exit
+        return 141
 
 
 def _load_own_code(argv: list[str]) -> list[str]:
@@ -646,6 +652,8 @@ def _dispatch(argv: list[str]) -> int:
     except Interrupted as saved:
         print(saved, file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UserError(
             f"{error.filename or 'A file'} cannot be used ({error.strerror or error}); check path and space."
