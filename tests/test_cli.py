@@ -296,7 +296,8 @@ def test_help_is_quick_and_lists_the_verbs():
 def test_a_reader_that_stops_reading_is_no_error():
     code = "import sys; from iwm.cli import main; sys.exit(main(['sweep', '--help']))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-        assert running.stdout and running.stderr
+        assert running.stdout
+        assert running.stderr
         running.stdout.close()
         assert running.stderr.read() == b""
         assert running.wait() == 141

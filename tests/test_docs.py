@@ -11,7 +11,7 @@ import torch
 from conftest import pictures_file, tiny, trained_on
 
 import iwm
-from iwm import cli, config, train
+from iwm import cli, config, options, train
 from iwm.evaluation.infer import Infer
 from iwm.evaluation.look import Look
 from iwm.evaluation.undo import Undo
@@ -98,11 +98,11 @@ def test_every_documented_command_has_a_verb_and_options_that_exist(argv):
     if argv[0].isupper():
         return  # `iwm VERB --help` in prose
     assert argv[0] in cli.VERBS
-    known = {"pretrain": config.Config, "world": cli.World, "probe": cli.Probe, "finetune": cli.Finetune}
-    known["multitask"] = cli.Multitask
-    known["sweep"] = cli.Sweep
-    known["segment"] = cli.Segment
-    known |= {"efficiency": cli.Efficiency, "predict": cli.Predict}
+    known = {"pretrain": config.Config, "world": options.World, "probe": options.Probe, "finetune": options.Finetune}
+    known["multitask"] = options.Multitask
+    known["sweep"] = options.Sweep
+    known["segment"] = options.Segment
+    known |= {"efficiency": options.Efficiency, "predict": options.Predict}
     known |= {"imagine": Imagine, "infer": Infer, "look": Look, "undo": Undo}
     if argv[0] in known:
         rest = cli._taken([word for word in argv[1:] if not word.startswith("--config")], "--actions")[0]

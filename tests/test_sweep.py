@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import pictures_file, tiny
 
-from iwm import cli, config, protocol, recipes, sweep, train
+from iwm import cli, config, options, protocol, recipes, sweep, train
 from iwm.errors import Interrupted, UserError
 from iwm.evaluation import measurement
 
@@ -362,7 +362,7 @@ def test_every_process_is_asked_once_to_save_and_waited_for(number):
 
 
 def planned(argv):
-    o = cli.parse(cli.Sweep, argv, "sweep", cli.Sweep(settings=replace(tiny(), recipe="demo")))
+    o = cli.parse(options.Sweep, argv, "sweep", options.Sweep(settings=replace(tiny(), recipe="demo")))
     return (
         o.settings,
         protocol.Axes(conditionings=o.conditionings, levels=o.levels, predictors=o.predictors),
