@@ -21,7 +21,7 @@ from jaxtyping import Int16, Int64, Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
-from iwm import hardware, images, samples
+from iwm import hardware, images, listing, samples
 from iwm.errors import UserError
 from iwm.images import Arrays, Files, ImageSet, Subset
 from iwm.loader import decoded_bytes
@@ -96,12 +96,12 @@ def open_annotated(source: str, size: int) -> tuple[Annotated, Annotated | None,
     if source == "sample-objects":
         train, valid, how = images.open_splits(source, size=size)
         return _scenes(train, size), _scenes(valid, size), how
-    path, name = images.locate(source)
+    path, name = listing.locate(source)
     if path.suffix.lower() == ".npz" and not path.is_dir():
         return _open_arrays(path, name)
-    listing = images.file_names(path)
-    train, valid, how = images.split_files(path, listing)
-    names = _class_names(path, listing)
+    names_below = listing.file_names(path)
+    train, valid, how = listing.split_files(path, names_below)
+    names = _class_names(path, names_below)
     return (
         _paired(path, name, "train", train, names),
         None if valid is None else _paired(path, name, "val", valid, names),
@@ -139,9 +139,9 @@ def _open_arrays(path: Path, name: str) -> tuple[Annotated, Annotated | None, st
     return half("", "train"), half("val_", "val"), "images and val_images"
 
 
-def _class_names(root: Path, listing: Sequence[str]) -> tuple[str, ...] | None:
+def _class_names(root: Path, below: Sequence[str]) -> tuple[str, ...] | None:
     """The lines of the uppermost `classes.txt`, or None."""
-    found = sorted((name for name in listing if PurePosixPath(name).name == "classes.txt"), key=lambda n: n.count("/"))
+    found = sorted((name for name in below if PurePosixPath(name).name == "classes.txt"), key=lambda n: n.count("/"))
     if not found:
         return None
     text = Files(root, found[:1], "", "").read(0).decode("utf-8", errors="replace")
@@ -152,7 +152,7 @@ def _class_names(root: Path, listing: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def _paired(
-    root: Path, name: str, split: str, files: Sequence[images.Named], names: tuple[str, ...] | None
+    root: Path, name: str, split: str, files: Sequence[listing.Named], names: tuple[str, ...] | None
 ) -> Annotated:
     """Images and masks of one split, by name."""
 
@@ -160,7 +160,7 @@ def _paired(
         inside = [(path, parts) for path, parts in files if len(parts) > 1 and parts[0].lower() == folder]
         return {str(PurePosixPath(*parts[1:]).with_suffix("")): path for path, parts in inside}
 
-    pictures, masks = below(images.IMAGES), below(images.MASKS)
+    pictures, masks = below(listing.IMAGES), below(listing.MASKS)
     if not pictures or not masks:
         raise UserError(f"'{root}' ({split}) has no masks; lay every split out as {LAYOUT}, or give an .npz with both.")
     lacking = [path for stem, path in pictures.items() if stem not in masks]
