@@ -26,14 +26,16 @@ settings() {
     feature) echo --predictor.conditioning feature ;;                        # the paper's conditioning
     small-init) echo --predictor.init trunc_normal --encoder.init trunc_normal ;;   # standard deviation .02
     narrow) echo --predictor.depth 4 --predictor.width 96 ;;                 # half the encoder's width, as the paper's
+    half-jitter) echo --actions.jitter-probability 0.5 ;;                    # half of the sources and targets keep their colours
+    no-destruction) echo --actions.level jitter ;;                           # no grayscale, blur, solarisation
     large-batch) echo --optim.batch-size 128 ;;                              # a quarter of the steps
     ijepa) echo --actions.level jitter --actions.jitter-probability 0 --masks.predict dropped --masks.queries 1 --masks.whole 0 \
         --predictor.conditioning none ;;                                     # no photometry, nothing to be told
     esac
 }
 
-for seed in 0 1 2; do
-    for variant in ${VARIANTS:-base paper ijepa no-spread token-norm last-layer dropped feature small-init narrow slow-ema large-batch}; do
+for seed in ${SEEDS:-0 1 2}; do
+    for variant in ${VARIANTS:-base paper ijepa no-spread token-norm last-layer dropped feature small-init narrow slow-ema large-batch half-jitter no-destruction}; do
         run=runs/ablation/$variant-$seed
         kept=$here/ablation/$variant-$seed
         test ! -e "$kept/eval/probe-linear-part.json" || continue
