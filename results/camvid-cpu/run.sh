@@ -6,3 +6,4 @@ data=${1:?give the path of camvid.zip}
 common="--ignore-index 11 --speed.threads 1"
 iwm segment runs/cifar10 --data "$data" --train head --head linear --epochs 20 $common
 iwm segment runs/cifar10 --data "$data" --train head --head upernet --epochs 10 $common
+iwm segment runs/cifar10 --data "$data" --train predictor --head linear --size 64 --epochs 10 --lrs 1e-3 --ratios 1 $common

@@ -19,4 +19,23 @@ done
 iwm infer runs/cifar10 --data "$data" --speed.threads 1
 iwm undo runs/cifar10 --data "$data" --images 250 --speed.threads 1
 iwm look runs/cifar10 --data "$data" --speed.threads 1
+
+# Finetuning: the predictor on all training images (36 minutes of one core), and every way on 5,000 of them (80 minutes).
+fit="--views 2 --lrs 1e-3 --ratios 1 --speed.threads 1"
+part=runs/parts/cifar10-5000.npz
+mkdir -p runs/parts
+test -e $part || python "$(dirname "$0")/../small-data/part.py" "$data" $part 5000 0
+# shellcheck disable=SC2086
+iwm finetune runs/cifar10 --data "$data" --train predictor --epochs 3 --no-baselines $fit
+for seed in 0 1 2; do
+    for predictor in pretrained random; do
+        # shellcheck disable=SC2086
+        iwm finetune runs/cifar10 --data $part --val "$data" --train predictor --predictor $predictor --epochs 6 --no-baselines --seed $seed $fit
+    done
+done
+# shellcheck disable=SC2086
+iwm finetune runs/cifar10 --data $part --val "$data" --train head --epochs 6 --no-baselines $fit
+iwm finetune runs/cifar10 --data $part --val "$data" --train encoder --epochs 6 --views 0 --lrs 1e-3 --ratios 1 --speed.threads 1
+iwm finetune runs/cifar10 --data $part --val "$data" --train both --start runs/cifar10/eval/finetune-predictor-pretrained-cifar10-5000 \
+    --epochs 3 --views 0 --lrs 3e-4 --ratios 1 --no-baselines --speed.threads 1
 iwm report runs/cifar10

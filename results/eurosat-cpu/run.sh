@@ -19,4 +19,7 @@ done
 iwm finetune runs/eurosat --data "$data" --train predictor --predictor random $fit $speed
 iwm finetune runs/eurosat --data "$data" --train head $fit $speed
 iwm finetune runs/eurosat --data "$data" --train encoder --epochs 6 --views 0 --lrs 1e-3 --ratios 1 $speed
+iwm finetune runs/eurosat --data "$data" --train both --start runs/eurosat/eval/finetune-predictor-pretrained-eurosat \
+    --epochs 3 --views 0 --lrs 3e-4 --ratios 1 --no-baselines $speed
+iwm efficiency runs/eurosat --data "$data" --epochs 2 --views 2 --lrs 1e-3 --ratios 1 $speed
 iwm report runs/eurosat

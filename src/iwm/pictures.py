@@ -175,12 +175,12 @@ def _draw(axes: Axes, panel: Panel, lines: Sequence[dict[str, Any]], steps: Floa
 # ---- efficiency ----------------------------------------------------------------------------------------------------
 
 FAMILIES = {
-    "pretrained": ("predictor, pretrained", BLUE, "o"),
-    "random": ("predictor, random", ORANGE, "s"),
-    "encoder": ("last encoder blocks", GREEN, "^"),
-    "head": ("attentive head only", INK, "D"),
+    "pretrained": ("predictor, pretrained", BLUE, "o", (-9, 6)),
+    "random": ("predictor, random", ORANGE, "s", (-9, -14)),
+    "encoder": ("last encoder blocks", GREEN, "^", (6, -3)),
+    "head": ("attentive head only", INK, "D", (5, 5)),
 }
-"""Name, colour and marker of the ways to finetune."""
+"""Name, colour and marker of the ways to finetune, and where their numbers stand beside the points."""
 
 
 def efficiency(points: Sequence[dict[str, Any]], chance: float, data: str) -> Figure:
@@ -198,7 +198,7 @@ def efficiency(points: Sequence[dict[str, Any]], chance: float, data: str) -> Fi
     axes.set_xscale("log")
     counts = [point["trainable_parameters"] for point in points]
     axes.set_xlim(min(counts) / 1.6, max(counts) * 1.8)  # first: a single point has no extent of its own
-    for family, (name, colour, marker) in FAMILIES.items():
+    for family, (name, colour, marker, beside) in FAMILIES.items():
         line = sorted((p for p in points if p["family"] == family), key=lambda p: p["trainable_parameters"])
         if not line:
             continue
@@ -210,7 +210,7 @@ def efficiency(points: Sequence[dict[str, Any]], chance: float, data: str) -> Fi
             count = point["train"].removeprefix("last-") if family == "encoder" else point["predictor_depth"]
             if count and math.isfinite(top1):
                 axes.annotate(
-                    str(count), (parameters, top1), (5, 5), textcoords="offset points", fontsize=8, color=colour
+                    str(count), (parameters, top1), beside, textcoords="offset points", fontsize=8, color=colour
                 )
     axes.axhline(chance, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), label="chance")
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=12))
