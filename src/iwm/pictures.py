@@ -177,7 +177,7 @@ def _draw(axes: Axes, panel: Panel, lines: Sequence[dict[str, Any]], steps: Floa
 FAMILIES = {
     "pretrained": ("predictor, pretrained", BLUE, "o", (-9, 6)),
     "random": ("predictor, random", ORANGE, "s", (-9, -14)),
-    "encoder": ("last encoder blocks", GREEN, "^", (6, -3)),
+    "encoder": ("last encoder blocks", GREEN, "^", (4, -13)),
     "head": ("attentive head only", INK, "D", (5, 5)),
 }
 """Name, colour and marker of the ways to finetune, and where their numbers stand beside the points."""
