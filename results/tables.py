@@ -6,9 +6,9 @@ without a result is left empty; a number without a file cannot get in.
 
 import json
 import runpy
-import statistics
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -112,7 +112,7 @@ def finetuning() -> str:
             return ", ".join(cell(r) for r in sorted(found, key=lambda r: r["settings"]["seed"]))
 
         scratch = [number(r.get("random_encoder_top1")) for r in own if r["train"] == "encoder"]
-        ways = [seeds("head"), *scratch[:1], *[""][len(scratch) :], seeds("encoder"), seeds("predictor", "random")]
+        ways = [seeds("head"), scratch[0] if scratch else "", seeds("encoder"), seeds("predictor", "random")]
         ways += [seeds("predictor", "pretrained"), seeds("both")]
         rows.append([folder, data, *ways, ".829 / .815 / .833 / .844"])
     columns = ["run", "data", "attentive head", "from scratch", "encoder", "random predictor", "pretrained predictor"]
@@ -155,7 +155,7 @@ def multitask() -> str:
 def segmentation() -> str:
     rows = []
     for r in read("segment-*"):
-        row = [r["folder"], r["data"], r["train"], r["head"], r["predictor"] or ""]
+        row = [r["folder"], r["data"], r["train"], r["head"], r["predictor"] or "", f"{r['window']} px"]
         row += [cell(r, "miou", "miou_standard_error"), number(r["pixel_accuracy"])]
         rows.append([*row, number(r.get("random_encoder_miou")), number(r["majority_miou"]), ".442 / .468 / .470"])
     columns = [
@@ -164,6 +164,7 @@ def segmentation() -> str:
         "trained",
         "head",
         "predictor",
+        "window",
         "mIoU",
         "pixels right",
         "random encoder",
@@ -206,22 +207,18 @@ def small_scale() -> str:
         explained = [1 - line["health_loss"] / line["position_mean_loss"] for line in lines]
         row = [figures["NAMES"][name], str(len(seeds))]
         row += [spread([run[key] for run in seeds]) for key in ("mrr", "linear")]
-        row += [f"{mean([line['rankme'] for line in lines]):.0f}", number(mean(explained))]
-        rows.append([*row, number(mean([line["action_sensitivity"] for line in lines]))])
+        row += [f"{fmean([line['rankme'] for line in lines]):.0f}", number(fmean(explained))]
+        rows.append([*row, number(fmean([line["action_sensitivity"] for line in lines]))])
     columns = ["changed", "seeds", "MRR", "linear", "RankMe", "explained", "sensitivity"]
     note = (
-        "500 steps of 32 CIFAR-10 images each ([ablation.sh](../results/small-data/ablation.sh)), mean and standard "
-        "deviation of the seeds; what it means is in [small-data.md](small-data.md)."
+        "500 steps of 32 CIFAR-10 images each ([ablation.sh](../results/small-data/ablation.sh)), mean and, of several "
+        "seeds, standard deviation; what it means is in [small-data.md](small-data.md)."
     )
     return table("What goes wrong at small scale?", columns, rows, note)
 
 
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 def spread(values: list[float]) -> str:
-    return number(mean(values), statistics.stdev(values) if len(values) > 1 else None)
+    return number(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def acting() -> str:

@@ -293,8 +293,9 @@ def test_help_is_quick_and_lists_the_verbs():
     assert "pretrain" in done.stdout
 
 
-def test_a_reader_that_stops_reading_is_no_error():
-    code = "import sys; from iwm.cli import main; sys.exit(main(['sweep', '--help']))"
+@pytest.mark.parametrize("words", [["sweep", "--help"], ["recipes"]])
+def test_a_reader_that_stops_reading_is_no_error(words):
+    code = f"import sys; from iwm.cli import main; sys.exit(main({words}))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert running.stdout
         assert running.stderr

@@ -115,6 +115,7 @@ def test_a_fair_run_is_healthy():
         ({"action_sensitivity": None}, "diverged"),
         ({"identity_loss": float("nan")}, "diverged"),
         ({"rankme": 1.3}, "collapsed"),
+        ({"rankme": 4.8}, "raise objective.variance"),
         ({"target_variance": 0.005}, "collapsing"),
         ({"health_loss": 0.89}, "position only"),
     ],

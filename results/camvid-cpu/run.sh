@@ -6,4 +6,9 @@ data=${1:?give the path of camvid.zip}
 common="--ignore-index 11 --speed.threads 1"
 iwm segment runs/cifar10 --data "$data" --train head --head linear --epochs 20 $common
 iwm segment runs/cifar10 --data "$data" --train head --head upernet --epochs 10 $common
-iwm segment runs/cifar10 --data "$data" --train predictor --head linear --size 64 --epochs 10 --lrs 1e-3 --ratios 1 $common
+small="--head linear --size 64 --epochs 10 --ratios 1"
+iwm segment runs/cifar10 --data "$data" --train head --lrs 1e-3 $small $common
+iwm segment runs/cifar10 --data "$data" --train predictor --lrs 1e-3 $small $common
+iwm segment runs/cifar10 --data "$data" --train encoder --lrs 1e-3 $small $common
+iwm segment runs/cifar10 --data "$data" --train both --lrs 3e-4 --no-baselines $small $common \
+    --start runs/cifar10/eval/segment-predictor-pretrained-linear-camvid

@@ -1,7 +1,7 @@
 #!/bin/sh
 # What goes wrong at small scale, one change at a time: sh results/small-data/ablation.sh path/to/cifar10.zip
 # One pass over 16,000 of CIFAR-10's training images (500 steps of the cifar10 recipe), measured on 4,000 others of them, three
-# seeds; about 4 minutes a run on one core of a CPU. Stopped and started again, it goes on where it was;
+# seeds; 4 to 9 minutes a run on one core of a CPU. Stopped and started again, it goes on where it was;
 # VARIANTS="base dropped" does some of them.
 set -eu
 data=${1:?give the path of cifar10.zip}
@@ -17,7 +17,7 @@ paper="--objective.variance 0 --objective.covariance 0 --objective.target-norm t
 settings() {
     case $1 in
     base) ;;
-    paper) echo "$paper" ;;                                                  # all of the paper's choices below at once
+    paper) echo "$paper" ;;                                                  # its objective, masks, predictor, initialisation, teacher
     no-spread) echo --objective.variance 0 --objective.covariance 0 ;;       # neither variance nor covariance term
     token-norm) echo --objective.target-norm token ;;                        # the paper's target normalisation
     last-layer) echo --objective.target-layers 1 ;;                          # the last block's tokens only
@@ -28,7 +28,7 @@ settings() {
     narrow) echo --predictor.depth 4 --predictor.width 96 ;;                 # half the encoder's width, as the paper's
     half-jitter) echo --actions.jitter-probability 0.5 ;;                    # half of the sources and targets keep their colours
     no-destruction) echo --actions.level jitter ;;                           # no grayscale, blur, solarisation
-    large-batch) echo --optim.batch-size 128 ;;                              # a quarter of the steps
+    large-batch) echo --optim.batch-size 128 --optim.lr-batch 128 ;;         # a quarter of the steps at the same rate
     ijepa) echo --actions.level jitter --actions.jitter-probability 0 --masks.predict dropped --masks.queries 1 --masks.whole 0 \
         --predictor.conditioning none ;;                                     # no photometry, nothing to be told
     esac

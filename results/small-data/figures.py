@@ -23,10 +23,10 @@ NAMES = {
     "small-init": "initialisation with deviation .02",
     "narrow": "predictor 4 x 96 instead of 2 x 256",
     "slow-ema": "teacher's EMA from .996",
-    "large-batch": "batch of 128, a quarter of the steps",
+    "large-batch": "batch of 128 at the same rate, a quarter of the steps",
     "half-jitter": "colours changed in half of the views only",
     "no-destruction": "no grayscale, blur, solarisation",
-    "paper": "all of the paper's choices",
+    "paper": "the paper's objective, masks, predictor, start, teacher",
     "ijepa": "I-JEPA: no photometry, no action",
 }
 """The variants of ablation.sh in the order of reading, and what each changes."""
@@ -37,13 +37,13 @@ Run = dict[str, Any]
 
 
 def runs() -> dict[str, list[Run]]:
-    """The kept runs of every variant, a seed each: {mrr, linear, random, metrics}."""
+    """The kept runs of every variant, a seed each: {mrr, chance, linear, random, metrics}."""
     found: dict[str, list[Run]] = {}
     for name in NAMES:
         for folder in sorted((HERE / "ablation").glob(f"{name}-[0-9]")):
             world, probe = (json.loads(path.read_text()) for kind in KINDS for path in folder.glob(f"eval/{kind}.json"))
             metrics = read_metrics(folder / "metrics.jsonl")
-            run = {"mrr": world["mrr"], "linear": probe["top1"], "metrics": metrics}
+            run = {"mrr": world["mrr"], "linear": probe["top1"], "metrics": metrics, "chance": world["mrr_chance"]}
             found.setdefault(name, []).append(run | {"random": probe.get("random_encoder_top1")})
     return found
 
@@ -64,7 +64,7 @@ def changes(found: dict[str, list[Run]], path: Path) -> None:
             axes.plot(values, [row] * len(values), "o", color=BLUE, markersize=4.5, alpha=0.75)
         own = [run[key] for run in found["base"]]
         axes.axvline(sum(own) / len(own), color=BLUE, linewidth=0.8)
-        control = 0.024 if key == "mrr" else sum(drawn) / len(drawn) if drawn else None
+        control = found["base"][0]["chance"] if key == "mrr" else sum(drawn) / len(drawn) if drawn else None
         if control is not None:
             axes.axvline(control, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
             name = "chance" if key == "mrr" else "random encoder"

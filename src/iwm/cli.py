@@ -177,17 +177,17 @@ def probe(argv: Sequence[str]) -> None:
 
 def finetune(argv: Sequence[str]) -> None:
     """Solve a task with the predictor on the frozen encoder, or with the encoder itself."""
-    from iwm.evaluation import finetune as tuning
+    from iwm.evaluation import finetune as tune
 
     o = parse(options.Finetune, argv, "finetune")
-    tuning.finetune(
+    tune.finetune(
         o.run,
         o.data,
         o.train,
         o.predictor,
         val=o.val,
         seed=o.seed,
-        settings=o.settings(tuning.FinetuneSettings),
+        settings=o.settings(tune.FinetuneSettings),
         size=o.size,
         start=o.start,
         baselines=o.baselines,
@@ -199,7 +199,7 @@ def finetune(argv: Sequence[str]) -> None:
 def efficiency(argv: Sequence[str]) -> None:
     """What does each finetuned parameter bring: top-1 against their number (paper figure 3)."""
     from iwm.evaluation import efficiency as figure
-    from iwm.evaluation import finetune as tuning
+    from iwm.evaluation import finetune as tune
 
     o = parse(options.Efficiency, argv, "efficiency")
     figure.efficiency(
@@ -207,7 +207,7 @@ def efficiency(argv: Sequence[str]) -> None:
         o.data,
         val=o.val,
         seed=o.seed,
-        settings=o.settings(tuning.FinetuneSettings),
+        settings=o.settings(tune.FinetuneSettings),
         depths=o.depths,
         blocks=o.blocks,
         size=o.size,
@@ -218,7 +218,7 @@ def efficiency(argv: Sequence[str]) -> None:
 
 def multitask(argv: Sequence[str]) -> None:
     """Solve several tasks with one predictor, beside a predictor of its own for each."""
-    from iwm.evaluation import finetune as tuning
+    from iwm.evaluation import finetune as tune
     from iwm.evaluation import multitask as many
 
     o = parse(options.Multitask, argv, "multitask")
@@ -228,7 +228,7 @@ def multitask(argv: Sequence[str]) -> None:
         vals=many.parse_tasks(o.val, "--val"),
         predictor=o.predictor,
         seed=o.seed,
-        settings=o.settings(tuning.FinetuneSettings),
+        settings=o.settings(tune.FinetuneSettings),
         size=o.size,
         speed=o.speed,
         out=o.out,

@@ -121,6 +121,8 @@ class Verdict:
         return "healthy" if self.healthy else "ill"
 
 
+FEWEST_DIRECTIONS = 6.0
+"""RankMe below which features have collapsed into a few directions (docs/small-data.md: 4 and 5; others 12 and up)."""
 JUDGED = ("loss", "health_loss", "position_mean_loss", "rankme", "target_variance", "action_sensitivity")
 """The numbers a verdict needs."""
 JUDGED_JOINT = ("loss", "health_loss", "chance_loss", "rankme", "target_variance")
@@ -152,8 +154,12 @@ def judge(line: Mapping[str, Any]) -> Verdict:
             f"lies between images at a fixed position. The encoder is collapsing; try "
             f"{'' if joint else 'objective.target_norm batch or '}a higher optim.ema."
         )
-    if line["rankme"] < 2.0:
-        ill.append(f"The features span {line['rankme']:.1f} directions: the representation has collapsed.")
+    if line["rankme"] < FEWEST_DIRECTIONS:
+        mend = "" if joint else "; raise objective.variance and objective.covariance (the small recipes': 0.1, 0.004)"
+        ill.append(
+            f"The features span {line['rankme']:.1f} directions: the representation has collapsed, whatever the loss "
+            f"says{mend}."
+        )
     if loss >= 0.98 * known:
         ill.append(
             f"The loss ({loss:.3f}) is no better than knowing {little} ({known:.3f}): "

@@ -13,7 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from iwm import files
 from iwm.errors import UserError
 
-console = Console(stderr=False, highlight=False)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # for the command line; rich would exit with 1, `iwm doctor`'s word for ill runs
+
+
+console = _Console(stderr=False, highlight=False)
 
 
 class Metrics:

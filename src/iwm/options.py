@@ -1,7 +1,5 @@
-"""What every verb of the command line can be told: options, defaults and help.
-
-No PyTorch is imported here, so `--help` and complaints come at once. `imagine`, `infer`, `look` and `undo` have theirs
-beside what they do.
+"""What the verbs of the command line can be told: options, defaults and help. `imagine`, `infer`, `look` and `undo`
+have theirs beside what they do. No PyTorch is imported here, so `--help` and complaints come at once.
 """
 
 from collections.abc import Callable

@@ -302,7 +302,8 @@ def sweep(
     out = Path(base.run.out).expanduser()
     whole = Sweep(out, base, axes, protocol, tuple(others))
     if protocol.finetune_epochs:
-        measurement.tuning(protocol.evaluations(controls=False)["predictor_finetuning"])  # checks the rates at once
+        # Its rates are checked now, not after hours of pretraining.
+        measurement.finetune_settings(protocol.evaluations(controls=False)["predictor_finetuning"])
     names = [one.name for one in whole.cells]
     if cell and cell not in names:
         raise UserError(f"This sweep has no cell '{cell}'; {config.did_you_mean(cell, names)}")

@@ -22,10 +22,10 @@ def measure(name: str, run: str, data: str, val: str, settings: Config, asked: d
         return probes.probe(
             run, data, "attentive", settings=probes.ProbeSettings(schedule=schedule), baselines=False, **common
         )
-    return finetune.finetune(run, data, "predictor", "pretrained", settings=tuning(asked), **common)
+    return finetune.finetune(run, data, "predictor", "pretrained", settings=finetune_settings(asked), **common)
 
 
-def tuning(asked: dict[str, Any]) -> finetune.FinetuneSettings:
+def finetune_settings(asked: dict[str, Any]) -> finetune.FinetuneSettings:
     """The settings of the predictor finetuning. Raises UserError for rates that are none."""
     schedule = Schedule(epochs=asked["epochs"])
     return finetune.FinetuneSettings(views=asked["views"], lrs=asked["lrs"], ratios=asked["ratios"], schedule=schedule)

@@ -5,8 +5,6 @@
     encoder    head(blocks of f(x))                   layer decay 0.65
     both       head(blocks of p(f(x), a = 0))         end to end, from a finished predictor segmentation
 
-    IoU_c = hits_c / (truth_c + predicted_c - hits_c) over all validation pixels;   mIoU = its mean over the classes
-
 Trained on multi-scale crops mirrored at random, judged on whole images at their own size through windows. Beside it
 stand the same training with nothing pretrained and the majority class everywhere.
 """
@@ -78,9 +76,6 @@ class SegmentSettings(Tuning):
             raise UserError(f"--scales {low} {high}: give the smallest and the largest, both above 0.")
         if self.head == "upernet" and self.schedule.batch_size < 2:
             raise UserError("--batch-size 1 is too few for UperNet's batch norm; give 2 or more, or --head linear.")
-
-
-# ---- scores --------------------------------------------------------------------------------------------------------
 
 
 def evaluate(

@@ -309,7 +309,7 @@ def measure(
         "clean_top1": clean_top1,
         "clean_predicted_top1": outcome["nothing"]["true_action"],
         "clean_augmented_probe_top1": outcome["nothing"]["augmented_probe"],
-        "standard_error": (clean_top1 * (1 - clean_top1) / len(exam)) ** 0.5,
+        "standard_error": accuracy_error(clean_top1, len(exam)),
         "majority_top1": float(test_labels.bincount().max() / len(test_labels)),
         "candidates": len(tried),
         "corruptions": outcome,
