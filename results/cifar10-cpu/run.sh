@@ -1,6 +1,6 @@
 #!/bin/sh
 # Reproduces this folder's numbers: sh results/cifar10-cpu/run.sh path/to/cifar10.zip
-# Stopped and started again, it goes on where it was. About 75 minutes on one core (two runs fit two cores at once): 350,000 views
+# Stopped and started again, it goes on where it was. About 90 minutes on one core (two runs fit two cores at once): 350,000 views
 # of corrupted, masked sources, then 100,000 of which every other step's are clean and whole. The recipe now mixes them from the start.
 set -eu
 data=${1:?give the path of cifar10.zip}
@@ -20,7 +20,7 @@ iwm infer runs/cifar10 --data "$data" --speed.threads 1
 iwm undo runs/cifar10 --data "$data" --images 250 --speed.threads 1
 iwm look runs/cifar10 --data "$data" --speed.threads 1
 
-# Finetuning: the predictor on all training images (36 minutes of one core), and every way on 5,000 of them (80 minutes).
+# Finetuning: the predictor on all training images (36 minutes of one core), and every way on 5,000 of them (an hour).
 fit="--views 2 --lrs 1e-3 --ratios 1 --speed.threads 1"
 part=runs/parts/cifar10-5000.npz
 mkdir -p runs/parts
