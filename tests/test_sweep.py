@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,7 +192,9 @@ TINY = shlex.split(
 def test_ctrl_c_in_a_terminal_loses_nothing(tmp_path, source):
     """Real processes; the signal goes to the whole group, as a terminal's does."""
     argv = ["sweep", "demo", f"--data.source={source}", f"--out={tmp_path / 'out'}", *TINY, "--jobs=2"]
-    words = [sys.executable, "-c", "import sys; from iwm.cli import main; sys.exit(main())", *argv]
+    # In the background of a script Ctrl-C is ignored, and children inherit that.
+    heeds = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    words = [sys.executable, "-c", f"{heeds}from iwm.cli import main; sys.exit(main())", *argv]
     folders = [tmp_path / "out" / name for name in ("adaln-destructive-1x32", "none-destructive-1x32")]
     with (tmp_path / "said.txt").open("w") as said:
         process = subprocess.Popen(words, stdout=said, stderr=said, start_new_session=True)
@@ -342,6 +345,15 @@ def test_jobs_are_processes_of_their_own(tmp_path, source, monkeypatch):
         sweep._run_apart(whole, [whole.cells[1]], 2, argv)
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Ctrl-C interrupts, also where the tests run in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_every_process_is_asked_once_to_save_and_waited_for(number):
     asked = []
