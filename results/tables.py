@@ -204,10 +204,9 @@ def small_scale() -> str:
     figures = runpy.run_path(str(HERE / "small-data" / "figures.py"))
     for name, seeds in figures["runs"]().items():
         lines = [run["metrics"][-1] for run in seeds]
-        explained = [1 - line["health_loss"] / line["position_mean_loss"] for line in lines]
         row = [figures["NAMES"][name], str(len(seeds))]
         row += [spread([run[key] for run in seeds]) for key in ("mrr", "linear")]
-        row += [f"{fmean([line['rankme'] for line in lines]):.0f}", number(fmean(explained))]
+        row += [f"{fmean([line['rankme'] for line in lines]):.0f}", number(fmean(map(figures["explained"], lines)))]
         rows.append([*row, number(fmean([line["action_sensitivity"] for line in lines]))])
     columns = ["changed", "seeds", "MRR", "linear", "RankMe", "explained", "sensitivity"]
     note = (

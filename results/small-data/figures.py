@@ -5,6 +5,7 @@ runs stand in docs/results.md."""
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -48,6 +49,11 @@ def runs() -> dict[str, list[Run]]:
     return found
 
 
+def explained(line: dict[str, Any]) -> float:
+    """Share of the targets that is predicted, beyond knowing the position."""
+    return 1 - line["health_loss"] / line["position_mean_loss"]
+
+
 def changes(found: dict[str, list[Run]], path: Path) -> None:
     """A row a variant; a dot a seed, a bar their mean, a line through the recipe's."""
     figure = blank(9.5, 0.32 * len(found) + 1.0)
@@ -60,16 +66,16 @@ def changes(found: dict[str, list[Run]], path: Path) -> None:
         axes.grid(axis="x", color="#EBEBEB", linewidth=0.7)
         for row, seeds in enumerate(found.values()):
             values = [run[key] for run in seeds]
-            axes.plot([sum(values) / len(values)], [row], "|", color=INK, markersize=13, markeredgewidth=1.8)
+            axes.plot([fmean(values)], [row], "|", color=INK, markersize=13, markeredgewidth=1.8)
             axes.plot(values, [row] * len(values), "o", color=BLUE, markersize=4.5, alpha=0.75)
         own = [run[key] for run in found["base"]]
-        axes.axvline(sum(own) / len(own), color=BLUE, linewidth=0.8)
-        control = found["base"][0]["chance"] if key == "mrr" else sum(drawn) / len(drawn) if drawn else None
+        axes.axvline(fmean(own), color=BLUE, linewidth=0.8)
+        control = found["base"][0]["chance"] if key == "mrr" else fmean(drawn) if drawn else None
         if control is not None:
             axes.axvline(control, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
             name = "chance" if key == "mrr" else "random encoder"
-            axes.text(control, 0.98, f" {name} ", color=GREY, fontsize=7.5, rotation=90, ha="right", va="top")
-            axes.texts[-1].set_transform(axes.get_xaxis_transform())
+            where = {"rotation": 90, "ha": "right", "va": "top", "transform": axes.get_xaxis_transform()}
+            axes.text(control, 0.98, f" {name} ", color=GREY, fontsize=7.5, **where)
     charts[0].set_yticks(range(len(found)), [NAMES[name] for name in found])
     charts[0].invert_yaxis()
     save(figure, path)
@@ -79,7 +85,7 @@ def curves(found: dict[str, list[Run]], path: Path) -> None:
     """The mean of the seeds of some variants along the training."""
     panels = {
         "RankMe (directions the features span)": lambda line: line["rankme"],
-        "Explained, beyond knowing the position": lambda line: 1 - line["health_loss"] / line["position_mean_loss"],
+        "Explained, beyond knowing the position": explained,
         "Action sensitivity": lambda line: line["action_sensitivity"],
         "Target variance between images": lambda line: line["target_variance"],
     }
@@ -90,7 +96,7 @@ def curves(found: dict[str, list[Run]], path: Path) -> None:
         for name, colour in LINES.items():
             seeds = [run["metrics"] for run in found.get(name, ())]
             steps = [line["step"] for line in seeds[0]] if seeds else []
-            means = [sum(map(value, lines)) / len(lines) for lines in zip(*seeds, strict=True)]
+            means = [fmean(map(value, lines)) for lines in zip(*seeds, strict=True)]
             axes.plot(steps, means, "o-", color=colour, markersize=3.5, linewidth=1.5, label=NAMES[name])
         axes.set_ylim(bottom=0)
     figure.axes[0].legend(fontsize=7.5, frameon=False)

@@ -225,10 +225,9 @@ def open_pictures(source: str, size: int | None = None) -> ImageSet:
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() in listing.SUFFIXES:
         return Files(path.parent, [path.name], path.stem, "all")
-    if path.is_dir():
-        return Files(path, listing.pictures_among(path, listing.folder_names(path)), path.resolve().name, "all")
-    if path.is_file() and path.suffix.lower() == ".zip":
-        return Files(path, listing.pictures_among(path, listing.archive_names(path)), path.stem, "all")
+    if path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
+        name = path.resolve().name if path.is_dir() else path.stem
+        return Files(path, listing.pictures_among(path, listing.file_names(path)), name, "all")
     return open_images(source, "all", size=size)
 
 

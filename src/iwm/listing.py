@@ -32,14 +32,14 @@ def locate(source: str) -> tuple[Path, str]:
 def file_names(path: Path) -> list[str]:
     """Paths of all files in a folder or a zip archive, below it. Raises UserError when it is neither."""
     if path.is_dir():
-        return folder_names(path)
+        return _folder_names(path)
     if path.suffix.lower() == ".zip":
-        return archive_names(path)
+        return _archive_names(path)
     hint = "give the folder it lies in" if path.suffix.lower() in SUFFIXES else "give a folder, a .zip or an .npz"
     raise UserError(f"'{path}' is not a source of images; {hint}.")
 
 
-def archive_names(path: Path) -> list[str]:
+def _archive_names(path: Path) -> list[str]:
     """Paths in a zip archive. Raises UserError when it cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -48,7 +48,7 @@ def archive_names(path: Path) -> list[str]:
         raise UserError(f"'{path}' is not a readable zip archive ({reason(error)}); make it again.") from error
 
 
-def folder_names(root: Path) -> list[str]:
+def _folder_names(root: Path) -> list[str]:
     """Paths of all files below a folder, links followed."""
     names = []
     seen: set[str] = set()  # links are followed, but a loop only once

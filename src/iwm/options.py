@@ -34,32 +34,42 @@ class Sweep(Protocol, Axes):  # fields come from the last base first
 
 
 @dataclass(frozen=True)
-class World:
+class Source:
+    """Which run is measured, or learns, on which images."""
+
     run: Positional[str]
     """A run folder, exported weights, or hf-hub:user/name."""
     data: str
-    """Source of the held-out images."""
-    images: int = 64
-    bank: int = 256
-    seed: int = 0
-    frozen_random_twin: bool = False
-    """Also train and rank a twin with a frozen random encoder: same predictor, same budget."""
+    """A labelled source."""
     val: str = ""
+    """Source of the images that are reported on; by default the source's own."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What every number depends on or goes by."""
+
+    seed: int = 0
     out: str = ""
     """Where results go when RUN is not a local run folder."""
     speed: config.Speed = field(default_factory=config.Speed)
 
 
 @dataclass(frozen=True)
-class Probe:
+class World(Measured, Source):
+    data: str
+    """Source of the held-out images."""
+    images: int = 64
+    bank: int = 256
+    frozen_random_twin: bool = False
+    """Also train and rank a twin with a frozen random encoder: same predictor, same budget."""
+
+
+@dataclass(frozen=True)
+class Probe(Measured, Source):
     run: Positional[str]
     """A run folder, exported weights, hf-hub:user/name, or timm:NAME[,weights=PATH]."""
-    data: str
-    """A labelled source."""
     kind: Literal["knn", "linear", "attentive"] = "linear"
-    val: str = ""
-    """Source of the images that are reported on; by default the source's own."""
-    seed: int = 0
     k: int = 20
     """Neighbours of kNN."""
     pooling: Literal["mean", "max"] = "mean"
@@ -76,28 +86,12 @@ class Probe:
     """Also a random encoder and raw pixels."""
     encoder: str = ""
     """Another encoder beside this one, through the same probe: timm:NAME[,weights=PATH] or a RUN."""
-    out: str = ""
-    """Where results go when RUN is not a local run folder."""
-    speed: config.Speed = field(default_factory=config.Speed)
 
 
 @dataclass(frozen=True)
-class Source:
-    """Which run learns what from which images."""
-
-    run: Positional[str]
-    """A run folder, exported weights, or hf-hub:user/name."""
-    data: str
-    """A labelled source."""
-    val: str = ""
-    """Source of the images that are reported on; by default the source's own."""
-
-
-@dataclass(frozen=True)
-class Learning:
+class Learning(Measured):
     """What `iwm finetune`, `efficiency`, `multitask` and `segment` have in common."""
 
-    seed: int = 0
     epochs: int = 20
     batch_size: int = 128
     lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
@@ -110,9 +104,6 @@ class Learning:
     """Learn on the student instead of the EMA encoder."""
     size: int = 0
     """Side of the pictures; 0: the run's."""
-    out: str = ""
-    """Where results go when RUN is not a local run folder."""
-    speed: config.Speed = field(default_factory=config.Speed)
 
     def settings(self, kind: Callable[..., T]) -> T:
         """Such settings (`iwm.evaluation.tuning.Tuning`), filled from the options of the same names."""

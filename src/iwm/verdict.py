@@ -43,6 +43,11 @@ def accuracy_error(top1: float, count: float) -> float:
     return math.sqrt(top1 * (1 - top1) / count)
 
 
+def difference_error(a: float, b: float, count: float) -> float:
+    """Standard error of the difference of two accuracies over `count` images each."""
+    return math.hypot(accuracy_error(a, count), accuracy_error(b, count))
+
+
 def number(result: Mapping[str, Any], key: str) -> float | None:
     """A finite number of a result, else None."""
     value = result.get(key)
@@ -236,7 +241,7 @@ def judge_segmentation(result: Result) -> Finding:
 def _error(a: float, b: float, result: Result) -> float:
     """Standard error of a difference of two accuracies on the test images; 0 when their number is not known."""
     count = number(result, "n_val")
-    return math.hypot(accuracy_error(a, count), accuracy_error(b, count)) if count else 0.0
+    return difference_error(a, b, count) if count else 0.0
 
 
 def judge_results(found: Sequence[Result]) -> list[Finding]:

@@ -11,7 +11,6 @@ Beside it the usual answer, a probe trained on corrupted images. Corruptions are
 """
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +31,7 @@ from iwm.loader import load_all
 from iwm.log import console, progress
 from iwm.model import ImageWorldModel, Tokens
 from iwm.randomness import permutation, uniforms
-from iwm.verdict import accuracy_error, standing
+from iwm.verdict import accuracy_error, difference_error, standing
 from iwm.world import held_out, reference_space
 
 COPIES = 3
@@ -111,8 +110,7 @@ def undo(o: Undo) -> dict[str, Any]:
 
 def _is_worse(after: float, before: float, count: int) -> bool:
     """By more than two standard errors of the difference, over `count` images."""
-    error = math.hypot(accuracy_error(after, count), accuracy_error(before, count))
-    return standing(after, before, error) == "BELOW"
+    return standing(after, before, difference_error(after, before, count)) == "BELOW"
 
 
 def labelled(
