@@ -20,7 +20,8 @@ NAMES = ("demo", "cifar10", *PAPER_HEADS)
 
 
 def settings_of(size: str, precision: str, options: Options) -> Config:
-    """The recipe of that name, or the paper's settings at that size with a batch this machine can take."""
+    """The recipe of that name, or the paper's settings at that size with a batch this machine can take; AdamW for all,
+    as the peers have it."""
     if size in PAPER_HEADS:
         quick, cpu, gpu = BATCH[size]
         batch = gpu if options.device.type == "cuda" else quick if options.quick else cpu
@@ -28,6 +29,7 @@ def settings_of(size: str, precision: str, options: Options) -> Config:
         settings = replace(settings, optim=replace(settings.optim, batch_size=batch))
     else:
         settings = recipes.get(size)
+        settings = replace(settings, optim=replace(settings.optim, kind="adamw"))
     device = cast(Literal["cpu", "cuda"], options.device.type)
     precision = cast(Literal["fp32", "bf16"], precision)
     threads = torch.get_num_threads()

@@ -58,11 +58,12 @@ def test_a_run_leaves_what_the_contract_says(tmp_path):
     assert model.settings == config.load(out / "config.yaml")
 
 
-@pytest.mark.parametrize("norm", ["batch", "token"])
-def test_resume_equals_no_interruption_bit_for_bit(tmp_path, monkeypatch, norm):
+@pytest.mark.parametrize(("norm", "kind"), [("batch", "adamw"), ("token", "adamw"), ("batch", "muon")])
+def test_resume_equals_no_interruption_bit_for_bit(tmp_path, monkeypatch, norm, kind):
     objective = config.Objective(target_norm=norm, variance=0.5, covariance=0.1)
-    straight = train.pretrain(settings(tmp_path, "straight", objective=objective))
-    stopped = settings(tmp_path, "stopped", objective=objective)
+    made = [settings(tmp_path, name, objective=objective) for name in ("straight", "stopped")]
+    plain, stopped = (replace(chosen, optim=replace(chosen.optim, kind=kind)) for chosen in made)
+    straight = train.pretrain(plain)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 4)
         with pytest.raises(Interrupted, match="Saved at step 5 of 8"):
@@ -132,7 +133,7 @@ def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
     training = train.Training.start(chosen, 4)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(out / "checkpoints", 9, training.model, training.optimiser, 2, 64)
+        checkpoint.save(out / "checkpoints", 9, training.model, training.optimisers, 2, 64)
     assert sorted(p.name for p in (out / "checkpoints").glob("step-*")) == names
     assert checkpoint.newest(out / "checkpoints")[0].step == 8  # pyright: ignore
 
@@ -191,8 +192,9 @@ def test_accumulation_gives_the_same_step(norm):
         torch.testing.assert_close(value, after[1][1][name], atol=2e-5, rtol=1e-4, msg=name)
 
 
-def test_a_step_that_is_not_finite_changes_no_weight():
-    training = train.Training.start(tiny(), 4)
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_step_that_is_not_finite_changes_no_weight(kind):
+    training = train.Training.start(tiny(optim=replace(tiny().optim, kind=kind)), 4)
     training.step(one_batch())
     before = {k: v.clone() for k, v in training.model.state_dict().items()}
     with torch.no_grad():
@@ -356,7 +358,7 @@ def test_a_finished_run_started_again_ends_at_once(tmp_path, monkeypatch):
 def test_a_damaged_newer_checkpoint_does_not_push_out_the_good_one(tmp_path):
     out = tmp_path / "checkpoints"
     training = train.Training.start(tiny(), 4)
-    checkpoint.save(out, 9, training.model, training.optimiser, 1, 64)
+    checkpoint.save(out, 9, training.model, training.optimisers, 1, 64)
     (out / "step-00000009" / "state.json").write_text("{")
-    checkpoint.save(out, 7, training.model, training.optimiser, 1, 64)
+    checkpoint.save(out, 7, training.model, training.optimisers, 1, 64)
     assert [path.name for path in out.iterdir()] == ["step-00000007"]

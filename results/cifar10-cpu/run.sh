@@ -4,8 +4,8 @@
 # of corrupted, masked sources, then 100,000 of which every other step's are clean and whole. The recipe now mixes them from the start.
 set -eu
 data=${1:?give the path of cifar10.zip}
-first="--masks.whole 0 --speed.threads 1 --log-every 500 --save-every 500 --probe-every 2"
-then="--init runs/cifar10-first --masks.whole 0.5 --optim.lr 7e-4 --optim.warmup-epochs 0.05 --speed.threads 1 --log-every 200 --save-every 500"
+first="--optim.kind adamw --optim.lr 1.5e-3 --masks.whole 0 --speed.threads 1 --log-every 500 --save-every 500 --probe-every 2"
+then="--init runs/cifar10-first --masks.whole 0.5 --optim.kind adamw --optim.lr 7e-4 --optim.warmup-epochs 0.05 --speed.threads 1 --log-every 200 --save-every 500"
 # shellcheck disable=SC2086
 iwm pretrain cifar10 --data.source "$data" --out runs/cifar10-first $first
 test -e runs/cifar10/config.yaml || iwm pretrain cifar10 --data.source "$data" --out runs/cifar10 --optim.epochs 1 $then

@@ -24,11 +24,14 @@ NAMES = {
     "small-init": "initialisation with deviation .02",
     "narrow": "predictor 4 x 96 instead of 2 x 256",
     "slow-ema": "teacher's EMA from .996",
+    "muon": "Muon at 3e-3 instead of AdamW at 1.5e-3",
+    "muon-low": "Muon at 1.5e-3",
     "large-batch": "batch of 128 at the same rate, a quarter of the steps",
     "half-jitter": "colours changed in half of the views only",
     "no-destruction": "no grayscale, blur, solarisation",
     "paper": "the paper's objective, masks, predictor, start, teacher",
     "ijepa": "I-JEPA: no photometry, no action",
+    "muon-ijepa": "I-JEPA with Muon at 3e-3",
 }
 """The variants of ablation.sh in the order of reading, and what each changes."""
 LINES = {"base": BLUE, "no-spread": ORANGE, "paper": INK, "ijepa": GREEN}

@@ -23,6 +23,8 @@ from iwm.model import ImageWorldModel
 from iwm.vit import choose_attention
 
 FORMAT = 1
+STATE = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+"""What AdamW and Muon keep of a parameter."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,17 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimiser_tensors(model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     return {
         f"optimiser.{key}.{name}": value
+        for optimiser in optimisers
         for name, parameter in model.named_parameters()
         for key, value in optimiser.state.get(parameter, {}).items()
     }
 
 
 def save(
-    folder: Path, step: int, model: ImageWorldModel, optimiser: torch.optim.Optimizer, keep: int, images: int
+    folder: Path, step: int, model: ImageWorldModel, optimisers: list[torch.optim.Optimizer], keep: int, images: int
 ) -> Path:
     """Write the state after `step` optimiser steps and delete all but the newest `keep` checkpoints.
 
@@ -62,7 +65,7 @@ def save(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= _optimiser_tensors(model, optimiser)
+    tensors |= _optimiser_tensors(model, optimisers)
     file = part / "state.safetensors"
     save_file({name: value.contiguous() for name, value in tensors.items()}, file)
     meta = {"format": FORMAT, "step": step, "images": images, "sha256": _digest(file)}
@@ -115,19 +118,18 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
-def restore(checkpoint: Checkpoint, model: ImageWorldModel, optimiser: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's state into model and optimiser, in place."""
+def restore(checkpoint: Checkpoint, model: ImageWorldModel, optimisers: list[torch.optim.Optimizer]) -> None:
+    """Put a checkpoint's state into model and optimisers, in place."""
     tensors = checkpoint.tensors
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
     device = model.device
-    for name, parameter in model.named_parameters():
-        state = {}
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = tensors.get(f"optimiser.{key}.{name}")
-            if value is not None:
-                state[key] = value.to(device)
-        if state:
-            optimiser.state[parameter] = state
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for optimiser in optimisers:
+        for parameter in (p for group in optimiser.param_groups for p in group["params"]):
+            keys = [f"optimiser.{key}.{names[parameter]}" for key in STATE]
+            state = {key: tensors[full].to(device) for key, full in zip(STATE, keys, strict=True) if full in tensors}
+            if state:
+                optimiser.state[parameter] = state
 
 
 # ---- weights for use -----------------------------------------------------------------------------------------------

@@ -384,12 +384,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except Interrupted as saved:
+        print(saved, file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `iwm sweep --help | head -3`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is the rest flushed to nobody at exit
         return 141
+    except OSError as error:
+        name, reason = error.filename or "A file", error.strerror or error
+        print(f"{name} cannot be used ({reason}); check path and space.", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+            raise
+        print(
+            "Out of memory: lower optim.batch_size, or keep it and raise optim.accumulate, so that each part is smaller.",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def _load_own_code(argv: list[str]) -> list[str]:
@@ -419,24 +434,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if argv[0] not in VERBS:
         raise UserError(f"There is no verb '{argv[0]}': {config.did_you_mean(argv[0], VERBS)}")
-    try:
-        return VERBS[argv[0]][0](_load_own_code(argv[1:])) or 0
-    except Interrupted as saved:
-        print(saved, file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or 'A file'} cannot be used ({error.strerror or error}); check path and space."
-        ) from error
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
-            raise UserError(
-                "Out of memory: lower optim.batch_size, or keep it and raise optim.accumulate, so that each part is "
-                "smaller."
-            ) from error
-        raise
+    return VERBS[argv[0]][0](_load_own_code(argv[1:])) or 0
 
 
 if __name__ == "__main__":

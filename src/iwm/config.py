@@ -165,8 +165,11 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """AdamW and the schedules (reference: I-JEPA's, stretched by 1.25)."""
+    """The optimiser and the schedules (reference: I-JEPA's, stretched by 1.25)."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices of attention and MLPs are moved by orthogonalised momentum (Jordan et al. 2024), the rest by
+    AdamW; learning rate and weight decay mean the same for both."""
     epochs: int = 300
     batch_size: int = 2048
     accumulate: int = 1

@@ -1,13 +1,16 @@
-"""Parameter groups, AdamW, and the schedules of learning rate, weight decay and EMA as pure functions of the step.
+"""What moves the weights (AdamW, Muon), and the schedules of learning rate, weight decay and EMA as pure functions of
+the step.
 
 Schedules run to `stretch` times the training length, so training stops before they end (I-JEPA's ipe_scale).
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from iwm.config import Optim
 
@@ -53,15 +56,78 @@ class Schedule:
         return s.ema + (s.ema_final - s.ema) * min(1.0, step / self._horizon)
 
 
-def adamw(model: nn.Module, settings: Optim) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; no weight decay on biases, stacked ones too, nor on other 1-D ones."""
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are orthogonalised (Jordan et al. 2024), for the weight matrices of hidden layers.
+
+    The update of `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`: its root mean square is that of AdamW's, so
+    learning rate and weight decay are AdamW's too (Liu et al. 2025). Unlike that one it multiplies in float32 where
+    bfloat16 is not multiplied in hardware, takes equal shapes at once on a GPU, and like the fused AdamW leaves
+    everything untouched where `found_inf` is 1.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], momentum: float, dtype: torch.dtype) -> None:
+        super().__init__(matrices, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum, "decays": True})
+        self.dtype = dtype
+        self.found_inf: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of every matrix that has a gradient."""
+        for group in self.param_groups:
+            alike: dict[torch.Size, list[nn.Parameter]] = {}
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    alike.setdefault(weight.shape, []).append(weight)
+            for weights in alike.values():
+                at_once = len(weights) if weights[0].is_cuda else 1  # batched products are the slower ones on a CPU
+                for first in range(0, len(weights), at_once):
+                    self._update(weights[first : first + at_once], group)
+
+    def _update(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Move matrices of one shape."""
+        for weight in weights:
+            self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+        buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
+        gradients = torch.stack([weight.grad for weight in weights if weight.grad is not None])
+        momenta = torch.stack(buffers).lerp(gradients, 1 - group["momentum"])
+        towards = orthogonal(gradients.lerp(momenta, group["momentum"]).to(self.dtype))
+        rate = group["lr"] * 0.2 * math.sqrt(max(towards.shape[-2:]))
+        for weight, buffer, momentum, update in zip(weights, buffers, momenta, towards, strict=True):
+            moved = weight * (1 - group["lr"] * group["weight_decay"]) - rate * update
+            for kept, new in ((weight, moved), (buffer, momentum)):
+                kept.copy_(new if self.found_inf is None else torch.where(self.found_inf.bool(), kept, new))
+
+
+def orthogonal(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
+    """Nearly U V^T of each matrix U S V^T, its singular values somewhere in 0.7-1.2: five quintic Newton-Schulz steps
+    (Jordan et al. 2024), in the precision of what is given."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.mT if tall else x
+
+
+def optimisers(model: nn.Module, settings: Optim, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
+    """What trains the trainable parameters: AdamW, or with `kind: muon` Muon (multiplying in `dtype`) for the matrices
+    of attention and MLPs and AdamW for the rest. No weight decay on biases, stacked ones too, nor on other 1-D ones."""
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decays = {name: p.ndim > 1 and not name.endswith("bias") for name, p in trainable}
+    hidden = [p for name, p in trainable if settings.kind == "muon" and _is_hidden(name, p)]
+    taken = {id(p) for p in hidden}
+    rest = [(p.ndim > 1 and not name.endswith("bias"), p) for name, p in trainable if id(p) not in taken]
     groups = [
-        {"params": [p for name, p in trainable if decays[name]], "decays": True},
-        {"params": [p for name, p in trainable if not decays[name]], "decays": False, "weight_decay": 0.0},
+        {"params": [p for decays, p in rest if decays], "decays": True},
+        {"params": [p for decays, p in rest if not decays], "decays": False, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, fused=True)
+    return [Muon(hidden, 0.95, dtype), adamw] if hidden else [adamw]
+
+
+def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
+    """A weight matrix of a transformer block's attention or MLP; neither embeddings nor the conditioning's."""
+    return parameter.ndim == 2 and (".attn." in name or ".mlp." in name)
 
 
 def apply_schedule(optimiser: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:

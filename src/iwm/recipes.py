@@ -35,7 +35,7 @@ def small(image_size: int, patch_size: int, epochs: int) -> Config:
     Against the paper's: all positions predicted, targets averaged over all blocks and normalised per channel over the
     batch, light variance and covariance terms, every view jittered, AdaLN conditioning, a shallow predictor wider than
     the encoder that is asked for three positions in eight at a time, every fourth step on clean and whole sources,
-    Glorot/He initialisation, EMA from 0.99, small batches.
+    Glorot/He initialisation, EMA from 0.99, small batches, Muon instead of AdamW.
     """
     return Config(
         data=Data(image_size=image_size),
@@ -45,9 +45,10 @@ def small(image_size: int, patch_size: int, epochs: int) -> Config:
         predictor=Predictor(depth=2, width=256, conditioning="adaln", init="xavier"),
         objective=Objective(target_norm="batch", target_layers=4, variance=0.1, covariance=0.004),
         optim=Optim(
+            kind="muon",
             epochs=epochs,
             batch_size=32,
-            lr=1.5e-3,
+            lr=3e-3,
             lr_batch=32,
             lr_start=1e-4,
             lr_final=1e-5,
@@ -177,6 +178,11 @@ def _clean(actions: Actions) -> Actions:
     return replace(actions, level="jitter", jitter_probability=0.0)
 
 
+def _adamw(optim: Optim) -> Optim:
+    """AdamW, which the other families' authors take, at the half of Muon's rate that the small recipe had with it."""
+    return optim if optim.kind == "adamw" else replace(optim, kind="adamw", lr=optim.lr / 2)
+
+
 def _generative(base: Config, objective: Objective) -> Config:
     """MAE's betas and initialisation, and an EMA that follows closely: it gives no targets that should be steady."""
     return replace(
@@ -184,7 +190,7 @@ def _generative(base: Config, objective: Objective) -> Config:
         encoder=replace(base.encoder, init="xavier"),
         predictor=replace(base.predictor, init="xavier"),
         objective=objective,
-        optim=replace(base.optim, betas=(0.9, 0.95), ema=0.99, ema_final=0.999),
+        optim=replace(_adamw(base.optim), betas=(0.9, 0.95), ema=0.99, ema_final=0.999),
     )
 
 
@@ -201,7 +207,7 @@ def _joint(base: Config, objective: Objective) -> Config:
         masks=Masks(sampler="none"),
         encoder=replace(base.encoder, init="xavier"),
         objective=replace(objective, projector_width=4096 if base.encoder.width >= 384 else 1024),
-        optim=replace(base.optim, batch_size=batch, lr_batch=max(batch, base.optim.lr_batch)),
+        optim=replace(_adamw(base.optim), batch_size=batch, lr_batch=max(batch, base.optim.lr_batch)),
     )
 
 

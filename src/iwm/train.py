@@ -24,7 +24,7 @@ from iwm.log import Metrics, console, progress
 from iwm.masks import is_whole, sample_masks
 from iwm.model import ImageWorldModel
 from iwm.online import OnlineProbe
-from iwm.optim import Schedule, adamw, apply_schedule
+from iwm.optim import Schedule, apply_schedule, optimisers
 from iwm.views import Views, make_independent_views, make_views
 from iwm.vit import choose_attention, compile_blocks
 
@@ -65,7 +65,7 @@ class Training:
 
     settings: config.Config
     model: ImageWorldModel
-    optimiser: torch.optim.AdamW
+    optimisers: list[torch.optim.Optimizer]
     schedule: Schedule
     device: torch.device
     precision: str
@@ -78,8 +78,8 @@ class Training:
         choose_attention(model, device, precision)
         if settings.speed.compile:
             compile_blocks(model)
-        optimiser = adamw(model, settings.optim)
-        return cls(settings, model, optimiser, Schedule(settings.optim, steps_per_epoch), device, precision)
+        movers = optimisers(model, settings.optim, torch.bfloat16 if precision == "bf16" else torch.float32)
+        return cls(settings, model, movers, Schedule(settings.optim, steps_per_epoch), device, precision)
 
     def micro_batches(self, batch: Batch) -> list[tuple[Crops, np.ndarray]]:
         """The step's crops and indices, split into `optim.accumulate` parts."""
@@ -118,7 +118,7 @@ class Training:
         if batch.step == 0:
             self._calibrate(parts)
         total = torch.zeros((), device=self.device)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         for crops, indices in parts:
             loss = self.loss(crops, indices, batch.step) / len(parts)
             loss.backward()
@@ -127,11 +127,12 @@ class Training:
         limit = self.settings.optim.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(trainable, limit, foreach=True)
         finite = torch.isfinite(total) & torch.isfinite(norm)
-        # AdamW's fused kernel leaves everything untouched where `found_inf` is 1, without asking the host.
-        self.optimiser.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
-        self.optimiser.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
-        apply_schedule(self.optimiser, self.schedule, batch.step)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            # The fused AdamW, and our Muon, leave everything untouched where `found_inf` is 1, without asking the host.
+            optimiser.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+            optimiser.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+            apply_schedule(optimiser, self.schedule, batch.step)
+            optimiser.step()
         self.model.after_step(self.schedule.ema(batch.step))
         return total, finite
 
@@ -207,7 +208,7 @@ def _pretrain(settings: config.Config, source: ImageSet, out: Path) -> Path:
     loader = Loader(source, settings.data, batch_size, seed, settings.speed, start, pairs=pairs)
     training = Training.start(settings, loader.steps_per_epoch)
     if saved:
-        checkpoint.restore(saved, training.model, training.optimiser)
+        checkpoint.restore(saved, training.model, training.optimisers)
     elif settings.init:
         initialise_from(training.model, settings.init)
     steps = training.schedule.steps
@@ -340,7 +341,7 @@ def _loop(training: Training, loader: Loader, watch: Watch, out: Path, start: in
                 if not console.is_terminal:  # a log file shows no bar: say it in lines
                     console.print(f"step {done:,} of {steps:,}  {note}")
             if final or done % s.run.save_every == 0 or stop.asked:
-                checkpoint.save(folder, done, training.model, training.optimiser, s.run.keep, watch.images)
+                checkpoint.save(folder, done, training.model, training.optimisers, s.run.keep, watch.images)
                 saved = done
             bar.update(task, completed=done)
             if final or stop.asked:
