@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-from benchmarks import masks, peak, step, views
+from benchmarks import masks, muon, peak, step, views
 from benchmarks.sizes import NAMES
 from benchmarks.timing import Options, write
 from iwm import hardware
 from iwm.config import Speed
 from iwm.log import console
 
-SUBJECTS = {"step": step.measure, "views": views.measure, "masks": masks.measure, "peak": peak.measure}
+SUBJECTS = {module.__name__.split(".")[-1]: module.measure for module in (step, views, masks, peak, muon)}
 
 
 def main() -> None:

@@ -400,10 +400,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
             raise
-        print(
-            "Out of memory: lower optim.batch_size, or keep it and raise optim.accumulate, so that each part is smaller.",
-            file=sys.stderr,
-        )
+        parts = "keep it and raise optim.accumulate, so that each part is smaller"
+        print(f"Out of memory: lower optim.batch_size, or {parts}.", file=sys.stderr)
         return 2
 
 

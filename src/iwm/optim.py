@@ -114,7 +114,7 @@ def optimisers(model: nn.Module, settings: Optim, dtype: torch.dtype = torch.flo
     """What trains the trainable parameters: AdamW, or with `kind: muon` Muon (multiplying in `dtype`) for the matrices
     of attention and MLPs and AdamW for the rest. No weight decay on biases, stacked ones too, nor on other 1-D ones."""
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in trainable if settings.kind == "muon" and _is_hidden(name, p)]
+    hidden = [p for name, p in trainable if settings.kind == "muon" and is_hidden(name, p)]
     taken = {id(p) for p in hidden}
     rest = [(p.ndim > 1 and not name.endswith("bias"), p) for name, p in trainable if id(p) not in taken]
     groups = [
@@ -125,7 +125,7 @@ def optimisers(model: nn.Module, settings: Optim, dtype: torch.dtype = torch.flo
     return [Muon(hidden, 0.95, dtype), adamw] if hidden else [adamw]
 
 
-def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
+def is_hidden(name: str, parameter: nn.Parameter) -> bool:
     """A weight matrix of a transformer block's attention or MLP; neither embeddings nor the conditioning's."""
     return parameter.ndim == 2 and (".attn." in name or ".mlp." in name)
 

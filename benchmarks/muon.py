@@ -1,0 +1,34 @@
+"""Muon, updates a second of all the matrices it moves: ours against `torch.optim.Muon`, and against the fused AdamW on
+the same matrices, which says what it costs.
+
+PyTorch's always multiplies in bfloat16; ours in the precision of the run, which is what counts where the processor has
+no products of bfloat16. Momentum, learning rate and weight decay are the same; gradients are drawn once.
+"""
+
+from typing import Any
+
+import torch
+
+from benchmarks.sizes import settings_of
+from benchmarks.timing import Contender, Options, compare, show
+from iwm import train
+from iwm.optim import Muon, is_hidden
+
+
+def measure(options: Options) -> tuple[list[dict[str, Any]], list[str]]:
+    rows: list[dict[str, Any]] = []
+    for size in options.sizes:
+        for precision in options.precisions:
+            model = train.build(settings_of(size, precision, options), options.device)
+            matrices = [p for name, p in model.named_parameters() if p.requires_grad and is_hidden(name, p)]
+            for weight in matrices:
+                weight.grad = torch.randn_like(weight)
+            ours = Muon(matrices, 0.95, torch.bfloat16 if precision == "bf16" else torch.float32)
+            ours.found_inf = torch.zeros((), device=options.device)
+            theirs = torch.optim.Muon(matrices, lr=0.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+            adamw = torch.optim.AdamW(matrices, lr=0.0, fused=True)
+            field = [Contender("iwm", ours.step, 1), Contender("torch.optim.Muon", theirs.step, 1, "bf16 always")]
+            field.append(Contender("fused AdamW", adamw.step, 1))
+            rows += compare(field, options, size=size, matrices=len(matrices), precision=precision)
+    show("Muon, updates a second", rows)
+    return rows, []
