@@ -114,6 +114,7 @@ def test_the_papers_recipe_is_untouched():
         0.996,
         1.25,
     )
+    assert s.optim.kind == "adamw"
     assert s.actions == config.Actions()
     assert recipes.get("imagenet-vitb16-inv").predictor.depth == 12
     assert (recipes.get("imagenet-vitl16").predictor.depth, recipes.get("imagenet-vitl16").predictor.width) == (36, 512)
@@ -133,3 +134,5 @@ def test_families_are_transformations_of_the_sizes():
         assert (own.data.image_size, own.optim.epochs) == (size.data.image_size, size.optim.epochs)
         assert (own.encoder.width, own.encoder.depth) == (size.encoder.width, size.encoder.depth)
         assert recipes.get(f"{family}-demo").run.out == f"runs/{family}-demo", "another run folder than the demo's"
+        moved_by = (own.optim.kind, own.optim.lr)
+        assert moved_by == (("muon", 3e-3) if family == "ijepa" else ("adamw", 1.5e-3)), "as measured"
