@@ -88,13 +88,13 @@ def eurosat() -> Config:
 
 
 def imagenette() -> Config:
-    """Imagenette at 128 px on one GPU: an encoder of ViT-S's size."""
+    """Imagenette at 128 px on one GPU: an encoder of ViT-S's size. Not run so far."""
     base = small(image_size=128, patch_size=16, epochs=100)
     return replace(
         base,
         encoder=replace(base.encoder, width=384, depth=12),
         predictor=replace(base.predictor, width=384, depth=6),
-        optim=replace(base.optim, batch_size=256, lr=1e-3, lr_batch=256, warmup_epochs=5),
+        optim=replace(base.optim, batch_size=256, lr=2e-3, lr_batch=256, warmup_epochs=5),
     )
 
 
