@@ -25,7 +25,7 @@ RUN=$OUT/cifar10-vits
 piece() {
     case $1 in
     tests)
-        exec "$PYTHON" -m pytest tests/test_train.py tests/test_model.py tests/test_vit.py tests/test_benchmarks.py
+        exec "$PYTHON" -m pytest tests/test_train.py tests/test_optim.py tests/test_model.py tests/test_vit.py tests/test_benchmarks.py
         ;;
     vit-s | vit-b) bench "$1" ;;
     vit-s-compiled | vit-b-compiled) bench "${1%-compiled}" --compile ;;
@@ -33,7 +33,7 @@ piece() {
         # The recipe's settings at ViT-S size; patches of 4, so 64 tokens an image.
         exec "$PYTHON" -m iwm.cli pretrain cifar10 --data.source "$PACK/cifar10.zip" --out "$RUN" \
             --encoder.width 384 --encoder.depth 12 --encoder.heads 6 --predictor.width 192 --predictor.depth 6 \
-            --optim.epochs "$EPOCHS" --optim.batch-size "$BATCH" --optim.lr-batch "$BATCH" --speed.precision bf16
+            --optim.epochs "$EPOCHS" --optim.batch-size "$BATCH" --optim.lr-batch "$BATCH" --optim.lr 2e-3 --speed.precision bf16
         ;;
     esac
 }

@@ -1,8 +1,9 @@
 """Training step, images a second: ours against the plain twin, and as I-JEPA against the libraries that have it.
 
 A step is views, masks, teacher, student, predictor, loss, backward, clipping, AdamW, EMA; decoding is not in it.
-`objective` iwm: the recipe's own settings (demo, cifar10) or the paper's (vit-s, vit-b); `objective` ijepa: the same
-sizes without action and with token-normalised targets, the one thing the other libraries can be set to.
+`objective` iwm: the recipe's own settings (demo, cifar10; with AdamW: what Muon costs, `benchmarks.muon` says) or the
+paper's (vit-s, vit-b); `objective` ijepa: the same sizes without action and with token-normalised targets, all that the
+other libraries can be set to.
 """
 
 from typing import Any

@@ -10,6 +10,7 @@ from conftest import pictures_file, tiny, trained_on
 from picture_files import write
 
 from iwm import checkpoint, cli, config, train
+from iwm.errors import Interrupted, UserError
 from iwm.model import ImageWorldModel
 
 SMALL = [
@@ -302,3 +303,33 @@ def test_a_reader_that_stops_reading_is_no_error(words):
         running.stdout.close()
         assert running.stderr.read() == b""
         assert running.wait() == 141
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (UserError("One sentence."), 2, "One sentence."),
+        (Interrupted("Saved at step 3."), 130, "Saved at step 3."),
+        (KeyboardInterrupt(), 130, "Stopped."),
+        (FileNotFoundError(2, "No such file or directory", "a.npz"), 2, "a.npz cannot be used (No such file"),
+        (MemoryError(), 2, "Out of memory: lower optim.batch_size"),
+        (RuntimeError("CUDA error: out of memory"), 2, "Out of memory: lower optim.batch_size"),
+    ],
+    ids=repr,
+)
+def test_what_goes_wrong_ends_in_a_sentence_and_a_code(monkeypatch, capsys, raised, code, said):
+    def verb(argv):
+        raise raised
+
+    monkeypatch.setitem(cli.VERBS, "doctor", (verb, ""))
+    assert cli.main(["doctor"]) == code
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_mistake_of_our_own_is_not_dressed_up(monkeypatch):
+    def verb(argv):
+        raise RuntimeError("a shape does not fit")
+
+    monkeypatch.setitem(cli.VERBS, "doctor", (verb, ""))
+    with pytest.raises(RuntimeError, match="a shape"):
+        cli.main(["doctor"])

@@ -30,6 +30,7 @@ settings() {
     no-destruction) echo --actions.level jitter ;;                           # no grayscale, blur, solarisation
     muon) echo --optim.kind muon --optim.lr 3e-3 ;;                          # the recipe as it is now
     muon-low) echo --optim.kind muon ;;                                      # at AdamW's rate
+    adamw-high) echo --optim.lr 3e-3 ;;                                      # AdamW at Muon's
     muon-ijepa) settings ijepa && echo --optim.kind muon --optim.lr 3e-3 ;;  # I-JEPA with the same optimiser
     large-batch) echo --optim.batch-size 128 --optim.lr-batch 128 ;;         # a quarter of the steps at the same rate
     ijepa) echo --actions.level jitter --actions.jitter-probability 0 --masks.predict dropped --masks.queries 1 --masks.whole 0 \
@@ -38,7 +39,7 @@ settings() {
 }
 
 for seed in ${SEEDS:-0 1 2}; do
-    for variant in ${VARIANTS:-base paper ijepa no-spread token-norm last-layer dropped feature small-init narrow slow-ema muon muon-low muon-ijepa large-batch half-jitter no-destruction}; do
+    for variant in ${VARIANTS:-base paper ijepa no-spread token-norm last-layer dropped feature small-init narrow slow-ema muon muon-low adamw-high muon-ijepa large-batch half-jitter no-destruction}; do
         run=runs/ablation/$variant-$seed
         kept=$here/ablation/$variant-$seed
         test ! -e "$kept/eval/probe-linear-part.json" || continue

@@ -15,7 +15,10 @@ from iwm.pictures import BLUE, GREEN, GREY, INK, ORANGE, blank, save, style_axes
 
 HERE = Path(__file__).parent
 NAMES = {
-    "base": "the recipe",
+    "muon": "the recipe: Muon at 3e-3",
+    "muon-low": "Muon at 1.5e-3",
+    "base": "AdamW at 1.5e-3: what all below changes",
+    "adamw-high": "AdamW at 3e-3",
     "no-spread": "without variance and covariance terms",
     "token-norm": "targets normalised per token",
     "last-layer": "targets of the last block only",
@@ -24,8 +27,6 @@ NAMES = {
     "small-init": "initialisation with deviation .02",
     "narrow": "predictor 4 x 96 instead of 2 x 256",
     "slow-ema": "teacher's EMA from .996",
-    "muon": "Muon at 3e-3 instead of AdamW at 1.5e-3",
-    "muon-low": "Muon at 1.5e-3",
     "large-batch": "batch of 128 at the same rate, a quarter of the steps",
     "half-jitter": "colours changed in half of the views only",
     "no-destruction": "no grayscale, blur, solarisation",

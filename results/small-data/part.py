@@ -5,10 +5,12 @@ The test split stays unseen: it is for what is reported, not for what is chosen.
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from iwm import files
 from iwm.images import Subset, open_images
 from iwm.loader import load_all
 from iwm.randomness import permutation
@@ -26,4 +28,5 @@ for prefix, chosen in (("", order[:learned]), ("val_", order[learned : learned +
     pixels, kept = load_all(Subset(images, chosen), 32)
     arrays[f"{prefix}images"] = pixels.permute(0, 2, 3, 1).numpy()
     arrays[f"{prefix}labels"] = images.labels[chosen[kept]]
-np.savez(out, **arrays)
+with files.replacing(Path(out)) as part, part.open("wb") as file:
+    np.savez(file, **arrays)

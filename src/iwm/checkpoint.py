@@ -23,8 +23,6 @@ from iwm.model import ImageWorldModel
 from iwm.vit import choose_attention
 
 FORMAT = 1
-STATE = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
-"""What AdamW and Muon keep of a parameter."""
 
 
 @dataclass(frozen=True)
@@ -119,17 +117,21 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def restore(checkpoint: Checkpoint, model: ImageWorldModel, optimisers: list[torch.optim.Optimizer]) -> None:
-    """Put a checkpoint's state into model and optimisers, in place."""
+    """Put a checkpoint's state into model and optimisers, in place.
+
+    Raises UserError when it holds more than they take.
+    """
     tensors = checkpoint.tensors
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-    device = model.device
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    for optimiser in optimisers:
-        for parameter in (p for group in optimiser.param_groups for p in group["params"]):
-            keys = [f"optimiser.{key}.{names[parameter]}" for key in STATE]
-            state = {key: tensors[full].to(device) for key, full in zip(STATE, keys, strict=True) if full in tensors}
-            if state:
-                optimiser.state[parameter] = state
+    parameters = dict(model.named_parameters())
+    takes = {p: optimiser for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]}
+    for full, value in tensors.items():
+        if full.startswith("optimiser."):
+            key, name = full.split(".", 2)[1:]
+            parameter = parameters.get(name)
+            if parameter is None or parameter not in takes:
+                raise UserError(f"Checkpoint {checkpoint.path} holds {full}, which nothing here takes; start anew.")
+            takes[parameter].state[parameter][key] = value.to(model.device)
 
 
 # ---- weights for use -----------------------------------------------------------------------------------------------

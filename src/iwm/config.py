@@ -189,6 +189,7 @@ class Optim:
     stretch: float = 1.25
     """Schedules run to this multiple of the training length, which stops early."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's; Muon's momentum is .95."""
     clip: float = 0.0
     """Largest gradient norm; 0: no clipping."""
     freeze_encoder: bool = False

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iwm.config import Optim
+from iwm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,22 @@ class Schedule:
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrices are orthogonalised (Jordan et al. 2024), for the weight matrices of hidden layers.
 
-    The update of `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`: its root mean square is that of AdamW's, so
-    learning rate and weight decay are AdamW's too (Liu et al. 2025). Unlike that one it multiplies in float32 where
-    bfloat16 is not multiplied in hardware, takes equal shapes at once on a GPU, and like the fused AdamW leaves
-    everything untouched where `found_inf` is 1.
+        m <- momentum m + (1 - momentum) g;   u = orthogonal((1 - momentum) g + momentum m)   (Nesterov's look ahead)
+        W <- (1 - lr weight_decay) W - .2 sqrt(max(rows, columns)) lr u
+
+    The scale aims at the root mean square of AdamW's updates, .2 lr, so that rates and decay carry over (Liu et al.
+    2025). This is `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, except that it multiplies in `dtype`
+    (PyTorch's always in bfloat16, some thirty times slower where that is emulated), takes matrices of one shape at once
+    on a GPU, and like the fused AdamW leaves everything untouched where `found_inf` is 1.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], momentum: float, dtype: torch.dtype) -> None:
+    def __init__(self, matrices: list[nn.Parameter], dtype: torch.dtype, momentum: float = 0.95) -> None:
         super().__init__(matrices, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum, "decays": True})
         self.dtype = dtype
         self.found_inf: Tensor | None = None
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update of every matrix that has a gradient."""
         for group in self.param_groups:
             alike: dict[torch.Size, list[nn.Parameter]] = {}
@@ -81,26 +85,32 @@ class Muon(torch.optim.Optimizer):
             for weights in alike.values():
                 at_once = len(weights) if weights[0].is_cuda else 1  # batched products are the slower ones on a CPU
                 for first in range(0, len(weights), at_once):
-                    self._update(weights[first : first + at_once], group)
+                    self.update(weights[first : first + at_once], group)
 
-    def _update(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:
-        """Move matrices of one shape."""
+    @torch.no_grad()
+    def update(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Move matrices of one shape, all at once."""
         for weight in weights:
-            self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+            if not self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
         gradients = torch.stack([weight.grad for weight in weights if weight.grad is not None])
-        momenta = torch.stack(buffers).lerp(gradients, 1 - group["momentum"])
-        towards = orthogonal(gradients.lerp(momenta, group["momentum"]).to(self.dtype))
-        rate = group["lr"] * 0.2 * math.sqrt(max(towards.shape[-2:]))
-        for weight, buffer, momentum, update in zip(weights, buffers, momenta, towards, strict=True):
-            moved = weight * (1 - group["lr"] * group["weight_decay"]) - rate * update
-            for kept, new in ((weight, moved), (buffer, momentum)):
-                kept.copy_(new if self.found_inf is None else torch.where(self.found_inf.bool(), kept, new))
+        before, old = torch.stack(list(weights)), torch.stack(buffers)
+        new = old.lerp(gradients, 1 - group["momentum"])
+        towards = orthogonal(gradients.lerp(new, group["momentum"]).to(self.dtype))
+        after = before * (1 - group["lr"] * group["weight_decay"])
+        after.sub_(towards, alpha=group["lr"] * 0.2 * math.sqrt(max(towards.shape[-2:])))
+        if self.found_inf is not None:
+            skipped = self.found_inf.bool()
+            after, new = torch.where(skipped, before, after), torch.where(skipped, old, new)
+        for kept, moved in zip([*weights, *buffers], [*after, *new], strict=True):
+            kept.copy_(moved)
 
 
 def orthogonal(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
-    """Nearly U V^T of each matrix U S V^T, its singular values somewhere in 0.7-1.2: five quintic Newton-Schulz steps
-    (Jordan et al. 2024), in the precision of what is given."""
+    """Nearly U V^T of each matrix U S V^T: five quintic Newton-Schulz steps (Jordan et al. 2024), in the precision of
+    what is given. Singular values above about 1/500 of the Frobenius norm come to lie between .7 and 1.2, smaller ones
+    grow up to 480-fold."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
@@ -110,11 +120,16 @@ def orthogonal(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
     return x.mT if tall else x
 
 
-def optimisers(model: nn.Module, settings: Optim, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
+def make_optimisers(model: nn.Module, settings: Optim, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     """What trains the trainable parameters: AdamW, or with `kind: muon` Muon (multiplying in `dtype`) for the matrices
-    of attention and MLPs and AdamW for the rest. No weight decay on biases, stacked ones too, nor on other 1-D ones."""
+    of attention and MLPs and AdamW for the rest. No weight decay on biases, stacked ones too, nor on other 1-D ones.
+
+    Raises UserError when there is nothing for Muon to move.
+    """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     hidden = [p for name, p in trainable if settings.kind == "muon" and is_hidden(name, p)]
+    if settings.kind == "muon" and not hidden:
+        raise UserError("optim.kind muon finds no attention or MLP to train here; give optim.kind adamw.")
     taken = {id(p) for p in hidden}
     rest = [(p.ndim > 1 and not name.endswith("bias"), p) for name, p in trainable if id(p) not in taken]
     groups = [
@@ -122,7 +137,7 @@ def optimisers(model: nn.Module, settings: Optim, dtype: torch.dtype = torch.flo
         {"params": [p for decays, p in rest if not decays], "decays": False, "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, fused=True)
-    return [Muon(hidden, 0.95, dtype), adamw] if hidden else [adamw]
+    return [Muon(hidden, dtype), adamw] if hidden else [adamw]
 
 
 def is_hidden(name: str, parameter: nn.Parameter) -> bool:

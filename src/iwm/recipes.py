@@ -179,7 +179,7 @@ def _clean(actions: Actions) -> Actions:
 
 
 def _adamw(optim: Optim) -> Optim:
-    """AdamW, which the other families' authors take, at the half of Muon's rate that the small recipe had with it."""
+    """The AdamW that the small recipe had before Muon, at its rate; the other families were measured with it."""
     return optim if optim.kind == "adamw" else replace(optim, kind="adamw", lr=optim.lr / 2)
 
 

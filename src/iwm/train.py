@@ -24,7 +24,7 @@ from iwm.log import Metrics, console, progress
 from iwm.masks import is_whole, sample_masks
 from iwm.model import ImageWorldModel
 from iwm.online import OnlineProbe
-from iwm.optim import Schedule, apply_schedule, optimisers
+from iwm.optim import Schedule, apply_schedule, make_optimisers
 from iwm.views import Views, make_independent_views, make_views
 from iwm.vit import choose_attention, compile_blocks
 
@@ -78,8 +78,9 @@ class Training:
         choose_attention(model, device, precision)
         if settings.speed.compile:
             compile_blocks(model)
-        movers = optimisers(model, settings.optim, torch.bfloat16 if precision == "bf16" else torch.float32)
-        return cls(settings, model, movers, Schedule(settings.optim, steps_per_epoch), device, precision)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        optimisers = make_optimisers(model, settings.optim, dtype)
+        return cls(settings, model, optimisers, Schedule(settings.optim, steps_per_epoch), device, precision)
 
     def micro_batches(self, batch: Batch) -> list[tuple[Crops, np.ndarray]]:
         """The step's crops and indices, split into `optim.accumulate` parts."""
