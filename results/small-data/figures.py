@@ -1,6 +1,6 @@
 """Draw what the ablation says: `python results/small-data/figures.py`.
 
-changes.png: MRR and linear probe of every variant and seed; curves.png: health along the training. Numbers of the same
+changes.png: MRR and linear probe of every variant and seed, a line through AdamW's; curves.png: health along the training. Numbers of the same
 runs stand in docs/results.md."""
 
 import json
@@ -35,7 +35,7 @@ NAMES = {
     "muon-ijepa": "I-JEPA with Muon at 3e-3",
 }
 """The variants of ablation.sh in the order of reading, and what each changes."""
-LINES = {"base": BLUE, "no-spread": ORANGE, "paper": INK, "ijepa": GREEN}
+LINES = {"muon": BLUE, "base": GREY, "no-spread": ORANGE, "paper": INK, "ijepa": GREEN}
 """The variants whose curves are drawn."""
 KINDS = ("world-*", "probe-linear-*")
 Run = dict[str, Any]
@@ -59,7 +59,7 @@ def explained(line: dict[str, Any]) -> float:
 
 
 def changes(found: dict[str, list[Run]], path: Path) -> None:
-    """A row a variant; a dot a seed, a bar their mean, a line through the recipe's."""
+    """A row a variant; a dot a seed, a bar their mean, a line through what the variants change."""
     figure = blank(9.5, 0.32 * len(found) + 1.0)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
     drawn = [run["random"] for seeds in found.values() for run in seeds if run["random"]]
