@@ -1,7 +1,7 @@
 """Draw what the ablation says: `python results/small-data/figures.py`.
 
-changes.png: MRR and linear probe of every variant and seed, a line through AdamW's; curves.png: health along the training. Numbers of the same
-runs stand in docs/results.md."""
+changes.png: MRR and linear probe of every variant and seed, a line through AdamW's; curves.png: health along the
+training. Numbers of the same runs stand in docs/results.md."""
 
 import json
 from pathlib import Path
