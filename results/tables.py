@@ -216,6 +216,29 @@ def small_scale() -> str:
     return table("What goes wrong at small scale?", columns, rows, note)
 
 
+def equal_budget() -> str:
+    """The recipes beside each other, a row a run of evidence.sh."""
+    rows = []
+    for folder in sorted((HERE / "small-data" / "evidence").glob("*")):
+        found = [json.loads(p.read_text()) | {"path": p.relative_to(HERE)} for p in sorted(folder.glob("eval/*.json"))]
+        worlds = [r for r in found if "mrr" in r]
+        kinds = {r["kind"]: r for r in found if "kind" in r}
+        tuned = {r["predictor"]: r for r in found if r.get("train") == "predictor"}
+        row = [f"[{folder.name}](../results/small-data/evidence/{folder.name}/config.yaml)"]
+        row.append(cell(worlds[0] if worlds else None, "mrr", "mrr_standard_error"))
+        row += [cell(kinds.get(kind)) for kind in ("linear", "knn", "attentive")]
+        row.append(number(kinds["linear"].get("random_encoder_top1")) if "linear" in kinds else "")
+        rows.append([*row, *(cell(tuned.get(start)) for start in ("random", "pretrained"))])
+    columns = ["recipe", "MRR", "linear", "kNN", "attentive", "linear, random encoder"]
+    columns += ["random predictor finetuned", "pretrained predictor finetuned"]
+    note = (
+        "350,000 views of CIFAR-10 or 70,000 of EuroSAT each ([evidence.sh](../results/small-data/evidence.sh)), one "
+        "seed; finetuning with 5,000 labels. `-inv` is the invariant setting, `ijepa` has no photometry and no action: "
+        "its MRR is chance."
+    )
+    return table("The recipes at equal budget", columns, rows, note)
+
+
 def spread(values: list[float]) -> str:
     return number(fmean(values), stdev(values) if len(values) > 1 else None)
 
@@ -246,7 +269,7 @@ def undoing() -> str:
 def page() -> str:
     """The whole page."""
     parts = [world(), probes(), finetuning(), efficiency(), multitask(), segmentation()]
-    parts += [spectrum(), small_scale(), acting(), undoing()]
+    parts += [spectrum(), equal_budget(), small_scale(), acting(), undoing()]
     return "\n".join([INTRODUCTION, *parts])
 
 

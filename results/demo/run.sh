@@ -1,5 +1,6 @@
 #!/bin/sh
-# Reproduces this folder's numbers. The demo and, outside it, pretrained against random predictor over three seeds.
+# Reproduces this folder's numbers. The demo and, outside it, pretrained against random predictor over three seeds (those kept in
+# seeds/ are of an earlier demo, by AdamW).
 set -eu
 iwm demo --out runs/demo
 iwm world runs/demo --data sample-objects --frozen-random-twin --speed.threads 1

@@ -1,8 +1,8 @@
 #!/bin/sh
 # The image world model (equivariant: cifar10, eurosat; invariant: cifar10-inv, eurosat-inv) and I-JEPA (no photometry, no action) at
-# equal budget, 350,000 views of CIFAR-10 and 70,000 of EuroSAT: sh results/small-data/evidence.sh path/to/cifar10.zip path/to/eurosat.zip
+# equally many views, 350,000 of CIFAR-10 and 70,000 of EuroSAT: sh results/small-data/evidence.sh path/to/cifar10.zip path/to/eurosat.zip
 # One core: a CIFAR-10 run takes about 100 minutes, its evaluations 50; a EuroSAT run 20 and 25. Stopped and started again, it goes on
-# where it was; ONLY="cifar10 ijepa-cifar10" does some of the runs (two at a time fit two cores).
+# where it was (a measurement whose file is there is not made again); ONLY="cifar10 ijepa-cifar10" does some of the runs.
 set -eu
 cifar10=${1:?give the path of cifar10.zip}
 eurosat=${2:?give the path of eurosat.zip}
@@ -41,4 +41,7 @@ for run in ${ONLY:-cifar10 ijepa-cifar10 cifar10-inv eurosat ijepa-eurosat euros
         fi
     done
     iwm report $at
+    mkdir -p "$here/evidence/$run/eval"
+    cp $at/config.yaml $at/metrics.jsonl "$here/evidence/$run"
+    cp $at/eval/*.json "$here/evidence/$run/eval"
 done

@@ -31,8 +31,8 @@ NAMES = {
     "half-jitter": "colours changed in half of the views only",
     "no-destruction": "no grayscale, blur, solarisation",
     "paper": "the paper's objective, masks, predictor, start, teacher",
-    "ijepa": "I-JEPA: no photometry, no action",
-    "muon-ijepa": "I-JEPA with Muon at 3e-3",
+    "ijepa": "I-JEPA (no photometry, no action), AdamW",
+    "muon-ijepa": "I-JEPA, Muon at 3e-3",
 }
 """The variants of ablation.sh in the order of reading, and what each changes."""
 LINES = {"muon": BLUE, "base": GREY, "no-spread": ORANGE, "paper": INK, "ijepa": GREEN}
@@ -103,7 +103,8 @@ def curves(found: dict[str, list[Run]], path: Path) -> None:
             means = [fmean(map(value, lines)) for lines in zip(*seeds, strict=True)]
             axes.plot(steps, means, "o-", color=colour, markersize=3.5, linewidth=1.5, label=NAMES[name])
         axes.set_ylim(bottom=0)
-    figure.axes[0].legend(fontsize=7.5, frameon=False)
+    lines, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     for axes in figure.axes[2:]:
         axes.set_xlabel("training step of 32 images", fontsize=8.5, color=INK)
     save(figure, path)
