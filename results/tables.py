@@ -223,14 +223,16 @@ def equal_budget() -> str:
         found = [json.loads(p.read_text()) | {"path": p.relative_to(HERE)} for p in sorted(folder.glob("eval/*.json"))]
         worlds = [r for r in found if "mrr" in r]
         kinds = {r["kind"]: r for r in found if "kind" in r}
-        tuned = {r["predictor"]: r for r in found if r.get("train") == "predictor"}
+        tuned = {(r["data"], r["predictor"]): r for r in found if r.get("train") == "predictor"}
+        few = "eurosat" if "eurosat" in folder.name else "cifar10-5000"
         row = [f"[{folder.name}](../results/small-data/evidence/{folder.name}/config.yaml)"]
         row.append(cell(worlds[0] if worlds else None, "mrr", "mrr_standard_error"))
         row += [cell(kinds.get(kind)) for kind in ("linear", "knn", "attentive")]
         row.append(number(kinds["linear"].get("random_encoder_top1")) if "linear" in kinds else "")
-        rows.append([*row, *(cell(tuned.get(start)) for start in ("random", "pretrained"))])
+        rows.append([*row, *(cell(tuned.get((few, start))) for start in ("random", "pretrained"))])
+        rows[-1].append(cell(tuned.get(("cifar10", "pretrained"))))
     columns = ["recipe", "MRR", "linear", "kNN", "attentive", "linear, random encoder"]
-    columns += ["random predictor finetuned", "pretrained predictor finetuned"]
+    columns += ["random predictor finetuned", "pretrained predictor finetuned", "with all 50,000 labels"]
     note = (
         "350,000 views of CIFAR-10 or 70,000 of EuroSAT each ([evidence.sh](../results/small-data/evidence.sh)), one "
         "seed; finetuning with 5,000 labels. `-inv` is the invariant setting, `ijepa` has no photometry and no action: "

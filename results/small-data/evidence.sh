@@ -40,6 +40,8 @@ for run in ${ONLY:-cifar10 ijepa-cifar10 cifar10-inv eurosat ijepa-eurosat euros
                 --predictor $predictor --epochs 4 --ratios 0.1 1 $fit
         fi
     done
+    test $run != cifar10 || once finetune-predictor-pretrained-cifar10.json \
+        iwm finetune $at --data "$data" --train predictor --epochs 3 --ratios 1 $fit # all 50,000 labels, 36 minutes
     iwm report $at
     mkdir -p "$here/evidence/$run/eval"
     cp $at/config.yaml $at/metrics.jsonl "$here/evidence/$run"
