@@ -71,19 +71,18 @@ def demo() -> Config:
         encoder=replace(base.encoder, width=128, heads=4),
         masks=replace(base.masks, queries=1.0),
         predictor=replace(base.predictor, depth=4, width=128),
-        speed=Speed(threads=1),  # 252 images/s; 203 on two: products so small do not pay for a second
+        speed=Speed(threads=1),  # products so small do not pay for a second
         run=Run(out="runs/demo", log_every=200, save_every=500),
     )
 
 
 def cifar10() -> Config:
-    """CIFAR-10 at 32 px, about an hour on two CPU cores."""
+    """CIFAR-10 at 32 px, about 100 minutes on one CPU core."""
     return small(image_size=32, patch_size=4, epochs=7)
 
 
 def eurosat() -> Config:
-    """EuroSAT's satellite pictures at 64 px, patches of 8: as many tokens and views as `cifar10`, about an hour on two
-    CPU cores."""
+    """EuroSAT's satellite pictures at 64 px, patches of 8: as many tokens and, of all 27,000, views as `cifar10`."""
     return small(image_size=64, patch_size=8, epochs=14)
 
 
