@@ -48,8 +48,10 @@ def learned(out: Path) -> list[str]:
     return [what for what, holds in wanted.items() if not holds]
 
 
-def test_a_short_run_learns(tmp_path):
-    assert learned(train.pretrain(learner(tmp_path / "run"))) == []
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_short_run_learns(tmp_path, kind):
+    chosen = learner(tmp_path / "run")
+    assert learned(train.pretrain(replace(chosen, optim=replace(chosen.optim, kind=kind)))) == []
 
 
 def test_the_check_fails_at_learning_rate_zero(tmp_path):
