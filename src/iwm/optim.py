@@ -97,7 +97,8 @@ class Muon(torch.optim.Optimizer):
         gradients = torch.stack([weight.grad for weight in weights if weight.grad is not None])
         before, old = torch.stack(list(weights)), torch.stack(buffers)
         new = old.lerp(gradients, 1 - group["momentum"])
-        towards = orthogonal(gradients.lerp(new, group["momentum"]).to(self.dtype))
+        ahead = gradients.lerp(new, group["momentum"]).to(self.dtype)
+        towards = orthogonal(ahead) if len(ahead) > 1 else orthogonal(ahead[0])[None]
         after = before * (1 - group["lr"] * group["weight_decay"])
         after.sub_(towards, alpha=group["lr"] * 0.2 * math.sqrt(max(towards.shape[-2:])))
         if self.found_inf is not None:
@@ -107,16 +108,17 @@ class Muon(torch.optim.Optimizer):
             kept.copy_(moved)
 
 
-def orthogonal(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
+def orthogonal(matrices: Float[Tensor, "*k m n"]) -> Float[Tensor, "*k m n"]:
     """Nearly U V^T of each matrix U S V^T: five quintic Newton-Schulz steps (Jordan et al. 2024), in the precision of
     what is given. Singular values above about 1/500 of the Frobenius norm come to lie between .7 and 1.2, smaller ones
     grow up to 480-fold."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+    multiply_add = torch.baddbmm if x.ndim == 3 else torch.addmm  # a stack, or one, which a CPU multiplies faster so
     for _ in range(5):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+        x = multiply_add(x, multiply_add(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x.mT if tall else x
 
 
