@@ -5,26 +5,28 @@ PyTorch's always multiplies in bfloat16; ours in the precision of the run, which
 no products of bfloat16. The learning rate and the weight decay of all three are 0, gradients are drawn once.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from benchmarks.sizes import settings_of
 from benchmarks.timing import Contender, Options, compare, show
-from iwm import train
-from iwm.optim import Muon, is_hidden
+from iwm import hardware, train
+from iwm.optim import make_optimisers
 
 
 def measure(options: Options) -> tuple[list[dict[str, Any]], list[str]]:
     rows: list[dict[str, Any]] = []
     for size in options.sizes:
         for precision in options.precisions:
-            model = train.build(settings_of(size, precision, options), options.device)
-            matrices = [p for name, p in model.named_parameters() if p.requires_grad and is_hidden(name, p)]
+            settings = settings_of(size, precision, options)
+            model = train.build(settings, options.device)
+            ours, _ = make_optimisers(model, replace(settings.optim, kind="muon"), hardware.dtype_of(precision))
+            matrices = ours.param_groups[0]["params"]
             for weight in matrices:
                 weight.grad = torch.randn_like(weight)
-            ours = Muon(matrices, torch.bfloat16 if precision == "bf16" else torch.float32)
-            ours.found_inf = torch.zeros((), device=options.device)
+            ours.found_inf = torch.zeros((), device=options.device)  # pyright: ignore[reportAttributeAccessIssue]
             theirs = torch.optim.Muon(matrices, lr=0.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
             adamw = torch.optim.AdamW(matrices, lr=0.0, weight_decay=0.0, fused=True)
             field = [Contender("iwm", ours.step, 1), Contender("torch.optim.Muon", theirs.step, 1, "bf16 always")]

@@ -48,7 +48,7 @@ def shapes(settings: Config, options: Options) -> list[Shape]:
 
 def product(shape: Shape, precision: str, device: torch.device) -> Callable[[], torch.Tensor]:
     m, k, n = shape
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = hardware.dtype_of(precision)
     # As a Linear multiplies: the weight is stored transposed.
     a, b = torch.randn(m, k, device=device, dtype=dtype), torch.randn(n, k, device=device, dtype=dtype)
     out = torch.empty(m, n, device=device, dtype=dtype)

@@ -27,10 +27,10 @@ of things, not their values. Everything of ours was run on two CPU cores.
 """
 
 
-def read(pattern: str) -> list[Result]:
-    """The results whose file matches, with their folder and path told."""
+def read(pattern: str, folders: str = "*") -> list[Result]:
+    """The results in such folders whose file matches, with their folder and path told."""
     found = []
-    for path in sorted(HERE.glob(f"*/eval/{pattern}.json")):
+    for path in sorted(HERE.glob(f"{folders}/eval/{pattern}.json")):
         found.append(json.loads(path.read_text()) | {"folder": path.parts[-3], "path": path.relative_to(HERE)})
     return found
 
@@ -220,7 +220,7 @@ def equal_budget() -> str:
     """The recipes beside each other, a row a run of evidence.sh."""
     rows = []
     for folder in sorted((HERE / "small-data" / "evidence").glob("*")):
-        found = [json.loads(p.read_text()) | {"path": p.relative_to(HERE)} for p in sorted(folder.glob("eval/*.json"))]
+        found = read("*", f"small-data/evidence/{folder.name}")
         worlds = [r for r in found if "mrr" in r]
         kinds = {r["kind"]: r for r in found if "kind" in r}
         tuned = {(r["data"], r["predictor"]): r for r in found if r.get("train") == "predictor"}

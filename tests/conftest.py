@@ -25,6 +25,9 @@ def _threads() -> Iterator[None]:
         yield
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
 def tiny(**groups: object) -> config.Config:
     """A world model of a few thousand parameters: 16 px images, patches of 4, seconds to train.
 

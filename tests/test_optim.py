@@ -2,14 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import DEVICES, tiny
 
 from iwm.config import Optim
 from iwm.errors import UserError
 from iwm.model import ImageWorldModel
 from iwm.optim import Muon, Schedule, make_optimisers, orthogonal
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
 def test_the_papers_values_at_the_last_step():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import pictures_file, tiny, with_run
+from conftest import DEVICES, pictures_file, tiny, with_run
 from safetensors.torch import load_file
 
 from iwm import checkpoint, config, hardware, train
@@ -229,9 +229,6 @@ def test_precision_changes_little_and_is_recorded(tmp_path):
         losses[precision] = float(loss)
         assert training.precision == precision
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
-
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
 def loss_and_gradients(device: str, **speed) -> tuple[float, torch.Tensor]:

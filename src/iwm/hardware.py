@@ -70,6 +70,11 @@ def precision_of(speed: Speed, device: torch.device) -> Literal["fp32", "bf16"]:
     return speed.precision
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """What matrices are multiplied in at that precision."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
     """bf16 autocast, or nothing for fp32."""
     if precision == "bf16":

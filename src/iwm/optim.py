@@ -97,8 +97,7 @@ class Muon(torch.optim.Optimizer):
         gradients = torch.stack([weight.grad for weight in weights if weight.grad is not None])
         before, old = torch.stack(list(weights)), torch.stack(buffers)
         new = old.lerp(gradients, 1 - group["momentum"])
-        ahead = gradients.lerp(new, group["momentum"]).to(self.dtype)
-        towards = orthogonal(ahead) if len(ahead) > 1 else orthogonal(ahead[0])[None]
+        towards = orthogonal(gradients.lerp(new, group["momentum"]).to(self.dtype))
         after = before * (1 - group["lr"] * group["weight_decay"])
         after.sub_(towards, alpha=group["lr"] * 0.2 * math.sqrt(max(towards.shape[-2:])))
         if self.found_inf is not None:
@@ -108,18 +107,18 @@ class Muon(torch.optim.Optimizer):
             kept.copy_(moved)
 
 
-def orthogonal(matrices: Float[Tensor, "*k m n"]) -> Float[Tensor, "*k m n"]:
+def orthogonal(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
     """Nearly U V^T of each matrix U S V^T: five quintic Newton-Schulz steps (Jordan et al. 2024), in the precision of
     what is given. Singular values above about 1/500 of the Frobenius norm come to lie between .7 and 1.2, smaller ones
     grow up to 480-fold."""
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x = (matrices.mT if tall else matrices).squeeze(0)  # one matrix as such: a CPU multiplies it faster than a stack
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
-    multiply_add = torch.baddbmm if x.ndim == 3 else torch.addmm  # a stack, or one, which a CPU multiplies faster so
+    multiply_add = torch.baddbmm if x.ndim == 3 else torch.addmm
     for _ in range(5):
         gram = x @ x.mT
         x = multiply_add(x, multiply_add(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x.mT if tall else x
+    return (x.mT if tall else x).view_as(matrices)
 
 
 def make_optimisers(model: nn.Module, settings: Optim, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
@@ -129,7 +128,7 @@ def make_optimisers(model: nn.Module, settings: Optim, dtype: torch.dtype) -> li
     Raises UserError when there is nothing for Muon to move.
     """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in trainable if settings.kind == "muon" and is_hidden(name, p)]
+    hidden = [p for name, p in trainable if settings.kind == "muon" and _is_hidden(name, p)]
     if settings.kind == "muon" and not hidden:
         raise UserError("optim.kind muon finds no attention or MLP to train here; give optim.kind adamw.")
     taken = {id(p) for p in hidden}
@@ -142,7 +141,7 @@ def make_optimisers(model: nn.Module, settings: Optim, dtype: torch.dtype) -> li
     return [Muon(hidden, dtype), adamw] if hidden else [adamw]
 
 
-def is_hidden(name: str, parameter: nn.Parameter) -> bool:
+def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
     """A weight matrix of a transformer block's attention or MLP; neither embeddings nor the conditioning's."""
     return parameter.ndim == 2 and (".attn." in name or ".mlp." in name)
 

@@ -78,8 +78,7 @@ class Training:
         choose_attention(model, device, precision)
         if settings.speed.compile:
             compile_blocks(model)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        optimisers = make_optimisers(model, settings.optim, dtype)
+        optimisers = make_optimisers(model, settings.optim, hardware.dtype_of(precision))
         return cls(settings, model, optimisers, Schedule(settings.optim, steps_per_epoch), device, precision)
 
     def micro_batches(self, batch: Batch) -> list[tuple[Crops, np.ndarray]]:
@@ -128,9 +127,10 @@ class Training:
         limit = self.settings.optim.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(trainable, limit, foreach=True)
         finite = torch.isfinite(total) & torch.isfinite(norm)
+        skipped = (~finite).float()
         for optimiser in self.optimisers:
             # The fused AdamW, and our Muon, leave everything untouched where `found_inf` is 1, without asking the host.
-            optimiser.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+            optimiser.found_inf = skipped  # pyright: ignore[reportAttributeAccessIssue]
             optimiser.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
             apply_schedule(optimiser, self.schedule, batch.step)
             optimiser.step()
