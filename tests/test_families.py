@@ -183,24 +183,6 @@ def test_moco_leaves_its_patch_projection_and_moves_its_projectors():
         torch.testing.assert_close(teacher, 0.9 * old + 0.1 * student.detach())
 
 
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"views": config.Views(geometry="independent")}, "views.geometry independent"),
-        ({"objective": config.Objective(kind="pixels", target_layers=2)}, "objective.target_layers averages"),
-        ({"objective": config.Objective(kind="joint")}, "masks.sampler none"),
-        ({"masks": config.Masks(sampler="none")}, "drops no patch to predict"),
-        (
-            {"objective": config.Objective(kind="joint", variance=0.1), "masks": config.Masks(sampler="none")},
-            "no part of objective.kind joint",
-        ),
-    ],
-)
-def test_settings_that_do_not_go_together_are_named(change, sentence):
-    with pytest.raises(UserError, match=sentence):
-        config.validate(tiny(**change))
-
-
 def test_init_from_another_kind_is_refused(tmp_path):
     run = train.pretrain(prepared(tmp_path, small("mae", epochs=1)))
     with pytest.raises(UserError, match=r"was trained with objective\.kind pixels"):

@@ -129,34 +129,3 @@ def test_overlays_of_many_classes():
     assert "and 126 rarer classes" in [text.get_text() for text in figure.texts]
     with pytest.raises(UserError, match="no segmented images"):
         pictures.overlays([], ["a"])
-
-
-def point(family: str, parameters: int, top1: float, blocks: int) -> dict[str, Any]:
-    train = f"last-{blocks}" if family == "encoder" else "predictor"
-    depth = blocks if family in ("pretrained", "random") else None
-    return {
-        "family": family,
-        "trainable_parameters": parameters,
-        "top1": top1,
-        "n_val": 100,
-        "train": train,
-        "predictor_depth": depth,
-    }
-
-
-def test_efficiency_is_drawn_over_a_logarithmic_axis(tmp_path: Path) -> None:
-    points = [point("pretrained", 900_000, 0.5, 4), point("pretrained", 200_000, 0.4, 1)]
-    points += [point("encoder", 450_000, 0.36, 1), point("head", 100_000, 0.3, 0)]
-    figure = pictures.efficiency(points, 0.1, "objects")
-    axes = figure.axes[0]
-    assert axes.get_xscale() == "log"
-    assert [text.get_text() for text in axes.texts] == ["1", "4", "1"]
-    drawn = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in (c[0] for c in axes.containers)}
-    assert drawn[(200_000, 900_000)] == (0.4, 0.5)
-    low, high = axes.get_xlim()
-    assert low < 100_000
-    assert high > 900_000
-    pictures.save(figure, tmp_path / "e.png")
-    pictures.save(pictures.efficiency(points[:1], 0.1, "objects"), tmp_path / "one.png")
-    with pytest.raises(UserError, match="no points"):
-        pictures.efficiency([], 0.1, "objects")

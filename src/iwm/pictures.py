@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
 from iwm import files
@@ -104,7 +104,7 @@ def curves(lines: Sequence[dict[str, Any]]) -> Figure:
     figure = blank(10.5, 2.35 * len(rows) + 0.15)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
     grid = figure.add_gridspec(len(rows), 3)
-    steps = np.array([_number(line.get("step", number + 1)) for number, line in enumerate(lines)])
+    steps = np.array([finite(line.get("step", number + 1)) for number, line in enumerate(lines)])
     for number, row in enumerate(rows):
         starts = [0, 2] if number == 0 and len(row) == 2 and row[0] is PANELS[0] else range(len(row))
         for start, panel in zip(starts, row, strict=True):
@@ -117,10 +117,9 @@ def curves(lines: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _number(value: Any) -> float:
+def finite(value: Any) -> float:
     """A finite float, or NaN."""
-    finite = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) if finite else math.nan
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
 def style_axes(axes: Axes, title: str) -> None:
@@ -138,7 +137,7 @@ def _draw(axes: Axes, panel: Panel, lines: Sequence[dict[str, Any]], steps: Floa
     style_axes(axes, panel.title)
     shown: list[np.ndarray] = []
     for key, name, colour in panel.lines:
-        values = np.array([_number(line.get(key)) for line in lines])
+        values = np.array([finite(line.get(key)) for line in lines])
         known = np.isfinite(values) & np.isfinite(steps)
         if not known.any():
             continue
@@ -172,66 +171,6 @@ def _draw(axes: Axes, panel: Panel, lines: Sequence[dict[str, Any]], steps: Floa
             axes.set_ylim(low, high + 0.16 * (high - low))  # room for the legend above the lines
 
 
-# ---- efficiency ----------------------------------------------------------------------------------------------------
-
-FAMILIES = {
-    "pretrained": ("predictor, pretrained", BLUE, "o", (-9, 6)),
-    "random": ("predictor, random", ORANGE, "s", (-9, -14)),
-    "encoder": ("last encoder blocks", GREEN, "^", (4, -13)),
-    "head": ("attentive head only", INK, "D", (5, 5)),
-}
-"""Name, colour and marker of the ways to finetune, and where their numbers stand beside the points."""
-
-
-def efficiency(points: Sequence[dict[str, Any]], chance: float, data: str) -> Figure:
-    """The paper's figure 3: top-1 against the number of finetuned parameters, on a logarithmic axis.
-
-    A point has "family", "trainable_parameters", "top1", "n_val" and how many blocks ("predictor_depth", or K of
-    "last-K"); bars are one standard error over the test images. Raises UserError without points.
-    """
-    if not points:
-        raise UserError("There are no points to draw; measure one first.")
-    figure = blank(7.4, 4.6)
-    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
-    axes = figure.add_subplot()
-    style_axes(axes, f"Finetuning efficiency on {data}")
-    axes.set_xscale("log")
-    counts = [point["trainable_parameters"] for point in points]
-    axes.set_xlim(min(counts) / 1.6, max(counts) * 1.8)  # first: a single point has no extent of its own
-    for family, (name, colour, marker, beside) in FAMILIES.items():
-        line = sorted((p for p in points if p["family"] == family), key=lambda p: p["trainable_parameters"])
-        if not line:
-            continue
-        x = [p["trainable_parameters"] for p in line]
-        y = np.array([_number(p["top1"]) for p in line])
-        error = np.sqrt(y * (1 - y) / np.array([p["n_val"] for p in line]))
-        axes.errorbar(x, y, error, color=colour, marker=marker, markersize=5.5, linewidth=1.6, elinewidth=1, label=name)
-        for point, parameters, top1 in zip(line, x, y, strict=True):
-            count = point["train"].removeprefix("last-") if family == "encoder" else point["predictor_depth"]
-            if count and math.isfinite(top1):
-                axes.annotate(
-                    str(count), (parameters, top1), beside, textcoords="offset points", fontsize=8, color=colour
-                )
-    axes.axhline(chance, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), label="chance")
-    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=12))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_count(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    axes.set_xlabel("parameters that learn (the numbers are blocks)", fontsize=8.5, color=INK)
-    axes.set_ylabel("top-1", fontsize=8.5, color=INK)
-    axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="best")
-    return figure
-
-
-def _short_count(value: float) -> str:
-    """20000 as 20k, 1500000 as 1.5M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
-
-
 # ---- grouped bars ---------------------------------------------------------------------------------------------------
 
 
@@ -256,7 +195,7 @@ def grouped_bars(
     colours = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#E69F00", "#56B4E9")
     for number, (name, values) in enumerate(series.items()):
         places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
-        heights = [_number(value) for value in values]
+        heights = [finite(value) for value in values]
         axes.bar(places, heights, 0.92 * width, color=colours[number % len(colours)], label=name)
     for name, level in (guides or {}).items():
         axes.axhline(level, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))

@@ -30,6 +30,7 @@ from iwm.evaluation import measurement, probes
 from iwm.images import open_splits, source_identity
 from iwm.log import console, plain, progress, read_metrics
 from iwm.protocol import Axes, Protocol
+from iwm.validation import validate
 from iwm.verdict import judge_training, number
 
 VARIED = ("predictor.conditioning", "predictor.depth", "predictor.width", "actions.level")
@@ -124,7 +125,7 @@ class Sweep:
         source, val = self.base.data.source, protocol.val
         data = protocol.eval_data or source
         for cell in self.cells:
-            config.validate(cell.settings)
+            validate(cell.settings)
         if protocol.needs_labels:
             probes.labelled_splits(data, val, size=size)
         if any(protocol.eval_images):

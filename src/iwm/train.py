@@ -25,6 +25,7 @@ from iwm.masks import is_whole, sample_masks
 from iwm.model import ImageWorldModel
 from iwm.online import OnlineProbe
 from iwm.optim import Schedule, apply_schedule, make_optimisers
+from iwm.validation import validate
 from iwm.views import Views, make_independent_views, make_views
 from iwm.vit import choose_attention, compile_blocks
 
@@ -177,7 +178,7 @@ def pretrain(settings: config.Config, source: ImageSet | None = None) -> Path:
     if not settings.run.out:
         raise UserError("Where should the run go? Give --out FOLDER.")
     out = Path(settings.run.out).expanduser()
-    config.validate(settings)
+    validate(settings)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a folder as --out.")
     source = source or open_images(settings.data.source, "train", size=settings.data.image_size)

@@ -13,6 +13,7 @@ from iwm.evaluation import efficiency as figure
 from iwm.evaluation.classifier import AttentiveHead, MeanHead
 from iwm.evaluation.finetune import FinetuneSettings
 from iwm.evaluation.fitting import Schedule
+from iwm.pictures import save
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
 QUICK = FinetuneSettings(lrs=(3e-3,), ratios=(1.0,), views=1, schedule=Schedule(epochs=1, batch_size=64))
@@ -85,3 +86,34 @@ def test_points_are_measured_once_and_kept(tmp_path, monkeypatch):
     other = go(depths=(1,), seed=1)
     assert len(measured) == 4
     assert Path(other["path"]).name == "efficiency-seed1-corners.json"
+
+
+def point(family: str, parameters: int, top1: float, blocks: int) -> dict[str, Any]:
+    train = f"last-{blocks}" if family == "encoder" else "predictor"
+    depth = blocks if family in ("pretrained", "random") else None
+    return {
+        "family": family,
+        "trainable_parameters": parameters,
+        "top1": top1,
+        "n_val": 100,
+        "train": train,
+        "predictor_depth": depth,
+    }
+
+
+def test_efficiency_is_drawn_over_a_logarithmic_axis(tmp_path: Path) -> None:
+    points = [point("pretrained", 900_000, 0.5, 4), point("pretrained", 200_000, 0.4, 1)]
+    points += [point("encoder", 450_000, 0.36, 1), point("head", 100_000, 0.3, 0)]
+    drawing = figure.draw(points, 0.1, "objects")
+    axes = drawing.axes[0]
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in axes.texts] == ["1", "4", "1"]
+    drawn = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in (c[0] for c in axes.containers)}
+    assert drawn[(200_000, 900_000)] == (0.4, 0.5)
+    low, high = axes.get_xlim()
+    assert low < 100_000
+    assert high > 900_000
+    save(drawing, tmp_path / "e.png")
+    save(figure.draw(points[:1], 0.1, "objects"), tmp_path / "one.png")
+    with pytest.raises(UserError, match="no points"):
+        figure.draw([], 0.1, "objects")

@@ -8,12 +8,16 @@ Every point has the same pictures, the same grid of learning rates and the same 
 one file that is written after each of them, so what was interrupted goes on where it stopped.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from iwm import checkpoint, hardware, pictures, results
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from iwm import checkpoint, hardware, results
 from iwm.config import Speed
 from iwm.errors import UserError
 from iwm.evaluation.finetune import FinetuneSettings, Work, trainable_of
@@ -22,9 +26,16 @@ from iwm.evaluation.probes import labelled_splits
 from iwm.images import source_identity
 from iwm.log import console
 from iwm.model import ImageWorldModel
+from iwm.pictures import BLUE, GREEN, GREY, INK, ORANGE, blank, finite, save, style_axes
+from iwm.verdict import accuracy_error
 
-PARTS = ("pretrained", "random", "encoder", "head")
-"""Families of points, in the order in which they are measured; the first three are lines of the picture."""
+FAMILIES = {
+    "pretrained": ("predictor, pretrained", BLUE, "o", (-9, 6)),
+    "random": ("predictor, random", ORANGE, "s", (-9, -14)),
+    "encoder": ("last encoder blocks", GREEN, "^", (4, -13)),
+    "head": ("attentive head only", INK, "D", (5, 5)),
+}
+"""Ways to finetune in the order in which they are measured: name, colour, marker, where numbers stand beside points."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +163,57 @@ def _write(
     path: Path, payload: dict[str, Any], there: dict[str, dict[str, Any]], common: dict[str, Any]
 ) -> dict[str, Any]:
     """Write what is there so far, and its picture."""
-    order = {family: place for place, family in enumerate(PARTS)}
+    order = {family: place for place, family in enumerate(FAMILIES)}
     points = sorted(there.values(), key=lambda point: (order[point["family"]], point["trainable_parameters"]))
     content = results.write(path, {**payload, "points": points}, common)
-    pictures.save(pictures.efficiency(points, payload["chance"], payload["data"]), path.with_suffix(".png"))
+    save(draw(points, payload["chance"], payload["data"]), path.with_suffix(".png"))
     return content
+
+
+def draw(points: Sequence[dict[str, Any]], chance: float, data: str) -> Figure:
+    """The paper's figure 3: top-1 against the number of finetuned parameters, on a logarithmic axis.
+
+    A point has "family", "trainable_parameters", "top1", "n_val" and how many blocks ("predictor_depth", or K of
+    "last-K"); bars are one standard error over the test images. Raises UserError without points.
+    """
+    if not points:
+        raise UserError("There are no points to draw; measure one first.")
+    figure = blank(7.4, 4.6)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
+    axes = figure.add_subplot()
+    style_axes(axes, f"Finetuning efficiency on {data}")
+    axes.set_xscale("log")
+    counts = [point["trainable_parameters"] for point in points]
+    axes.set_xlim(min(counts) / 1.6, max(counts) * 1.8)  # first: a single point has no extent of its own
+    for family, (name, colour, marker, beside) in FAMILIES.items():
+        line = sorted((p for p in points if p["family"] == family), key=lambda p: p["trainable_parameters"])
+        if not line:
+            continue
+        x = [p["trainable_parameters"] for p in line]
+        y = [finite(p["top1"]) for p in line]
+        error = [accuracy_error(top1, p["n_val"]) for top1, p in zip(y, line, strict=True)]
+        axes.errorbar(x, y, error, color=colour, marker=marker, markersize=5.5, linewidth=1.6, elinewidth=1, label=name)
+        for point, parameters, top1 in zip(line, x, y, strict=True):
+            count = point["train"].removeprefix("last-") if family == "encoder" else point["predictor_depth"]
+            if count and math.isfinite(top1):
+                axes.annotate(
+                    str(count), (parameters, top1), beside, textcoords="offset points", fontsize=8, color=colour
+                )
+    axes.axhline(chance, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), label="chance")
+    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_count(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.set_xlabel("parameters that learn (the numbers are blocks)", fontsize=8.5, color=INK)
+    axes.set_ylabel("top-1", fontsize=8.5, color=INK)
+    axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="best")
+    return figure
+
+
+def _short_count(value: float) -> str:
+    """20000 as 20k, 1500000 as 1.5M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
