@@ -18,9 +18,9 @@ Result = dict[str, Any]
 INTRODUCTION = """\
 # Results
 
-Written by `python results/tables.py` from the JSON files under [results/](../results); do not edit. Every file holds
-its command, seed, versions, hardware and date, and every folder a `run.sh` that reproduces it. Numbers are
-fractions of 1.
+Written by `python results/tables.py` from the JSON files under [results/](../results); do not edit. Every file it
+reads holds its command, seed, versions, hardware and date, and every folder the script that makes it (`run.sh`; of
+small-data `ablation.sh` and `evidence.sh`). Numbers are fractions of 1.
 
 The paper's columns are **ImageNet-1k at 224 px, ViT-B/16, 300 epochs**: a different scale, there to compare the order
 of things, not their values. Everything of ours was run on two CPU cores.

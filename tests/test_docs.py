@@ -11,11 +11,13 @@ import torch
 from conftest import pictures_file, tiny, trained_on
 
 import iwm
-from iwm import cli, config, options, train
+from iwm import cli, config, options, recipes, train
+from iwm.cells import cells_of
 from iwm.evaluation.infer import Infer
 from iwm.evaluation.look import Look
 from iwm.evaluation.undo import Undo
 from iwm.imagine import Imagine
+from iwm.protocol import Axes
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -107,6 +109,11 @@ def test_every_documented_command_has_a_verb_and_options_that_exist(argv):
     if argv[0] in known:
         rest = cli._taken([word for word in argv[1:] if not word.startswith("--config")], "--actions")[0]
         cli.parse(known[argv[0]], rest, argv[0], config.Config() if argv[0] == "pretrain" else None)
+
+
+def test_the_cell_that_is_documented_exists():
+    (argv,) = (words for words in commands() if "--cell" in words)
+    assert argv[argv.index("--cell") + 1] in [cell.name for cell in cells_of(recipes.get(argv[1]), Axes())]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

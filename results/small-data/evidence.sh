@@ -52,7 +52,7 @@ for run in ${ONLY:-cifar10 ijepa-cifar10 cifar10-inv eurosat ijepa-eurosat euros
             done
         done
         once finetune-predictor-pretrained-cifar10.json \
-            iwm finetune $at --data "$data" --train predictor --epochs 3 --ratios 1 $fit # all 50,000 labels, 36 minutes
+            iwm finetune $at --data "$data" --train predictor --epochs 3 --ratios 1 $fit # all 50,000 labels, 31 minutes
         once finetune-encoder-cifar10.json iwm finetune $at --data "$data" --train encoder --epochs 7 --views 0 --lrs 1e-3 --ratios 1 $speed
     elif [ $run = eurosat ]; then
         once finetune-encoder-eurosat.json iwm finetune $at --data "$data" --train encoder --epochs 14 --views 0 --lrs 1e-3 --ratios 1 $speed

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Reproduces this folder's numbers: sh results/spectrum/run.sh path/to/cifar10.zip
-# About an hour on two CPU cores: nine image world models and one run of each other family, all on the same 20,000 images,
+# About 90 minutes of one CPU core: nine image world models and one run of each other family, all on the same 20,000 images,
 # shown once. Stopped and started again, it goes on where it was. With AdamW for all, as the other families have it.
 set -eu
 data=${1:?give the path of cifar10.zip}

@@ -6,9 +6,9 @@ image's own patches, target(y) = norm(patches of y), and needs no teacher:
     L = mean_i || p(f(x_visible), a)_i - target(y)_i ||^2,   target(y) = norm(f-bar(y)), no gradient
 
 `token` normalisation is LayerNorm without affine (I-JEPA's lineage). `batch` normalises every channel by running
-statistics over images and positions; at small scale it keeps the targets from drifting to constants that depend on
-the position only (docs/lab-notes.md). The statistics used in a step are those folded in before it, so neither the
-number of micro-batches nor of ranks changes the targets.
+statistics over images and positions; at small scale the two could not be told apart (docs/small-data.md). The
+statistics used in a step are those folded in before it, so neither the number of micro-batches nor of ranks changes
+the targets.
 
 At small scale the latent loss alone lets the features fall into a few directions (average colour first), which an EMA
 teacher then hands on. Two terms of VICReg (Bardes et al. 2022, equations 1 and 3) on the student's context tokens keep

@@ -35,7 +35,8 @@ def small(image_size: int, patch_size: int, epochs: int) -> Config:
     Against the paper's: all positions predicted, targets averaged over all blocks and normalised per channel over the
     batch, light variance and covariance terms, every view jittered, AdaLN conditioning, a shallow predictor wider than
     the encoder that is asked for three positions in eight at a time, every fourth step on clean and whole sources,
-    Glorot/He initialisation, EMA from 0.99, small batches, Muon instead of AdamW.
+    Glorot/He initialisation, EMA from 0.99, small batches, Muon instead of AdamW. `demo` and `imagenette` say below
+    where they differ; `imagenette` averages the last 4 of its 12 blocks.
     """
     return Config(
         data=Data(image_size=image_size),
