@@ -2,25 +2,27 @@
 # All that needs a GPU, on a CUDA machine without network that has its own torch (2.11 or newer):
 #
 #   benchmarks/gpu.sh          every piece that is not done yet, one after another
-#   benchmarks/gpu.sh PIECE    one of: tests vit-s vit-s-compiled vit-b vit-b-compiled cifar10
+#   benchmarks/gpu.sh PIECE    one of: tests vit-s vit-s-compiled vit-b vit-b-compiled cifar10 world linear finetune
 #
 # No piece takes longer than 10 minutes. A stopped one is simply started again: finished pieces are skipped, the CIFAR-10
 # run goes on from its checkpoint (call again until it says it is complete). Wheels this machine lacks and the data come from
-# benchmarks/pack.sh and lie in PACK. Settings from outside: PACK, OUT, PYTHON, EPOCHS, BATCH, LIMIT (seconds a piece).
+# benchmarks/pack.sh and lie in PACK. Everything is kept in STATE; where OUT is given, the files to read (JSON, metrics, logs
+# of failed pieces) are copied there too. Settings from outside: PACK, STATE, OUT, PYTHON, EPOCHS, BATCH, LIMIT (seconds a
+# piece).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PACK=${PACK:-benchmarks/pack}
-OUT=${OUT:-build/gpu}
-mkdir -p "$OUT"
-OUT=$(cd "$OUT" && pwd)
-export OUT
+STATE=${STATE:-build/gpu}
+mkdir -p "$STATE"
+STATE=$(cd "$STATE" && pwd)
+export STATE
 PYTHON=${PYTHON:-python3}
 EPOCHS=${EPOCHS:-100}
 BATCH=${BATCH:-256}
 LIMIT=${LIMIT:-570}
-PIECES=(tests vit-s vit-s-compiled vit-b vit-b-compiled cifar10)
-RUN=$OUT/cifar10-vits
+PIECES=(tests vit-s vit-s-compiled vit-b vit-b-compiled cifar10 world linear finetune)
+RUN=$STATE/cifar10-vits
 
 piece() {
     case $1 in
@@ -32,14 +34,22 @@ piece() {
     cifar10)
         # The recipe's settings at ViT-S size; patches of 4, so 64 tokens an image.
         exec "$PYTHON" -m iwm.cli pretrain cifar10 --data.source "$PACK/cifar10.zip" --out "$RUN" \
-            --encoder.width 384 --encoder.depth 12 --encoder.heads 6 --predictor.width 192 --predictor.depth 6 \
-            --optim.epochs "$EPOCHS" --optim.batch-size "$BATCH" --optim.lr-batch "$BATCH" --optim.lr 2e-3 --speed.precision bf16
+            --encoder.width 384 --encoder.depth 12 --encoder.heads 6 --predictor.width 384 --predictor.depth 6 \
+            --optim.epochs "$EPOCHS" --optim.batch-size "$BATCH" --optim.lr-batch "$BATCH" --optim.lr 2e-3 \
+            --speed.precision bf16 --speed.device cuda
         ;;
+    world) measure world ;;
+    linear) measure probe --kind linear ;;
+    finetune) measure finetune --train predictor --epochs 20 --views 0 --lrs 1e-3 --ratios 1 --no-baselines ;;
     esac
 }
 
 bench() {
-    exec "$PYTHON" -m benchmarks peak --sizes "$1" --precisions bf16 --out "$OUT/$1" "${@:2}"
+    exec "$PYTHON" -m benchmarks peak --sizes "$1" --precisions bf16 --device cuda --out "$STATE/$1${2:+-compiled}" "${@:2}"
+}
+
+measure() { # measure VERB OPTIONS...: of the CIFAR-10 run, on its test images
+    exec "$PYTHON" -m iwm.cli "$1" "$RUN" --data "$PACK/cifar10.zip" --speed.device cuda "${@:2}"
 }
 
 # Started by `limited` below. `piece` replaces this shell by the command itself, so that it is the command that `timeout`
@@ -55,8 +65,9 @@ fi
 limited() {
     local status=0
     # SIGTERM lets a training run save; a minute later it is killed.
-    timeout --signal=TERM --kill-after=60 "$LIMIT" bash benchmarks/gpu.sh --inside "$1" || status=$?
-    if [ "$1" = cifar10 ] && [ ! -f "$RUN/model/model.safetensors" ] && compgen -G "$RUN/checkpoints/step-*" >/dev/null; then
+    timeout --signal=TERM --kill-after=60 "$LIMIT" bash benchmarks/gpu.sh --inside "$1" 2>&1 | tee "$STATE/$1.log" || status=$?
+    # 124, 137: stopped at the limit, 130: by hand; anything else is an error that another call would only repeat.
+    if [ "$1" = cifar10 ] && [[ " 124 130 137 " == *" $status "* ]] && compgen -G "$RUN/checkpoints/step-*" >/dev/null; then
         echo "cifar10: saved, not complete; call benchmarks/gpu.sh cifar10 again."
         return 3
     fi
@@ -64,15 +75,18 @@ limited() {
         echo "$1: failed with exit code $status (124: longer than $LIMIT s)." >&2
         return 1
     fi
-    touch "$OUT/$1.done"
+    rm "$STATE/$1.log"
+    touch "$STATE/$1.done"
 }
 
 export PYTHONPATH=$PWD/src:$PWD${PYTHONPATH:+:$PYTHONPATH}
 if compgen -G "$PACK/*.whl" >/dev/null; then
-    if [ ! -d "$OUT/site" ]; then
-        "$PYTHON" -m pip install --quiet --no-index --no-deps --target "$OUT/site" "$PACK"/*.whl
+    if [ ! -d "$STATE/site" ]; then # whole or absent: an installation that was stopped is begun anew
+        rm -rf "$STATE/site.part"
+        "$PYTHON" -m pip install --quiet --no-index --no-deps --target "$STATE/site.part" "$PACK"/*.whl
+        mv "$STATE/site.part" "$STATE/site"
     fi
-    export PYTHONPATH=$PYTHONPATH:$OUT/site
+    export PYTHONPATH=$PYTHONPATH:$STATE/site
 fi
 "$PYTHON" - <<'CHECK'
 import importlib.util
@@ -87,19 +101,32 @@ needed = "torchvision timm numpy PIL safetensors huggingface_hub tyro rich matpl
 lacking = [name for name in needed.split() if importlib.util.find_spec(name) is None]
 if lacking:
     sys.exit(f"Missing here: {', '.join(lacking)}; add them to the pack: benchmarks/pack.sh DATA.zip PACKAGE...")
-print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}")
+if not torch.cuda.is_available():
+    sys.exit("PyTorch sees no CUDA device here; look at nvidia-smi and CUDA_VISIBLE_DEVICES. Nothing was run.")
+print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
 CHECK
 
 chosen=("${PIECES[@]}")
 if [ $# -gt 0 ]; then
     chosen=("$1")
 fi
+left=()
 for name in "${chosen[@]}"; do
-    if [ -f "$OUT/$name.done" ]; then
+    if [ -f "$STATE/$name.done" ]; then
         echo "$name: done already."
         continue
     fi
     echo "== $name"
-    limited "$name"
+    limited "$name" || left+=("$name")
+    if [ -n "${OUT:-}" ]; then
+        mkdir -p "$OUT"
+        for file in "$STATE"/*.log "$STATE"/vit-*/*.json "$RUN"/metrics.jsonl "$RUN"/eval/*.json; do
+            [ ! -f "$file" ] || cp "$file" "$OUT/$(basename "$(dirname "$file")")-$(basename "$file")"
+        done
+    fi
 done
-echo "Results lie in $OUT."
+echo "Results lie in $STATE."
+if [ ${#left[@]} -gt 0 ]; then
+    echo "Not done: ${left[*]}" >&2
+    exit 1
+fi

@@ -7,8 +7,9 @@ MLP ratio r a transformer costs L (2 n d^2 (4 + 2 r) + 4 n^2 d) forward, twice t
 forward on all patches, the student forward and backward on the context, the predictor forward and backward on context
 and queries, plus patch embedding, projections and conditioning. Views, norms, softmax, AdamW and EMA count as nothing:
 they are overhead. The matrix peak is the best of several products, among them the step's own shapes, in the same
-precision and the same run, in turns with the steps. Peak memory is that of a fresh process: on a CPU what it holds
-above its imports at the highest point of two steps, on a GPU PyTorch's largest allocation.
+precision and the same run, in turns with the steps. On a GPU ten steps are timed in a row, as in training, where the
+host runs ahead. Peak memory is that of a fresh process, not compiled: on a CPU what it holds above its imports at the
+highest point of two steps, on a GPU PyTorch's largest allocation.
 """
 
 import multiprocessing
@@ -62,7 +63,7 @@ def measure(options: Options) -> tuple[list[dict[str, Any]], list[str]]:
             settings = settings_of(size, precision, options)
             with hardware.kept_memory():
                 rows.append({"size": size, "precision": precision} | _utilisation(settings, precision, options))
-            for name in ("iwm", "plain twin"):
+            for name in () if options.compile else ("iwm", "plain twin"):
                 rows[-1][f"peak_memory_mb_{name.split()[-1]}"] = peak_memory(name, size, precision, options)
     show("utilisation and memory", rows)
     return rows, []
@@ -74,10 +75,10 @@ def _utilisation(settings: Config, precision: str, options: Options) -> dict[str
     for run in (step.run, step.run, *products.values()):
         run()
     best, seconds, flops = dict.fromkeys(products, 0.0), [], batch * cost(settings).train_flops
+    times = 10 if options.device.type == "cuda" else 1
     for _ in range(options.repeats):
-        seconds.append(seconds_of(step.run, options.device))
+        seconds.append(seconds_of(step.run, options.device, times))
         for shape, run in products.items():
-            times = 10 if options.device.type == "cuda" else 1
             m, k, n = shape
             best[shape] = max(best[shape], 2 * m * k * n / seconds_of(run, options.device, times))
     peak = max(best.values())

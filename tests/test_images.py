@@ -10,7 +10,7 @@ from picture_files import write, zipped
 
 from iwm import samples
 from iwm.errors import UserError
-from iwm.images import open_images, open_pictures, open_splits, require_labels
+from iwm.images import open_images, open_pictures, open_splits, require_labels, source_identity
 
 
 def test_flat_folder_of_mixed_formats(tmp_path):
@@ -75,6 +75,17 @@ def test_a_seeded_tenth_is_held_out(tmp_path):
     assert len(open_images(source, "all")) == 40
     other = open_images(source, "val", seed=2)
     assert held_out != {other.path(i) for i in range(4)}
+
+
+@pytest.mark.parametrize("others", [5, 30])
+def test_the_only_image_of_a_class_is_not_held_out(tmp_path, others):
+    write(tmp_path / "a" / "0.png")
+    for index in range(others):
+        write(tmp_path / "b" / f"{index}.png")
+    for seed in range(8):
+        train, val, _ = open_splits(str(tmp_path), seed=seed)
+        assert np.bincount(require_labels(train)[1]).tolist() == [1, others - len(val)]
+        assert len(val) == max(1, others // 10)
 
 
 def test_another_source_for_validation(tmp_path):
@@ -191,6 +202,14 @@ def test_mix(tmp_path):
     both = open_images("sample,sample-objects")
     assert len(both) == 10_800
     assert both.labels is None
+
+
+def test_a_folder_called_as_the_embedded_images_does_not_take_their_place(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "sample" / "0.png")
+    assert len(open_images(source_identity("sample"))) == len(open_images("sample")) == 800
+    assert "./sample" in capsys.readouterr().out
+    assert len(open_images(source_identity("./sample"), "all")) == 1
 
 
 def test_embedded_sources():

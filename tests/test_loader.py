@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import multiprocessing
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from picture_files import noise, write, zipped
 from iwm import config, hardware
 from iwm.errors import UserError
 from iwm.images import open_images
-from iwm.loader import Batch, Loader, decoded_bytes, load_all, load_pairs
+from iwm.loader import Batch, Loader, decoded_bytes, load_all, load_chunks, load_pairs
 from iwm.randomness import permutation
 
 forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -45,6 +47,15 @@ def test_load_all_names_what_it_leaves_out(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "iwm"):
         assert load_all(opened, 12, limit=3)[1].tolist() == [0, 1]
     assert len(caplog.records) == 2  # named once, however often it is passed over
+
+
+def test_a_chunk_of_broken_images_is_passed_over(tmp_path):
+    opened = open_images(str(noise(tmp_path / "a", 7, broken=(1, 4, 5, 6))), "all")
+    chunks = list(load_chunks(opened, 12, 2))
+    assert [rows.tolist() for _, rows in chunks] == [[0], [2, 3]]
+    assert torch.equal(torch.cat([pixels for pixels, _ in chunks]), load_all(opened, 12)[0])
+    with pytest.raises(UserError, match="Not one of the 3 images"):
+        list(load_chunks(open_images(str(noise(tmp_path / "b", 3, broken=(0, 1, 2))), "all"), 12, 2))
 
 
 @forks
@@ -103,6 +114,19 @@ def test_endless_iteration_can_be_stopped_and_begun_anew(tmp_path, cache):
     first = list(itertools.islice(loading, 5))
     loading.close()
     assert same(first, list(itertools.islice(loading, 5)))
+    loading.close()
+
+
+@forks
+def test_batches_go_on_while_a_scheduler_stops_every_process_of_the_job(tmp_path):
+    noise(tmp_path, 8)
+    wanted = list(loader(tmp_path, steps=12, cache="stream", workers=0))
+    loading = loader(tmp_path, steps=12, cache="stream", workers=1)
+    coming = iter(loading)
+    batches = [next(coming)]
+    for worker in multiprocessing.active_children():
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    assert same([*batches, *coming], wanted)
     loading.close()
 
 

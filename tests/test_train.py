@@ -221,6 +221,18 @@ def test_a_diverged_run_stops_with_a_sentence(tmp_path):
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["skipped"] > 0
 
 
+def test_one_step_that_is_not_finite_stops_no_run(tmp_path, monkeypatch):
+    real = train.Training.step
+
+    def stepping(self, batch):
+        loss, finite = real(self, batch)
+        return loss, finite & (batch.step not in (0, 5))
+
+    monkeypatch.setattr(train.Training, "step", stepping)
+    out = train.pretrain(with_run(settings(tmp_path), log_every=1))
+    assert [line["skipped"] for line in read_metrics(out / "metrics.jsonl")] == [1, 0, 0, 0, 0, 1, 0, 0]
+
+
 def test_precision_changes_little_and_is_recorded(tmp_path):
     losses = {}
     for precision in ("fp32", "bf16"):
@@ -244,6 +256,7 @@ def loss_and_gradients(device: str, **speed) -> tuple[float, torch.Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # raised by torch.compile
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # older compilers advise against fp32
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("speed", "tolerance"),
@@ -318,6 +331,40 @@ def test_a_run_without_checkpoints_is_not_written_over(tmp_path):
     with pytest.raises(UserError, match="without its checkpoints"):
         train.pretrain(chosen)
     assert all(torch.equal(before[name], value) for name, value in weights(out).items())
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path, monkeypatch):
+    chosen = settings(tmp_path)
+    chosen = replace(chosen, run=replace(chosen.run, save_every=100))
+    wanted = weights(train.pretrain(with_run(chosen, out=str(tmp_path / "whole"))))
+    real = train.Training.step
+
+    def dying(self, batch):
+        if batch.step == 5:
+            raise MemoryError
+        return real(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "step", dying)
+        with pytest.raises(MemoryError):
+            train.pretrain(chosen)
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [2, 4]
+    out = train.pretrain(chosen)
+    assert all(torch.equal(wanted[name], value) for name, value in weights(out).items())
+    assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [2, 4, 6, 8]
+
+
+def test_a_source_may_move_but_not_change_its_name(tmp_path, capsys):
+    chosen = settings(tmp_path)
+    train.pretrain(chosen)
+    longer = replace(chosen, optim=replace(chosen.optim, epochs=3))
+    for folder, name in (("elsewhere", "pictures.npz"), ("there", "others.npz")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes((tmp_path / "pictures.npz").read_bytes())
+    train.pretrain(replace(longer, data=replace(longer.data, source=str(tmp_path / "elsewhere" / "pictures.npz"))))
+    assert "now they are at" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match=r"with data\.source"):
+        train.pretrain(replace(longer, data=replace(longer.data, source=str(tmp_path / "there" / "others.npz"))))
 
 
 def test_a_changed_source_is_named_on_resume(tmp_path):

@@ -145,3 +145,9 @@ def test_a_finetuning_without_baselines_finds_its_control_and_counts_once(tmp_pa
     (found,) = judge_results(results.read_results(run))
     assert found.good is True
     assert "+12.0 points, one seed" in found.sentence
+
+
+def test_a_single_image_says_nothing_of_the_mrr() -> None:
+    found = finding(WORLD, mrr_standard_error=None)
+    assert found.good is None
+    assert "on a single image" in found.sentence

@@ -84,15 +84,20 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 @contextlib.contextmanager
 def threads(speed: Speed) -> Iterator[int]:
-    """Use speed.threads CPU threads (0: all cores; OMP_NUM_THREADS is respected) inside the block."""
-    before = torch.get_num_threads()
+    """Use speed.threads CPU threads (0: all cores; OMP_NUM_THREADS is respected) inside the block.
+
+    fp32 means fp32 in it: cuDNN's convolutions would multiply with TF32's 10 bits by default.
+    """
+    before, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list names the nesting levels
     asked = speed.threads or (int(given) if given.isdigit() and int(given) else cores())
     torch.set_num_threads(asked)
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield asked
     finally:
         torch.set_num_threads(before)
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 @contextlib.contextmanager

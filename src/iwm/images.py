@@ -19,8 +19,12 @@ from torch import Tensor
 
 from iwm import listing, samples
 from iwm.errors import UserError
+from iwm.log import console
 from iwm.pixels import BrokenImage, decode, reason
 from iwm.randomness import permutation
+
+EMBEDDED = ("sample", "sample-objects")
+"""Sources that come with the package."""
 
 
 class ImageSet:
@@ -272,9 +276,9 @@ def require_others(vals: Sequence[str], sources: Sequence[str]) -> None:
 
 def source_identity(source: str) -> str:
     """How a data source is written down in settings: paths made absolute, names as they are."""
-    parts = [part.strip() for part in source.split(",")]
     return ",".join(
-        str(Path(part).expanduser().resolve()) if Path(part).expanduser().exists() else part for part in parts
+        str(Path(part).expanduser().resolve()) if part not in EMBEDDED and Path(part).expanduser().exists() else part
+        for part in (part.strip() for part in source.split(","))
     )
 
 
@@ -299,6 +303,8 @@ def _parts(source: str) -> list[str]:
 
 def _open_one(source: str, size: int) -> tuple[ImageSet, ImageSet | None, str]:
     """Training and validation images of one source (None when it has no validation split), and how it has them."""
+    if source in EMBEDDED and Path(source).exists():
+        console.print(f"[yellow]'{source}' are the embedded images; the folder of that name here is ./{source}.")
     if source == "sample":
         return _Photos("train"), _Photos("val"), "800 and 119 of the embedded photos"
     if source == "sample-objects":
@@ -389,15 +395,17 @@ def held_out(
 ) -> tuple[Int64[np.ndarray, " r"], Int64[np.ndarray, " t"]]:
     """The other nine tenths and a seeded tenth of a set's indices, the tenth drawn evenly from all classes.
 
-    Raises UserError when the set is a single image.
+    The only image of a class stays with the rest. Raises UserError when the set is a single image.
     """
     if count < 2:
         raise UserError(f"'{name}' holds a single image, too few to hold some out; add images.")
     order = permutation(seed, "held out", 0, count)
     if labels is not None:
         order = order[np.argsort(labels[order], kind="stable")]
+        several = order[np.bincount(labels)[labels[order]] > 1]
+        order = several if len(several) else order
     chosen = np.zeros(count, dtype=bool)
-    chosen[order[4::10] if count >= 10 else order[:1]] = True
+    chosen[order[4::10] if len(order) >= 10 else order[:1]] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from iwm import config, hardware
 from iwm.errors import UserError
-from iwm.images import ImageSet, open_pictures
+from iwm.images import ImageSet, Subset, open_pictures
 from iwm.pixels import BrokenImage, center, random_crops
 from iwm.randomness import permutation
 
@@ -240,8 +240,10 @@ def _unchanged(part: _Part) -> _Part:
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the trainer must still get its batches while it winds up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C reaches every process of the terminal, a scheduler's SIGTERM every process of the job; the trainer must
+    still get its batches while it winds up."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _decode_all(
@@ -280,6 +282,25 @@ def load_all(
     return torch.stack(whole), kept
 
 
+def load_chunks(
+    images: ImageSet, size: int, at_once: int
+) -> Iterator[tuple[UInt8[Tensor, "n 3 {size} {size}"], Int64[np.ndarray, " n"]]]:
+    """`load_all` of `at_once` images after another; a chunk of broken ones alone is passed over.
+
+    Raises UserError at the end when no image at all could be decoded.
+    """
+    found = False
+    for start in range(0, len(images), at_once):
+        rows = np.arange(start, min(len(images), start + at_once))
+        loaded = _decode_all(Subset(images, rows), len(rows), lambda image: center(image, size).contiguous(), None)
+        whole, kept = _named_broken(loaded)
+        if whole:
+            found = True
+            yield torch.stack(whole), rows[kept]
+    if not found:
+        raise UserError(_none_left(images))
+
+
 def load_pairs(
     images: ImageSet, data: config.Data, seed: int, step: int
 ) -> tuple[UInt8[Tensor, "n 3 s s"], UInt8[Tensor, "n 3 s s"], Int64[np.ndarray, " n"]]:
@@ -295,13 +316,19 @@ def load_pairs(
 
 
 def _readable(images: ImageSet, loaded: Sequence[Tensor | BrokenImage]) -> tuple[list[Tensor], Int64[np.ndarray, " n"]]:
-    """What could be decoded and where it stood; the rest is named. Raises UserError when there is nothing."""
+    """`_named_broken`. Raises UserError when there is nothing left."""
+    whole, kept = _named_broken(loaded)
+    if not whole:
+        raise UserError(_none_left(images))
+    return whole, kept
+
+
+def _named_broken(loaded: Sequence[Tensor | BrokenImage]) -> tuple[list[Tensor], Int64[np.ndarray, " n"]]:
+    """What could be decoded and where it stood; the rest is named."""
     kept = np.array([index for index, image in enumerate(loaded) if isinstance(image, Tensor)], dtype=np.int64)
     for broken in loaded:
         if isinstance(broken, BrokenImage):
             _name(broken)
-    if not len(kept):
-        raise UserError(_none_left(images))
     return [image for image in loaded if isinstance(image, Tensor)], kept
 
 

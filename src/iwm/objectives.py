@@ -123,11 +123,13 @@ def variance_covariance(
     otherwise features that say nothing but the position would satisfy both terms.
     """
     with torch.autocast(tokens.device.type, enabled=False):  # autocast would multiply in bfloat16 all the same
-        flat, where = tokens.flatten(0, 1).float(), positions.flatten()
-        sums = flat.new_zeros(count, flat.shape[1]).index_add(0, where, flat)
-        seen = torch.bincount(where, minlength=count).clamp_min(1).unsqueeze(1)
-        centred = flat - (sums / seen)[where]
-        covariance = centred.T @ centred / max(1, len(flat) - 1)
+        tokens, where = tokens.float(), positions.unsqueeze(2)
+        # No position is twice in an image: spread out and summed over the images, which on a GPU is the same every time
+        # and waits for nobody, as adding by index (atomically) and counting (asks for the largest) are not.
+        placed = tokens.new_zeros(len(tokens), count, tokens.shape[2]).scatter(1, where.expand_as(tokens), tokens)
+        seen = tokens.new_zeros(len(tokens), count, 1).scatter(1, where, 1.0).sum(0).clamp_min(1)
+        centred = (tokens - (placed.sum(0) / seen)[positions]).flatten(0, 1)
+        covariance = centred.T @ centred / max(1, len(centred) - 1)
         spread = (covariance.diagonal() + 1e-4).sqrt()
         others = covariance.square().sum() - covariance.diagonal().square().sum()
-        return F.relu(1 - spread).mean(), others / flat.shape[1]
+        return F.relu(1 - spread).mean(), others / centred.shape[1]

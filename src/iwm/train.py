@@ -1,6 +1,7 @@
 """The training loop: load -> views -> masks -> loss -> finite check -> step -> EMA -> log -> save.
 
-Everything random is a pure function of (seed, step, image index), so a resumed run continues bit for bit.
+Everything random is a pure function of (seed, step, image index), so a resumed run continues bit for bit on a CPU (on a
+GPU attention's gradients are not the same twice).
 """
 
 import gc
@@ -20,7 +21,7 @@ from iwm import checkpoint, config, foreign, hardware, health, pictures
 from iwm.errors import Interrupted, UserError
 from iwm.images import ImageSet, Subset, open_images, source_identity
 from iwm.loader import Batch, Loader, load_all, load_pairs
-from iwm.log import Metrics, console, progress
+from iwm.log import Metrics, console, progress, read_metrics
 from iwm.masks import is_whole, sample_masks
 from iwm.model import ImageWorldModel
 from iwm.online import OnlineProbe
@@ -34,7 +35,8 @@ HEALTH_IMAGES = 256
 Crops = tuple[Tensor, Tensor | None]
 """Crops of images, uint8 [b, 3, s, s], and where views share no geometry as many others."""
 PATIENCE = 10
-"""Non-finite steps (skipped, weights untouched) after which a run is stopped as diverged."""
+"""Non-finite steps (skipped, weights untouched) of one line of metrics, or of several lines without a finite one, after
+which a run is stopped as diverged; of a shorter run more than half."""
 
 
 def build(settings: config.Config, device: torch.device) -> ImageWorldModel:
@@ -45,10 +47,14 @@ def build(settings: config.Config, device: torch.device) -> ImageWorldModel:
 
 
 def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
-    """On resume only the speed and run groups and the number of epochs may differ.
+    """On resume only the speed and run groups, the number of epochs and the folder that the source lies in may differ.
 
     Raises UserError naming the first setting that drifted.
     """
+    source, now_at = old.data.source, new.data.source
+    if source != now_at and _names(source) == _names(now_at):
+        console.print(f"The pictures of {out} were at {source}, now they are at {now_at}.")
+        old = replace(old, data=replace(old.data, source=now_at))
     was, now = config.flatten(config.to_dict(old)), config.flatten(config.to_dict(new))
     free = {"optim.epochs", "recipe"}
     for name, value in now.items():
@@ -58,6 +64,18 @@ def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
                 f"{out} holds a run with {name} = {was.get(name)!r}, now it is {value!r}; give another --out, or the "
                 "old setting to resume."
             )
+
+
+def _names(source: str) -> list[str]:
+    return [Path(part).name for part in source.split(",")]
+
+
+def _was_saved(out: Path) -> bool:
+    """Whether a run without checkpoints has got as far as its first; one stopped before that has nothing to lose."""
+    lines = read_metrics(out / "metrics.jsonl") if (out / "metrics.jsonl").exists() else []
+    return (out / "model").exists() or bool(
+        lines and lines[-1]["step"] >= config.load(out / "config.yaml").run.save_every
+    )
 
 
 @dataclass
@@ -197,7 +215,7 @@ def _pretrain(settings: config.Config, source: ImageSet, out: Path) -> Path:
     if saved:
         check_drift(saved.settings, settings, out)
     start = saved.step if saved else 0
-    if not saved and ((out / "model").exists() or (out / "metrics.jsonl").exists()):
+    if not saved and (complaints or _was_saved(out)):
         raise UserError(f"{out} holds a run without its checkpoints; it is not written over, give another --out.")
     if saved and saved.images != len(source):
         raise UserError(
@@ -276,6 +294,7 @@ class Watch:
         self.batch, self.probe, self.metrics, self.training = batch, probe, metrics, training
         self.images = images
         self.last: dict[str, Any] = {}
+        self.done = self.in_a_row = 0
         self.reset()
 
     def reset(self) -> None:
@@ -315,9 +334,11 @@ class Watch:
         self.metrics.write(line)
         self.last = line
         self.reset()
-        if skipped >= min(PATIENCE, max(1, count)):
+        self.done += count
+        self.in_a_row = skipped + (self.in_a_row if skipped == count else 0)
+        if self.in_a_row >= PATIENCE or (final and self.in_a_row > self.done / 2):
             raise UserError(
-                f"Training diverged: {skipped} of the last {count} steps were not finite and were skipped. The last "
+                f"Training diverged: {self.in_a_row} of the latest steps were not finite and were skipped. The last "
                 "good checkpoint is kept; lower optim.lr or set optim.clip, in a new --out."
             )
         return line

@@ -100,13 +100,16 @@ def judge_world(result: Result) -> Finding:
     names = {"mrr_chance": "chance", "mrr_shuffled": "shuffled actions", "mrr_null": "null action"}
     controls = numbers(result, names)
     twin = number(result, "frozen_random_twin_mrr")
-    error = number(result, "mrr_standard_error") or 0.0
+    error = number(result, "mrr_standard_error")
     bars = [("this model", mrr), *([("frozen random twin", twin)] if twin is not None else []), *controls.items()]
     beside = join([f"{value:.3f} for {name}" for name, value in controls.items()]) or "no control at all"
     bank = f" (bank of {result['bank']})" if result.get("bank") else ""
     measured = f"MRR {mrr:.3f} against {beside}{bank}"
     if not controls:
         return Finding(title, None, f"{measured}, so it cannot be judged.", tuple(bars))
+    if error is None:
+        words = f"{measured}, on a single image, so its error is not known; measure more with --images."
+        return Finding(title, None, words, tuple(bars))
     above = [standing(mrr, value, error) == "above" for value in controls.values()]
     chance = controls.get("chance")
     good = all(above)

@@ -5,6 +5,7 @@ entry j, all positions queried; the rank of entry j by squared distance in targe
 MRR = mean 1/rank; a predictor that ignores the action has H_B / B (0.0239 for B = 256). Ties count half.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -141,7 +142,7 @@ def measure(
     error, nothing = torch.stack(errors).mean(0).cpu() * units, torch.stack(zero).mean(0).cpu() * units
     return {
         "mrr": float((1 / rank).mean()),
-        "mrr_standard_error": float(per_image.std() / len(per_image) ** 0.5) if len(per_image) > 1 else 0.0,
+        "mrr_standard_error": float(per_image.std() / len(per_image) ** 0.5) if len(per_image) > 1 else math.nan,
         "mrr_chance": chance(bank),
         "mrr_shuffled": float(torch.cat(shuffled).mean()),
         "mrr_null": float(torch.cat(null).mean()),

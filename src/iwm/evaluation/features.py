@@ -29,8 +29,8 @@ from iwm import checkpoint, files, foreign, hardware
 from iwm.config import Speed
 from iwm.encoder import Encoder
 from iwm.errors import UserError
-from iwm.images import ImageSet, Subset
-from iwm.loader import load_all
+from iwm.images import ImageSet
+from iwm.loader import load_chunks
 from iwm.log import console, progress
 from iwm.vit import choose_attention
 
@@ -238,11 +238,8 @@ def extract(
     marks = [encoder.identity() if cache else "" for encoder in encoders]
     parts: list[list[Tensor]] = [[] for _ in encoders]
     kept: list[np.ndarray] = []
-    at_once = max(1, CHUNK // (3 * size * size))
-    for start in range(0, len(images), at_once):
-        rows = np.arange(start, min(len(images), start + at_once))
-        pixels, readable = load_all(Subset(images, rows), size)
-        kept.append(rows[readable])
+    for pixels, rows in load_chunks(images, size, max(1, CHUNK // (3 * size * size))):
+        kept.append(rows)
         content = digest([("pixels", pixels)]) if cache else ""
         for encoder, mark, part in zip(encoders, marks, parts, strict=True):
             path = None

@@ -8,6 +8,7 @@ target space, which the search looks at too. Both regressions learn from trainin
 held-out ones.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,7 @@ def measure(
         error = (units * (answer - truth)).abs()
         outcome[name] = {
             "error": float(error.mean()),
-            "standard_error": float(error.mean(1).std() / len(error) ** 0.5) if len(error) > 1 else 0.0,
+            "standard_error": float(error.mean(1).std() / len(error) ** 0.5) if len(error) > 1 else math.nan,
             "components": {space.names[i]: float(error[:, k].mean()) for k, i in enumerate(graded)},
         }
     full = torch.zeros(len(test), space.dim)

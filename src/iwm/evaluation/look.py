@@ -283,7 +283,7 @@ def averaged(
         for kind in ("knn", "linear"):
             settings = ProbeSettings(kind=kind, seed=seed)
             with full_precision():
-                logits = evaluate(lessons[name], train[1], exam[name], classes, settings).logits
-            row[kind] = accuracy(logits, test[1])
+                found = evaluate(lessons[name], train[1], exam[name], classes, settings, config.Speed(device="cpu"))
+            row[kind] = accuracy(found.logits, test[1])
         rows.append(row)
     return rows

@@ -212,7 +212,7 @@ def logits_together(
     told = None
     if len(classifiers) > 1:
         own: list[Tensor] = [classifier.token for classifier in classifiers if classifier.token is not None]
-        told = torch.stack(own).repeat_interleave(torch.tensor(counts, device=values.device), dim=0)
+        told = torch.cat([token.expand(count, *token.shape) for token, count in zip(own, counts, strict=True)])
     null = values.new_zeros(len(values), first.space.dim)
     found = first.predictor(values, null, grid=first.grid, task=told)
     return [classifier.head(part.float()) for classifier, part in zip(classifiers, found.split(counts), strict=True)]

@@ -4,15 +4,13 @@ import csv
 import io
 from pathlib import Path
 
-import numpy as np
-
 from iwm import files, hardware, results
 from iwm.config import Speed
 from iwm.errors import UserError
 from iwm.evaluation.classifier import Classifier, find_classifier, load_classifier
 from iwm.evaluation.classifier import predict as probabilities_of
-from iwm.images import ImageSet, Subset, open_pictures
-from iwm.loader import load_all
+from iwm.images import ImageSet, open_pictures
+from iwm.loader import load_chunks
 from iwm.log import console, progress
 
 BEST = 5
@@ -66,13 +64,11 @@ def classify(classifier: Classifier, images: ImageSet, speed: Speed) -> list[dic
     best = min(BEST, len(classifier.names))
     with progress("images") as bar:
         task = bar.add_task("predict", total=len(images), note="")
-        for start in range(0, len(images), at_once):
-            rows = np.arange(start, min(len(images), start + at_once))
-            pixels, kept = load_all(Subset(images, rows), classifier.size)
+        for pixels, rows in load_chunks(images, classifier.size, at_once):
             found = probabilities_of(classifier, pixels, speed).topk(best, dim=1)
-            for row, values, order in zip(rows[kept], found.values.tolist(), found.indices.tolist(), strict=True):
+            for row, values, order in zip(rows, found.values.tolist(), found.indices.tolist(), strict=True):
                 names = [classifier.names[number] for number in order]
                 line = {"file": images.path(int(row)), "prediction": names[0], "probability": f"{values[0]:.6f}"}
                 lines.append(line | {f"top_{place}": name for place, name in enumerate(names, start=1)})
-            bar.advance(task, len(rows))
+            bar.update(task, completed=int(rows[-1]) + 1)
     return lines
