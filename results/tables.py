@@ -228,8 +228,7 @@ def equal_budget() -> str:
         worlds = [r for r in found if "mrr" in r]
         kinds = {r["kind"]: r for r in found if "kind" in r}
         fits = [r for r in found if "train" in r]
-        full = "eurosat" if "eurosat" in folder.name else "cifar10"
-        few = {"eurosat": "eurosat", "cifar10": "cifar10-5000"}[full]
+        full, few = ("eurosat", "eurosat") if "eurosat" in folder.name else ("cifar10", "cifar10-5000")
         row = [f"[{folder.name}](../results/small-data/evidence/{folder.name}/config.yaml)"]
         row.append(cell(worlds[0] if worlds else None, "mrr", "mrr_standard_error"))
         row += [cell(kinds.get(kind)) for kind in ("linear", "knn", "attentive")]

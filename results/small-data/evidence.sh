@@ -35,22 +35,22 @@ for run in ${ONLY:-cifar10 ijepa-cifar10 cifar10-inv eurosat ijepa-eurosat euros
         once probe-$kind-$set.json iwm probe $at --data "$data" --kind $kind $baselines $speed
     done
     fit="--views 2 --lrs 1e-3 --no-baselines $speed"
+    seeds=0
+    test $run != cifar10 || seeds="0 1 2"
     for predictor in pretrained random; do
-        if [ $set = cifar10 ]; then
-            once finetune-predictor-$predictor-$labels.json iwm finetune $at --data $part --val "$data" --train predictor \
-                --predictor $predictor --epochs 6 --ratios 1 $fit
-        else
-            once finetune-predictor-$predictor-$labels.json iwm finetune $at --data "$data" --train predictor \
-                --predictor $predictor --epochs 4 --ratios 0.1 1 $fit
-        fi
+        for seed in $seeds; do
+            how=$predictor
+            test $seed = 0 || how=$how-seed$seed
+            if [ $set = cifar10 ]; then
+                once finetune-predictor-$how-$labels.json iwm finetune $at --data $part --val "$data" --train predictor \
+                    --predictor $predictor --seed $seed --epochs 6 --ratios 1 $fit
+            else
+                once finetune-predictor-$how-$labels.json iwm finetune $at --data "$data" --train predictor \
+                    --predictor $predictor --seed $seed --epochs 4 --ratios 0.1 1 $fit
+            fi
+        done
     done
     if [ $run = cifar10 ]; then
-        for predictor in pretrained random; do
-            for seed in 1 2; do
-                once finetune-predictor-$predictor-seed$seed-$labels.json iwm finetune $at --data $part --val "$data" --train predictor \
-                    --predictor $predictor --seed $seed --epochs 6 --ratios 1 $fit
-            done
-        done
         once finetune-predictor-pretrained-cifar10.json \
             iwm finetune $at --data "$data" --train predictor --epochs 3 --ratios 1 $fit # all 50,000 labels, 31 minutes
         once finetune-encoder-cifar10.json iwm finetune $at --data "$data" --train encoder --epochs 7 --views 0 --lrs 1e-3 --ratios 1 $speed

@@ -269,6 +269,12 @@ def _decode_all(
     return decoded
 
 
+def _decode_squared(
+    images: ImageSet, count: int, size: int, progress: Progress | None = None
+) -> list[Tensor | BrokenImage]:
+    return _decode_all(images, count, lambda image: center(image, size).contiguous(), progress)
+
+
 def load_all(
     images: ImageSet, size: int, limit: int | None = None, progress: Progress | None = None
 ) -> tuple[UInt8[Tensor, "n 3 {size} {size}"], Int64[np.ndarray, " n"]]:
@@ -277,8 +283,7 @@ def load_all(
     Raises UserError when none is left.
     """
     count = len(images) if limit is None else min(limit, len(images))
-    loaded = _decode_all(images, count, lambda image: center(image, size).contiguous(), progress)
-    whole, kept = _readable(images, loaded)
+    whole, kept = _readable(images, _decode_squared(images, count, size, progress))
     return torch.stack(whole), kept
 
 
@@ -292,8 +297,7 @@ def load_chunks(
     found = False
     for start in range(0, len(images), at_once):
         rows = np.arange(start, min(len(images), start + at_once))
-        loaded = _decode_all(Subset(images, rows), len(rows), lambda image: center(image, size).contiguous(), None)
-        whole, kept = _named_broken(loaded)
+        whole, kept = _named_broken(_decode_squared(Subset(images, rows), len(rows), size))
         if whole:
             found = True
             yield torch.stack(whole), rows[kept]

@@ -142,7 +142,7 @@ def measure(
     error, nothing = torch.stack(errors).mean(0).cpu() * units, torch.stack(zero).mean(0).cpu() * units
     return {
         "mrr": float((1 / rank).mean()),
-        "mrr_standard_error": float(per_image.std() / len(per_image) ** 0.5) if len(per_image) > 1 else math.nan,
+        "mrr_standard_error": standard_error(per_image),
         "mrr_chance": chance(bank),
         "mrr_shuffled": float(torch.cat(shuffled).mean()),
         "mrr_null": float(torch.cat(null).mean()),
@@ -152,6 +152,11 @@ def measure(
         "always_zero_action_error": float(nothing.mean()),
         **{f"inferred_{model.space.names[i]}_error": float(error[k]) for k, i in enumerate(graded)},
     }
+
+
+def standard_error(per_image: Float[Tensor, " n"]) -> float:
+    """Of the mean over images; of a single one it is not known (NaN)."""
+    return float(per_image.std() / len(per_image) ** 0.5) if len(per_image) > 1 else math.nan
 
 
 def held_out(count: int, available: int, seed: int) -> np.ndarray:

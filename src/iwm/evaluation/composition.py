@@ -7,8 +7,8 @@ parameters, as in training; so actions add up exactly, and a perfect world makes
 
 Predictions live in target space, not in the encoder's, so p cannot be fed its own output. Two ways back are measured:
 the bank image nearest to the first prediction is encoded, or the first prediction goes through a linear map from target
-space to the encoder's, fitted to training images. Feeding the image truly changed by a shows what the
-second step makes of the truth (a linear map may still rank better: it stays close to target space).
+space to the encoder's, fitted to training images. Feeding the image truly changed by a shows what the second step makes
+of the truth (a linear map may still rank better: it stays close to target space).
 """
 
 from typing import Any

@@ -8,7 +8,6 @@ target space, which the search looks at too. Both regressions learn from trainin
 held-out ones.
 """
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from iwm.inference import Search
 from iwm.loader import load_all, load_one
 from iwm.log import console, progress
 from iwm.model import ImageWorldModel
-from iwm.world import held_out, in_reference_units, reference_space
+from iwm.world import held_out, in_reference_units, reference_space, standard_error
 
 BATCH = 16
 """Pairs searched at once."""
@@ -197,7 +196,7 @@ def measure(
         error = (units * (answer - truth)).abs()
         outcome[name] = {
             "error": float(error.mean()),
-            "standard_error": float(error.mean(1).std() / len(error) ** 0.5) if len(error) > 1 else math.nan,
+            "standard_error": standard_error(error.mean(1)),
             "components": {space.names[i]: float(error[:, k].mean()) for k, i in enumerate(graded)},
         }
     full = torch.zeros(len(test), space.dim)
