@@ -178,6 +178,22 @@ def one_batch(count: int = 16) -> Batch:
     return Batch(step=0, indices=np.arange(count), images=images, labels=None, waited=0.0)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_step_never_waits_for_the_gpu(kind):
+    base = tiny(speed=config.Speed(device="cuda", precision="bf16"))
+    chosen = replace(
+        base, optim=replace(base.optim, kind=kind), objective=config.Objective(variance=0.1, covariance=0.1)
+    )
+    training = train.Training.start(chosen, 4)
+    training.step(one_batch())  # allocates
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training.step(replace(one_batch(), step=1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("norm", ["batch", "token"])
 def test_accumulation_gives_the_same_step(norm):
     after = []

@@ -23,6 +23,7 @@ from torch import Tensor
 from iwm import config
 from iwm.camera import CAMERA
 from iwm.errors import UserError
+from iwm.hardware import upload
 from iwm.photometric import (
     PHOTOMETRIC,
     brightness,
@@ -257,7 +258,7 @@ class ActionSpace:
             raise UserError(f"{len(parameters)} sets of parameters were given for {len(images)} images; give one each.")
         # The clone is ours, so each transformation may write its images back in place.
         images = images.clone(memory_format=torch.contiguous_format)
-        values = parameters.values.to(images.device, images.dtype, non_blocking=True)
+        values = upload(parameters.values.to(images.dtype), images.device)
         steps = self._steps(parameters)
         at_once = max(1, len(images))
         if images.device.type == "cpu":
@@ -391,7 +392,7 @@ class ActionSpace:
                 continue
             picked, raw, where = images, values, None
             if not rows.all():
-                where = torch.from_numpy(np.flatnonzero(rows)).to(images.device, non_blocking=True)
+                where = upload(torch.from_numpy(np.flatnonzero(rows)), images.device)
                 picked, raw = images.index_select(0, where), values.index_select(0, where)
             for position, _ in run:
                 picked = self.transformations[position].apply(picked, raw[:, position])

@@ -5,6 +5,7 @@ Images are float in [0, 1].
 """
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -76,25 +77,32 @@ _TO_RGB = torch.linalg.inv(_TO_YCC).float()
 _TO_YCC = _TO_YCC.float()
 
 
+@lru_cache(maxsize=8)
+def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Quantisation tables, cosine transform and the two matrices of colour, where they are needed: copied once."""
+    return _TABLES.to(device), _DCT.to(device), _TO_YCC.to(device), _TO_RGB.to(device)
+
+
 def jpeg(images: Images, value: Values) -> Images:
     """What remains after a JPEG file of quality `value` (1 to 100, as libjpeg counts), colours at full resolution.
 
     Without the file: the entropy coding loses nothing, so only rounding, the transform and the quantisation are done.
     """
-    device, (height, width) = images.device, images.shape[-2:]
+    height, width = images.shape[-2:]
+    base, dct, to_ycc, to_rgb = _constants(images.device)
     quality = value.clamp(1, 100)
     scale = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality)
-    tables = ((_TABLES.to(device) * scale[:, None, None, None] + 50) / 100).floor().clamp_(1, 255)
-    levels = torch.einsum("cr,brhw->bchw", _TO_YCC.to(device), images.mul(255).round_())
+    tables = ((base * scale[:, None, None, None] + 50) / 100).floor().clamp_(1, 255)
+    levels = torch.einsum("cr,brhw->bchw", to_ycc, images.mul(255).round_())
     levels[:, 0] -= 128  # the colour differences are centred already
     padded = F.pad(levels.round_(), (0, -width % 8, 0, -height % 8), mode="replicate")
     blocks = padded.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)
-    dct, step = _DCT.to(device), tables[:, :, None, None]
+    step = tables[:, :, None, None]
     kept = (dct @ blocks @ dct.T).div_(step).round_().mul_(step)
     back = (dct.T @ kept @ dct).round_().clamp_(-128, 127)
     levels = back.transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, :height, :width].clone()
     levels[:, 0] += 128
-    return torch.einsum("rc,bchw->brhw", _TO_RGB.to(device), levels).round_().clamp_(0, 255).div_(255)
+    return torch.einsum("rc,bchw->brhw", to_rgb, levels).round_().clamp_(0, 255).div_(255)
 
 
 CAMERA = (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from iwm.config import Speed
 from iwm.errors import UserError
@@ -80,6 +81,14 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on the device. It goes to a GPU by way of pinned memory, so that the host need not wait for what the
+    GPU still has to do; from ordinary memory it would, whatever `non_blocking` says."""
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @contextlib.contextmanager

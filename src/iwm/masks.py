@@ -17,6 +17,7 @@ from torch import Tensor
 
 from iwm import config
 from iwm.errors import UserError
+from iwm.hardware import upload
 from iwm.randomness import uniforms
 
 _PER_BLOCK = 4  # random numbers a rectangle takes: area, aspect, top, left
@@ -94,7 +95,7 @@ def sample_masks(
         predicted = np.take_along_axis(predicted, np.sort(drawn, axis=1), axis=1)
     if is_whole(cfg, step):
         context = np.broadcast_to(np.arange(grid[0] * grid[1]), dropped.shape).copy()
-    return Masks(*(torch.from_numpy(p).to(device, non_blocking=True) for p in (context, predicted)))
+    return Masks(*(upload(torch.from_numpy(p), device) for p in (context, predicted)))
 
 
 def _check(cfg: config.Masks, grid: tuple[int, int]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from iwm import config
 from iwm.actions import ActionSpace, Parameters
+from iwm.hardware import upload
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def make_views(
     is the target changed once more, so the action is that further change backwards: minus the extra jitter, and the
     flags. With `clean` the source is the crop as it is.
     """
-    images = crops.to(device, non_blocking=True).float().div_(255)
+    images = upload(crops, device).float().div_(255)
     source_parameters = space.neutral(len(indices)) if clean else space.sample(seed, step, indices, "source")
     target_parameters = space.sample(seed, step, indices, "target")
     target = space.apply(images, target_parameters)
@@ -60,8 +61,7 @@ def make_views(
     else:
         source = space.apply(images, source_parameters)
         action = space.difference(source_parameters, target_parameters)
-    action = action.to(device, non_blocking=True)
-    return Views(source, target, action, indices, source_parameters, target_parameters)
+    return Views(source, target, upload(action, device), indices, source_parameters, target_parameters)
 
 
 def make_independent_views(
@@ -80,7 +80,7 @@ def make_independent_views(
     """
     source, target = _every(space, cfg, 0), _every(space, cfg, 1)
     drawn = source.sample(seed, step, indices, "source"), target.sample(seed, step, indices, "target")
-    first, second = (images.to(device, non_blocking=True).float().div_(255) for images in (crops, others))
+    first, second = (upload(images, device).float().div_(255) for images in (crops, others))
     action = space.null(len(indices), device)
     return Views(source.apply(first, drawn[0]), target.apply(second, drawn[1]), action, indices, *drawn)
 

@@ -233,8 +233,8 @@ def fit(
 
     def loss_of(drawn: tuple[int, int, np.ndarray]) -> Tensor:
         epoch, step, batch = drawn
-        inputs = samples.batch(batch, seed, epoch).to(device, non_blocking=True)
-        labels = samples.targets(batch, seed, epoch).to(device, non_blocking=True)
+        inputs = hardware.upload(samples.batch(batch, seed, epoch), device)
+        labels = hardware.upload(samples.targets(batch, seed, epoch), device)
         share = 1.0
         if schedule.mixes:
             inputs, share = mixed(inputs, schedule, seed, step)

@@ -280,11 +280,11 @@ def tune(
 
         def loss_of(step: int) -> Tensor:
             drawn = [stream(task.work.train, rows[task.name], settings.seed, batch, step) for task in tasks]
-            inputs = [values.to(work.device, non_blocking=True) for values, _ in drawn]
+            inputs = [hardware.upload(values, work.device) for values, _ in drawn]
             with hardware.autocast(work.device, work.precision):
                 logits = logits_together(made, inputs, work.tokens_kept)
             losses = [
-                cross_entropy(guess.float(), truth.to(work.device), schedule.smoothing)
+                cross_entropy(guess.float(), hardware.upload(truth, work.device), schedule.smoothing)
                 for guess, (_, truth) in zip(logits, drawn, strict=True)
             ]
             return torch.stack(losses).mean()
