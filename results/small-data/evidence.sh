@@ -37,7 +37,7 @@ for run in ${ONLY:-cifar10 ijepa-cifar10 cifar10-inv eurosat ijepa-eurosat euros
     *cifar10*) data=$cifar10 set=cifar10 labels=cifar10-5000 kinds="linear knn" ;;
     *) data=$eurosat set=eurosat labels=eurosat kinds="linear knn attentive" ;;
     esac
-    test -z "$change" || kinds="linear knn"
+    test -z "$change" || kinds=linear
     baselines=--no-baselines # pixels and the same encoder drawn anew: the first run of a data set says them for all
     test $run != $set || baselines=
     iwm pretrain $recipe --data.source "$data" --out $at $change --log-every 500 --save-every 500 --probe-every 2 $speed
