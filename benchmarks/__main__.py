@@ -6,9 +6,9 @@ from pathlib import Path
 from benchmarks import masks, muon, peak, step, views
 from benchmarks.sizes import NAMES
 from benchmarks.timing import Options, write
-from iwm import hardware
 from iwm.config import Speed
-from iwm.log import console
+from iwm.runtime import devices
+from iwm.runtime.console import console
 
 SUBJECTS = {module.__name__.split(".")[-1]: module.measure for module in (step, views, masks, peak, muon)}
 
@@ -35,10 +35,10 @@ def main() -> None:
         repeats=given.repeats or (2 if given.quick else Options.repeats),
         seconds=0.2 if given.quick else Options.seconds,
         compile=given.compile,
-        device=hardware.device_of(Speed(device=given.device)),
+        device=devices.device_of(Speed(device=given.device)),
     )
-    with hardware.threads(Speed()) as threads:
-        console.print(f"{hardware.processor_name()}, {threads} threads, device {options.device}")
+    with devices.threads(Speed()) as threads:
+        console.print(f"{devices.processor_name()}, {threads} threads, device {options.device}")
         for name in given.subjects or SUBJECTS:
             console.rule(name)
             rows, missing = SUBJECTS[name](options)

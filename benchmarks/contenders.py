@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from benchmarks.sizes import batch_of, grid_of
 from benchmarks.timing import Contender
 from benchmarks.twin import Twin, TwinTraining
-from iwm import hardware, train
+from iwm import train
 from iwm.config import Config
 from iwm.masks import Masks, sample_masks
+from iwm.runtime import devices
 from iwm.views import Views, make_views
 from iwm.vit import head_count
 
@@ -140,7 +141,7 @@ def _step(
 
     def step() -> None:
         views, masks = views_of()
-        with hardware.autocast(training.device, training.precision):
+        with devices.autocast(training.device, training.precision):
             value = loss(views, masks)
         optimiser.zero_grad()
         value.backward()

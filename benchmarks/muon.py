@@ -12,8 +12,9 @@ import torch
 
 from benchmarks.sizes import settings_of
 from benchmarks.timing import Contender, Options, compare, show
-from iwm import hardware, train
+from iwm import train
 from iwm.optim import make_optimisers
+from iwm.runtime import devices
 
 
 def measure(options: Options) -> tuple[list[dict[str, Any]], list[str]]:
@@ -22,7 +23,7 @@ def measure(options: Options) -> tuple[list[dict[str, Any]], list[str]]:
         for precision in options.precisions:
             settings = settings_of(size, precision, options)
             model = train.build(settings, options.device)
-            ours, _ = make_optimisers(model, replace(settings.optim, kind="muon"), hardware.dtype_of(precision))
+            ours, _ = make_optimisers(model, replace(settings.optim, kind="muon"), devices.dtype_of(precision))
             matrices = ours.param_groups[0]["params"]
             for weight in matrices:
                 weight.grad = torch.randn_like(weight)

@@ -24,11 +24,11 @@ import torch
 from benchmarks import contenders
 from benchmarks.sizes import grid_of, settings_of
 from benchmarks.timing import Options, Spread, seconds_of, show
-from iwm import hardware
 from iwm.config import Config
-from iwm.errors import UserError
 from iwm.masks import dropped_count, query_count
 from iwm.plan import cost
+from iwm.runtime import devices
+from iwm.runtime.errors import UserError
 
 Shape = tuple[int, int, int]
 
@@ -49,7 +49,7 @@ def shapes(settings: Config, options: Options) -> list[Shape]:
 
 def product(shape: Shape, precision: str, device: torch.device) -> Callable[[], torch.Tensor]:
     m, k, n = shape
-    dtype = hardware.dtype_of(precision)
+    dtype = devices.dtype_of(precision)
     # As a Linear multiplies: the weight is stored transposed.
     a, b = torch.randn(m, k, device=device, dtype=dtype), torch.randn(n, k, device=device, dtype=dtype)
     out = torch.empty(m, n, device=device, dtype=dtype)
@@ -61,7 +61,7 @@ def measure(options: Options) -> tuple[list[dict[str, Any]], list[str]]:
     for size in options.sizes:
         for precision in options.precisions:
             settings = settings_of(size, precision, options)
-            with hardware.kept_memory():
+            with devices.kept_memory():
                 rows.append({"size": size, "precision": precision} | _utilisation(settings, precision, options))
             for name in () if options.compile else ("iwm", "plain twin"):
                 rows[-1][f"peak_memory_mb_{name.split()[-1]}"] = peak_memory(name, size, precision, options)
@@ -104,7 +104,7 @@ def _peak_memory(name: str, size: str, precision: str, options: Options) -> floa
     build = {"iwm": contenders.ours, "plain twin": contenders.twin}[name]
     settings = settings_of(size, precision, replace(options, compile=False))
     before = _resident("VmRSS")
-    with hardware.threads(settings.speed), hardware.kept_memory():
+    with devices.threads(settings.speed), devices.kept_memory():
         contender = build(settings)
         for _ in range(2):
             contender.run()

@@ -11,14 +11,14 @@ from typing import Any
 from benchmarks import contenders
 from benchmarks.sizes import as_ijepa, settings_of
 from benchmarks.timing import Options, compare, show
-from iwm import hardware
+from iwm.runtime import devices
 
 
 def measure(options: Options) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows, and sentences about who could not take part."""
     rows: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
-    with hardware.kept_memory():  # for all of them alike: a step is run as `iwm pretrain` runs it
+    with devices.kept_memory():  # for all of them alike: a step is run as `iwm pretrain` runs it
         for size in options.sizes:
             for precision in options.precisions:
                 settings = settings_of(size, precision, options)

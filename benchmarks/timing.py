@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from iwm import files, hardware
-from iwm.log import console, plain
+from iwm.runtime import devices, files
+from iwm.runtime.console import console
+from iwm.runtime.files import plain
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def write(subject: str, rows: Sequence[dict[str, Any]], missing: Sequence[str], 
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "options": {**asdict(options), "device": str(options.device)},
         "versions": versions(),
-        "hardware": hardware.describe(),
+        "hardware": devices.describe(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "missing": list(missing),
         "rows": list(rows),

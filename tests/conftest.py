@@ -16,12 +16,13 @@ install_import_hook("iwm", "checking.typechecked")
 
 import torch  # noqa: E402
 
-from iwm import config, hardware  # noqa: E402
+from iwm import config  # noqa: E402
+from iwm.runtime import devices  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> Iterator[None]:
-    with hardware.threads(config.Speed()):
+    with devices.threads(config.Speed()):
         yield
 
 

@@ -9,7 +9,7 @@ from test_photometric import pictures
 
 from iwm import actions, config, photometric
 from iwm.actions import ActionSpace, Parameters, Transformation
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 
 SPACE = ActionSpace.from_config(config.Actions(), 32)
 MANY = np.arange(20_000)

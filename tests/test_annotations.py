@@ -7,11 +7,12 @@ import pytest
 from picture_files import zipped
 from PIL import Image
 
-from iwm import hardware, samples
+from iwm import samples
 from iwm.annotations import Examples, annotated_splits, decode_mask, open_annotated
-from iwm.errors import UserError
 from iwm.images import open_images
 from iwm.pixels import IGNORED, BrokenImage
+from iwm.runtime import devices
+from iwm.runtime.errors import UserError
 
 
 def pair(root: Path, split: str, stem: str, mask: np.ndarray, order: str = "split first", mode: str = "L") -> None:
@@ -140,7 +141,7 @@ def test_the_embedded_objects_have_masks():
 
 def test_examples_too_large_for_memory_are_read_again(root, monkeypatch):
     kept = annotated_splits(str(root)).train
-    monkeypatch.setattr(hardware, "free_memory", lambda: 0)
+    monkeypatch.setattr(devices, "free_memory", lambda: 0)
     again = annotated_splits(str(root)).train
     for index in range(3):
         assert all(a.equal(b) for a, b in zip(kept.load(index), again.load(index), strict=True))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from iwm import camera, config
 from iwm.actions import ActionSpace
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 from iwm.world import reference_space
 
 SPACE = ActionSpace.from_config(config.Actions(set="camera"), 32)

@@ -6,8 +6,8 @@ import pytest
 from conftest import tiny
 
 from iwm import cells, config, recipes
-from iwm.errors import UserError
 from iwm.protocol import Axes
+from iwm.runtime.errors import UserError
 
 
 def test_other_recipes_are_a_cell_each():

@@ -10,8 +10,8 @@ from conftest import pictures_file, tiny, trained_on
 from picture_files import write
 
 from iwm import checkpoint, cli, config, train
-from iwm.errors import Interrupted, UserError
 from iwm.model import ImageWorldModel
+from iwm.runtime.errors import Interrupted, UserError
 
 SMALL = [
     "--data.image-size=16",

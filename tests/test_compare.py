@@ -8,7 +8,7 @@ from planted_runs import PROBE, WORLD, plant
 
 from iwm import config, results
 from iwm.compare import compare
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 
 
 def test_compare_marks_the_best_and_names_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ import yaml
 
 from iwm import config, recipes
 from iwm.config import Config
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -8,7 +8,7 @@ from conftest import tiny
 
 from iwm import config
 from iwm.encoder import Encoder
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 
 SETTINGS = config.Encoder(patch_size=8, width=48, depth=3, heads=4)
 

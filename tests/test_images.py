@@ -9,8 +9,8 @@ import pytest
 from picture_files import write, zipped
 
 from iwm import samples
-from iwm.errors import UserError
 from iwm.images import open_images, open_pictures, open_splits, require_labels, source_identity
+from iwm.runtime.errors import UserError
 
 
 def test_flat_folder_of_mixed_formats(tmp_path):

@@ -10,7 +10,7 @@ from oracle import REVERSIBLE, SPACE, Oracle, muted, photo
 from PIL import Image
 
 from iwm import checkpoint, config, imagine
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 
 BANK = 12
 

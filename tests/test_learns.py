@@ -11,7 +11,7 @@ from conftest import tiny
 from iwm import checkpoint, config, train, world
 from iwm.images import open_images
 from iwm.loader import load_all
-from iwm.log import read_metrics
+from iwm.run_folder import read_metrics
 
 BANK, IMAGES = 64, 16
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from picture_files import noise, write, zipped
 
-from iwm import config, hardware
-from iwm.errors import UserError
+from iwm import config
 from iwm.images import open_images
 from iwm.loader import Batch, Loader, decoded_bytes, load_all, load_chunks, load_pairs
-from iwm.randomness import permutation
+from iwm.runtime import devices
+from iwm.runtime.errors import UserError
+from iwm.runtime.randomness import permutation
 
 forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -164,9 +165,9 @@ def test_memory_is_used_when_a_quarter_of_what_is_free_suffices(tmp_path, monkey
     opened = open_images(str(tmp_path), "all")
     exact = sum(opened.load(index).numel() for index in range(8))
     assert decoded_bytes(opened) == pytest.approx(exact, abs=8)
-    monkeypatch.setattr(hardware, "free_memory", lambda: 4 * exact + 40)
+    monkeypatch.setattr(devices, "free_memory", lambda: 4 * exact + 40)
     assert loader(tmp_path).in_memory
-    monkeypatch.setattr(hardware, "free_memory", lambda: 4 * exact - 40)
+    monkeypatch.setattr(devices, "free_memory", lambda: 4 * exact - 40)
     assert not loader(tmp_path).in_memory
 
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from iwm import config
-from iwm.errors import UserError
 from iwm.masks import dropped_count, is_whole, sample_masks
+from iwm.runtime.errors import UserError
 
 EXACT = config.Masks()
 PUBLISHED = config.Masks(sampler="ijepa")

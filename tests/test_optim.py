@@ -5,9 +5,9 @@ import torch
 from conftest import DEVICES, tiny
 
 from iwm.config import Optim
-from iwm.errors import UserError
 from iwm.model import ImageWorldModel
 from iwm.optim import Muon, Schedule, make_optimisers, orthogonal
+from iwm.runtime.errors import UserError
 
 
 def test_the_papers_values_at_the_last_step():

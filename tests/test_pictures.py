@@ -15,8 +15,8 @@ from PIL import Image
 
 from iwm import config, pictures
 from iwm.actions import ActionSpace
-from iwm.errors import UserError
 from iwm.masks import sample_masks
+from iwm.runtime.errors import UserError
 from iwm.views import make_views
 
 SIZE, GRID, BANK = 32, (4, 4), 16

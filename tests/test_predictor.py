@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import tiny
 
-from iwm.errors import UserError
 from iwm.predictor import Predictor
+from iwm.runtime.errors import UserError
 
 KINDS = ["none", "sequence", "feature", "adaln"]
 

@@ -10,8 +10,8 @@ import pytest
 from planted_runs import PROBE, WORLD, plant, tune
 
 from iwm import report, results
-from iwm.errors import UserError
 from iwm.pictures import Figure, save
+from iwm.runtime.errors import UserError
 
 NASTY = "<script>alert('x')</script> & \"data\""
 VOID = {"meta", "img", "br", "hr", "link", "input"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from iwm import results
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from iwm import config, pictures, strips, world
 from iwm.actions import ActionSpace
-from iwm.errors import UserError
 from iwm.model import Tokens
+from iwm.runtime.errors import UserError
 
 BANK = 16
 

@@ -16,8 +16,8 @@ import pytest
 from conftest import pictures_file, tiny
 
 from iwm import cli, config, options, protocol, recipes, sweep, train
-from iwm.errors import Interrupted, UserError
 from iwm.evaluation import measurement
+from iwm.runtime.errors import Interrupted, UserError
 
 QUICK = {"world-images": 2, "bank": 8, "attentive-epochs": 1, "finetune-epochs": 1, "finetune-views": 1}
 QUICK |= {"finetune-lrs": 1e-3, "finetune-ratios": 1}

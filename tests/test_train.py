@@ -12,11 +12,12 @@ import torch
 from conftest import DEVICES, pictures_file, tiny, with_run
 from safetensors.torch import load_file
 
-from iwm import checkpoint, config, hardware, train
-from iwm.errors import Interrupted, UserError
+from iwm import checkpoint, config, train
 from iwm.images import open_splits
 from iwm.loader import Batch
-from iwm.log import read_metrics
+from iwm.run_folder import read_metrics
+from iwm.runtime import devices
+from iwm.runtime.errors import Interrupted, UserError
 from iwm.vit import choose_attention
 
 
@@ -262,7 +263,7 @@ def test_precision_changes_little_and_is_recorded(tmp_path):
 def loss_and_gradients(device: str, **speed) -> tuple[float, torch.Tensor]:
     """Of one step, all gradients in a row."""
     chosen = tiny(speed=config.Speed(device=device, workers=0, **speed))  # pyright: ignore[reportArgumentType]
-    with hardware.threads(chosen.speed), hardware.kept_memory():
+    with devices.threads(chosen.speed), devices.kept_memory():
         training = train.Training.start(replace(chosen, optim=replace(chosen.optim, clip=0.0)), 4)
         with torch.no_grad():
             training.model.predictor.open_gates()  # or hardly anything would reach the context

@@ -12,8 +12,8 @@ from conftest import pictures_file, tiny, trained_on
 from iwm import actions, checkpoint, cli, config, train, world
 from iwm.actions import ActionSpace
 from iwm.camera import CAMERA
-from iwm.errors import UserError
 from iwm.model import ImageWorldModel
+from iwm.runtime.errors import UserError
 from iwm.strips import strip_rows
 from iwm.transformation import read_transformations, set_name
 

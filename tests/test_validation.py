@@ -3,7 +3,7 @@ from conftest import tiny
 
 from iwm import config, recipes
 from iwm.config import Config
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 from iwm.validation import validate
 
 

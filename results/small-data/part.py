@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from iwm import files
 from iwm.images import Subset, open_images
 from iwm.loader import load_all
-from iwm.randomness import permutation
+from iwm.runtime import files
+from iwm.runtime.randomness import permutation
 
 source, out, *counts = sys.argv[1:]
 learned, measured = [int(count) for count in counts] + [16_000, 4_000][len(counts) :]

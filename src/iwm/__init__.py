@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from iwm.actions import ActionSpace, Transformation, import_set, register
     from iwm.checkpoint import load_model as load
     from iwm.config import Config
-    from iwm.errors import UserError
     from iwm.images import open_images
     from iwm.model import ImageWorldModel, Tokens
+    from iwm.runtime.errors import UserError
     from iwm.train import pretrain
 
 _HOMES = {
@@ -24,7 +24,7 @@ _HOMES = {
     "ImageWorldModel": "model",
     "Tokens": "model",
     "Transformation": "transformation",
-    "UserError": "errors",
+    "UserError": "runtime.errors",
     "import_set": "actions",
     "load": "checkpoint:load_model",
     "open_images": "images",

@@ -22,8 +22,6 @@ from torch import Tensor
 
 from iwm import config
 from iwm.camera import CAMERA
-from iwm.errors import UserError
-from iwm.hardware import upload
 from iwm.photometric import (
     PHOTOMETRIC,
     brightness,
@@ -35,7 +33,9 @@ from iwm.photometric import (
     saturation,
     solarize,
 )
-from iwm.randomness import uniforms
+from iwm.runtime.devices import upload
+from iwm.runtime.errors import UserError
+from iwm.runtime.randomness import uniforms
 from iwm.transformation import Apply, Transformation, check, read_transformations, require_set, set_name, try_out
 
 __all__ = [

@@ -21,12 +21,13 @@ from jaxtyping import Int16, Int64, Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
-from iwm import hardware, images, listing, samples
-from iwm.errors import UserError
+from iwm import images, listing, samples
 from iwm.images import Arrays, Files, ImageSet, Subset
 from iwm.loader import decoded_bytes
-from iwm.log import console, progress
 from iwm.pixels import IGNORED, BrokenImage, reason
+from iwm.runtime import devices
+from iwm.runtime.console import console, progress
+from iwm.runtime.errors import UserError
 
 Mask = Integer[np.ndarray, "h w"]
 Pair = tuple[UInt8[Tensor, "3 h w"], Int16[Tensor, "h w"]]
@@ -209,7 +210,7 @@ class Examples:
         self.source, self.ignore_index = source, ignore_index
         self.name, self.split = source.images.name, source.images.split
         pixels = decoded_bytes(source.images) / 3
-        keep = pixels * 5 < hardware.free_memory() / 4
+        keep = pixels * 5 < devices.free_memory() / 4
         self.pixels = np.zeros(0, dtype=np.int64)
         """Pixels of every class that occurs."""
         rows: list[int] = []
@@ -257,7 +258,7 @@ class Examples:
             except BrokenImage as error:
                 return error
 
-        with ThreadPoolExecutor(hardware.cores()) as threads, progress("images") as bar:
+        with ThreadPoolExecutor(devices.cores()) as threads, progress("images") as bar:
             task = bar.add_task(f"reading {self.name} ({self.split})", total=len(self.source), note="")
             at_once = 64
             for start in range(0, len(self.source), at_once):

@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from iwm import config, files, hardware
+from iwm import config
 from iwm.actions import ActionSpace
-from iwm.errors import UserError
 from iwm.model import ImageWorldModel
+from iwm.runtime import devices, files
+from iwm.runtime.errors import UserError
 from iwm.vit import choose_attention
 
 FORMAT = 1
@@ -205,10 +206,10 @@ def open_world(run: str, speed: config.Speed) -> ImageWorldModel:
     """
     if run.startswith("timm:"):
         raise UserError(f"{run} is an encoder without a predictor; give the run of an `iwm pretrain`.")
-    device = hardware.device_of(speed)
+    device = devices.device_of(speed)
     model = load_model(run, device)
     model.require_predictor()
-    choose_attention(model, device, hardware.precision_of(speed, device))
+    choose_attention(model, device, devices.precision_of(speed, device))
     return model
 
 

@@ -17,8 +17,8 @@ from typing import Any, TypeVar, cast
 import tyro
 
 from iwm import config, options
-from iwm.errors import Interrupted, UserError
 from iwm.protocol import Axes, Protocol
+from iwm.runtime.errors import Interrupted, UserError
 
 T = TypeVar("T")
 
@@ -304,7 +304,8 @@ def compare(argv: Sequence[str]) -> None:
 def doctor(argv: Sequence[str]) -> int:
     """Is the run healthy? A verdict in words; exit code 0 healthy, 1 ill."""
     from iwm import health
-    from iwm.log import console, read_metrics
+    from iwm.run_folder import read_metrics
+    from iwm.runtime.console import console
 
     folder = Path(parse(options.OneRun, argv, "doctor").run).expanduser()
     metrics = folder / "metrics.jsonl"
@@ -323,7 +324,7 @@ def doctor(argv: Sequence[str]) -> int:
 def report(argv: Sequence[str]) -> None:
     """Write RUN/report.html: curves, gallery, strips, tables, a verdict."""
     from iwm import report as page
-    from iwm.log import console
+    from iwm.runtime.console import console
 
     written = page.write(Path(parse(options.OneRun, argv, "report").run).expanduser())
     console.print(f"Written to {written}", soft_wrap=True, markup=False)

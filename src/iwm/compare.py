@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from iwm import config, results
-from iwm.errors import UserError
-from iwm.log import console
+from iwm.runtime.console import console
+from iwm.runtime.errors import UserError
 from iwm.verdict import Result, data_of, join, number, settings_of, verb_of
 
 HIGHER = (

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from tyro.conf import Positional, arg
 
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 
 T = typing.TypeVar("T")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from iwm import recipes, report, train
 from iwm.evaluation import finetune, probes, quality
 from iwm.evaluation.fitting import Schedule
-from iwm.log import console
+from iwm.runtime.console import console
 
 OBJECTS = "sample-objects"
 """The labelled source everything is evaluated on; its test images share no photo with training."""

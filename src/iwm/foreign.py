@@ -15,7 +15,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
 from iwm.encoder import Encoder
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 
 ANY_SIZE = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")
 """Modules of timm whose models interpolate their positions when told so."""

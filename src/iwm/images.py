@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from iwm import listing, samples
-from iwm.errors import UserError
-from iwm.log import console
 from iwm.pixels import BrokenImage, decode, reason
-from iwm.randomness import permutation
+from iwm.runtime.console import console
+from iwm.runtime.errors import UserError
+from iwm.runtime.randomness import permutation
 
 EMBEDDED = ("sample", "sample-objects")
 """Sources that come with the package."""

@@ -15,13 +15,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tyro.conf import Positional
 
-from iwm import checkpoint, config, hardware, pictures, results, strips
+from iwm import checkpoint, config, pictures, results, strips
 from iwm.actions import ActionSpace, Parameters
-from iwm.errors import UserError
 from iwm.images import Subset, open_pictures, source_identity
 from iwm.loader import load_all, load_one
-from iwm.log import console
 from iwm.model import ImageWorldModel
+from iwm.runtime import devices
+from iwm.runtime.console import console
+from iwm.runtime.errors import UserError
 from iwm.world import held_out, reference_space
 
 VALUES = 9
@@ -71,8 +72,8 @@ def imagine(o: Imagine) -> dict[str, Any]:
         opened = open_pictures(o.candidates, size)
         candidates = load_all(Subset(opened, held_out(o.bank, len(opened), o.seed)), size)[0].to(model.device)
     device = model.device
-    precision = hardware.precision_of(o.speed, device)
-    with hardware.threads(o.speed), hardware.autocast(device, precision):
+    precision = devices.precision_of(o.speed, device)
+    with devices.threads(o.speed), devices.autocast(device, precision):
         rows = asked(model, image, actions, o.bank, o.seed, candidates)
     settings = {
         **{name: getattr(o, name) for name in ("action", "sweep", "bank", "seed")},

@@ -6,8 +6,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from iwm.errors import UserError
 from iwm.pixels import reason
+from iwm.runtime.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 TRAIN_FOLDERS = ("train", "training")

@@ -20,11 +20,12 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from iwm import config, hardware
-from iwm.errors import UserError
+from iwm import config
 from iwm.images import ImageSet, Subset, open_pictures
 from iwm.pixels import BrokenImage, center, random_crops
-from iwm.randomness import permutation
+from iwm.runtime import devices
+from iwm.runtime.errors import UserError
+from iwm.runtime.randomness import permutation
 
 log = logging.getLogger("iwm")
 
@@ -83,12 +84,12 @@ class Loader:
         self.images, self.start_step, self.steps = images, start_step, steps
         self.steps_per_epoch = len(images) // batch_size
         self.in_memory = speed.cache == "memory" or (
-            speed.cache == "auto" and decoded_bytes(images) <= hardware.free_memory() / 4
+            speed.cache == "auto" and decoded_bytes(images) <= devices.free_memory() / 4
         )
         self.broken: list[str] = []
         """Names of the images found broken so far."""
         self._maker = _Maker(images, data, batch_size, seed, self.steps_per_epoch, pairs)
-        self._workers = max(1, hardware.cores() - 1) if speed.workers < 0 else speed.workers
+        self._workers = max(1, devices.cores() - 1) if speed.workers < 0 else speed.workers
         self._running: Iterator[Batch] | None = None
         if self.in_memory:
             self._maker.decoded = _decode_all(images, len(images), lambda image: image, progress)
@@ -261,7 +262,7 @@ def _decode_all(
         return done
 
     decoded: list[Tensor | BrokenImage] = []
-    with ThreadPoolExecutor(hardware.cores()) as threads:
+    with ThreadPoolExecutor(devices.cores()) as threads:
         for part in threads.map(some, range(0, count, CHUNK)):
             decoded += part
             if progress:

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from iwm import config
-from iwm.errors import UserError
-from iwm.hardware import upload
-from iwm.randomness import uniforms
+from iwm.runtime.devices import upload
+from iwm.runtime.errors import UserError
+from iwm.runtime.randomness import uniforms
 
 _PER_BLOCK = 4  # random numbers a rectangle takes: area, aspect, top, left
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from iwm import config
 from iwm.actions import ActionSpace
 from iwm.encoder import Encoder
-from iwm.errors import UserError
 from iwm.inference import Search, descend
 from iwm.masks import Masks
 from iwm.objectives import TargetNorm, latent_loss, patches_of, variance_covariance
 from iwm.predictor import Predictor
 from iwm.projector import Joint
+from iwm.runtime.errors import UserError
 from iwm.views import Views
 from iwm.vit import Grid, gather_tokens
 

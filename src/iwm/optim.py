@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iwm.config import Optim
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iwm import config
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 from iwm.transformation import Transformation, per_image
 
 

@@ -23,10 +23,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
-from iwm import files
 from iwm.actions import ActionSpace
-from iwm.errors import UserError
 from iwm.masks import Masks
+from iwm.runtime import files
+from iwm.runtime.errors import UserError
 from iwm.views import Views
 from iwm.vit import Grid
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int16, Int64, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from iwm.randomness import uniforms
+from iwm.runtime.randomness import uniforms
 
 IGNORED = -100
 """Class of pixels that neither teach nor count: what PyTorch's cross-entropy leaves out."""

@@ -18,7 +18,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from iwm import config
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 from iwm.vit import (
     AdaLNBlock,
     Grid,

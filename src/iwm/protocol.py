@@ -6,7 +6,7 @@ Plain values only: the command line takes its options from here and starts witho
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

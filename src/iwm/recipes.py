@@ -24,9 +24,9 @@ from iwm.config import (
     Views,
     did_you_mean,
 )
-from iwm.errors import UserError
-from iwm.log import console
 from iwm.plan import cost
+from iwm.runtime.console import console
+from iwm.runtime.errors import UserError
 
 
 def small(image_size: int, patch_size: int, epochs: int) -> Config:

@@ -16,9 +16,11 @@ from typing import Any
 
 from rich.markup import escape
 
-from iwm import config, files, pictures, results
-from iwm.errors import UserError
-from iwm.log import console, read_metrics
+from iwm import config, pictures, results
+from iwm.run_folder import read_metrics
+from iwm.runtime import files
+from iwm.runtime.console import console
+from iwm.runtime.errors import UserError
 from iwm.verdict import VERBS, Finding, Result, data_of, headline, judge_results, judge_training, number, verb_of
 
 esc = html.escape

@@ -19,9 +19,10 @@ from typing import Any
 
 from rich.table import Table
 
-from iwm import files, hardware
-from iwm.errors import UserError
-from iwm.log import console, plain
+from iwm.runtime import devices, files
+from iwm.runtime.console import console
+from iwm.runtime.errors import UserError
+from iwm.runtime.files import plain
 
 LONGEST = 100
 """Bytes of the data's name in a file's name."""
@@ -99,7 +100,7 @@ def write(path: Path, payload: Mapping[str, Any], settings: Mapping[str, Any]) -
         "settings": dict(settings),
         "fingerprint": fingerprint(settings),
         "seed": settings.get("seed"),
-        "hardware": hardware.describe(),
+        "hardware": devices.describe(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     content = plain(content)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 
-from iwm.randomness import permutation, uniforms
+from iwm.runtime.randomness import permutation, uniforms
 
 SCENES = {"train": 10_000, "val": 2_000}
 """Scenes of `sample-objects` in each split."""

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from iwm import files, pictures, report, results
+from iwm import pictures, report, results
 from iwm.guidance import ACCURACIES, PAPER, Row, advise, correlations, error_of, with_numbers
-from iwm.log import console
 from iwm.pictures import BLUE, GREEN, GREY, INK, ORANGE
+from iwm.runtime import files
+from iwm.runtime.console import console
 from iwm.verdict import join, number
 
 COLOURS = {"none": GREY, "sequence": ORANGE, "feature": GREEN, "adaln": BLUE}

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from iwm import world
 from iwm.actions import ActionSpace, Parameters
-from iwm.errors import UserError
 from iwm.model import ImageWorldModel, Tokens
 from iwm.pictures import GREEN, GREY, ORANGE, blank, put_picture, put_words
-from iwm.randomness import uniforms
+from iwm.runtime.errors import UserError
+from iwm.runtime.randomness import uniforms
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from iwm import files, results
+from iwm import results
 from iwm.images import ImageSet, Subset
 from iwm.loader import load_all
 from iwm.pixels import BrokenImage
-from iwm.randomness import permutation
+from iwm.runtime import files
+from iwm.runtime.randomness import permutation
 
 
 def write(train_set: ImageSet, test_set: ImageSet, counts: tuple[int, int], size: int, seed: int, folder: Path) -> str:

@@ -22,14 +22,17 @@ from typing import Any
 
 from rich.markup import escape
 
-from iwm import config, files, guidance, hardware, results, spectrum, subset, train
+from iwm import config, guidance, results, spectrum, subset, train
 from iwm.cells import Cell, cells_of
 from iwm.config import Config
-from iwm.errors import Interrupted, UserError
 from iwm.evaluation import measurement, probes
 from iwm.images import open_splits, source_identity
-from iwm.log import console, plain, progress, read_metrics
 from iwm.protocol import Axes, Protocol
+from iwm.run_folder import read_metrics
+from iwm.runtime import devices, files
+from iwm.runtime.console import console, progress
+from iwm.runtime.errors import Interrupted, UserError
+from iwm.runtime.files import plain
 from iwm.validation import validate
 from iwm.verdict import judge_training, number
 
@@ -246,7 +249,7 @@ class Sweep:
             "tables": guidance.tables(runs),
             "guidance": [vars(finding) for finding in guidance.advise(runs)],
         }
-        with hardware.threads(self.base.speed):
+        with devices.threads(self.base.speed):
             content = results.write(self.folder / "sweep.json", content, self.settings)
         spectrum.write(self.folder, content)
         return content
@@ -356,7 +359,7 @@ def _run_apart(ready: Sweep, cells: Sequence[Cell], jobs: int, argv: Sequence[st
     Raises Interrupted after Ctrl-C, when all have saved, and UserError when a process broke down.
     """
     waiting = [cell for cell in cells if len(ready.found(cell)) < len(ready.asked(cell))]
-    share = {"OMP_NUM_THREADS": str(max(1, hardware.cores() // jobs))}
+    share = {"OMP_NUM_THREADS": str(max(1, devices.cores() // jobs))}
     # As the `iwm` command, so that the results say what to type.
     program = "import sys; sys.argv[0] = 'iwm'; from iwm.cli import main; sys.exit(main())"
     running: dict[str, subprocess.Popen[bytes]] = {}

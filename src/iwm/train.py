@@ -17,15 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iwm import checkpoint, config, foreign, hardware, health, pictures
-from iwm.errors import Interrupted, UserError
+from iwm import checkpoint, config, foreign, health, pictures
 from iwm.images import ImageSet, Subset, open_images, source_identity
 from iwm.loader import Batch, Loader, load_all, load_pairs
-from iwm.log import Metrics, console, progress, read_metrics
 from iwm.masks import is_whole, sample_masks
 from iwm.model import ImageWorldModel
 from iwm.online import OnlineProbe
 from iwm.optim import Schedule, apply_schedule, make_optimisers
+from iwm.run_folder import read_metrics
+from iwm.runtime import devices
+from iwm.runtime.console import console, progress
+from iwm.runtime.errors import Interrupted, UserError
+from iwm.training.metrics import Metrics
 from iwm.validation import validate
 from iwm.views import Views, make_independent_views, make_views
 from iwm.vit import choose_attention, compile_blocks
@@ -91,13 +94,13 @@ class Training:
 
     @classmethod
     def start(cls, settings: config.Config, steps_per_epoch: int) -> "Training":
-        device = hardware.device_of(settings.speed)
-        precision = hardware.precision_of(settings.speed, device)
+        device = devices.device_of(settings.speed)
+        precision = devices.precision_of(settings.speed, device)
         model = build(settings, device).train()
         choose_attention(model, device, precision)
         if settings.speed.compile:
             compile_blocks(model)
-        optimisers = make_optimisers(model, settings.optim, hardware.dtype_of(precision))
+        optimisers = make_optimisers(model, settings.optim, devices.dtype_of(precision))
         return cls(settings, model, optimisers, Schedule(settings.optim, steps_per_epoch), device, precision)
 
     def micro_batches(self, batch: Batch) -> list[tuple[Crops, np.ndarray]]:
@@ -125,7 +128,7 @@ class Training:
         s = self.settings
         views = self.views(crops, indices, step)
         masks = sample_masks(s.masks, self.model.grid, s.run.seed, step, indices, self.device)
-        with hardware.autocast(self.device, self.precision):
+        with devices.autocast(self.device, self.precision):
             return self.model(views, masks).loss
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -161,7 +164,7 @@ class Training:
         """Before the first step: target statistics from its own images, whatever the number of micro-batches."""
         for crops, indices in parts:
             views = self.views(crops, indices, 0)
-            with hardware.autocast(self.device, self.precision):
+            with devices.autocast(self.device, self.precision):
                 self.model.calibrate(views)
         self.model.target_norm.fold()
 
@@ -184,7 +187,7 @@ class HealthBatch:
         self.masks = sample_masks(s.masks, training.model.grid, s.run.seed, step, chosen, device)
 
     def measure(self, training: Training) -> dict[str, float]:
-        with hardware.autocast(training.device, training.precision):
+        with devices.autocast(training.device, training.precision):
             return health.measure(training.model, self.views, self.masks)
 
 
@@ -202,7 +205,7 @@ def pretrain(settings: config.Config, source: ImageSet | None = None) -> Path:
     source = source or open_images(settings.data.source, "train", size=settings.data.image_size)
     # The source as anybody can find it again, from whatever folder the run is replayed or resumed.
     settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
-    with hardware.threads(settings.speed), hardware.kept_memory():
+    with devices.threads(settings.speed), devices.kept_memory():
         return _pretrain(settings, source, out)
 
 
@@ -329,7 +332,7 @@ class Watch:
         }
         line |= self.batch.measure(training)
         if self.probe and (final or done % (s.run.log_every * s.run.probe_every) == 0):
-            with hardware.autocast(training.device, training.precision):
+            with devices.autocast(training.device, training.precision):
                 line["probe_top1"] = self.probe.accuracy(training.model)
         self.metrics.write(line)
         self.last = line

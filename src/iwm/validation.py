@@ -1,7 +1,7 @@
 """Which numbers make no sense and which settings do not go together, said before anything is done."""
 
 from iwm.config import Config, flatten, to_dict
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 
 AT_LEAST = {
     "data.image_size": 1,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from iwm import health
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
 
 Result = dict[str, Any]
 

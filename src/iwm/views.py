@@ -17,7 +17,7 @@ from torch import Tensor
 
 from iwm import config
 from iwm.actions import ActionSpace, Parameters
-from iwm.hardware import upload
+from iwm.runtime.devices import upload
 
 
 @dataclass(frozen=True)

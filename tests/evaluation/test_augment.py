@@ -8,10 +8,10 @@ import pytest
 import torch
 from picture_files import noise
 
-from iwm import hardware
-from iwm.errors import UserError
 from iwm.evaluation import augment
 from iwm.images import open_images
+from iwm.runtime import devices
+from iwm.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_timms_augmentation_changes_crops_and_leaves_the_generators_alone(maker)
 
 
 def test_memory_is_asked_before_it_is_taken(monkeypatch):
-    monkeypatch.setattr(hardware, "free_memory", lambda: 3 * 32**2 * (5 * 100 + 2 * 50))
+    monkeypatch.setattr(devices, "free_memory", lambda: 3 * 32**2 * (5 * 100 + 2 * 50))
     augment.require_memory(100, 50, 4, 32)
     with pytest.raises(UserError, match=r"100 training images in 5 views and 50 .* lower --views"):
         augment.require_memory(100, 50, 5, 32)

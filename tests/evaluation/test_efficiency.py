@@ -8,12 +8,12 @@ import pytest
 from planted import corners, exported
 
 from iwm import checkpoint, config
-from iwm.errors import UserError
 from iwm.evaluation import efficiency as figure
 from iwm.evaluation.classifier import AttentiveHead, MeanHead
 from iwm.evaluation.finetune import FinetuneSettings
 from iwm.evaluation.fitting import Schedule
 from iwm.pictures import save
+from iwm.runtime.errors import UserError
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
 QUICK = FinetuneSettings(lrs=(3e-3,), ratios=(1.0,), views=1, schedule=Schedule(epochs=1, batch_size=64))

@@ -12,9 +12,9 @@ from planted import corners, exported
 from safetensors.torch import save_file
 
 from iwm import checkpoint, config
-from iwm.errors import UserError
 from iwm.evaluation import features
 from iwm.evaluation.probes import labelled_splits
+from iwm.runtime.errors import UserError
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
 

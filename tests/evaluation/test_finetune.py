@@ -12,12 +12,13 @@ import torch
 from conftest import tiny
 from planted import corners, exported
 
-from iwm import checkpoint, config, hardware
-from iwm.errors import UserError
+from iwm import checkpoint, config
 from iwm.evaluation import classifier as classifiers
 from iwm.evaluation import finetune
 from iwm.evaluation.fitting import Schedule
 from iwm.model import ImageWorldModel
+from iwm.runtime import devices
+from iwm.runtime.errors import UserError
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
 QUICK = finetune.FinetuneSettings(
@@ -128,7 +129,7 @@ def test_a_random_predictor_shares_nothing_but_its_shape_and_sees_its_context(ru
 
 def test_tokens_not_kept_give_the_same_training(run, source, monkeypatch):
     first = tune(run, source)
-    monkeypatch.setattr(hardware, "free_memory", lambda: 1_500_000)  # the pictures fit, four times their tokens do not
+    monkeypatch.setattr(devices, "free_memory", lambda: 1_500_000)  # the pictures fit, four times their tokens do not
     second = tune(run, source)
     assert first["tokens_kept"]
     assert not second["tokens_kept"]
@@ -136,7 +137,7 @@ def test_tokens_not_kept_give_the_same_training(run, source, monkeypatch):
 
 
 def test_pictures_that_do_not_fit_into_memory_are_refused(run, source, monkeypatch):
-    monkeypatch.setattr(hardware, "free_memory", lambda: 900_000)
+    monkeypatch.setattr(devices, "free_memory", lambda: 900_000)
     with pytest.raises(UserError, match="lower --views or --size"):
         tune(run, source)
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from timm.data.mixup import mixup_target
 
-from iwm.errors import UserError
 from iwm.evaluation import fitting
 from iwm.evaluation.classifier import AttentiveHead
-from iwm.randomness import permutation
+from iwm.runtime.errors import UserError
+from iwm.runtime.randomness import permutation
 
 CPU = {"device": torch.device("cpu"), "precision": "fp32"}
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from iwm import checkpoint, config
 from iwm.actions import ActionSpace
-from iwm.errors import UserError
 from iwm.evaluation import infer
 from iwm.evaluation.linear import choose_ridge, fit_ridge
 from iwm.model import Tokens
+from iwm.runtime.errors import UserError
 
 SPEED = config.Speed(precision="fp32")
 

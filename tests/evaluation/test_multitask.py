@@ -12,10 +12,10 @@ from conftest import pictures_file
 from planted import corners, exported
 
 from iwm import checkpoint, cli, config, report, verdict
-from iwm.errors import UserError
 from iwm.evaluation import augment, finetune, multitask
 from iwm.evaluation import classifier as classifiers
 from iwm.evaluation.fitting import Samples, Schedule
+from iwm.runtime.errors import UserError
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
 QUICK = finetune.FinetuneSettings(

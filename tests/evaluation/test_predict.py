@@ -12,13 +12,13 @@ from conftest import tiny
 from picture_files import noise, zipped
 
 from iwm import checkpoint, config
-from iwm.errors import UserError
 from iwm.evaluation import classifier as classifiers
 from iwm.evaluation import finetune
 from iwm.evaluation.predict import COLUMNS, predict
 from iwm.images import open_images
 from iwm.loader import load_all
 from iwm.model import ImageWorldModel
+from iwm.runtime.errors import UserError
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
 

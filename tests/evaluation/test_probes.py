@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 
 from iwm import config
-from iwm.errors import UserError
 from iwm.evaluation import probes
 from iwm.evaluation.fitting import Schedule, accuracy
 from iwm.evaluation.linear import fit_linear
+from iwm.runtime.errors import UserError
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
 QUICK = probes.ProbeSettings(lrs=(3e-3,), schedule=Schedule(epochs=3, batch_size=64), l2=(1e-1, 1e-3))

@@ -11,14 +11,15 @@ import torch
 from planted import exported
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from iwm import checkpoint, config, hardware
+from iwm import checkpoint, config
 from iwm.annotations import annotated_splits
-from iwm.errors import UserError
 from iwm.evaluation import segmentation, segmenter
 from iwm.evaluation.fitting import Schedule, cross_entropy
 from iwm.evaluation.segmentation import SegmentSettings
 from iwm.images import open_images
 from iwm.pixels import IGNORED
+from iwm.runtime import devices
+from iwm.runtime.errors import UserError
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
 QUICK = SegmentSettings(
@@ -135,7 +136,7 @@ def test_remembered_features_give_the_same_training(run, source, monkeypatch):
     again = do(run, source)
     assert first["path"] == again["path"]
     assert first["per_class_iou"] == again["per_class_iou"]
-    monkeypatch.setattr(hardware, "free_memory", lambda: 0)
+    monkeypatch.setattr(devices, "free_memory", lambda: 0)
     forgetful = do(run, source)
     assert forgetful["miou"] == pytest.approx(first["miou"], abs=0.02)
 

@@ -10,9 +10,9 @@ from conftest import tiny
 from planted import exported
 
 from iwm import checkpoint, config
-from iwm.errors import UserError
 from iwm.evaluation import segmentation, segmenter
 from iwm.evaluation.segmenter import Segmenter, UperNet, at_stride, resample, starts
+from iwm.runtime.errors import UserError
 
 CLASSES = ("a", "b", "c")
 

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
-from iwm import checkpoint, config, hardware, recipes, train, world
+from iwm import checkpoint, config, recipes, train, world
 from iwm.images import open_images
 from iwm.loader import load_all
-from iwm.log import read_metrics
 from iwm.model import ImageWorldModel
 from iwm.online import OnlineProbe
+from iwm.run_folder import read_metrics
+from iwm.runtime import devices
 
 RANGES = Path(__file__).with_name("ranges.json")
 SEEDS = range(5)
@@ -84,7 +85,7 @@ def record() -> None:
         measures[name] = {"range": [mean - 3 * spread, mean + 3 * spread], "seeds": values}
     written = {
         "command": "python tests/learning/guard.py",
-        "hardware": hardware.describe(),
+        "hardware": devices.describe(),
         "date": date.today().isoformat(),
         "measures": measures,
     }

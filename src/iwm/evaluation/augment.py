@@ -19,13 +19,13 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from iwm import hardware
-from iwm.errors import UserError
 from iwm.images import ImageSet
 from iwm.loader import load_all
-from iwm.log import progress
 from iwm.pixels import random_crop
-from iwm.randomness import seeded
+from iwm.runtime import devices
+from iwm.runtime.console import progress
+from iwm.runtime.errors import UserError
+from iwm.runtime.randomness import seeded
 
 Augment = Literal["crops", "timm"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -107,7 +107,7 @@ def require_memory(train: int, test: int, views: int, size: int) -> None:
     Both sets are held decoded, and once more while they are stacked.
     """
     needed = ((max(views, 1) + 1) * train + 2 * test) * 3 * size**2
-    free = hardware.free_memory()
+    free = devices.free_memory()
     if needed > free:
         raise UserError(
             f"{train:,} training images in {max(views, 1)} views and {test:,} to test on take {needed / 2**30:.1f} GiB "

@@ -22,14 +22,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from iwm import checkpoint, config, hardware, results
+from iwm import checkpoint, config, results
 from iwm.actions import ActionSpace
 from iwm.config import Speed
 from iwm.encoder import Encoder
-from iwm.errors import UserError
 from iwm.evaluation.fitting import logits_of
 from iwm.model import ImageWorldModel
 from iwm.predictor import Predictor, for_tasks, seen_width
+from iwm.runtime import devices
+from iwm.runtime.errors import UserError
 from iwm.vit import head_count, initialise
 
 FORMAT = 1
@@ -277,6 +278,6 @@ def predict(
 ) -> Float[Tensor, "n c"]:
     """Class probabilities of decoded images."""
     speed = speed or Speed()
-    device = hardware.device_of(speed)
-    precision = hardware.precision_of(speed, device)
+    device = devices.device_of(speed)
+    precision = devices.precision_of(speed, device)
     return logits_of(classifier.to(device), images, device=device, precision=precision).softmax(dim=1)

@@ -17,16 +17,17 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from iwm import checkpoint, hardware, results
+from iwm import checkpoint, results
 from iwm.config import Speed
-from iwm.errors import UserError
 from iwm.evaluation.finetune import FinetuneSettings, Work, trainable_of
 from iwm.evaluation.fitting import scores
 from iwm.evaluation.probes import labelled_splits
 from iwm.images import source_identity
-from iwm.log import console
 from iwm.model import ImageWorldModel
 from iwm.pictures import BLUE, GREEN, GREY, INK, ORANGE, blank, finite, save, style_axes
+from iwm.runtime import devices
+from iwm.runtime.console import console
+from iwm.runtime.errors import UserError
 from iwm.verdict import accuracy_error
 
 FAMILIES = {
@@ -115,14 +116,14 @@ def efficiency(
     missing = [point for point in wanted if point.what not in there]
     if len(missing) < len(wanted):
         console.print(f"{len(wanted) - len(missing)} of {len(wanted)} points are there already.")
-    with hardware.threads(speed):
+    with devices.threads(speed):
         payload = {
             "run": run,
             "data": splits.train.name,
             "chance": 1 / len(splits.classes),
             "encoder": "student encoder" if settings.student else "EMA encoder",
             "image_size": size,
-            "precision": hardware.precision_of(speed, hardware.device_of(speed)),
+            "precision": devices.precision_of(speed, devices.device_of(speed)),
             "split": splits.sentence,
         }
         work = Work.prepare(splits, settings, size, speed) if missing else None

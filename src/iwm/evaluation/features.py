@@ -25,13 +25,14 @@ from safetensors.torch import load_file, save_file
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from iwm import checkpoint, files, foreign, hardware
+from iwm import checkpoint, foreign
 from iwm.config import Speed
 from iwm.encoder import Encoder
-from iwm.errors import UserError
 from iwm.images import ImageSet
 from iwm.loader import load_chunks
-from iwm.log import console, progress
+from iwm.runtime import devices, files
+from iwm.runtime.console import console, progress
+from iwm.runtime.errors import UserError
 from iwm.vit import choose_attention
 
 Pooling = Literal["mean", "max", "tokens"]
@@ -233,8 +234,8 @@ def extract(
     size = encoders[0].size
     assert all(encoder.size == size for encoder in encoders)
     assert images.labels is not None
-    device = hardware.device_of(speed)
-    precision = hardware.precision_of(speed, device)
+    device = devices.device_of(speed)
+    precision = devices.precision_of(speed, device)
     marks = [encoder.identity() if cache else "" for encoder in encoders]
     parts: list[list[Tensor]] = [[] for _ in encoders]
     kept: list[np.ndarray] = []
@@ -289,7 +290,7 @@ def encode(
     with progress("images") as bar:
         task = bar.add_task(encoder.name, total=len(pixels), note="")
         for batch in pixels.split(BATCH):
-            with hardware.autocast(device, precision):
+            with devices.autocast(device, precision):
                 tokens = encoder(batch.to(device))
             done.append(pooled(tokens, pooling).cpu())
             bar.advance(task, len(batch))

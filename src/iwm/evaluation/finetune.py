@@ -21,10 +21,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from iwm import checkpoint, config, hardware, results
+from iwm import checkpoint, config, results
 from iwm.config import Speed
 from iwm.encoder import Encoder
-from iwm.errors import UserError
 from iwm.evaluation import augment, features, probes
 from iwm.evaluation.augment import Augment
 from iwm.evaluation.classifier import AttentiveHead, Classifier, MeanHead, load_classifier, save_classifier
@@ -50,9 +49,11 @@ from iwm.evaluation.tuning import (
 )
 from iwm.images import source_identity
 from iwm.loader import load_all
-from iwm.log import console
 from iwm.model import ImageWorldModel
 from iwm.predictor import seen_width
+from iwm.runtime import devices
+from iwm.runtime.console import console
+from iwm.runtime.errors import UserError
 from iwm.vit import choose_attention, set_drop_path
 
 SHOWN = (
@@ -135,7 +136,7 @@ def frozen_tokens(
 ) -> Tensor | None:
     """Tokens [v, n, t, d] of all pictures in float16; None when they would take more than a quarter of free memory."""
     side = -(-views.shape[-1] // encoder.patch_size)
-    if views.shape[0] * views.shape[1] * side**2 * encoder.settings.width * 2 > hardware.free_memory() / 4:
+    if views.shape[0] * views.shape[1] * side**2 * encoder.settings.width * 2 > devices.free_memory() / 4:
         return None
     frozen = features.WorldEncoder(encoder, "frozen encoder", views.shape[-1])
     flat = views.flatten(0, 1)
@@ -193,7 +194,7 @@ def finetune(
     if start:
         fresh = build(model, settings, len(splits.classes), size)
         require_start(start, load_classifier(start), fresh, splits.classes)
-    with hardware.threads(speed):  # until the end: the result says how many
+    with devices.threads(speed):  # until the end: the result says how many
         work = Work.prepare(splits, settings, size, speed)
         found, classifier = _finetune(model, work, splits, settings, start)
         if baselines:
@@ -257,7 +258,7 @@ class Work:
     @classmethod
     def prepare(cls, splits: Splits, settings: FinetuneSettings, size: int, speed: Speed) -> "Work":
         """Decode everything. Raises UserError when it does not fit into memory."""
-        device = hardware.device_of(speed)
+        device = devices.device_of(speed)
         augment.require_memory(len(splits.train), len(splits.val), settings.views, size)
         maker = augment.Maker(splits.train, size, settings.crop_area, settings.flip, settings.augment, settings.seed)
         pictures = augment.draw(maker, settings.views)
@@ -267,7 +268,7 @@ class Work:
             for images, rows in ((splits.train, pictures.kept), (splits.val, kept_test))
         )
         samples = Samples(pictures.values, labels, pictures.fresh)
-        return cls(samples, test, truth, size, device, hardware.precision_of(speed, device))
+        return cls(samples, test, truth, size, device, devices.precision_of(speed, device))
 
     @property
     def tokens_kept(self) -> bool:

@@ -20,11 +20,11 @@ from jaxtyping import Float, Int64, UInt8
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
-from iwm import hardware
-from iwm.errors import UserError
-from iwm.log import progress
 from iwm.pixels import IGNORED
-from iwm.randomness import permutation, seeded, uniforms
+from iwm.runtime import devices
+from iwm.runtime.console import progress
+from iwm.runtime.errors import UserError
+from iwm.runtime.randomness import permutation, seeded, uniforms
 
 T = TypeVar("T")
 
@@ -233,12 +233,12 @@ def fit(
 
     def loss_of(drawn: tuple[int, int, np.ndarray]) -> Tensor:
         epoch, step, batch = drawn
-        inputs = hardware.upload(samples.batch(batch, seed, epoch), device)
-        labels = hardware.upload(samples.targets(batch, seed, epoch), device)
+        inputs = devices.upload(samples.batch(batch, seed, epoch), device)
+        labels = devices.upload(samples.targets(batch, seed, epoch), device)
         share = 1.0
         if schedule.mixes:
             inputs, share = mixed(inputs, schedule, seed, step)
-        with hardware.autocast(device, precision):
+        with devices.autocast(device, precision):
             logits = learner.logits(inputs).float()
         loss = cross_entropy(logits, labels, schedule.smoothing)
         if share < 1:  # cross-entropy is linear in the target: this is that of the mixed label
@@ -343,7 +343,7 @@ def logits_of(
     """Logits of all inputs in float32 on the CPU."""
     done = []
     for part in inputs.split(batch):
-        with hardware.autocast(device, precision):
+        with devices.autocast(device, precision):
             done.append(logits(part.to(device)).float().cpu())
     return torch.cat(done)
 

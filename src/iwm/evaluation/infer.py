@@ -17,15 +17,16 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from tyro.conf import Positional
 
-from iwm import checkpoint, config, hardware, pictures, results
+from iwm import checkpoint, config, pictures, results
 from iwm.actions import ActionSpace, Parameters
-from iwm.errors import UserError
 from iwm.evaluation.linear import choose_ridge
 from iwm.images import ImageSet, Subset, open_splits, source_identity
 from iwm.inference import Search
 from iwm.loader import load_all, load_one
-from iwm.log import console, progress
 from iwm.model import ImageWorldModel
+from iwm.runtime import devices
+from iwm.runtime.console import console, progress
+from iwm.runtime.errors import UserError
 from iwm.world import held_out, in_reference_units, reference_space, standard_error
 
 BATCH = 16
@@ -68,12 +69,12 @@ def infer(o: Infer) -> dict[str, Any]:
             f"--images {o.images} --train-images {o.train_images} --seed {o.seed}: give 1, 20 and 0 or more."
         )
     model = checkpoint.open_world(o.run, o.speed)
-    with hardware.threads(o.speed), hardware.autocast(model.device, hardware.precision_of(o.speed, model.device)):
+    with devices.threads(o.speed), devices.autocast(model.device, devices.precision_of(o.speed, model.device)):
         return _measured(o, model) if o.data else _pair(o, model)
 
 
 def _settings(o: Infer, model: ImageWorldModel, **more: Any) -> dict[str, Any]:
-    precision = hardware.precision_of(o.speed, model.device)
+    precision = devices.precision_of(o.speed, model.device)
     return {"seed": o.seed, "run": results.run_identity(o.run, o.out), "precision": precision, **more}
 
 

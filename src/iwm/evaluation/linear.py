@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from iwm.evaluation.fitting import accuracy, hold_out
-from iwm.randomness import permutation
+from iwm.runtime.randomness import permutation
 
 
 def full_precision() -> torch.autocast:

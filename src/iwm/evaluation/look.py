@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tyro.conf import Positional
 
-from iwm import checkpoint, config, hardware, pictures, results
-from iwm.errors import UserError
+from iwm import checkpoint, config, pictures, results
 from iwm.evaluation import composition
 from iwm.evaluation.fitting import accuracy
 from iwm.evaluation.linear import full_precision
@@ -27,8 +26,10 @@ from iwm.evaluation.undo import labelled, pooled_prediction
 from iwm.images import Subset, open_splits, source_identity
 from iwm.imagine import carried
 from iwm.loader import load_all
-from iwm.log import console, progress
 from iwm.model import ImageWorldModel
+from iwm.runtime import devices
+from iwm.runtime.console import console, progress
+from iwm.runtime.errors import UserError
 from iwm.world import held_out, reference_space
 
 
@@ -60,8 +61,8 @@ def look(o: Look) -> dict[str, Any]:
     model = checkpoint.open_world(o.run, o.speed)
     size = model.settings.data.image_size
     train, held, how = open_splits(o.data, o.val, size=size)
-    precision = hardware.precision_of(o.speed, model.device)
-    with hardware.threads(o.speed), hardware.autocast(model.device, precision):
+    precision = devices.precision_of(o.speed, model.device)
+    with devices.threads(o.speed), devices.autocast(model.device, precision):
         learned, shown = (
             load_all(Subset(images, held_out(count, len(images), o.seed)), size)[0]
             for images, count in ((train, o.images), (held, max(o.shown, o.images // 10)))

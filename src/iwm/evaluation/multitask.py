@@ -21,9 +21,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from iwm import checkpoint, config, hardware, pictures, results
+from iwm import checkpoint, config, pictures, results
 from iwm.config import Speed
-from iwm.errors import UserError
 from iwm.evaluation import finetune
 from iwm.evaluation.classifier import Classifier, save_tasks
 from iwm.evaluation.finetune import FinetuneSettings, Work
@@ -40,9 +39,11 @@ from iwm.evaluation.fitting import (
 from iwm.evaluation.probes import Splits, labelled_splits
 from iwm.evaluation.tuning import grid_of
 from iwm.images import source_identity
-from iwm.log import console
 from iwm.model import ImageWorldModel
-from iwm.randomness import permutation
+from iwm.runtime import devices
+from iwm.runtime.console import console
+from iwm.runtime.errors import UserError
+from iwm.runtime.randomness import permutation
 from iwm.vit import choose_attention
 
 MOST = 8
@@ -114,7 +115,7 @@ def multitask(
     size = size or model.settings.data.image_size
     splits = {name: _splits(name, source, vals.get(name, ""), size) for name, source in tasks.items()}
     encoder = model.encoder if settings.student else model.target_encoder
-    with hardware.threads(speed):
+    with devices.threads(speed):
         seen, ready = [], []
         for name, of_task in splits.items():
             console.print(f"{name}: {len(of_task.classes)} classes, {of_task.sentence}.")
@@ -280,11 +281,11 @@ def tune(
 
         def loss_of(step: int) -> Tensor:
             drawn = [stream(task.work.train, rows[task.name], settings.seed, batch, step) for task in tasks]
-            inputs = [hardware.upload(values, work.device) for values, _ in drawn]
-            with hardware.autocast(work.device, work.precision):
+            inputs = [devices.upload(values, work.device) for values, _ in drawn]
+            with devices.autocast(work.device, work.precision):
                 logits = logits_together(made, inputs, work.tokens_kept)
             losses = [
-                cross_entropy(guess.float(), hardware.upload(truth, work.device), schedule.smoothing)
+                cross_entropy(guess.float(), devices.upload(truth, work.device), schedule.smoothing)
                 for guess, (_, truth) in zip(logits, drawn, strict=True)
             ]
             return torch.stack(losses).mean()

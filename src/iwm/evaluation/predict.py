@@ -4,14 +4,15 @@ import csv
 import io
 from pathlib import Path
 
-from iwm import files, hardware, results
+from iwm import results
 from iwm.config import Speed
-from iwm.errors import UserError
 from iwm.evaluation.classifier import Classifier, find_classifier, load_classifier
 from iwm.evaluation.classifier import predict as probabilities_of
 from iwm.images import ImageSet, open_pictures
 from iwm.loader import load_chunks
-from iwm.log import console, progress
+from iwm.runtime import devices, files
+from iwm.runtime.console import console, progress
+from iwm.runtime.errors import UserError
 
 BEST = 5
 """Classes named for an image, most probable first."""
@@ -37,7 +38,7 @@ def predict(
     if path.is_dir():
         raise UserError(f"{path} is a folder; give --out the name of a .csv file.")
     speed = speed or Speed()
-    with hardware.threads(speed):
+    with devices.threads(speed):
         lines = classify(classifier, opened, speed)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

@@ -20,9 +20,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from iwm import hardware, results
+from iwm import results
 from iwm.config import Speed, did_you_mean
-from iwm.errors import UserError
 from iwm.evaluation import features
 from iwm.evaluation.classifier import AttentiveHead
 from iwm.evaluation.features import RAW_SIZES, FrozenEncoder, Labelled, RawPixels
@@ -39,7 +38,9 @@ from iwm.evaluation.fitting import (
 )
 from iwm.evaluation.linear import choose_l2, fit_linear
 from iwm.images import ImageSet, open_splits, require_labels, source_identity
-from iwm.log import console
+from iwm.runtime import devices
+from iwm.runtime.console import console
+from iwm.runtime.errors import UserError
 
 Kind = Literal["knn", "linear", "attentive"]
 
@@ -162,7 +163,7 @@ def probe(
     other = features.open_encoder(beside, size=size) if beside else None
     splits = labelled_splits(data, val, size=encoder.size)
     console.print(f"{splits.train.name}: {splits.sentence}.")
-    with hardware.threads(speed):  # until the end: the result says how many
+    with devices.threads(speed):  # until the end: the result says how many
         cache = results.run_folder(run, out) / "eval" / "cache"
         found = _probe_all(encoder, splits, settings, baselines=baselines, speed=speed, cache=cache)
         if other is not None:
@@ -181,7 +182,7 @@ def probe(
             "depth": encoder.depth,
             "pooling": settings.pools,
             "image_size": encoder.size,
-            "precision": hardware.precision_of(speed, hardware.device_of(speed)),
+            "precision": devices.precision_of(speed, devices.device_of(speed)),
             "classes": list(splits.classes),
             "split": splits.sentence,
         }
@@ -299,7 +300,7 @@ def evaluate(
     `tried` is the linear probe's table of l2 where it has been made already.
     """
     speed = speed or Speed()
-    device = hardware.device_of(speed)
+    device = devices.device_of(speed)
     if settings.kind == "knn":
         k = min(settings.k, len(train))
         logits = knn_scores(train.to(device), labels.to(device), test.to(device), classes, k, settings.temperature)
@@ -319,7 +320,7 @@ def evaluate(
         groups = decay_groups(head, choice["lr"], settings.schedule.weight_decay)
         return Learner(head, lambda tokens: head(tokens.float()), groups)
 
-    precision = hardware.precision_of(speed, device)
+    precision = devices.precision_of(speed, device)
     trained = choose(
         learner,
         [{"lr": lr} for lr in settings.lrs],

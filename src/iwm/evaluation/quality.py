@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from iwm import checkpoint, config, hardware, pictures, results, strips, train
-from iwm.errors import UserError
+from iwm import checkpoint, config, pictures, results, strips, train
 from iwm.images import Subset, open_splits, source_identity
 from iwm.loader import load_all
-from iwm.log import console, progress
 from iwm.model import ImageWorldModel
+from iwm.runtime import devices
+from iwm.runtime.console import console, progress
+from iwm.runtime.errors import UserError
 from iwm.world import bank_ranges, held_out, measure, reference_space
 
 PUBLISHED = "Published (ImageNet, ViT-B/16, 300 epochs): none 0.00, sequence 0.82, feature 0.79."
@@ -44,7 +45,7 @@ def world(
     if seed < 0:
         raise UserError(f"--seed {seed} is no seed; give 0 or more.")
     speed = speed or config.Speed()
-    device = hardware.device_of(speed)
+    device = devices.device_of(speed)
     model = checkpoint.open_world(run, speed)
     size = model.settings.data.image_size
     _, held, how = open_splits(data, val, size=size)
@@ -57,7 +58,7 @@ def world(
         "seed": seed,
         "run": results.run_identity(run, out),
         "frozen_random_twin": frozen_random_twin,
-        "precision": hardware.precision_of(speed, device),
+        "precision": devices.precision_of(speed, device),
     }
     measured: dict[str, Any] = _measured(model, pixels, bank, seed, speed, "world")
     if bank_ranges(reference_space(model.space, size)) != bank_ranges(model.space):
@@ -71,7 +72,7 @@ def world(
     measured["images"], measured["bank"] = len(pixels), bank
     variant = "" if (images, bank, seed) == (64, 256, 0) else f"{images}x{bank}-seed{seed}"
     path = results.place(run, "world", held.name, settings, variant=variant, out=out)
-    with hardware.threads(speed), hardware.autocast(device, settings["precision"]):
+    with devices.threads(speed), devices.autocast(device, settings["precision"]):
         content = results.write(path, measured, settings)
         rows = strips.strip_rows(model, pixels[:6], seed, bank)
     pictures.save(strips.strips(rows), path.with_suffix(".png"))
@@ -93,8 +94,8 @@ def _measured(
     own_range: bool = False,
 ) -> dict[str, float]:
     device = model.device
-    precision = hardware.precision_of(speed, device)
-    with hardware.threads(speed), hardware.autocast(device, precision), progress("images") as bar:
+    precision = devices.precision_of(speed, device)
+    with devices.threads(speed), devices.autocast(device, precision), progress("images") as bar:
         task = bar.add_task(name, total=len(pixels), note="")
         return measure(model, pixels, bank, seed, lambda: bar.advance(task), own_range=own_range)
 

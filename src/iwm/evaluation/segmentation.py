@@ -20,10 +20,9 @@ import torch
 from jaxtyping import Float, Int16, Int64, UInt8
 from torch import Tensor
 
-from iwm import checkpoint, config, hardware, pictures, results
+from iwm import checkpoint, config, pictures, results
 from iwm.annotations import AnnotatedSplits, Examples, annotated_splits
 from iwm.config import Speed
-from iwm.errors import UserError
 from iwm.evaluation.fitting import Learner, Schedule, Trained, TrainingSet, choose, hold_out
 from iwm.evaluation.iou import Counts, count
 from iwm.evaluation.segmenter import HeadKind, Segmenter, head_of, load_segmenter, save_segmenter
@@ -38,10 +37,12 @@ from iwm.evaluation.tuning import (
     untrained,
 )
 from iwm.images import source_identity
-from iwm.log import console, progress
 from iwm.model import ImageWorldModel
 from iwm.pixels import scaled_crop
-from iwm.randomness import uniforms
+from iwm.runtime import devices
+from iwm.runtime.console import console, progress
+from iwm.runtime.errors import UserError
+from iwm.runtime.randomness import uniforms
 from iwm.vit import choose_attention
 
 SHOWN = (
@@ -88,7 +89,7 @@ def evaluate(
     with progress("images") as bar:
         task = bar.add_task("segmenting", total=len(rows), note="")
         for images, masks in _alike(examples, rows, classes):
-            with hardware.autocast(device, precision):
+            with devices.autocast(device, precision):
                 guesses = segmenter.slide(images.to(device)).argmax(dim=1).cpu().numpy()
             found += [count(guess, mask.numpy(), classes) for guess, mask in zip(guesses, masks, strict=True)]
             bar.advance(task, len(images))
@@ -142,7 +143,7 @@ class Crops(TrainingSet):
     def batch(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Tensor:
         keys = list(zip(self._views(rows, seed, epoch).tolist(), rows.tolist(), strict=True))
         missing = [key for key in keys if key not in self._known]
-        with ThreadPoolExecutor(hardware.cores()) as threads:
+        with ThreadPoolExecutor(devices.cores()) as threads:
             crops = list(threads.map(self.crop, *zip(*missing, strict=True))) if missing else []
         made = dict(zip(missing, crops, strict=True))
         if self.encode is not None:
@@ -248,7 +249,7 @@ def segment(
     speed = speed or Speed()
     model = checkpoint.load_model(run)
     _ = predictor_of(model, settings)  # what cannot be built is an error before any work
-    with hardware.threads(speed):
+    with devices.threads(speed):
         splits = annotated_splits(data, val, ignore_index=ignore_index, size=size or model.settings.data.image_size)
     console.print(f"{splits.sentence}.")
     if len(splits.train) < 3:
@@ -271,9 +272,9 @@ def segment(
     if start:
         fresh = build(model, settings, splits.classes, window)
         require_start(start, load_segmenter(start), fresh, splits.classes)
-    work = Work(splits, settings, window, hardware.device_of(speed))
-    precision = hardware.precision_of(speed, work.device)
-    with hardware.threads(speed):
+    work = Work(splits, settings, window, devices.device_of(speed))
+    precision = devices.precision_of(speed, work.device)
+    with devices.threads(speed):
         trained, segmenter, counts = work.fit(model, precision, start, f"segment {train}")
         found = _scores(counts, splits, settings.seed)
         if baselines:
@@ -351,7 +352,7 @@ def _shown(
     shown = []
     for row in rows:
         image, mask = examples.load(int(row))
-        with hardware.autocast(device, precision):
+        with devices.autocast(device, precision):
             guess = segmenter.slide(image[None].to(device)).argmax(dim=1)[0].cpu()
         shown.append(pictures.Overlay(image, mask.long().numpy(), guess.numpy()))
     return shown
@@ -400,14 +401,14 @@ class Work:
         tokens = (-(-self.size // patch)) ** 2
         one = 2 * (depths * tokens * model.settings.encoder.width + self.size**2)
         needed = settings.views * len(self.splits.train) * one
-        if settings.moves_encoder or not settings.views or needed > hardware.free_memory() / 4:
+        if settings.moves_encoder or not settings.views or needed > devices.free_memory() / 4:
             return None
         frozen = build(model, settings, self.splits.classes, self.size).to(self.device).eval()
         choose_attention(frozen, self.device, precision)
 
         @torch.no_grad()
         def encode(pixels: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b l n d"]:
-            with hardware.autocast(self.device, precision):
+            with devices.autocast(self.device, precision):
                 return frozen.encode(pixels.to(self.device)).float()
 
         return encode

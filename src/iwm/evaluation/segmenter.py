@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from iwm import checkpoint, config
 from iwm.actions import ActionSpace
 from iwm.encoder import Encoder
-from iwm.errors import UserError
 from iwm.evaluation.classifier import Headed
 from iwm.model import ImageWorldModel
 from iwm.predictor import for_tasks
+from iwm.runtime.errors import UserError
 from iwm.vit import depths
 
 HeadKind = Literal["linear", "upernet"]

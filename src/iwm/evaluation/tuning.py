@@ -18,12 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iwm import config
 from iwm.encoder import Encoder
-from iwm.errors import UserError
 from iwm.evaluation import features
 from iwm.evaluation.classifier import Headed
 from iwm.evaluation.fitting import Schedule, decay_groups
 from iwm.model import ImageWorldModel
 from iwm.predictor import Predictor, for_tasks
+from iwm.runtime.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,17 +20,18 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from tyro.conf import Positional
 
-from iwm import checkpoint, config, hardware, pictures, results
+from iwm import checkpoint, config, pictures, results
 from iwm.actions import ActionSpace, Parameters
-from iwm.errors import UserError
 from iwm.evaluation.fitting import accuracy, hold_out
 from iwm.evaluation.linear import Linear, fit_linear, fit_path, full_precision
 from iwm.evaluation.probes import L2_GRID, labelled_splits
 from iwm.images import ImageSet, Subset, source_identity
 from iwm.loader import load_all
-from iwm.log import console, progress
 from iwm.model import ImageWorldModel, Tokens
-from iwm.randomness import permutation, uniforms
+from iwm.runtime import devices
+from iwm.runtime.console import console, progress
+from iwm.runtime.errors import UserError
+from iwm.runtime.randomness import permutation, uniforms
 from iwm.verdict import accuracy_error, difference_error, standing
 from iwm.world import held_out, reference_space
 
@@ -75,8 +76,8 @@ def undo(o: Undo) -> dict[str, Any]:
     model = checkpoint.open_world(o.run, o.speed)
     size = model.settings.data.image_size
     splits = labelled_splits(o.data, o.val, size=size)
-    precision = hardware.precision_of(o.speed, model.device)
-    with hardware.threads(o.speed), hardware.autocast(model.device, precision):
+    precision = devices.precision_of(o.speed, model.device)
+    with devices.threads(o.speed), devices.autocast(model.device, precision):
         train = labelled(splits.train, o.train_images, size, o.seed)
         test = labelled(splits.val, o.images, size, o.seed)
         found = measure(model, *train, *test, len(splits.classes), o.guesses, o.seed)

@@ -7,13 +7,24 @@ import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from iwm.config import Speed
-from iwm.errors import UserError
+from iwm.runtime.errors import UserError
+
+
+@runtime_checkable
+class Speed(Protocol):
+    """The settings that this module reads (`iwm.config.Speed` has them)."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
 
 
 def cores() -> int:
@@ -66,9 +77,8 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 def precision_of(speed: Speed, device: torch.device) -> Literal["fp32", "bf16"]:
     """The precision actually used."""
-    if speed.precision == "auto":
-        return "bf16" if multiplies_bf16(device) else "fp32"
-    return speed.precision
+    wish = speed.precision if speed.precision != "auto" else "bf16" if multiplies_bf16(device) else "fp32"
+    return "bf16" if wish == "bf16" else "fp32"
 
 
 def dtype_of(precision: str) -> torch.dtype:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from iwm.randomness import _mix, permutation, seeded, uniforms
+from iwm.runtime.randomness import _mix, permutation, seeded, uniforms
 
 IMAGES = np.arange(20_000)
 

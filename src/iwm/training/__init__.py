@@ -1,0 +1,1 @@
+"""From a loader of crops and a model to a trained run."""
