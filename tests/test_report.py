@@ -10,7 +10,7 @@ import pytest
 from planted_runs import PROBE, WORLD, plant, tune
 
 from iwm import report, results
-from iwm.pictures import Figure, save
+from iwm.runtime.drawing import Figure, save
 from iwm.runtime.errors import UserError
 
 NASTY = "<script>alert('x')</script> & \"data\""

@@ -7,9 +7,10 @@ from matplotlib.figure import Figure
 from oracle import SIZE, SPACE, Oracle, photo
 from torch import Tensor
 
-from iwm import config, pictures, strips, world
+from iwm import config, strips, world
 from iwm.actions import ActionSpace
 from iwm.model import Tokens
+from iwm.runtime import drawing
 from iwm.runtime.errors import UserError
 
 BANK = 16
@@ -33,13 +34,13 @@ def test_an_oracle_is_framed_as_right() -> None:
         assert row.bank == BANK
         torch.testing.assert_close(row.nearest, row.truth)
         assert not torch.allclose(row.source, row.truth)
-    assert frames(strips.strips(rows)) == [pictures.GREEN] * len(rows)
+    assert frames(strips.strips(rows)) == [drawing.GREEN] * len(rows)
 
 
 def test_a_wrong_model_is_framed_as_wrong() -> None:
     rows = asked(photo(), wrong=True)
     assert all(row.rank > 1 and not torch.allclose(row.nearest, row.truth) for row in rows)
-    assert frames(strips.strips(rows)) == [pictures.ORANGE] * len(rows)
+    assert frames(strips.strips(rows)) == [drawing.ORANGE] * len(rows)
 
 
 def test_a_tie_is_not_right(monkeypatch: pytest.MonkeyPatch) -> None:

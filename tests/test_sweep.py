@@ -329,7 +329,7 @@ def test_jobs_are_processes_of_their_own(tmp_path, source, monkeypatch):
 
     monkeypatch.setattr(sweep.subprocess, "Popen", Process)
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
-    monkeypatch.setattr(sweep.hardware, "cores", lambda: 4)
+    monkeypatch.setattr(sweep.devices, "cores", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     out = tmp_path / "out"
     assert cli.main([*command(source, out, conditionings="adaln", **SHORT), "--jobs=2"]) == 0

@@ -10,8 +10,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from iwm.pictures import BLUE, GREEN, GREY, INK, ORANGE, blank, save, style_axes
 from iwm.run_folder import read_metrics
+from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE, blank, save, style_axes
 
 HERE = Path(__file__).parent
 NAMES = {

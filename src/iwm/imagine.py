@@ -15,12 +15,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tyro.conf import Positional
 
-from iwm import checkpoint, config, pictures, results, strips
+from iwm import checkpoint, config, results, strips
 from iwm.actions import ActionSpace, Parameters
 from iwm.images import Subset, open_pictures, source_identity
 from iwm.loader import load_all, load_one
 from iwm.model import ImageWorldModel
-from iwm.runtime import devices
+from iwm.runtime import devices, drawing
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 from iwm.world import held_out, reference_space
@@ -95,7 +95,7 @@ def imagine(o: Imagine) -> dict[str, Any]:
     path = results.place(o.run, "imagine", name, settings, variant=variant, out=o.out)
     content = results.write(path, found, settings)
     drawn = strips.sweep(rows, o.sweep, changes) if o.sweep else strips.strips(rows)
-    pictures.save(drawn, path.with_suffix(".png"))
+    drawing.save(drawn, path.with_suffix(".png"))
     results.show(f"Imagined of {name}", {k: v for k, v in found.items() if k != "asked"}, path)
     for row, change in zip(rows, changes, strict=True) if o.sweep else ():
         console.print(f"  {o.sweep} {change:+.2f}: the truth has rank {row.rank:g}", highlight=False)

@@ -16,9 +16,10 @@ from typing import Any
 
 from rich.markup import escape
 
-from iwm import config, pictures, results
+from iwm import config, results
+from iwm.reports import figures
 from iwm.run_folder import read_metrics
-from iwm.runtime import files
+from iwm.runtime import drawing, files
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 from iwm.verdict import VERBS, Finding, Result, data_of, headline, judge_results, judge_training, number, verb_of
@@ -222,11 +223,11 @@ def card(finding: Finding) -> str:
 def _curves(folder: Path, lines: Sequence[dict[str, Any]]) -> str:
     heading = "<h2>Training</h2>"
     try:
-        figure = pictures.curves(lines)
+        figure = figures.curves(lines)
     except UserError:
         return heading + _missing("There are no curves yet; training draws them:", _TRAIN, folder)
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=pictures.DPI)
+    figure.savefig(drawn, format="png", dpi=drawing.DPI)
     caption = (
         "A falling loss alone can be a collapse: it should fall below what knowing the position explains while RankMe "
         "and the variance between images stay up. Action sensitivity near 0 is a predictor that ignores the action."

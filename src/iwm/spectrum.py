@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from iwm import pictures, report, results
+from iwm import report, results
 from iwm.guidance import ACCURACIES, PAPER, Row, advise, correlations, error_of, with_numbers
-from iwm.pictures import BLUE, GREEN, GREY, INK, ORANGE
-from iwm.runtime import files
+from iwm.runtime import drawing, files
 from iwm.runtime.console import console
+from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE
 from iwm.verdict import join, number
 
 COLOURS = {"none": GREY, "sequence": ORANGE, "feature": GREEN, "adaln": BLUE}
@@ -65,7 +65,7 @@ def _key(runs: Sequence[Row]) -> list[Line2D]:
 
 def _axes(figure: Figure, place: Any, title: str) -> Axes:
     axes = figure.add_subplot(place)
-    pictures.style_axes(axes, title)
+    drawing.style_axes(axes, title)
     return axes
 
 
@@ -75,7 +75,7 @@ def _percent(axis: Any) -> None:
 
 def scatter(runs: Sequence[Row]) -> Figure:
     """The paper's figure 4: each accuracy against MRR, with Pearson's r and n."""
-    figure = pictures.blank(11, 4.6)
+    figure = drawing.blank(11, 4.6)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     grid = figure.add_gridspec(1, len(ACCURACIES))
     found = correlations(runs)
@@ -121,7 +121,7 @@ def spectrum(runs: Sequence[Row]) -> Figure:
     # A joint embedding predicts nothing, so it has no place on the axis; it is trained to be invariant.
     joint = [run for run in with_numbers(runs, "linear") if run["predictor"] is None]
     shown = [*joint, *ranked]
-    figure = pictures.blank(11, 1.5 + 0.3 * max(3, len(shown)))
+    figure = drawing.blank(11, 1.5 + 0.3 * max(3, len(shown)))
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     grid = figure.add_gridspec(1, 2, width_ratios=(1, 1.15))
     left = _axes(figure, grid[0], "MRR: from invariant to equivariant")
@@ -168,7 +168,7 @@ def spectrum(runs: Sequence[Row]) -> Figure:
 
 def bars(found: Mapping[str, Any]) -> Figure:
     """Tables 1 and 2 of the paper: our MRR as bars, the paper's, from another scale, as hollow diamonds."""
-    figure = pictures.blank(11, 3.9)
+    figure = drawing.blank(11, 3.9)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     grid = figure.add_gridspec(1, 2, width_ratios=(1, 1.4))
     one, two = found["conditioning"], found["difficulty"]
@@ -227,7 +227,7 @@ def write(folder: Path, content: Mapping[str, Any]) -> Path:
     pngs = {}
     for name, figure in drawn.items():
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=pictures.DPI)
+        figure.savefig(file, format="png", dpi=drawing.DPI)
         pngs[name] = file.getvalue()
         with files.replacing(folder / f"{name}.png") as part:
             part.write_bytes(pngs[name])

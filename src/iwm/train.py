@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iwm import checkpoint, config, foreign, health, pictures
+from iwm import checkpoint, config, foreign, health
 from iwm.images import ImageSet, Subset, open_images, source_identity
 from iwm.loader import Batch, Loader, load_all, load_pairs
 from iwm.masks import is_whole, sample_masks
@@ -25,9 +25,10 @@ from iwm.model import ImageWorldModel
 from iwm.online import OnlineProbe
 from iwm.optim import Schedule, apply_schedule, make_optimisers
 from iwm.run_folder import read_metrics
-from iwm.runtime import devices
+from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import Interrupted, UserError
+from iwm.training import gallery
 from iwm.training.metrics import Metrics
 from iwm.validation import validate
 from iwm.views import Views, make_independent_views, make_views
@@ -252,8 +253,8 @@ def _pretrain(settings: config.Config, source: ImageSet, out: Path) -> Path:
     probe = OnlineProbe.for_run(source, settings)
     batch = HealthBatch(source, training)
     if not start:
-        shown = pictures.gallery(batch.crops, batch.views, batch.masks, training.model.space, training.model.grid)
-        pictures.save(shown, out / "gallery.png")
+        shown = gallery.gallery(batch.crops, batch.views, batch.masks, training.model.space, training.model.grid)
+        drawing.save(shown, out / "gallery.png")
     watch = Watch(batch, probe, metrics, training, len(source))
     if start < steps:  # of a finished run nothing is left to do but the export
         _loop(training, loader, watch, out, start)

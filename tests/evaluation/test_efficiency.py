@@ -12,7 +12,7 @@ from iwm.evaluation import efficiency as figure
 from iwm.evaluation.classifier import AttentiveHead, MeanHead
 from iwm.evaluation.finetune import FinetuneSettings
 from iwm.evaluation.fitting import Schedule
-from iwm.pictures import save
+from iwm.runtime.drawing import save
 from iwm.runtime.errors import UserError
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)

@@ -24,9 +24,9 @@ from iwm.evaluation.fitting import scores
 from iwm.evaluation.probes import labelled_splits
 from iwm.images import source_identity
 from iwm.model import ImageWorldModel
-from iwm.pictures import BLUE, GREEN, GREY, INK, ORANGE, blank, finite, save, style_axes
 from iwm.runtime import devices
 from iwm.runtime.console import console
+from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE, blank, finite, save, style_axes
 from iwm.runtime.errors import UserError
 from iwm.verdict import accuracy_error
 

@@ -17,14 +17,14 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from tyro.conf import Positional
 
-from iwm import checkpoint, config, pictures, results
+from iwm import checkpoint, config, results
 from iwm.actions import ActionSpace, Parameters
 from iwm.evaluation.linear import choose_ridge
 from iwm.images import ImageSet, Subset, open_splits, source_identity
 from iwm.inference import Search
 from iwm.loader import load_all, load_one
 from iwm.model import ImageWorldModel
-from iwm.runtime import devices
+from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError
 from iwm.world import held_out, in_reference_units, reference_space, standard_error
@@ -235,7 +235,5 @@ def _measured(o: Infer, model: ImageWorldModel) -> dict[str, Any]:
     console.print(f"Written to {path}", soft_wrap=True)
     series = {n: list(found[k]["components"].values()) for k, n in names.items()}
     title = f"Inferred actions on {held.name}: mean absolute error"
-    pictures.save(
-        pictures.grouped_bars(title, "error, share of the range", components, series), path.with_suffix(".png")
-    )
+    drawing.save(drawing.grouped_bars(title, "error, share of the range", components, series), path.with_suffix(".png"))
     return {**content, "path": str(path)}

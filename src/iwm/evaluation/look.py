@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tyro.conf import Positional
 
-from iwm import checkpoint, config, pictures, results
+from iwm import checkpoint, config, results
 from iwm.evaluation import composition
 from iwm.evaluation.fitting import accuracy
 from iwm.evaluation.linear import full_precision
@@ -27,7 +27,7 @@ from iwm.images import Subset, open_splits, source_identity
 from iwm.imagine import carried
 from iwm.loader import load_all
 from iwm.model import ImageWorldModel
-from iwm.runtime import devices
+from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError
 from iwm.world import held_out, reference_space
@@ -88,13 +88,13 @@ def look(o: Look) -> dict[str, Any]:
     }
     path = results.place(o.run, "look", held.name, settings, out=o.out)
     content = results.write(path, found, settings)
-    pictures.save(draw(maps, usual), path.with_suffix(".png"))
+    drawing.save(draw(maps, usual), path.with_suffix(".png"))
     if "averaged" in found:
         rows = found["averaged"]
         series = {name: [row[key] for row in rows] for key, name in (("knn", "kNN"), ("linear", "linear"))}
         title = f"Predictions averaged over random actions, {held.name}"
-        bars = pictures.grouped_bars(title, "top-1", [row["what"] for row in rows], series)
-        pictures.save(bars, path.with_name(f"{path.stem}-averaged.png"))
+        bars = drawing.grouped_bars(title, "top-1", [row["what"] for row in rows], series)
+        drawing.save(bars, path.with_name(f"{path.stem}-averaged.png"))
     _print(found, held.name)
     console.print(f"Written to {path}", soft_wrap=True)
     return {**content, "path": str(path)}
@@ -212,9 +212,9 @@ def draw(rows: Sequence[MapRow], usual: Float[Tensor, "n d"]) -> Figure:
     heads = ("source", "target", "source tokens", "prediction", "truth", "change moves", "prediction misses")
     side, gap, margin, head, caption = 1.35, 0.1, 0.14, 0.36, 0.34
     width = 2 * margin + len(heads) * side + (len(heads) - 1) * gap
-    figure = pictures.blank(width, head + len(rows) * (side + caption) + 0.04)
+    figure = drawing.blank(width, head + len(rows) * (side + caption) + 0.04)
     for number, name in enumerate(heads):
-        pictures.put_words(figure, name, margin + number * (side + gap), 0.1, 9.5, weight="bold")
+        drawing.put_words(figure, name, margin + number * (side + gap), 0.1, 9.5, weight="bold")
     for number, row in enumerate(rows):
         top = head + number * (side + caption)
         largest = float(torch.cat([row.moved, row.missed]).max())
@@ -222,13 +222,13 @@ def draw(rows: Sequence[MapRow], usual: Float[Tensor, "n d"]) -> Figure:
         panels += [colours(tokens, row.grid) for tokens in (row.before, row.prediction, row.truth)]
         panels += [heat(values, largest, row.grid) for values in (row.moved, row.missed)]
         for place, panel in enumerate(panels):
-            pictures.put_picture(figure, panel, margin + place * (side + gap), top, side)
+            drawing.put_picture(figure, panel, margin + place * (side + gap), top, side)
         below = top + side + 0.06
-        pictures.put_words(figure, row.words, margin, below, 8.5)
+        drawing.put_words(figure, row.words, margin, below, 8.5)
         told = f"explains {row.explained:.0%} of the change"
         if row.explained < 0:
             told = f"misses {1 - row.explained:.1f} times what the change moves"
-        pictures.put_words(figure, told, width - margin, below, 8.5, ha="right", color="#555555")
+        drawing.put_words(figure, told, width - margin, below, 8.5, ha="right", color="#555555")
     return figure
 
 

@@ -21,7 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from iwm import checkpoint, config, pictures, results
+from iwm import checkpoint, config, results
 from iwm.config import Speed
 from iwm.evaluation import finetune
 from iwm.evaluation.classifier import Classifier, save_tasks
@@ -40,7 +40,7 @@ from iwm.evaluation.probes import Splits, labelled_splits
 from iwm.evaluation.tuning import grid_of
 from iwm.images import source_identity
 from iwm.model import ImageWorldModel
-from iwm.runtime import devices
+from iwm.runtime import devices, drawing
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation
@@ -393,18 +393,18 @@ def draw(tasks: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     places = np.arange(len(tasks))
-    kinds = (("top1", "one predictor for all", pictures.BLUE), ("single_task_top1", "one predictor each", "#B9BFC4"))
+    kinds = (("top1", "one predictor for all", drawing.BLUE), ("single_task_top1", "one predictor each", "#B9BFC4"))
     for number, (key, label, colour) in enumerate(kinds):
         values = [task[key] for task in tasks.values()]
         bars = axes.barh(places + 0.37 * (number - 0.5), values, 0.34, color=colour, label=label)
-        axes.bar_label(bars, [f"{value:.1%}" for value in values], padding=3, fontsize=8, color=pictures.INK)
+        axes.bar_label(bars, [f"{value:.1%}" for value in values], padding=3, fontsize=8, color=drawing.INK)
     chances = [task["chance"] for task in tasks.values()]
-    axes.vlines(chances, places - 0.42, places + 0.42, color=pictures.ORANGE, linewidth=1.4, label="chance")
+    axes.vlines(chances, places - 0.42, places + 0.42, color=drawing.ORANGE, linewidth=1.4, label="chance")
     axes.set_yticks(places, [f"{name}\n{len(task['classes'])} classes" for name, task in tasks.items()], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12)
     axes.set_xticks(np.linspace(0, 1, 6), [f"{share:.0%}" for share in np.linspace(0, 1, 6)], fontsize=8)
-    axes.set_xlabel("share of test images right", fontsize=8.5, color=pictures.INK)
+    axes.set_xlabel("share of test images right", fontsize=8.5, color=drawing.INK)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(fontsize=8, frameon=False, labelcolor=pictures.INK, ncols=3, loc="outside upper left")
-    pictures.save(figure, path)
+    figure.legend(fontsize=8, frameon=False, labelcolor=drawing.INK, ncols=3, loc="outside upper left")
+    drawing.save(figure, path)

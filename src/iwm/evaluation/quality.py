@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from iwm import checkpoint, config, pictures, results, strips, train
+from iwm import checkpoint, config, results, strips, train
 from iwm.images import Subset, open_splits, source_identity
 from iwm.loader import load_all
 from iwm.model import ImageWorldModel
-from iwm.runtime import devices
+from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError
 from iwm.world import bank_ranges, held_out, measure, reference_space
@@ -75,7 +75,7 @@ def world(
     with devices.threads(speed), devices.autocast(device, settings["precision"]):
         content = results.write(path, measured, settings)
         rows = strips.strip_rows(model, pixels[:6], seed, bank)
-    pictures.save(strips.strips(rows), path.with_suffix(".png"))
+    drawing.save(strips.strips(rows), path.with_suffix(".png"))
     shown = {k: v for k, v in measured.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     results.show(f"World model on {held.name} ({how})", shown, path)
     console.print(PUBLISHED)

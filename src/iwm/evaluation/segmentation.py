@@ -20,12 +20,13 @@ import torch
 from jaxtyping import Float, Int16, Int64, UInt8
 from torch import Tensor
 
-from iwm import checkpoint, config, pictures, results
+from iwm import checkpoint, config, results
 from iwm.annotations import AnnotatedSplits, Examples, annotated_splits
 from iwm.config import Speed
 from iwm.evaluation.fitting import Learner, Schedule, Trained, TrainingSet, choose, hold_out
 from iwm.evaluation.iou import Counts, count
 from iwm.evaluation.segmenter import HeadKind, Segmenter, head_of, load_segmenter, save_segmenter
+from iwm.evaluation.tasks import overlays
 from iwm.evaluation.tuning import (
     Tuning,
     encoder_of,
@@ -39,7 +40,7 @@ from iwm.evaluation.tuning import (
 from iwm.images import source_identity
 from iwm.model import ImageWorldModel
 from iwm.pixels import scaled_crop
-from iwm.runtime import devices
+from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import uniforms
@@ -323,7 +324,7 @@ def segment(
     folder = path.with_suffix("")
     save_segmenter(segmenter, model, folder, finetuned=config.to_dict(settings))
     title = f"Segmented {variant}, {splits.train.name}"
-    pictures.save(pictures.overlays(shown, splits.classes), path.with_suffix(".png"))
+    drawing.save(overlays.overlays(shown, splits.classes), path.with_suffix(".png"))
     content = results.write(path, {**payload, "weights": str(folder)}, written)
     results.show(title, {name: content[name] for name in SHOWN if name in content}, path)
     ious = zip(splits.classes, content["per_class_iou"], strict=True)
@@ -346,7 +347,7 @@ def _scores(counts: Counts, splits: AnnotatedSplits, seed: int) -> dict[str, Any
 
 def _shown(
     segmenter: Segmenter, examples: Examples, device: torch.device, precision: str, most: int = 4
-) -> list[pictures.Overlay]:
+) -> list[overlays.Overlay]:
     """A few validation images, evenly spread, with truth and prediction."""
     rows = np.unique(np.linspace(0, len(examples) - 1, most).astype(int))
     shown = []
@@ -354,7 +355,7 @@ def _shown(
         image, mask = examples.load(int(row))
         with devices.autocast(device, precision):
             guess = segmenter.slide(image[None].to(device)).argmax(dim=1)[0].cpu()
-        shown.append(pictures.Overlay(image, mask.long().numpy(), guess.numpy()))
+        shown.append(overlays.Overlay(image, mask.long().numpy(), guess.numpy()))
     return shown
 
 

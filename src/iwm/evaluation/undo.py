@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from tyro.conf import Positional
 
-from iwm import checkpoint, config, pictures, results
+from iwm import checkpoint, config, results
 from iwm.actions import ActionSpace, Parameters
 from iwm.evaluation.fitting import accuracy, hold_out
 from iwm.evaluation.linear import Linear, fit_linear, fit_path, full_precision
@@ -28,7 +28,7 @@ from iwm.evaluation.probes import L2_GRID, labelled_splits
 from iwm.images import ImageSet, Subset, source_identity
 from iwm.loader import load_all
 from iwm.model import ImageWorldModel, Tokens
-from iwm.runtime import devices
+from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation, uniforms
@@ -102,10 +102,10 @@ def undo(o: Undo) -> dict[str, Any]:
         console.print(f"[yellow]Undoing makes it worse, by more than two standard errors: {', '.join(worse)}.")
     console.print(f"Written to {path}", soft_wrap=True)
     series = {name: [row[key] for row in corrupted.values()] for key, name in NAMES.items()}
-    figure = pictures.grouped_bars(
+    figure = drawing.grouped_bars(
         f"Corruptions undone in latent space, {splits.val.name}", "top-1", list(corrupted), series, {"clean": clean}
     )
-    pictures.save(figure, path.with_suffix(".png"))
+    drawing.save(figure, path.with_suffix(".png"))
     return {**content, "path": str(path)}
 
 

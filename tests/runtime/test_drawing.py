@@ -13,10 +13,14 @@ from matplotlib.figure import Figure
 from oracle import photo
 from PIL import Image
 
-from iwm import config, pictures
+from iwm import config
 from iwm.actions import ActionSpace
+from iwm.evaluation.tasks import overlays
 from iwm.masks import sample_masks
+from iwm.reports import figures
+from iwm.runtime import drawing
 from iwm.runtime.errors import UserError
+from iwm.training import gallery
 from iwm.views import make_views
 
 SIZE, GRID, BANK = 32, (4, 4), 16
@@ -29,7 +33,7 @@ def test_the_gallery_covers_exactly_the_dropped_patches(predict: Any) -> None:
     images, indices = photo(3), np.arange(3)
     views = make_views(images, SPACE, CFG.actions, 0, 0, indices, "cpu")
     masks = sample_masks(config.Masks(predict=predict), GRID, 0, 0, indices, "cpu")
-    figure = pictures.gallery(images, views, masks, SPACE, GRID, count=2)
+    figure = gallery.gallery(images, views, masks, SPACE, GRID, count=2)
     covers = [covered(axes) for axes in figure.axes]
     assert len(covers) == 2 * 5
     dropped, unasked = 16 - masks.context.shape[1], 16 - masks.predicted.shape[1]
@@ -46,7 +50,7 @@ def test_an_empty_gallery_is_an_error() -> None:
     views = make_views(images[:0], SPACE, CFG.actions, 0, 0, none, "cpu")
     masks = sample_masks(config.Masks(), GRID, 0, 0, np.arange(1), "cpu")
     with pytest.raises(UserError, match="at least one"):
-        pictures.gallery(images[:0], views, masks, SPACE, GRID)
+        gallery.gallery(images[:0], views, masks, SPACE, GRID)
 
 
 def line(step: int, **values: float | None) -> dict[str, Any]:
@@ -76,25 +80,25 @@ def titles(figure: Figure) -> list[str]:
     ],
 )
 def test_odd_lines_are_drawn(lines: list[dict[str, Any]], tmp_path: Path) -> None:
-    path = pictures.save(pictures.curves(lines), tmp_path / "new" / "curves.png")
+    path = drawing.save(figures.curves(lines), tmp_path / "new" / "curves.png")
     with Image.open(path) as drawn:
         assert drawn.width > 1000
     assert [file.name for file in path.parent.iterdir()] == ["curves.png"]
 
 
 def test_the_probe_is_drawn_when_there_is_one_and_joined_over_the_lines_without() -> None:
-    assert not any("probe" in title for title in titles(pictures.curves([line(1), line(2)])))
-    figure = pictures.curves([line(1, probe_top1=0.2), line(2), line(3, probe_top1=0.4)])
-    assert len(figure.axes) == len(pictures.PANELS)
+    assert not any("probe" in title for title in titles(figures.curves([line(1), line(2)])))
+    figure = figures.curves([line(1, probe_top1=0.2), line(2), line(3, probe_top1=0.4)])
+    assert len(figure.axes) == len(figures.PANELS)
     (drawn,) = [axes for axes in figure.axes if "probe" in axes.get_title(loc="left")]
     assert np.asarray(drawn.lines[0].get_ydata()).tolist() == [0.2, 0.4]
 
 
 def test_no_lines_is_an_error() -> None:
     with pytest.raises(UserError, match="no metrics"):
-        pictures.curves([])
+        figures.curves([])
     with pytest.raises(UserError, match="known curves"):
-        pictures.curves([{"step": 3}])
+        figures.curves([{"step": 3}])
 
 
 def test_overlays_show_truth_prediction_and_mistakes_with_a_legend(tmp_path):
@@ -105,7 +109,7 @@ def test_overlays_show_truth_prediction_and_mistakes_with_a_legend(tmp_path):
     guess[0] = 0
     guess[4, 2] = 1
     image = torch.full((3, 8, 12), 128, dtype=torch.uint8)
-    figure = pictures.overlays([pictures.Overlay(image, truth, guess)], ["sky", "road", "never seen"])
+    figure = overlays.overlays([overlays.Overlay(image, truth, guess)], ["sky", "road", "never seen"])
     words = [text.get_text() for text in figure.texts]
     assert {"sky", "road", "does not count", "truth", "prediction"} <= set(words)
     assert "never seen" not in words
@@ -114,18 +118,18 @@ def test_overlays_show_truth_prediction_and_mistakes_with_a_legend(tmp_path):
     assert np.argwhere((shown[3] == 0).all(axis=-1)).tolist() == [[4, 2]]
     assert (shown[1][0] == 255).all()
     assert not (shown[2][1, 0] == shown[2][1, 8]).all()
-    assert pictures.save(figure, tmp_path / "overlay.png").stat().st_size > 1000
+    assert drawing.save(figure, tmp_path / "overlay.png").stat().st_size > 1000
 
 
 def test_overlays_of_many_classes():
-    colours = pictures.class_colours(150)
+    colours = overlays.class_colours(150)
     assert len(np.unique(colours.round(3), axis=0)) == 150
     assert colours.min() >= 0
     assert colours.max() <= 1
     kinds = np.arange(150).reshape(10, 15)
-    figure = pictures.overlays(
-        [pictures.Overlay(torch.zeros(3, 10, 15, dtype=torch.uint8), kinds, kinds)], [f"kind {n}" for n in range(150)]
+    figure = overlays.overlays(
+        [overlays.Overlay(torch.zeros(3, 10, 15, dtype=torch.uint8), kinds, kinds)], [f"kind {n}" for n in range(150)]
     )
     assert "and 126 rarer classes" in [text.get_text() for text in figure.texts]
     with pytest.raises(UserError, match="no segmented images"):
-        pictures.overlays([], ["a"])
+        overlays.overlays([], ["a"])

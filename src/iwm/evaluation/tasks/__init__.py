@@ -1,0 +1,1 @@
+"""What the representation and the predictor are good for."""

@@ -1,0 +1,123 @@
+"""Figures in one style: a blank page, axes, bars, pictures and words placed on it.
+
+Every function returns or fills a matplotlib figure of its own (no global state); `save` writes it. Colours are those of
+Okabe and Ito, which people with any colour vision can tell apart.
+"""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from iwm.runtime import files
+from iwm.runtime.errors import UserError
+
+BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8A8A8A", "#222222"
+DPI = 160
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all; returns the path."""
+    with files.replacing(path) as part:
+        figure.savefig(part, format="png", dpi=DPI)
+    return path
+
+
+def blank(width: float, height: float) -> Figure:
+    """An empty white figure, inches."""
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def finite(value: Any) -> float:
+    """A finite float, or NaN."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+
+
+def style_axes(axes: Axes, title: str) -> None:
+    """What all charts have in common."""
+    axes.set_title(title, fontsize=9, loc="left", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#BBBBBB")
+    axes.tick_params(labelsize=8, color="#BBBBBB", labelcolor="#555555", length=3)
+    axes.grid(axis="y", color="#EBEBEB", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+# ---- grouped bars ---------------------------------------------------------------------------------------------------
+
+
+def grouped_bars(
+    title: str,
+    label: str,
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    guides: Mapping[str, float] | None = None,
+) -> Figure:
+    """One group of bars for every name in `groups`, one bar in it for every series; guides are named levels.
+
+    Values that are not finite are left out. Raises UserError without groups or series.
+    """
+    if not groups or not series:
+        raise UserError("There are no bars to draw; measure something first.")
+    figure = blank(max(5.5, 1.6 + 0.24 * len(groups) * (len(series) + 1)), 3.6)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
+    axes = figure.add_subplot()
+    style_axes(axes, title)
+    width = 0.84 / len(series)
+    colours = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#E69F00", "#56B4E9")
+    for number, (name, values) in enumerate(series.items()):
+        places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
+        heights = [finite(value) for value in values]
+        axes.bar(places, heights, 0.92 * width, color=colours[number % len(colours)], label=name)
+    for name, level in (guides or {}).items():
+        axes.axhline(level, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.annotate(name, (1, level), (-2, 2), ("axes fraction", "data"), "offset points", fontsize=7.5, ha="right")
+    axes.set_xticks(range(len(groups)), [textwrap.fill(group, 12) for group in groups])
+    axes.set_ylabel(label, fontsize=8.5, color=INK)
+    axes.set_ylim(bottom=0)
+    figure.legend(
+        fontsize=8, frameon=False, labelcolor=INK, ncols=2 if len(series) == 4 else 3, loc="outside lower center"
+    )
+    return figure
+
+
+# ---- images on a page ----------------------------------------------------------------------------------------------
+
+
+def _pixels(image: Tensor) -> UInt8[np.ndarray, "h w 3"]:
+    """An image [3, h, w], uint8 or float in [0, 1], as matplotlib wants it."""
+    image = image.detach().cpu()
+    if image.dtype != torch.uint8:
+        image = image.float().nan_to_num().clamp(0, 1).mul(255).round().byte()
+    return image.permute(1, 2, 0).numpy()
+
+
+def put_picture(figure: Figure, image: Tensor, left: float, top: float, side: float, high: float | None = None) -> Axes:
+    """Put an image on the figure, `left` and `top` inches from its corner, `side` wide (and `high`, where it is not
+    square); pixels stay sharp squares."""
+    width, height = figure.get_size_inches()
+    high = high or side
+    axes = figure.add_axes((left / width, 1 - (top + high) / height, side / width, high / height))
+    axes.imshow(_pixels(image), interpolation="nearest", extent=(0, image.shape[2], image.shape[1], 0))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def put_words(figure: Figure, text: str, left: float, top: float, size: float = 9, **style: Any) -> None:
+    """Put text on the figure, inches from its upper left corner."""
+    width, height = figure.get_size_inches()
+    style = {"color": INK, "va": "top", "ha": "left", **style}
+    figure.text(left / width, 1 - top / height, text, fontsize=size, **style)
