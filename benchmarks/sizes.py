@@ -9,7 +9,7 @@ import torch
 from benchmarks.timing import Options
 from iwm import config, recipes
 from iwm.config import Config, Objective, Speed
-from iwm.loader import Batch
+from iwm.data.loader import Batch
 
 PAPER_HEADS = {"vit-s": (384, 12, 6, 12, 192), "vit-b": (768, 12, 12, 18, 384)}
 """Encoder width, depth, heads and predictor depth, width at 224 px, patches of 16, the paper's settings; ViT-S is not

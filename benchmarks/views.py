@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from benchmarks.timing import Contender, Options, compare, show
 from iwm import config
 from iwm.actions import ActionSpace
-from iwm.pixels import random_crops
+from iwm.data.crops import random_crops
 
 IMAGES = {32: 256, 64: 128, 224: 32}
 AREA = (0.3, 1.0)

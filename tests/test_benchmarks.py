@@ -9,7 +9,7 @@ from conftest import tiny
 
 from benchmarks.twin import Twin, TwinTraining
 from iwm import config, train
-from iwm.loader import Batch
+from iwm.data.loader import Batch
 from iwm.masks import sample_masks
 from iwm.views import make_views
 

@@ -9,8 +9,8 @@ import torch
 from conftest import tiny
 
 from iwm import checkpoint, config, train, world
-from iwm.images import open_images
-from iwm.loader import load_all
+from iwm.data.loader import load_all
+from iwm.data.sources import open_images
 from iwm.run_folder import read_metrics
 
 BANK, IMAGES = 64, 16

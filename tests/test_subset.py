@@ -6,7 +6,7 @@ import numpy as np
 from conftest import pictures_file
 
 from iwm import subset
-from iwm.images import open_splits
+from iwm.data.sources import open_splits
 
 
 def test_a_choice_of_images_has_all_classes_in_proportion(tmp_path: Path):

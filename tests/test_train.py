@@ -13,8 +13,8 @@ from conftest import DEVICES, pictures_file, tiny, with_run
 from safetensors.torch import load_file
 
 from iwm import checkpoint, config, train
-from iwm.images import open_splits
-from iwm.loader import Batch
+from iwm.data.loader import Batch
+from iwm.data.sources import open_splits
 from iwm.run_folder import read_metrics
 from iwm.runtime import devices
 from iwm.runtime.errors import Interrupted, UserError

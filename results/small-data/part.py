@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from iwm.images import Subset, open_images
-from iwm.loader import load_all
+from iwm.data.image_sets import Subset
+from iwm.data.loader import load_all
+from iwm.data.sources import open_images
 from iwm.runtime import files
 from iwm.runtime.randomness import permutation
 

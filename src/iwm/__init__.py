@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from iwm.actions import ActionSpace, Transformation, import_set, register
     from iwm.checkpoint import load_model as load
     from iwm.config import Config
-    from iwm.images import open_images
+    from iwm.data.sources import open_images
     from iwm.model import ImageWorldModel, Tokens
     from iwm.runtime.errors import UserError
     from iwm.train import pretrain
@@ -27,7 +27,7 @@ _HOMES = {
     "UserError": "runtime.errors",
     "import_set": "actions",
     "load": "checkpoint:load_model",
-    "open_images": "images",
+    "open_images": "data.sources",
     "pretrain": "train",
     "register": "actions",
 }

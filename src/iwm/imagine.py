@@ -17,8 +17,9 @@ from tyro.conf import Positional
 
 from iwm import checkpoint, config, results, strips
 from iwm.actions import ActionSpace, Parameters
-from iwm.images import Subset, open_pictures, source_identity
-from iwm.loader import load_all, load_one
+from iwm.data.image_sets import Subset
+from iwm.data.loader import load_all, load_one
+from iwm.data.sources import open_pictures, source_identity
 from iwm.model import ImageWorldModel
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from iwm import config
-from iwm.images import ImageSet, Subset
-from iwm.loader import load_all
+from iwm.data.image_sets import ImageSet, Subset
+from iwm.data.loader import load_all
 from iwm.model import ImageWorldModel
 
 TRAIN, VAL = 2000, 1000

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from iwm import results
-from iwm.images import ImageSet, Subset
-from iwm.loader import load_all
-from iwm.pixels import BrokenImage
+from iwm.data.decode import BrokenImage
+from iwm.data.image_sets import ImageSet, Subset
+from iwm.data.loader import load_all
 from iwm.runtime import files
 from iwm.runtime.randomness import permutation
 

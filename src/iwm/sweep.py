@@ -25,8 +25,8 @@ from rich.markup import escape
 from iwm import config, guidance, results, spectrum, subset, train
 from iwm.cells import Cell, cells_of
 from iwm.config import Config
+from iwm.data.sources import open_splits, source_identity
 from iwm.evaluation import measurement, probes
-from iwm.images import open_splits, source_identity
 from iwm.protocol import Axes, Protocol
 from iwm.run_folder import read_metrics
 from iwm.runtime import devices, files

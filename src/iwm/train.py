@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from iwm import checkpoint, config, foreign, health
-from iwm.images import ImageSet, Subset, open_images, source_identity
-from iwm.loader import Batch, Loader, load_all, load_pairs
+from iwm.data.image_sets import ImageSet, Subset
+from iwm.data.loader import Batch, Loader, load_all, load_pairs
+from iwm.data.sources import open_images, source_identity
 from iwm.masks import is_whole, sample_masks
 from iwm.model import ImageWorldModel
 from iwm.online import OnlineProbe

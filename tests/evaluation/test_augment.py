@@ -8,8 +8,8 @@ import pytest
 import torch
 from picture_files import noise
 
+from iwm.data.sources import open_images
 from iwm.evaluation import augment
-from iwm.images import open_images
 from iwm.runtime import devices
 from iwm.runtime.errors import UserError
 

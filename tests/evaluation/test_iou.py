@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from iwm.data.crops import IGNORED
 from iwm.evaluation.iou import Counts, count
-from iwm.pixels import IGNORED
 
 
 @pytest.mark.parametrize("ignored", [False, True])

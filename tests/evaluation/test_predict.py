@@ -12,11 +12,11 @@ from conftest import tiny
 from picture_files import noise, zipped
 
 from iwm import checkpoint, config
+from iwm.data.loader import load_all
+from iwm.data.sources import open_images
 from iwm.evaluation import classifier as classifiers
 from iwm.evaluation import finetune
 from iwm.evaluation.predict import COLUMNS, predict
-from iwm.images import open_images
-from iwm.loader import load_all
 from iwm.model import ImageWorldModel
 from iwm.runtime.errors import UserError
 

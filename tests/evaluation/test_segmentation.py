@@ -12,12 +12,12 @@ from planted import exported
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from iwm import checkpoint, config
-from iwm.annotations import annotated_splits
+from iwm.data.annotations import annotated_splits
+from iwm.data.crops import IGNORED
+from iwm.data.sources import open_images
 from iwm.evaluation import segmentation, segmenter
 from iwm.evaluation.fitting import Schedule, cross_entropy
 from iwm.evaluation.segmentation import SegmentSettings
-from iwm.images import open_images
-from iwm.pixels import IGNORED
 from iwm.runtime import devices
 from iwm.runtime.errors import UserError
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from iwm import checkpoint, config, recipes, train, world
-from iwm.images import open_images
-from iwm.loader import load_all
+from iwm.data.loader import load_all
+from iwm.data.sources import open_images
 from iwm.model import ImageWorldModel
 from iwm.online import OnlineProbe
 from iwm.run_folder import read_metrics

@@ -19,9 +19,9 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from iwm.images import ImageSet
-from iwm.loader import load_all
-from iwm.pixels import random_crop
+from iwm.data.crops import random_crop
+from iwm.data.image_sets import ImageSet
+from iwm.data.loader import load_all
 from iwm.runtime import devices
 from iwm.runtime.console import progress
 from iwm.runtime.errors import UserError

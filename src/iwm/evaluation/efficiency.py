@@ -19,10 +19,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from iwm import checkpoint, results
 from iwm.config import Speed
+from iwm.data.sources import source_identity
 from iwm.evaluation.finetune import FinetuneSettings, Work, trainable_of
 from iwm.evaluation.fitting import scores
 from iwm.evaluation.probes import labelled_splits
-from iwm.images import source_identity
 from iwm.model import ImageWorldModel
 from iwm.runtime import devices
 from iwm.runtime.console import console

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from iwm import checkpoint, foreign
 from iwm.config import Speed
+from iwm.data.image_sets import ImageSet
+from iwm.data.loader import load_chunks
 from iwm.encoder import Encoder
-from iwm.images import ImageSet
-from iwm.loader import load_chunks
 from iwm.runtime import devices, files
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError

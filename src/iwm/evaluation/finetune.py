@@ -23,6 +23,8 @@ from torch import Tensor
 
 from iwm import checkpoint, config, results
 from iwm.config import Speed
+from iwm.data.loader import load_all
+from iwm.data.sources import source_identity
 from iwm.encoder import Encoder
 from iwm.evaluation import augment, features, probes
 from iwm.evaluation.augment import Augment
@@ -47,8 +49,6 @@ from iwm.evaluation.tuning import (
     require_start,
     untrained,
 )
-from iwm.images import source_identity
-from iwm.loader import load_all
 from iwm.model import ImageWorldModel
 from iwm.predictor import seen_width
 from iwm.runtime import devices

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64, UInt8
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
-from iwm.pixels import IGNORED
+from iwm.data.crops import IGNORED
 from iwm.runtime import devices
 from iwm.runtime.console import progress
 from iwm.runtime.errors import UserError

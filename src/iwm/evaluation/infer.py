@@ -19,10 +19,11 @@ from tyro.conf import Positional
 
 from iwm import checkpoint, config, results
 from iwm.actions import ActionSpace, Parameters
+from iwm.data.image_sets import ImageSet, Subset
+from iwm.data.loader import load_all, load_one
+from iwm.data.sources import open_splits, source_identity
 from iwm.evaluation.linear import choose_ridge
-from iwm.images import ImageSet, Subset, open_splits, source_identity
 from iwm.inference import Search
-from iwm.loader import load_all, load_one
 from iwm.model import ImageWorldModel
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress

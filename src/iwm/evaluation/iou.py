@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int16, Int64
 
-from iwm.pixels import IGNORED
+from iwm.data.crops import IGNORED
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,15 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from iwm import checkpoint, config, results
+from iwm.data.image_sets import Subset
+from iwm.data.loader import load_all
+from iwm.data.sources import open_splits, source_identity
 from iwm.evaluation import composition
 from iwm.evaluation.fitting import accuracy
 from iwm.evaluation.linear import full_precision
 from iwm.evaluation.probes import ProbeSettings, evaluate, labelled_splits
 from iwm.evaluation.undo import labelled, pooled_prediction
-from iwm.images import Subset, open_splits, source_identity
 from iwm.imagine import carried
-from iwm.loader import load_all
 from iwm.model import ImageWorldModel
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from iwm import checkpoint, config, results
 from iwm.config import Speed
+from iwm.data.sources import source_identity
 from iwm.evaluation import finetune
 from iwm.evaluation.classifier import Classifier, save_tasks
 from iwm.evaluation.finetune import FinetuneSettings, Work
@@ -38,7 +39,6 @@ from iwm.evaluation.fitting import (
 )
 from iwm.evaluation.probes import Splits, labelled_splits
 from iwm.evaluation.tuning import grid_of
-from iwm.images import source_identity
 from iwm.model import ImageWorldModel
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from iwm import results
 from iwm.config import Speed
+from iwm.data.image_sets import ImageSet
+from iwm.data.loader import load_chunks
+from iwm.data.sources import open_pictures
 from iwm.evaluation.classifier import Classifier, find_classifier, load_classifier
 from iwm.evaluation.classifier import predict as probabilities_of
-from iwm.images import ImageSet, open_pictures
-from iwm.loader import load_chunks
 from iwm.runtime import devices, files
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from iwm import results
 from iwm.config import Speed, did_you_mean
+from iwm.data.image_sets import ImageSet, require_labels
+from iwm.data.sources import open_splits, source_identity
 from iwm.evaluation import features
 from iwm.evaluation.classifier import AttentiveHead
 from iwm.evaluation.features import RAW_SIZES, FrozenEncoder, Labelled, RawPixels
@@ -37,7 +39,6 @@ from iwm.evaluation.fitting import (
     scores,
 )
 from iwm.evaluation.linear import choose_l2, fit_linear
-from iwm.images import ImageSet, open_splits, require_labels, source_identity
 from iwm.runtime import devices
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from iwm import checkpoint, config, results, strips, train
-from iwm.images import Subset, open_splits, source_identity
-from iwm.loader import load_all
+from iwm.data.image_sets import Subset
+from iwm.data.loader import load_all
+from iwm.data.sources import open_splits, source_identity
 from iwm.model import ImageWorldModel
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress

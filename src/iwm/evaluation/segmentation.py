@@ -21,8 +21,10 @@ from jaxtyping import Float, Int16, Int64, UInt8
 from torch import Tensor
 
 from iwm import checkpoint, config, results
-from iwm.annotations import AnnotatedSplits, Examples, annotated_splits
 from iwm.config import Speed
+from iwm.data.annotations import AnnotatedSplits, Examples, annotated_splits
+from iwm.data.crops import scaled_crop
+from iwm.data.sources import source_identity
 from iwm.evaluation.fitting import Learner, Schedule, Trained, TrainingSet, choose, hold_out
 from iwm.evaluation.iou import Counts, count
 from iwm.evaluation.segmenter import HeadKind, Segmenter, head_of, load_segmenter, save_segmenter
@@ -37,9 +39,7 @@ from iwm.evaluation.tuning import (
     require_start,
     untrained,
 )
-from iwm.images import source_identity
 from iwm.model import ImageWorldModel
-from iwm.pixels import scaled_crop
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError

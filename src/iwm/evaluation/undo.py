@@ -22,11 +22,12 @@ from tyro.conf import Positional
 
 from iwm import checkpoint, config, results
 from iwm.actions import ActionSpace, Parameters
+from iwm.data.image_sets import ImageSet, Subset
+from iwm.data.loader import load_all
+from iwm.data.sources import source_identity
 from iwm.evaluation.fitting import accuracy, hold_out
 from iwm.evaluation.linear import Linear, fit_linear, fit_path, full_precision
 from iwm.evaluation.probes import L2_GRID, labelled_splits
-from iwm.images import ImageSet, Subset, source_identity
-from iwm.loader import load_all
 from iwm.model import ImageWorldModel, Tokens
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress

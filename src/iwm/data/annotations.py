@@ -21,10 +21,11 @@ from jaxtyping import Int16, Int64, Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
-from iwm import images, listing, samples
-from iwm.images import Arrays, Files, ImageSet, Subset
-from iwm.loader import decoded_bytes
-from iwm.pixels import IGNORED, BrokenImage, reason
+from iwm.data import file_index, samples, sources, splits
+from iwm.data.crops import IGNORED
+from iwm.data.decode import BrokenImage, reason
+from iwm.data.image_sets import Arrays, Files, ImageSet, Subset
+from iwm.data.loader import decoded_bytes
 from iwm.runtime import devices
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError
@@ -95,13 +96,13 @@ def open_annotated(source: str, size: int) -> tuple[Annotated, Annotated | None,
     `size` is the side of generated scenes. Raises UserError, also when there are no masks.
     """
     if source == "sample-objects":
-        train, valid, how = images.open_splits(source, size=size)
+        train, valid, how = sources.open_splits(source, size=size)
         return _scenes(train, size), _scenes(valid, size), how
-    path, name = listing.locate(source)
+    path, name = file_index.locate(source)
     if path.suffix.lower() == ".npz" and not path.is_dir():
         return _open_arrays(path, name)
-    names_below = listing.file_names(path)
-    train, valid, how = listing.split_files(path, names_below)
+    names_below = file_index.file_names(path)
+    train, valid, how = file_index.split_files(path, names_below)
     names = _class_names(path, names_below)
     return (
         _paired(path, name, "train", train, names),
@@ -120,7 +121,7 @@ def _scenes(scenes: ImageSet, size: int) -> Annotated:
 
 
 def _open_arrays(path: Path, name: str) -> tuple[Annotated, Annotated | None, str]:
-    arrays = images.read_arrays(path)
+    arrays = sources.read_arrays(path)
     names = tuple(arrays["classes"].astype(str).tolist()) if "classes" in arrays else None
 
     def half(prefix: str, split: str) -> Annotated:
@@ -153,7 +154,7 @@ def _class_names(root: Path, below: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def _paired(
-    root: Path, name: str, split: str, files: Sequence[listing.Named], names: tuple[str, ...] | None
+    root: Path, name: str, split: str, files: Sequence[file_index.Named], names: tuple[str, ...] | None
 ) -> Annotated:
     """Images and masks of one split, by name."""
 
@@ -161,7 +162,7 @@ def _paired(
         inside = [(path, parts) for path, parts in files if len(parts) > 1 and parts[0].lower() == folder]
         return {str(PurePosixPath(*parts[1:]).with_suffix("")): path for path, parts in inside}
 
-    pictures, masks = below(listing.IMAGES), below(listing.MASKS)
+    pictures, masks = below(file_index.IMAGES), below(file_index.MASKS)
     if not pictures or not masks:
         raise UserError(f"'{root}' ({split}) has no masks; lay every split out as {LAYOUT}, or give an .npz with both.")
     lacking = [path for stem, path in pictures.items() if stem not in masks]
@@ -296,13 +297,13 @@ def annotated_splits(data: str, val: str = "", *, ignore_index: int = 255, size:
     if val:
         only, asked, _ = open_annotated(val, size)
         if asked is None:
-            images.require_others([val], [data])
+            sources.require_others([val], [data])
         valid = only if asked is None else asked
         how = f"{train.images.name} for training, {valid.images.name} for validation"
         if train.names != valid.names:
             raise UserError(f"{data} and {val} name their classes differently; give both the same classes.txt.")
     elif valid is None:
-        rest, tenth = images.held_out(len(train), train.images.name, seed=0)
+        rest, tenth = splits.held_out(len(train), train.images.name, seed=0)
         train, valid = train.part(rest, "train"), train.part(tenth, "val")
         how = "a seeded tenth (seed 0) held out"
     shown, asked_of = Examples(train, ignore_index), Examples(valid, ignore_index)

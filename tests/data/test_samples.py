@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iwm import samples
+from iwm.data import samples
 
-DATA = resources.files("iwm").joinpath("data")
+DATA = resources.files("iwm").joinpath("data", "assets")
 
 
 def test_photos_are_split_for_good():

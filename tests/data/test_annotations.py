@@ -7,10 +7,11 @@ import pytest
 from picture_files import zipped
 from PIL import Image
 
-from iwm import samples
-from iwm.annotations import Examples, annotated_splits, decode_mask, open_annotated
-from iwm.images import open_images
-from iwm.pixels import IGNORED, BrokenImage
+from iwm.data import samples
+from iwm.data.annotations import Examples, annotated_splits, decode_mask, open_annotated
+from iwm.data.crops import IGNORED
+from iwm.data.decode import BrokenImage
+from iwm.data.sources import open_images
 from iwm.runtime import devices
 from iwm.runtime.errors import UserError
 

@@ -120,6 +120,6 @@ def _recolour(sprite: UInt8[np.ndarray, "h w 4"], u: Float[np.ndarray, " 3"]) ->
 
 def _files(archive: str) -> dict[str, bytes]:
     """Contents of an embedded archive by name, in sorted order."""
-    data = resources.files("iwm").joinpath("data", archive).read_bytes()
+    data = resources.files("iwm").joinpath("data", "assets", archive).read_bytes()
     with zipfile.ZipFile(io.BytesIO(data)) as opened:
         return {name: opened.read(name) for name in sorted(opened.namelist())}

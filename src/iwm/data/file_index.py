@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from iwm.pixels import reason
+from iwm.data.decode import reason
 from iwm.runtime.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
@@ -14,7 +14,7 @@ TRAIN_FOLDERS = ("train", "training")
 VAL_FOLDERS = ("val", "valid", "validation", "test")
 """Folder names of the splits, any case; of several the first is taken."""
 IMAGES, MASKS = "images", "annotations"
-"""The two folders of a split whose images have masks (`iwm.annotations`)."""
+"""The two folders of a split whose images have masks (`iwm.data.annotations`)."""
 Named = tuple[str, list[str]]
 """A file's path below its root, and the parts of it that lie below single top folders and the split's folder."""
 

@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from iwm import config
-from iwm.images import ImageSet, Subset, open_pictures
-from iwm.pixels import BrokenImage, center, random_crops
+from iwm.data.crops import center, random_crops
+from iwm.data.decode import BrokenImage
+from iwm.data.image_sets import ImageSet, Subset
+from iwm.data.sources import open_pictures
 from iwm.runtime import devices
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation

@@ -12,8 +12,8 @@ import torch
 from picture_files import noise, write, zipped
 
 from iwm import config
-from iwm.images import open_images
-from iwm.loader import Batch, Loader, decoded_bytes, load_all, load_chunks, load_pairs
+from iwm.data.loader import Batch, Loader, decoded_bytes, load_all, load_chunks, load_pairs
+from iwm.data.sources import open_images
 from iwm.runtime import devices
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation
@@ -79,7 +79,7 @@ def test_memory_stream_and_workers_give_the_same_bytes(tmp_path, form):
 def test_large_batches_are_made_in_parts(tmp_path, monkeypatch):
     noise(tmp_path, 18)
     whole = list(loader(tmp_path, 10, steps=3, cache="memory"))
-    monkeypatch.setattr("iwm.loader.CHUNK", 4)
+    monkeypatch.setattr("iwm.data.loader.CHUNK", 4)
     assert same(whole, list(loader(tmp_path, 10, steps=3, cache="memory")))
     assert same(whole, list(loader(tmp_path, 10, steps=3, cache="stream", workers=0)))
 

@@ -10,7 +10,8 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from iwm.pixels import IGNORED, BrokenImage, center, crop_boxes, decode, random_crop, random_crops, scaled_crop
+from iwm.data.crops import IGNORED, center, crop_boxes, random_crop, random_crops, scaled_crop
+from iwm.data.decode import BrokenImage, decode
 
 
 def of_array(values: object, kind: str, dtype: str, **options: object) -> bytes:

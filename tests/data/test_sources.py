@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from picture_files import write, zipped
 
-from iwm import samples
-from iwm.images import open_images, open_pictures, open_splits, require_labels, source_identity
+from iwm.data import samples
+from iwm.data.image_sets import require_labels
+from iwm.data.sources import open_images, open_pictures, open_splits, source_identity
 from iwm.runtime.errors import UserError
 
 

@@ -1,0 +1,1 @@
+"""A source of images, opened and decoded: batches of crops."""

@@ -1,0 +1,205 @@
+"""Sets of images: indexed, each decoded when asked for, some with classes and labels."""
+
+import io
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from iwm.data import samples
+from iwm.data.decode import BrokenImage, decode, reason
+from iwm.runtime.errors import UserError
+
+
+class ImageSet:
+    """One split of one source, or of a mix of several; a sequence of pictures that are decoded when asked for."""
+
+    name: str
+    """Short name used in result files, e.g. "cifar10"; those of a mix are joined with "+"."""
+    split: str
+    """"train", "val" or "all"."""
+    classes: tuple[str, ...] | None = None
+    labels: Int64[np.ndarray, " n"] | None = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Decode one image (a channels-last view, which resizes fastest). Raises BrokenImage."""
+        raise NotImplementedError
+
+    def path(self, index: int) -> str:
+        """A name of the picture that a person can find it by."""
+        raise NotImplementedError
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        """Height and width without decoding. Raises BrokenImage."""
+        raise NotImplementedError
+
+
+class Files(ImageSet):
+    """Image files of a folder or a zip archive."""
+
+    def __init__(self, root: Path, names: Sequence[str], name: str, split: str):
+        """`names` are the files' paths below `root` (inside the archive), with forward slashes."""
+        self.root, self.names, self.name, self.split = root, list(names), name, split
+        self._archive: tuple[int, zipfile.ZipFile] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> str:
+        return str(self.root / self.names[index])
+
+    def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        return decode(self.read(index), self.path(index))
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        try:
+            with Image.open(io.BytesIO(self.read(index))) as picture:
+                return picture.height, picture.width
+        except Exception as error:
+            raise BrokenImage(self.path(index), reason(error)) from error
+
+    def read(self, index: int) -> bytes:
+        """The file itself. Raises BrokenImage."""
+        try:
+            if self.root.is_dir():
+                return (self.root / self.names[index]).read_bytes()
+            # A decoding process must not share its parent's file position.
+            if self._archive is None or self._archive[0] != os.getpid():
+                self._archive = os.getpid(), zipfile.ZipFile(self.root)
+            return self._archive[1].read(self.names[index])
+        except Exception as error:  # damaged archives raise a dozen unrelated types
+            raise BrokenImage(self.path(index), reason(error)) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_archive": None}
+
+
+class Arrays(ImageSet):
+    """Images of one array."""
+
+    def __init__(self, images: UInt8[np.ndarray, "n h w 3"], name: str, split: str, where: str):
+        self.images, self.name, self.split, self.where = images, name, split, where
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def path(self, index: int) -> str:
+        return f"{self.where}[{index}]"
+
+    def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        return torch.from_numpy(self.images[index].copy()).permute(2, 0, 1)
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        return self.images.shape[1], self.images.shape[2]
+
+
+class _Photos(ImageSet):
+    """The embedded photos, unlabelled."""
+
+    def __init__(self, split: str):
+        self.name, self.split = "sample", split
+        self.names, self.pictures = samples.photos(split)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> str:
+        return f"sample/{self.names[index]}"
+
+    def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        return torch.from_numpy(np.array(self.pictures[index])).permute(2, 0, 1)
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        return self.pictures[index].height, self.pictures[index].width
+
+
+class _Scenes(ImageSet):
+    """Generated scenes of one object on a photo: always those of seed 0, as if they were files."""
+
+    def __init__(self, split: str, size: int):
+        self.name, self.split, self.size = "sample-objects", split, size
+        self.classes, self.labels = tuple(samples.sprites()), samples.labels(split)
+
+    def __len__(self) -> int:
+        return samples.SCENES[self.split]
+
+    def path(self, index: int) -> str:
+        return f"sample-objects/{self.split}/{index}"
+
+    def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        return torch.from_numpy(samples.scene(self.split, index, self.size).image).permute(2, 0, 1)
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        return self.size, self.size
+
+
+class _Mix(ImageSet):
+    """Several sets one after the other. Labels stay when all members have the same classes."""
+
+    def __init__(self, members: Sequence[ImageSet], split: str):
+        self.members, self.split = list(members), split
+        self.name = "+".join(dict.fromkeys(member.name for member in members))
+        self.ends = np.cumsum([len(member) for member in members])
+        labels = [member.labels for member in members if member.labels is not None]
+        if len(labels) == len(members) and len({member.classes for member in members}) == 1:
+            self.classes, self.labels = members[0].classes, np.concatenate(labels)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def _member(self, index: int) -> tuple[ImageSet, int]:
+        which = int(np.searchsorted(self.ends, index, side="right"))
+        return self.members[which], index - (int(self.ends[which - 1]) if which else 0)
+
+    def path(self, index: int) -> str:
+        member, within = self._member(index)
+        return member.path(within)
+
+    def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        member, within = self._member(index)
+        return member.load(within)
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        member, within = self._member(index)
+        return member.dimensions(within)
+
+
+class Subset(ImageSet):
+    """Some images of a set, in the given order."""
+
+    def __init__(self, images: ImageSet, indices: Int64[np.ndarray, " m"], split: str | None = None):
+        self.images, self.indices = images, indices
+        self.name, self.split, self.classes = images.name, split or images.split, images.classes
+        self.labels = None if images.labels is None else images.labels[indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def path(self, index: int) -> str:
+        return self.images.path(int(self.indices[index]))
+
+    def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        return self.images.load(int(self.indices[index]))
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        return self.images.dimensions(int(self.indices[index]))
+
+
+def require_labels(images: ImageSet) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]]:
+    """Classes and labels of a set. Raises UserError when it has none."""
+    if images.classes is None or images.labels is None:
+        raise UserError(
+            f"'{images.name}' has no labels; put the images of each class into a folder of its own (CLASS/image.jpg, "
+            "two classes or more), or give an .npz with `images` and `labels`."
+        )
+    return images.classes, images.labels
