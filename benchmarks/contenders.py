@@ -20,10 +20,10 @@ from benchmarks.sizes import batch_of, grid_of
 from benchmarks.timing import Contender
 from benchmarks.twin import Twin, TwinTraining
 from iwm import train
+from iwm.actions.views import Views, make_views
 from iwm.config import Config
 from iwm.masks import Masks, sample_masks
 from iwm.runtime import devices
-from iwm.views import Views, make_views
 from iwm.vit import head_count
 
 Loss = Callable[[Views, Masks], Tensor]

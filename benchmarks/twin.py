@@ -14,11 +14,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from iwm.actions.views import Views
 from iwm.config import Config
 from iwm.masks import Masks
 from iwm.model import ImageWorldModel
 from iwm.optim import Schedule
-from iwm.views import Views
 
 
 class Attention(nn.Module):

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from benchmarks.timing import Contender, Options, compare, show
 from iwm import config
-from iwm.actions import ActionSpace
+from iwm.actions.action_space import ActionSpace
 from iwm.data.crops import random_crops
 
 IMAGES = {32: 256, 64: 128, 224: 32}

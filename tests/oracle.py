@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from iwm import config
-from iwm.actions import ActionSpace
+from iwm.actions.action_space import ActionSpace
+from iwm.actions.transformation import Transformation
 from iwm.model import ImageWorldModel, Tokens
-from iwm.transformation import Transformation
 
 SIZE = 32
 CFG = config.Config(data=config.Data(image_size=SIZE))

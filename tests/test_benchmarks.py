@@ -9,9 +9,9 @@ from conftest import tiny
 
 from benchmarks.twin import Twin, TwinTraining
 from iwm import config, train
+from iwm.actions.views import make_views
 from iwm.data.loader import Batch
 from iwm.masks import sample_masks
-from iwm.views import make_views
 
 PAPER = {
     "objective": config.Objective(target_norm="token"),

@@ -59,7 +59,7 @@ def test_the_quick_start_runs_as_written(tmp_path, monkeypatch):
 def test_the_transformation_of_your_own_is_short_and_works_as_written(tmp_path, monkeypatch):
     """docs/actions.md's file and commands, in order; only the sizes are made tiny."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("iwm.actions._OWN", {})
+    monkeypatch.setattr("iwm.actions.action_sets.USERS", {})
     page = ROOT / "docs" / "actions.md"
     code = blocks(page, "python")[0]
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
@@ -75,7 +75,7 @@ def test_the_transformation_of_your_own_is_short_and_works_as_written(tmp_path, 
             ran.append(argv[0])
     assert ran == ["pretrain", "world", "pretrain"]
     assert list((tmp_path / "runs" / "sharp" / "eval").glob("world-*.png"))
-    monkeypatch.setattr("iwm.actions._OWN", {})
+    monkeypatch.setattr("iwm.actions.action_sets.USERS", {})
     names = {}
     with torch.no_grad():
         exec(blocks(page, "python")[1], names)

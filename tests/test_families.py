@@ -10,13 +10,13 @@ from conftest import pictures_file, tiny
 from safetensors.torch import load_file
 
 from iwm import checkpoint, cli, config, recipes, train
+from iwm.actions.views import make_views
 from iwm.config import Config
 from iwm.evaluation.classifier import load_classifier
 from iwm.masks import sample_masks
 from iwm.model import ImageWorldModel
 from iwm.run_folder import read_metrics
 from iwm.runtime.errors import UserError
-from iwm.views import make_views
 
 KINDS = {"latent": {"ijepa"}, "pixels": {"mae", "pixel-world"}, "joint": {"moco", "byol"}}
 

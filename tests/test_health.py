@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import tiny
 
+from iwm.actions.views import make_views
 from iwm.health import judge, measure, rankme, target_variance
 from iwm.masks import sample_masks
 from iwm.model import ImageWorldModel
 from iwm.runtime.errors import UserError
-from iwm.views import make_views
 
 
 def test_rankme_counts_directions():

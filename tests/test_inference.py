@@ -9,10 +9,10 @@ from conftest import tiny
 from oracle import REVERSIBLE, Oracle, muted
 
 from iwm import config
-from iwm.actions import ActionSpace, Parameters
+from iwm.actions.action_space import ActionSpace, Parameters
+from iwm.actions.transformation import Transformation
 from iwm.inference import Search, bounds, flag_choices
 from iwm.model import ImageWorldModel
-from iwm.transformation import Transformation
 from iwm.vit import AdaLNBlock
 
 

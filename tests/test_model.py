@@ -6,10 +6,10 @@ import torch
 from conftest import tiny
 
 from iwm import config
+from iwm.actions.views import make_views
 from iwm.masks import sample_masks
 from iwm.model import ImageWorldModel, Tokens
 from iwm.runtime.errors import UserError
-from iwm.views import make_views
 from iwm.vit import gather_tokens
 
 

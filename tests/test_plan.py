@@ -7,10 +7,10 @@ from conftest import tiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from iwm import config, recipes
+from iwm.actions.views import make_views
 from iwm.masks import sample_masks
 from iwm.model import ImageWorldModel
 from iwm.plan import cost
-from iwm.views import make_views
 
 
 @pytest.mark.parametrize("conditioning", ["none", "sequence", "feature", "adaln"])

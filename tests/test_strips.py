@@ -8,7 +8,7 @@ from oracle import SIZE, SPACE, Oracle, photo
 from torch import Tensor
 
 from iwm import config, strips, world
-from iwm.actions import ActionSpace
+from iwm.actions.action_space import ActionSpace
 from iwm.model import Tokens
 from iwm.runtime import drawing
 from iwm.runtime.errors import UserError

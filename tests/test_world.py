@@ -6,7 +6,7 @@ import torch
 from conftest import tiny
 
 from iwm import config, world
-from iwm.actions import ActionSpace
+from iwm.actions.action_space import ActionSpace
 from iwm.model import ImageWorldModel, Tokens
 
 

@@ -10,7 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from iwm.actions import ActionSpace, Transformation, import_set, register
+    from iwm.actions.action_sets import import_set, register
+    from iwm.actions.action_space import ActionSpace
+    from iwm.actions.transformation import Transformation
     from iwm.checkpoint import load_model as load
     from iwm.config import Config
     from iwm.data.sources import open_images
@@ -19,17 +21,17 @@ if TYPE_CHECKING:
     from iwm.train import pretrain
 
 _HOMES = {
-    "ActionSpace": "actions",
+    "ActionSpace": "actions.action_space",
     "Config": "config",
     "ImageWorldModel": "model",
     "Tokens": "model",
-    "Transformation": "transformation",
+    "Transformation": "actions.transformation",
     "UserError": "runtime.errors",
-    "import_set": "actions",
+    "import_set": "actions.action_sets",
     "load": "checkpoint:load_model",
     "open_images": "data.sources",
     "pretrain": "train",
-    "register": "actions",
+    "register": "actions.action_sets",
 }
 
 __all__ = [

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from iwm import config
-from iwm.actions import ActionSpace
+from iwm.actions.action_space import ActionSpace
 from iwm.model import ImageWorldModel
 from iwm.runtime import devices, files
 from iwm.runtime.errors import UserError

@@ -87,9 +87,9 @@ def pretrain(argv: Sequence[str]) -> None:
 def _load_typed_set(settings: config.Config, argv: Sequence[str]) -> None:
     """Run the file that `--actions.set PATH.py:NAME` names: typed here and now; one that a file names is not run."""
     if ":" in settings.actions.set and any(word.split("=")[0] == "--actions.set" for word in argv):
-        from iwm import actions
+        from iwm.actions import action_sets
 
-        actions.import_set(settings.actions.set)
+        action_sets.import_set(settings.actions.set)
 
 
 def _taken(argv: Sequence[str], option: str) -> tuple[list[str], str]:
@@ -409,11 +409,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _load_own_code(argv: list[str]) -> list[str]:
     """The arguments without any `--actions PATH.py:NAME`, whose transformations are now known."""
     while any(word.split("=")[0] == "--actions" for word in argv):
-        from iwm import actions
+        from iwm.actions import action_sets
 
         at = max(place for place, word in enumerate(argv) if word.split("=")[0] == "--actions")
         last, text = _taken(argv[at:], "--actions")
-        actions.import_set(text)
+        action_sets.import_set(text)
         argv = argv[:at] + last
     return argv
 

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from iwm.actions.views import Views
 from iwm.masks import Masks
 from iwm.model import ImageWorldModel, Output, Tokens
 from iwm.runtime.errors import UserError
-from iwm.views import Views
 from iwm.vit import gather_tokens
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from iwm import checkpoint, config, results, strips
-from iwm.actions import ActionSpace, Parameters
+from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.data.image_sets import Subset
 from iwm.data.loader import load_all, load_one
 from iwm.data.sources import open_pictures, source_identity

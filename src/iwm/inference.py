@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from iwm.actions import ActionSpace, Transformation
+from iwm.actions.action_space import ActionSpace
+from iwm.actions.transformation import Transformation
 
 Energy = Callable[[Int64[Tensor, " c"], Float[Tensor, "c k"]], Float[Tensor, " c"]]
 """energy(rows, actions): how badly each action fits the question of its row, differentiable; the lowest is sought."""

@@ -16,7 +16,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from iwm import config
-from iwm.actions import ActionSpace
+from iwm.actions.action_space import ActionSpace
+from iwm.actions.views import Views
 from iwm.encoder import Encoder
 from iwm.inference import Search, descend
 from iwm.masks import Masks
@@ -24,7 +25,6 @@ from iwm.objectives import TargetNorm, latent_loss, patches_of, variance_covaria
 from iwm.predictor import Predictor
 from iwm.projector import Joint
 from iwm.runtime.errors import UserError
-from iwm.views import Views
 from iwm.vit import Grid, gather_tokens
 
 Pixels = Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from iwm import world
-from iwm.actions import ActionSpace, Parameters
+from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.model import ImageWorldModel, Tokens
 from iwm.runtime.drawing import GREEN, GREY, ORANGE, blank, put_picture, put_words
 from iwm.runtime.errors import UserError

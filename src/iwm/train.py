@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from iwm import checkpoint, config, foreign, health
+from iwm.actions.views import Views, make_independent_views, make_views
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import Batch, Loader, load_all, load_pairs
 from iwm.data.sources import open_images, source_identity
@@ -32,7 +33,6 @@ from iwm.runtime.errors import Interrupted, UserError
 from iwm.training import gallery
 from iwm.training.metrics import Metrics
 from iwm.validation import validate
-from iwm.views import Views, make_independent_views, make_views
 from iwm.vit import choose_attention, compile_blocks
 
 HEALTH_IMAGES = 256

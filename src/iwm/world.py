@@ -15,7 +15,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from iwm import config
-from iwm.actions import BUILT_IN, ActionSpace
+from iwm.actions.action_sets import BUILT_IN
+from iwm.actions.action_space import ActionSpace
 from iwm.model import ImageWorldModel, Tokens
 
 HITS = (1, 5, 10)

@@ -11,7 +11,7 @@ from oracle import REVERSIBLE, Oracle, muted
 from PIL import Image
 
 from iwm import checkpoint, config
-from iwm.actions import ActionSpace
+from iwm.actions.action_space import ActionSpace
 from iwm.evaluation import infer
 from iwm.evaluation.linear import choose_ridge, fit_ridge
 from iwm.model import Tokens

@@ -14,14 +14,14 @@ from oracle import photo
 from PIL import Image
 
 from iwm import config
-from iwm.actions import ActionSpace
+from iwm.actions.action_space import ActionSpace
+from iwm.actions.views import make_views
 from iwm.evaluation.tasks import overlays
 from iwm.masks import sample_masks
 from iwm.reports import figures
 from iwm.runtime import drawing
 from iwm.runtime.errors import UserError
 from iwm.training import gallery
-from iwm.views import make_views
 
 SIZE, GRID, BANK = 32, (4, 4), 16
 CFG = config.Config(data=config.Data(image_size=SIZE))

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from iwm import checkpoint, config, results
-from iwm.actions import ActionSpace
+from iwm.actions.action_space import ActionSpace
 from iwm.config import Speed
 from iwm.encoder import Encoder
 from iwm.evaluation.fitting import logits_of

@@ -18,7 +18,7 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from iwm import checkpoint, config, results
-from iwm.actions import ActionSpace, Parameters
+from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all, load_one
 from iwm.data.sources import open_splits, source_identity

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from iwm import checkpoint, config
-from iwm.actions import ActionSpace
+from iwm.actions.action_space import ActionSpace
 from iwm.encoder import Encoder
 from iwm.evaluation.classifier import Headed
 from iwm.model import ImageWorldModel

@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from iwm.actions import ActionSpace
+from iwm.actions.action_space import ActionSpace
+from iwm.actions.views import Views
 from iwm.masks import Masks
 from iwm.runtime.drawing import blank, put_picture, put_words
 from iwm.runtime.errors import UserError
-from iwm.views import Views
 from iwm.vit import Grid
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 
-from iwm import photometric
+from iwm.actions import photometric
 
 THIRDS = torch.tensor([-0.5, -1 / 3, -1 / 6, 0, 1 / 6, 1 / 3, 0.5, 0.1] * 5)
 # Ours, torchvision's, and parameters from edge to edge.

@@ -10,7 +10,7 @@ and it is to be undone. All zeros, the null action, means "as it is". The transf
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -21,130 +21,22 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from iwm import config
-from iwm.camera import CAMERA
-from iwm.photometric import (
-    PHOTOMETRIC,
-    brightness,
-    contrast,
+from iwm.actions.action_sets import BUILT_IN, bare, known_transformation, members_of, origin_of, registered
+from iwm.actions.photometric import (
     gaussian_blur,
-    grayscale,
-    hue,
-    photometric,
-    saturation,
-    solarize,
+)
+from iwm.actions.transformation import (
+    Transformation,
+    check,
+    require_set,
+    set_name,
 )
 from iwm.runtime.devices import upload
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import uniforms
-from iwm.transformation import Apply, Transformation, check, read_transformations, require_set, set_name, try_out
-
-__all__ = [
-    "ActionSpace",
-    "Parameters",
-    "Transformation",
-    "brightness",
-    "contrast",
-    "gaussian_blur",
-    "grayscale",
-    "hue",
-    "import_set",
-    "register",
-    "saturation",
-    "solarize",
-]
 
 # Pixels handled at once on a CPU, per thread: the working set of all operations then stays in the second-level cache.
 _PIXELS_AT_ONCE = 2**16
-
-# ---- sets of transformations ---------------------------------------------------------------------------------------
-
-BUILT_IN = {"photometric": PHOTOMETRIC, "camera": CAMERA}
-"""The sets that come with the package."""
-_OWN: dict[str, tuple[Transformation, ...]] = {}
-"""Sets read from files of the user's, by FILE.py:NAME."""
-_REGISTRY: dict[str, Transformation] = {}
-"""Transformations of the user's that join every space."""
-
-
-def register(transformation: Transformation) -> Transformation:
-    """Add a transformation to every action space built from now on, whatever its set; to those loaded, where the
-    weights were trained with it.
-
-    Raises UserError when the name is taken by a photometric one or is no identifier (it is typed as `name=0.3`), and
-    when applying it goes wrong.
-    """
-    if any(transformation.name == built_in.name for built_in in PHOTOMETRIC):
-        raise UserError(f"'{transformation.name}' is a built-in transformation; give yours another name.")
-    try_out(transformation)
-    _REGISTRY[transformation.name] = transformation
-    return transformation
-
-
-def import_set(text: str) -> str:
-    """Run your PATH.py and keep the transformations it calls NAME, given PATH.py:NAME, under the name FILE.py:NAME,
-    which comes back: for `actions.set`, and for weights that were trained with them.
-
-    Nothing else runs code: settings and weights only ever name it. Raises UserError when the file or what it holds is
-    not right.
-    """
-    members = read_transformations(text)
-    _OWN[set_name(text)] = members
-    return set_name(text)
-
-
-OF_PHOTOMETRIC = ("brightness", "contrast", "saturation", "hue", "grayscale", "blur", "solarize", "blur_sigma")
-"""Settings that mean something for the photometric set only."""
-
-
-def _members(cfg: config.Actions, image_size: int) -> tuple[Transformation, ...]:
-    """The transformations of `cfg.set`, with the settings worked in."""
-    if cfg.set == "photometric":
-        return photometric(cfg, image_size)
-    members = BUILT_IN.get(cfg.set) or _OWN.get(set_name(cfg.set))
-    if members is None and ":" in cfg.set:
-        raise UserError(
-            f"Setting 'actions.set' names code, {cfg.set}, that has not been loaded; if you trust it, add --actions "
-            f"{cfg.set} to the command, or call iwm.import_set('{cfg.set}') first."
-        )
-    if members is None:
-        known = config.did_you_mean(cfg.set, (*BUILT_IN, *_OWN))
-        raise UserError(f"There is no action set '{cfg.set}', {known.rstrip('.')} (your own: PATH.py:NAME).")
-    plain = config.Actions()
-    changed = [name for name in OF_PHOTOMETRIC if getattr(cfg, name) != getattr(plain, name)]
-    if changed or cfg.level == "strong":
-        name = f"actions.{changed[0]}" if changed else "actions.level strong"
-        raise UserError(f"Setting '{name}' belongs to the photometric set, but actions.set is {cfg.set}; leave it out.")
-    jitter = {"probability": cfg.jitter_probability}
-    members = tuple(dataclasses.replace(m, **jitter) if m.group == "jitter" else m for m in members)
-    if cfg.level == "jitter":
-        members = tuple(m if m.both else dataclasses.replace(m, probability=0.0) for m in members)
-    return members
-
-
-def _origin(transformation: Transformation) -> str:
-    """The built-in set whose code a transformation runs; empty for a user's own."""
-    for name, members in BUILT_IN.items():
-        for member in members:
-            same = member.name == transformation.name and member.sample is transformation.sample
-            if same and member.apply is _bare(transformation.apply):
-                return name
-    return ""
-
-
-def _known(fields: dict[str, Any], named: str) -> Transformation:
-    """The code of a transformation of a saved space: of the built-in set it was trained with, else the user's own."""
-    name = fields["name"]
-    # Weights older than the sets name no origin: what they call hue is the photometric one.
-    built_in = BUILT_IN.get(fields.get("origin", "photometric"), ())
-    places: Iterable[Iterable[Transformation]] = (built_in, _OWN.get(named, ()), _REGISTRY.values(), *_OWN.values())
-    for member in itertools.chain.from_iterable(places):
-        if member.name == name:
-            return member
-    own = f"add --actions PATH/{named} to the command, or call iwm.import_set or" if ":" in named else "call"
-    raise UserError(
-        f"The action space uses the transformation '{name}', which is not known here, and code never travels with "
-        f"weights; {own} iwm.register with it before loading."
-    )
 
 
 # ---- the space -----------------------------------------------------------------------------------------------------
@@ -200,7 +92,7 @@ class ActionSpace:
         Transformations added by `register` follow those of the set. Raises UserError when there is no such set, and
         on an impossible range or probability.
         """
-        members = (*_members(cfg, image_size), *_REGISTRY.values())
+        members = (*members_of(cfg, image_size), *registered())
         require_set(members, cfg.set)
         adapted = tuple(_adapted(member) for member in members)
         return cls(adapted, cfg.jitter_order == "random", cfg.set if cfg.set in BUILT_IN else set_name(cfg.set))
@@ -321,7 +213,9 @@ class ActionSpace:
     def spec(self) -> dict[str, Any]:
         """Everything but the code, JSON-safe; travels with the weights."""
         fields = [field.name for field in dataclasses.fields(Transformation) if field.name not in ("apply", "sample")]
-        described = [{name: getattr(t, name) for name in fields} | {"origin": _origin(t)} for t in self.transformations]
+        described = [
+            {name: getattr(t, name) for name in fields} | {"origin": origin_of(t)} for t in self.transformations
+        ]
         return {"set": self.set, "transformations": described, "random_order": self.random_order}
 
     @classmethod
@@ -334,7 +228,7 @@ class ActionSpace:
         try:
             named = spec.get("set", "photometric")
             for fields in spec["transformations"]:
-                known = _known(fields, named)
+                known = known_transformation(fields, named)
                 told = {name: value for name, value in fields.items() if name != "origin"}
                 transformations.append(_adapted(dataclasses.replace(known, **told)))
             return cls(tuple(transformations), spec["random_order"], named)
@@ -402,15 +296,10 @@ class ActionSpace:
                 images.index_copy_(0, where, picked)
 
 
-def _bare(apply: Apply) -> Apply:
-    """An operation without the parameters bound by `_adapted`."""
-    return apply.func if isinstance(apply, partial) else apply
-
-
 def _adapted(transformation: Transformation) -> Transformation:
     """Checked, and a blur made as wide as the largest sigma of the space needs: one image's blur must not depend on
     its batch."""
     check(transformation)
-    if _bare(transformation.apply) is not gaussian_blur:
+    if bare(transformation.apply) is not gaussian_blur:
         return transformation
     return dataclasses.replace(transformation, apply=partial(gaussian_blur, radius=math.ceil(3 * transformation.high)))

@@ -9,8 +9,9 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from PIL import Image
 
-from iwm import camera, config
-from iwm.actions import ActionSpace
+from iwm import config
+from iwm.actions import camera
+from iwm.actions.action_space import ActionSpace
 from iwm.runtime.errors import UserError
 from iwm.world import reference_space
 

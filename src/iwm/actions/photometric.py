@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iwm import config
+from iwm.actions.transformation import Transformation, per_image
 from iwm.runtime.errors import UserError
-from iwm.transformation import Transformation, per_image
 
 
 def _luma(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from iwm import config
-from iwm.actions import ActionSpace, Parameters
+from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.runtime.devices import upload
 
 

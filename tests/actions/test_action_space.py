@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
-from test_photometric import pictures
 
-from iwm import actions, config, photometric
-from iwm.actions import ActionSpace, Parameters, Transformation
+from actions.test_photometric import pictures
+from iwm import config
+from iwm.actions import action_sets, action_space
+from iwm.actions.action_space import ActionSpace, Parameters
+from iwm.actions.transformation import Transformation
 from iwm.runtime.errors import UserError
 
 SPACE = ActionSpace.from_config(config.Actions(), 32)
@@ -18,11 +20,6 @@ MANY = np.arange(20_000)
 def test_the_neutral_parameters_of_a_space_change_nothing():
     images = pictures()
     assert torch.equal(SPACE.apply(images, SPACE.neutral(40)), images)
-
-
-def test_the_operations_can_be_had_from_here():
-    for name in ("brightness", "contrast", "saturation", "hue", "grayscale", "gaussian_blur", "solarize"):
-        assert getattr(actions, name) is getattr(photometric, name)
 
 
 @pytest.mark.parametrize("order", ["fixed", "random"])
@@ -53,7 +50,7 @@ def test_chunks_do_not_show(monkeypatch):
     images = pictures(40, 32, 32)
     parameters = SPACE.sample(0, 0, np.arange(40), "source")
     whole = SPACE.apply(images, parameters)
-    monkeypatch.setattr(actions, "_PIXELS_AT_ONCE", 3 * 32 * 32)
+    monkeypatch.setattr(action_space, "_PIXELS_AT_ONCE", 3 * 32 * 32)
     torch.testing.assert_close(SPACE.apply(images, parameters), whole, atol=2e-6, rtol=0)
 
 
@@ -229,9 +226,9 @@ INVERT = Transformation(
 
 
 def test_a_transformation_of_your_own_joins(monkeypatch):
-    monkeypatch.setattr(actions, "_REGISTRY", dict(actions._REGISTRY))
+    monkeypatch.setattr(action_sets, "REGISTERED", dict(action_sets.REGISTERED))
     for transformation in (GAMMA, INVERT):
-        actions.register(transformation)
+        action_sets.register(transformation)
     space = ActionSpace.from_config(config.Actions(jitter_probability=0, grayscale=0, blur=0, solarize=0), 32)
     assert space.names[7:] == ("gamma", "invert")
     source, target = (space.sample(0, 0, MANY, view) for view in ("source", "target"))
@@ -264,7 +261,7 @@ def test_a_transformation_of_your_own_joins(monkeypatch):
 )
 def test_a_transformation_that_cannot_join(transformation, message):
     with pytest.raises(UserError, match=message):
-        actions.register(transformation)
+        action_sets.register(transformation)
 
 
 @pytest.mark.parametrize(

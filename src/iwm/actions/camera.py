@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from iwm.transformation import Transformation, per_image
+from iwm.actions.transformation import Transformation, per_image
 
 Images = Float[Tensor, "b 3 h w"]
 Values = Float[Tensor, " b"]

@@ -9,13 +9,14 @@ import pytest
 import torch
 from conftest import pictures_file, tiny, trained_on
 
-from iwm import actions, checkpoint, cli, config, train, world
-from iwm.actions import ActionSpace
-from iwm.camera import CAMERA
+from iwm import checkpoint, cli, config, train, world
+from iwm.actions import action_sets
+from iwm.actions.action_space import ActionSpace
+from iwm.actions.camera import CAMERA
+from iwm.actions.transformation import read_transformations, set_name
 from iwm.model import ImageWorldModel
 from iwm.runtime.errors import UserError
 from iwm.strips import strip_rows
-from iwm.transformation import read_transformations, set_name
 
 CODE = """
 from pathlib import Path
@@ -34,7 +35,7 @@ SET = (GAMMA, FADE)
 
 @pytest.fixture(autouse=True)
 def _nothing_loaded(monkeypatch):
-    monkeypatch.setattr(actions, "_OWN", {})
+    monkeypatch.setattr(action_sets, "USERS", {})
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def mine(tmp_path: Path) -> Path:
 
 
 def test_a_set_of_your_own_is_an_action_space(mine):
-    assert actions.import_set(f"{mine}:SET") == "mine.py:SET"
+    assert action_sets.import_set(f"{mine}:SET") == "mine.py:SET"
     cfg = config.Actions(set=f"elsewhere/{mine.name}:SET")
     space = ActionSpace.from_config(cfg, 16)
     assert (space.names, space.set) == (("gamma", "fade"), "mine.py:SET")
@@ -73,7 +74,7 @@ def test_it_trains_travels_and_runs_only_when_named(mine, tmp_path, capsys, monk
     assert [t["origin"] for t in meta["actions"]["transformations"]] == ["", ""]
 
     # In a new process nothing is known, and neither the weights nor the run's config.yaml may bring the code in.
-    actions._OWN.clear()
+    action_sets.USERS.clear()
     ran.unlink()
     with pytest.raises(UserError, match=r"'gamma', which is not known here.*--actions PATH/mine\.py:SET"):
         checkpoint.load_model(out)
@@ -90,7 +91,7 @@ def test_it_trains_travels_and_runs_only_when_named(mine, tmp_path, capsys, monk
 
 
 def test_predictions_mrr_and_strips_use_it(mine):
-    actions.import_set(f"{mine}:SET")
+    action_sets.import_set(f"{mine}:SET")
     torch.manual_seed(0)
     settings = tiny(actions=config.Actions(set="mine.py:SET", jitter_probability=1.0))
     model = ImageWorldModel(settings).eval()
@@ -107,11 +108,11 @@ def test_predictions_mrr_and_strips_use_it(mine):
 def test_another_sets_transformation_of_the_same_name_is_not_taken(mine):
     """The camera's gamma and the user's are two: weights name the one they were trained with."""
     camera = ActionSpace.from_config(config.Actions(set="camera"), 16)
-    actions.import_set(f"{mine}:SET")
+    action_sets.import_set(f"{mine}:SET")
     own = ActionSpace.from_config(config.Actions(set="mine.py:SET"), 16)
     assert ActionSpace.from_spec(own.spec()).transformations[0].apply is own.transformations[0].apply
     assert ActionSpace.from_spec(camera.spec()).transformations[0].apply is CAMERA[0].apply
-    actions._OWN.clear()
+    action_sets.USERS.clear()
     with pytest.raises(UserError, match="'gamma', which is not known"):
         ActionSpace.from_spec(own.spec())
 
@@ -144,8 +145,8 @@ def test_what_cannot_join_is_one_sentence(mine, change, said):
     assert change[0] in CODE
     mine.write_text(CODE.replace(*change))
     with pytest.raises(UserError, match=said):
-        actions.import_set(f"{mine}:SET")
-    assert not actions._OWN
+        action_sets.import_set(f"{mine}:SET")
+    assert not action_sets.USERS
 
 
 @pytest.mark.parametrize("text", ["mine.py", "mine.txt:SET", "mine.py:not a name", "absent.py:SET"])

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from iwm import config
-from iwm.actions import ActionSpace
-from iwm.views import make_independent_views, make_views
+from iwm.actions.action_space import ActionSpace
+from iwm.actions.views import make_independent_views, make_views
 
 INDICES = np.arange(1000, 1096)
 DESTRUCTIVE = (4, 5, 6)
