@@ -22,9 +22,9 @@ from benchmarks.twin import Twin, TwinTraining
 from iwm import train
 from iwm.actions.views import Views, make_views
 from iwm.config import Config
-from iwm.masks import Masks, sample_masks
+from iwm.model.masks import Masks, sample_masks
+from iwm.model.vit import head_count
 from iwm.runtime import devices
-from iwm.vit import head_count
 
 Loss = Callable[[Views, Masks], Tensor]
 

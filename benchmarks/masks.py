@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.timing import Contender, Options, compare, show
 from iwm.config import Masks
-from iwm.masks import sample_masks
+from iwm.model.masks import sample_masks
 
 IMAGES = 64
 

@@ -25,8 +25,8 @@ from benchmarks import contenders
 from benchmarks.sizes import grid_of, settings_of
 from benchmarks.timing import Options, Spread, seconds_of, show
 from iwm.config import Config
-from iwm.masks import dropped_count, query_count
-from iwm.plan import cost
+from iwm.model.cost import cost
+from iwm.model.masks import dropped_count, query_count
 from iwm.runtime import devices
 from iwm.runtime.errors import UserError
 

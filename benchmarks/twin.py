@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from iwm.actions.views import Views
 from iwm.config import Config
-from iwm.masks import Masks
-from iwm.model import ImageWorldModel
+from iwm.model.masks import Masks
+from iwm.model.world_model import ImageWorldModel
 from iwm.optim import Schedule
 
 

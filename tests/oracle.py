@@ -6,7 +6,7 @@ from torch import Tensor
 from iwm import config
 from iwm.actions.action_space import ActionSpace
 from iwm.actions.transformation import Transformation
-from iwm.model import ImageWorldModel, Tokens
+from iwm.model.world_model import ImageWorldModel, Tokens
 
 SIZE = 32
 CFG = config.Config(data=config.Data(image_size=SIZE))

@@ -11,7 +11,7 @@ from benchmarks.twin import Twin, TwinTraining
 from iwm import config, train
 from iwm.actions.views import make_views
 from iwm.data.loader import Batch
-from iwm.masks import sample_masks
+from iwm.model.masks import sample_masks
 
 PAPER = {
     "objective": config.Objective(target_norm="token"),

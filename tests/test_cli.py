@@ -10,7 +10,7 @@ from conftest import pictures_file, tiny, trained_on
 from picture_files import write
 
 from iwm import checkpoint, cli, config, train
-from iwm.model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import Interrupted, UserError
 
 SMALL = [

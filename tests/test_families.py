@@ -13,8 +13,8 @@ from iwm import checkpoint, cli, config, recipes, train
 from iwm.actions.views import make_views
 from iwm.config import Config
 from iwm.evaluation.classifier import load_classifier
-from iwm.masks import sample_masks
-from iwm.model import ImageWorldModel
+from iwm.model.masks import sample_masks
+from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import read_metrics
 from iwm.runtime.errors import UserError
 

@@ -9,8 +9,8 @@ from conftest import tiny
 
 from iwm.actions.views import make_views
 from iwm.health import judge, measure, rankme, target_variance
-from iwm.masks import sample_masks
-from iwm.model import ImageWorldModel
+from iwm.model.masks import sample_masks
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import UserError
 
 

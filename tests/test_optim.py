@@ -5,7 +5,7 @@ import torch
 from conftest import DEVICES, tiny
 
 from iwm.config import Optim
-from iwm.model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel
 from iwm.optim import Muon, Schedule, make_optimisers, orthogonal
 from iwm.runtime.errors import UserError
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from iwm import config, strips, world
 from iwm.actions.action_space import ActionSpace
-from iwm.model import Tokens
+from iwm.model.world_model import Tokens
 from iwm.runtime import drawing
 from iwm.runtime.errors import UserError
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from iwm import checkpoint, config, train
 from iwm.data.loader import Batch
 from iwm.data.sources import open_splits
+from iwm.model.vit import choose_attention
 from iwm.run_folder import read_metrics
 from iwm.runtime import devices
 from iwm.runtime.errors import Interrupted, UserError
-from iwm.vit import choose_attention
 
 
 def settings(tmp_path: Path, name: str = "run", **groups) -> config.Config:

@@ -7,7 +7,7 @@ from conftest import tiny
 
 from iwm import config, world
 from iwm.actions.action_space import ActionSpace
-from iwm.model import ImageWorldModel, Tokens
+from iwm.model.world_model import ImageWorldModel, Tokens
 
 
 @pytest.fixture

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from iwm.checkpoint import load_model as load
     from iwm.config import Config
     from iwm.data.sources import open_images
-    from iwm.model import ImageWorldModel, Tokens
+    from iwm.model.world_model import ImageWorldModel, Tokens
     from iwm.runtime.errors import UserError
     from iwm.train import pretrain
 
 _HOMES = {
     "ActionSpace": "actions.action_space",
     "Config": "config",
-    "ImageWorldModel": "model",
-    "Tokens": "model",
+    "ImageWorldModel": "model.world_model",
+    "Tokens": "model.world_model",
     "Transformation": "actions.transformation",
     "UserError": "runtime.errors",
     "import_set": "actions.action_sets",

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from iwm import config
 from iwm.actions.action_space import ActionSpace
-from iwm.model import ImageWorldModel
+from iwm.model.vit import choose_attention
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, files
 from iwm.runtime.errors import UserError
-from iwm.vit import choose_attention
 
 FORMAT = 1
 

@@ -20,10 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iwm.actions.views import Views
-from iwm.masks import Masks
-from iwm.model import ImageWorldModel, Output, Tokens
+from iwm.model.masks import Masks
+from iwm.model.vit import gather_tokens
+from iwm.model.world_model import ImageWorldModel, Output, Tokens
 from iwm.runtime.errors import UserError
-from iwm.vit import gather_tokens
 
 
 def rankme(features: Float[Tensor, "n d"]) -> float:

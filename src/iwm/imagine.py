@@ -20,7 +20,7 @@ from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.data.image_sets import Subset
 from iwm.data.loader import load_all, load_one
 from iwm.data.sources import open_pictures, source_identity
-from iwm.model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError

@@ -12,7 +12,7 @@ from torch import Tensor
 from iwm import config
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all
-from iwm.model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel
 
 TRAIN, VAL = 2000, 1000
 

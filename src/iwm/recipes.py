@@ -24,7 +24,7 @@ from iwm.config import (
     Views,
     did_you_mean,
 )
-from iwm.plan import cost
+from iwm.model.cost import cost
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from iwm import world
 from iwm.actions.action_space import ActionSpace, Parameters
-from iwm.model import ImageWorldModel, Tokens
+from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.runtime.drawing import GREEN, GREY, ORANGE, blank, put_picture, put_words
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import uniforms

@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iwm import checkpoint, config, foreign, health
+from iwm import checkpoint, config, health
 from iwm.actions.views import Views, make_independent_views, make_views
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import Batch, Loader, load_all, load_pairs
 from iwm.data.sources import open_images, source_identity
-from iwm.masks import is_whole, sample_masks
-from iwm.model import ImageWorldModel
+from iwm.model import pretrained
+from iwm.model.masks import is_whole, sample_masks
+from iwm.model.vit import choose_attention, compile_blocks
+from iwm.model.world_model import ImageWorldModel
 from iwm.online import OnlineProbe
 from iwm.optim import Schedule, apply_schedule, make_optimisers
 from iwm.run_folder import read_metrics
@@ -33,7 +35,6 @@ from iwm.runtime.errors import Interrupted, UserError
 from iwm.training import gallery
 from iwm.training.metrics import Metrics
 from iwm.validation import validate
-from iwm.vit import choose_attention, compile_blocks
 
 HEALTH_IMAGES = 256
 """Images of the fixed batch that health is measured on."""
@@ -271,7 +272,7 @@ def _pretrain(settings: config.Config, source: ImageSet, out: Path) -> Path:
 def initialise_from(model: ImageWorldModel, init: str) -> None:
     """Start from the weights of a RUN (everything) or of timm:NAME[,weights=PATH] (both encoders)."""
     if init.startswith("timm:"):
-        foreign.start_from_timm(model.encoder, init)
+        pretrained.start_from_timm(model.encoder, init)
         model.target_encoder.load_state_dict(model.encoder.state_dict())
         return
     other = checkpoint.load_model(init)

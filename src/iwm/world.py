@@ -17,7 +17,7 @@ from torch import Tensor
 from iwm import config
 from iwm.actions.action_sets import BUILT_IN
 from iwm.actions.action_space import ActionSpace
-from iwm.model import ImageWorldModel, Tokens
+from iwm.model.world_model import ImageWorldModel, Tokens
 
 HITS = (1, 5, 10)
 

@@ -14,7 +14,7 @@ from iwm.actions import action_sets
 from iwm.actions.action_space import ActionSpace
 from iwm.actions.camera import CAMERA
 from iwm.actions.transformation import read_transformations, set_name
-from iwm.model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import UserError
 from iwm.strips import strip_rows
 

@@ -7,7 +7,7 @@ import torch
 from conftest import tiny
 
 from iwm import checkpoint
-from iwm.model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel
 
 
 def corners(folder: Path, train: int = 320, val: int = 160) -> tuple[str, str]:

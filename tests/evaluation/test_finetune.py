@@ -16,7 +16,7 @@ from iwm import checkpoint, config
 from iwm.evaluation import classifier as classifiers
 from iwm.evaluation import finetune
 from iwm.evaluation.fitting import Schedule
-from iwm.model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices
 from iwm.runtime.errors import UserError
 

@@ -14,7 +14,7 @@ from iwm import checkpoint, config
 from iwm.actions.action_space import ActionSpace
 from iwm.evaluation import infer
 from iwm.evaluation.linear import choose_ridge, fit_ridge
-from iwm.model import Tokens
+from iwm.model.world_model import Tokens
 from iwm.runtime.errors import UserError
 
 SPEED = config.Speed(precision="fp32")

@@ -17,7 +17,7 @@ from iwm.data.sources import open_images
 from iwm.evaluation import classifier as classifiers
 from iwm.evaluation import finetune
 from iwm.evaluation.predict import COLUMNS, predict
-from iwm.model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import UserError
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)

@@ -5,7 +5,7 @@ import torch
 from conftest import tiny
 
 from iwm.evaluation import finetune, tuning
-from iwm.model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel
 
 
 @pytest.fixture

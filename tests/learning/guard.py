@@ -17,7 +17,7 @@ import torch
 from iwm import checkpoint, config, recipes, train, world
 from iwm.data.loader import load_all
 from iwm.data.sources import open_images
-from iwm.model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel
 from iwm.online import OnlineProbe
 from iwm.run_folder import read_metrics
 from iwm.runtime import devices

@@ -17,7 +17,7 @@ from iwm import config
 from iwm.actions.action_space import ActionSpace
 from iwm.actions.views import make_views
 from iwm.evaluation.tasks import overlays
-from iwm.masks import sample_masks
+from iwm.model.masks import sample_masks
 from iwm.reports import figures
 from iwm.runtime import drawing
 from iwm.runtime.errors import UserError

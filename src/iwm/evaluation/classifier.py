@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from iwm import checkpoint, config, results
 from iwm.actions.action_space import ActionSpace
 from iwm.config import Speed
-from iwm.encoder import Encoder
 from iwm.evaluation.fitting import logits_of
-from iwm.model import ImageWorldModel
-from iwm.predictor import Predictor, for_tasks, seen_width
+from iwm.model.encoder import Encoder
+from iwm.model.predictor import Predictor, for_tasks, seen_width
+from iwm.model.vit import head_count, initialise
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices
 from iwm.runtime.errors import UserError
-from iwm.vit import head_count, initialise
 
 FORMAT = 1
 

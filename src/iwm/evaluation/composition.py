@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from iwm.evaluation.linear import Linear, choose_ridge
-from iwm.model import ImageWorldModel, Tokens
+from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.world import chance, ranks, reference_space, squared_distances
 
 WAYS = {

@@ -23,7 +23,7 @@ from iwm.data.sources import source_identity
 from iwm.evaluation.finetune import FinetuneSettings, Work, trainable_of
 from iwm.evaluation.fitting import scores
 from iwm.evaluation.probes import labelled_splits
-from iwm.model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices
 from iwm.runtime.console import console
 from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE, blank, finite, save, style_axes

@@ -25,15 +25,16 @@ from safetensors.torch import load_file, save_file
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from iwm import checkpoint, foreign
+from iwm import checkpoint
 from iwm.config import Speed
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import load_chunks
-from iwm.encoder import Encoder
+from iwm.model import pretrained
+from iwm.model.encoder import Encoder
+from iwm.model.vit import choose_attention
 from iwm.runtime import devices, files
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError
-from iwm.vit import choose_attention
 
 Pooling = Literal["mean", "max", "tokens"]
 Pixels = UInt8[Tensor, "b 3 h w"]
@@ -141,7 +142,7 @@ class TimmEncoder(FrozenEncoder):
     def drawn_anew(self, seed: int) -> "TimmEncoder":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            drawn = TimmEncoder(self.model_name, foreign.timm_model(self.model_name), self.size, self.layer)
+            drawn = TimmEncoder(self.model_name, pretrained.timm_model(self.model_name), self.size, self.layer)
         drawn.name = "random encoder"
         return drawn
 
@@ -197,7 +198,7 @@ def open_encoder(run: str, *, student: bool = False, layer: int = 0, size: int =
 
 def open_timm(name: str, *, layer: int = 0, size: int = 0) -> TimmEncoder:
     """A timm model from `timm:NAME[,weights=PATH]`. Raises UserError naming what does not exist or fit."""
-    model_name, body = foreign.open_timm(name)
+    model_name, body = pretrained.open_timm(name)
     encoder = TimmEncoder(model_name, body, size, layer)
     try:
         encoder(torch.zeros(1, 3, encoder.size, encoder.size, dtype=torch.uint8))

@@ -25,7 +25,6 @@ from iwm import checkpoint, config, results
 from iwm.config import Speed
 from iwm.data.loader import load_all
 from iwm.data.sources import source_identity
-from iwm.encoder import Encoder
 from iwm.evaluation import augment, features, probes
 from iwm.evaluation.augment import Augment
 from iwm.evaluation.classifier import AttentiveHead, Classifier, MeanHead, load_classifier, save_classifier
@@ -49,12 +48,13 @@ from iwm.evaluation.tuning import (
     require_start,
     untrained,
 )
-from iwm.model import ImageWorldModel
-from iwm.predictor import seen_width
+from iwm.model.encoder import Encoder
+from iwm.model.predictor import seen_width
+from iwm.model.vit import choose_attention, set_drop_path
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
-from iwm.vit import choose_attention, set_drop_path
 
 SHOWN = (
     *("top1", "top5", "balanced_top1", "random_encoder_top1", "raw_pixels_top1", "chance"),

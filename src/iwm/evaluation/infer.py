@@ -23,8 +23,8 @@ from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all, load_one
 from iwm.data.sources import open_splits, source_identity
 from iwm.evaluation.linear import choose_ridge
-from iwm.inference import Search
-from iwm.model import ImageWorldModel
+from iwm.model.action_search import Search
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError

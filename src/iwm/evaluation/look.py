@@ -27,7 +27,7 @@ from iwm.evaluation.linear import full_precision
 from iwm.evaluation.probes import ProbeSettings, evaluate, labelled_splits
 from iwm.evaluation.undo import labelled, pooled_prediction
 from iwm.imagine import carried
-from iwm.model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError

@@ -39,12 +39,12 @@ from iwm.evaluation.fitting import (
 )
 from iwm.evaluation.probes import Splits, labelled_splits
 from iwm.evaluation.tuning import grid_of
-from iwm.model import ImageWorldModel
+from iwm.model.vit import choose_attention
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation
-from iwm.vit import choose_attention
 
 MOST = 8
 """Tasks of one predictor."""

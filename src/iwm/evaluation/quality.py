@@ -14,7 +14,7 @@ from iwm import checkpoint, config, results, strips, train
 from iwm.data.image_sets import Subset
 from iwm.data.loader import load_all
 from iwm.data.sources import open_splits, source_identity
-from iwm.model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError

@@ -39,12 +39,12 @@ from iwm.evaluation.tuning import (
     require_start,
     untrained,
 )
-from iwm.model import ImageWorldModel
+from iwm.model.vit import choose_attention
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import uniforms
-from iwm.vit import choose_attention
 
 SHOWN = (
     *("miou", "miou_standard_error", "random_encoder_miou", "majority_miou", "pixel_accuracy"),

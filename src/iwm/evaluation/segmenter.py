@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from iwm import checkpoint, config
 from iwm.actions.action_space import ActionSpace
-from iwm.encoder import Encoder
 from iwm.evaluation.classifier import Headed
-from iwm.model import ImageWorldModel
-from iwm.predictor import for_tasks
+from iwm.model.encoder import Encoder
+from iwm.model.predictor import for_tasks
+from iwm.model.vit import depths
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import UserError
-from iwm.vit import depths
 
 HeadKind = Literal["linear", "upernet"]
 STRIDES = (4, 8, 16, 32)

@@ -17,12 +17,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from iwm import config
-from iwm.encoder import Encoder
 from iwm.evaluation import features
 from iwm.evaluation.classifier import Headed
 from iwm.evaluation.fitting import Schedule, decay_groups
-from iwm.model import ImageWorldModel
-from iwm.predictor import Predictor, for_tasks
+from iwm.model.encoder import Encoder
+from iwm.model.predictor import Predictor, for_tasks
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import UserError
 
 

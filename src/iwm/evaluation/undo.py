@@ -28,7 +28,7 @@ from iwm.data.sources import source_identity
 from iwm.evaluation.fitting import accuracy, hold_out
 from iwm.evaluation.linear import Linear, fit_linear, fit_path, full_precision
 from iwm.evaluation.probes import L2_GRID, labelled_splits
-from iwm.model import ImageWorldModel, Tokens
+from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from iwm.actions.action_space import ActionSpace
 from iwm.actions.views import Views
-from iwm.masks import Masks
+from iwm.model.masks import Masks
+from iwm.model.vit import Grid
 from iwm.runtime.drawing import blank, put_picture, put_words
 from iwm.runtime.errors import UserError
-from iwm.vit import Grid
 
 
 def _veil(axes: Axes, image: Tensor, hidden: Bool[np.ndarray, " n"], grid: Grid, *, hatched: bool) -> None:

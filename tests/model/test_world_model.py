@@ -7,10 +7,10 @@ from conftest import tiny
 
 from iwm import config
 from iwm.actions.views import make_views
-from iwm.masks import sample_masks
-from iwm.model import ImageWorldModel, Tokens
+from iwm.model.masks import sample_masks
+from iwm.model.vit import gather_tokens
+from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.runtime.errors import UserError
-from iwm.vit import gather_tokens
 
 
 def build(**groups) -> ImageWorldModel:

@@ -6,7 +6,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from iwm.vit import (
+from iwm.model.vit import (
     AdaLNBlock,
     PlainBlock,
     choose_attention,

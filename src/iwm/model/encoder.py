@@ -14,8 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from iwm import config
+from iwm.model.vit import Grid, block_outputs, gather_tokens, initialise, rescale_residuals, sincos_positions
 from iwm.runtime.errors import UserError
-from iwm.vit import Grid, block_outputs, gather_tokens, initialise, rescale_residuals, sincos_positions
 
 
 class Encoder(VisionTransformer):

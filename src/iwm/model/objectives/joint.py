@@ -19,7 +19,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iwm import config
-from iwm.objectives import info_nce, regression
+
+
+def info_nce(queries: Float[Tensor, "b e"], keys: Float[Tensor, "b e"], temperature: float) -> Float[Tensor, ""]:
+    """2 t mean_i -log softmax_j(cos(q_i, k_j) / t)_i in float32: the key of the same image among those of the batch
+    (Chen, Xie and He 2021, algorithm 1)."""
+    with torch.autocast(queries.device.type, enabled=False):  # autocast would multiply in bfloat16 all the same
+        queries, keys = F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)
+        logits = queries @ keys.T / temperature
+        return 2 * temperature * F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def regression(queries: Float[Tensor, "b e"], keys: Float[Tensor, "b e"]) -> Float[Tensor, ""]:
+    """mean_i |q_i / |q_i| - k_i / |k_i||^2 = 2 - 2 cos(q_i, k_i) in float32 (Grill et al. 2020, equation 2)."""
+    return 2 - 2 * F.cosine_similarity(queries.float(), keys.float(), dim=-1).mean()
 
 
 class Joint(nn.Module):

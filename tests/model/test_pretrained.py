@@ -7,8 +7,8 @@ import torch
 from conftest import tiny
 from safetensors.torch import save_file
 
-from iwm.encoder import Encoder
-from iwm.foreign import open_timm, start_from_timm, timm_model
+from iwm.model.encoder import Encoder
+from iwm.model.pretrained import open_timm, start_from_timm, timm_model
 from iwm.runtime.errors import UserError
 
 NAME = "test_vit"  # timm's own miniature: 160 px, patches of 16, with a class token

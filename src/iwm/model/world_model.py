@@ -18,14 +18,17 @@ from torch import Tensor, nn
 from iwm import config
 from iwm.actions.action_space import ActionSpace
 from iwm.actions.views import Views
-from iwm.encoder import Encoder
-from iwm.inference import Search, descend
-from iwm.masks import Masks
-from iwm.objectives import TargetNorm, latent_loss, patches_of, variance_covariance
-from iwm.predictor import Predictor
-from iwm.projector import Joint
+from iwm.model.action_search import Search, descend
+from iwm.model.encoder import Encoder
+from iwm.model.masks import Masks
+from iwm.model.objectives.joint import Joint
+from iwm.model.objectives.latent import latent_loss
+from iwm.model.objectives.pixels import patches_of
+from iwm.model.objectives.spread import variance_covariance
+from iwm.model.objectives.target_norm import TargetNorm
+from iwm.model.predictor import Predictor
+from iwm.model.vit import Grid, gather_tokens
 from iwm.runtime.errors import UserError
-from iwm.vit import Grid, gather_tokens
 
 Pixels = Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
 """Images of any size: uint8, or float in [0, 1]."""
@@ -206,7 +209,7 @@ class ImageWorldModel(nn.Module):
     def infer_action(
         self, images: Pixels, changed_images: Pixels, search: Search | None = None
     ) -> Float[Tensor, "b k"]:
-        """The action that turned the images into the changed ones, by search through the predictor (`iwm.inference`).
+        """The action that turned the images into the changed ones, by search (`iwm.model.action_search`).
 
         By default what the images may carry and the changed ones do not is sought too.
         """

@@ -4,7 +4,11 @@ import pytest
 import torch
 
 from iwm.config import Objective
-from iwm.objectives import FLOOR, TargetNorm, info_nce, latent_loss, patches_of, regression, variance_covariance
+from iwm.model.objectives.joint import info_nce, regression
+from iwm.model.objectives.latent import latent_loss
+from iwm.model.objectives.pixels import patches_of
+from iwm.model.objectives.spread import variance_covariance
+from iwm.model.objectives.target_norm import FLOOR, TargetNorm
 
 
 def batch_norm(width: int) -> TargetNorm:

@@ -18,8 +18,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from iwm import config
-from iwm.runtime.errors import UserError
-from iwm.vit import (
+from iwm.model.vit import (
     AdaLNBlock,
     Grid,
     PlainBlock,
@@ -29,6 +28,7 @@ from iwm.vit import (
     rescale_residuals,
     sincos_positions,
 )
+from iwm.runtime.errors import UserError
 
 
 class Predictor(nn.Module):
@@ -119,7 +119,7 @@ class Predictor(nn.Module):
 
         `tokens` are the encoder's at positions `context` of `grid`; None stands for all positions. `task` are learned
         tokens that tell which task is meant; they take part in the attention, their outputs are discarded. The output
-        is in target space (see `iwm.objectives`).
+        is in target space (see `iwm.model.objectives.target_norm`).
         """
         return self.project(self.features(tokens, action, context=context, queries=queries, grid=grid, task=task))
 

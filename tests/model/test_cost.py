@@ -8,9 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iwm import config, recipes
 from iwm.actions.views import make_views
-from iwm.masks import sample_masks
-from iwm.model import ImageWorldModel
-from iwm.plan import cost
+from iwm.model.cost import cost
+from iwm.model.masks import sample_masks
+from iwm.model.world_model import ImageWorldModel
 
 
 @pytest.mark.parametrize("conditioning", ["none", "sequence", "feature", "adaln"])

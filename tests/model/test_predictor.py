@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny
 
-from iwm.predictor import Predictor
+from iwm.model.predictor import Predictor
 from iwm.runtime.errors import UserError
 
 KINDS = ["none", "sequence", "feature", "adaln"]

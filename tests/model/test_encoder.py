@@ -7,7 +7,7 @@ import torch
 from conftest import tiny
 
 from iwm import config
-from iwm.encoder import Encoder
+from iwm.model.encoder import Encoder
 from iwm.runtime.errors import UserError
 
 SETTINGS = config.Encoder(patch_size=8, width=48, depth=3, heads=4)

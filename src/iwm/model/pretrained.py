@@ -14,7 +14,7 @@ from timm.data.config import resolve_model_data_config
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
-from iwm.encoder import Encoder
+from iwm.model.encoder import Encoder
 from iwm.runtime.errors import UserError
 
 ANY_SIZE = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from iwm.config import Config
-from iwm.masks import dropped_count, query_count
+from iwm.model.masks import dropped_count, query_count
 
 ACTIONS = 7
 """Components of the photometric action."""

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from iwm.config import Objective
-from iwm.objectives import info_nce, regression
-from iwm.projector import Joint
+from iwm.model.objectives.joint import Joint, info_nce, regression
 
 
 def joint(invariance: str) -> Joint:

@@ -11,9 +11,9 @@ from oracle import REVERSIBLE, Oracle, muted
 from iwm import config
 from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.actions.transformation import Transformation
-from iwm.inference import Search, bounds, flag_choices
-from iwm.model import ImageWorldModel
-from iwm.vit import AdaLNBlock
+from iwm.model.action_search import Search, bounds, flag_choices
+from iwm.model.vit import AdaLNBlock
+from iwm.model.world_model import ImageWorldModel
 
 
 def spoilt(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

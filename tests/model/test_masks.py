@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from iwm import config
-from iwm.masks import dropped_count, is_whole, sample_masks
+from iwm.model.masks import dropped_count, is_whole, sample_masks
 from iwm.runtime.errors import UserError
 
 EXACT = config.Masks()

@@ -1,0 +1,1 @@
+"""Views in, loss out; and what is used afterwards."""

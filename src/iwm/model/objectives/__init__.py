@@ -1,0 +1,1 @@
+"""What a model is trained to do: each objective owns its targets and its loss."""

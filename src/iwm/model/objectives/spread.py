@@ -1,0 +1,33 @@
+"""Terms that keep the features spread (VICReg, Bardes et al. 2022, equations 1 and 3).
+
+At small scale the latent loss alone lets the features fall into a few directions (average colour first), which an EMA
+teacher then hands on. Two terms on the student's context tokens keep them spread:
+
+    variance = mean_j max(0, 1 - sqrt(Var(z_j) + e)),   covariance = sum_{i != j} Cov(z)_ij^2 / d
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+def variance_covariance(
+    tokens: Float[Tensor, "b c d"], positions: Int64[Tensor, "b c"], count: int
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """VICReg's variance and covariance terms over images, in float32.
+
+    Every token is centred by the mean of its position (`positions` of a grid of `count`) over the micro-batch first:
+    otherwise features that say nothing but the position would satisfy both terms.
+    """
+    with torch.autocast(tokens.device.type, enabled=False):  # autocast would multiply in bfloat16 all the same
+        tokens, where = tokens.float(), positions.unsqueeze(2)
+        # No position is twice in an image: spread out and summed over the images, which on a GPU is the same every time
+        # and waits for nobody, as adding by index (atomically) and counting (asks for the largest) are not.
+        placed = tokens.new_zeros(len(tokens), count, tokens.shape[2]).scatter(1, where.expand_as(tokens), tokens)
+        seen = tokens.new_zeros(len(tokens), count, 1).scatter(1, where, 1.0).sum(0).clamp_min(1)
+        centred = (tokens - (placed.sum(0) / seen)[positions]).flatten(0, 1)
+        covariance = centred.T @ centred / max(1, len(centred) - 1)
+        spread = (covariance.diagonal() + 1e-4).sqrt()
+        others = covariance.square().sum() - covariance.diagonal().square().sum()
+        return F.relu(1 - spread).mean(), others / centred.shape[1]

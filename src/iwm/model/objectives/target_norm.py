@@ -1,0 +1,75 @@
+"""Target space: how the teacher's tokens, or the pixels of patches, are normalised before they are predicted.
+
+    token   LayerNorm without affine (I-JEPA's lineage)
+    batch   every channel by running statistics over images and positions
+
+At small scale the two could not be told apart (docs/small-data.md). The statistics used in a step are those folded in
+before it, so neither the number of micro-batches nor of ranks changes the targets.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from iwm import config
+
+FLOOR = 1e-4
+"""Smallest variance of a channel that is divided by: a dead channel stays dead instead of being blown up."""
+
+
+class TargetNorm(nn.Module):
+    """Maps the teacher's tokens, or patches of pixels, to target space. Its buffers serve training, MRR, prediction and
+    inference alike. `token` on patches is MAE's normalisation, whose deviation is the unbiased one."""
+
+    mean: Tensor
+    variance: Tensor
+    folded: Tensor
+    pending: Tensor | None = None
+    """Sums of a step's micro-batches: no buffer, or DDP would overwrite every rank's with the first one's."""
+
+    def __init__(self, settings: config.Objective, width: int) -> None:
+        super().__init__()
+        self.kind, self.of_pixels = settings.target_norm, settings.kind == "pixels"
+        if self.kind == "batch":
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("variance", torch.ones(width))
+            self.register_buffer("folded", torch.zeros(()))
+
+    def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        tokens = tokens.float()
+        if self.kind == "token" and self.of_pixels:
+            variance, mean = torch.var_mean(tokens, dim=-1, keepdim=True)
+            return (tokens - mean) / (variance + 1e-6).sqrt()
+        if self.kind == "token":
+            return F.layer_norm(tokens, tokens.shape[-1:])
+        return (tokens - self.mean) * self.variance.clamp_min(FLOOR).rsqrt()
+
+    @torch.no_grad()
+    def observe(self, tokens: Float[Tensor, "b n d"]) -> None:
+        """Add a micro-batch to the sums that the next `fold` takes in."""
+        if self.kind == "batch":
+            values = tokens.flatten(0, 1).float()
+            variance, mean = torch.var_mean(values, dim=0, correction=0)
+            moments = torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
+            sums = len(values) * moments.double()
+            self.pending = sums if self.pending is None else self.pending + sums
+
+    @torch.no_grad()
+    def fold(self, momentum: float = 0.95) -> None:
+        """Take the pending sums into the running statistics, once a step; a plain average over the first steps."""
+        if self.kind != "batch" or self.pending is None:
+            return
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self.pending)
+        count, total, squares = self.pending.unbind()
+        mean = total / count.clamp_min(1)
+        variance = (squares / count.clamp_min(1) - mean.square()).clamp_min(0)
+        weight = torch.clamp(1 / (self.folded + 1), min=1 - momentum)
+        # A batch with a non-finite value (or none at all) leaves the statistics as they are, on the device.
+        usable = torch.isfinite(self.pending).all() & (count[0] > 0)
+        weight = torch.where(usable, weight, 0)
+        self.mean.lerp_(torch.where(usable, mean.float(), self.mean), weight)
+        self.variance.lerp_(torch.where(usable, variance.float(), self.variance), weight)
+        self.folded += usable
+        self.pending = None
