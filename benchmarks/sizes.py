@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from benchmarks.timing import Options
-from iwm import config, recipes
+from iwm import config, recipe_book
 from iwm.config import Config, Objective, Speed
 from iwm.data.loader import Batch
 
@@ -25,10 +25,10 @@ def settings_of(size: str, precision: str, options: Options) -> Config:
     if size in PAPER_HEADS:
         quick, cpu, gpu = BATCH[size]
         batch = gpu if options.device.type == "cuda" else quick if options.quick else cpu
-        settings = recipes.imagenet(*PAPER_HEADS[size])
+        settings = recipe_book.imagenet(*PAPER_HEADS[size])
         settings = replace(settings, optim=replace(settings.optim, batch_size=batch))
     else:
-        settings = recipes.get(size)
+        settings = recipe_book.get(size)
         settings = replace(settings, optim=replace(settings.optim, kind="adamw"))
     device = cast(Literal["cpu", "cuda"], options.device.type)
     precision = cast(Literal["fp32", "bf16"], precision)

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from iwm import config, results
+from iwm import config
+from iwm.evaluation import ritual
 
 
 def metrics(**values: Any) -> str:
@@ -29,4 +30,4 @@ def tune(run: str, predictor: str, top1: float, seed: int = 0) -> None:
     payload = {"data": "objects", "train": "predictor", "predictor": predictor, "top1": top1, "n_val": 2000}
     settings = {"predictor": predictor, "seed": seed, "epochs": 20}
     words = f"predictor-{predictor}" + (f"-seed{seed}" if seed else "")
-    results.save(run, "finetune", "objects", payload, settings, variant=words)
+    ritual.save(run, "finetune", "objects", payload, settings, variant=words)

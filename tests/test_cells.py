@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from conftest import tiny
 
-from iwm import cells, config, recipes
+from iwm import cells, config, recipe_book
 from iwm.protocol import Axes
 from iwm.runtime.errors import UserError
 
@@ -41,10 +41,10 @@ def test_other_recipes_are_a_cell_each():
     ],
 )
 def test_a_cell_tells_only_what_there_is(recipe, told):
-    cell = cells.Cell(recipe, recipes.get(recipe))
+    cell = cells.Cell(recipe, recipe_book.get(recipe))
     assert (cell.conditioning, cell.difficulty, cell.predictor) == told
 
 
 def test_a_joint_embedding_has_no_predictor_to_vary():
     with pytest.raises(UserError, match=r"moco-demo is a joint embedding .* --recipes moco-demo"):
-        cells.cells_of(recipes.get("moco-demo"), Axes())
+        cells.cells_of(recipe_book.get("moco-demo"), Axes())

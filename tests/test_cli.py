@@ -9,7 +9,8 @@ import pytest
 from conftest import pictures_file, tiny, trained_on
 from picture_files import write
 
-from iwm import checkpoint, cli, config, train
+from iwm import cli, config, train
+from iwm.model import weights
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import Interrupted, UserError
 
@@ -126,7 +127,7 @@ def test_numbers_that_make_no_sense(model, labelled, argv, said, capsys):
 def model(tmp_path_factory) -> str:
     """An untrained run."""
     folder = tmp_path_factory.mktemp("model")
-    checkpoint.export(ImageWorldModel(tiny()), folder / "model")
+    weights.export(ImageWorldModel(tiny()), folder / "model")
     return str(folder)
 
 

@@ -3,14 +3,14 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from iwm import config, recipes
+from iwm import config, recipe_book
 from iwm.config import Config
 from iwm.runtime.errors import UserError
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", recipe_book.RECIPES)
 def test_yaml_round_trip(name, tmp_path):
-    settings = replace(recipes.get(name), actions=config.Actions(blur_sigma=(0.3, 1.5)))
+    settings = replace(recipe_book.get(name), actions=config.Actions(blur_sigma=(0.3, 1.5)))
     config.save(settings, tmp_path / "config.yaml")
     assert config.load(tmp_path / "config.yaml") == settings
 
@@ -69,7 +69,7 @@ def test_a_damaged_file_is_named(tmp_path, text, said):
 
 def test_the_papers_recipe_is_untouched():
     """Design section 3: the values the paper's reproduction stands on."""
-    s = recipes.get("imagenet-vitb16-equi")
+    s = recipe_book.get("imagenet-vitb16-equi")
     assert (s.encoder.width, s.encoder.depth, s.encoder.heads, s.encoder.patch_size) == (768, 12, 12, 16)
     assert (s.predictor.depth, s.predictor.width, s.predictor.conditioning) == (18, 384, "feature")
     assert (s.masks.blocks, s.masks.block_area, s.masks.predict) == (4, (0.15, 0.2), "dropped")
@@ -83,23 +83,26 @@ def test_the_papers_recipe_is_untouched():
     )
     assert s.optim.kind == "adamw"
     assert s.actions == config.Actions()
-    assert recipes.get("imagenet-vitb16-inv").predictor.depth == 12
-    assert (recipes.get("imagenet-vitl16").predictor.depth, recipes.get("imagenet-vitl16").predictor.width) == (36, 512)
+    assert recipe_book.get("imagenet-vitb16-inv").predictor.depth == 12
+    assert (recipe_book.get("imagenet-vitl16").predictor.depth, recipe_book.get("imagenet-vitl16").predictor.width) == (
+        36,
+        512,
+    )
 
 
 def test_an_unknown_recipe_is_named_with_its_neighbour():
     with pytest.raises(UserError, match="did you mean 'cifar10'"):
-        recipes.get("cifar")
+        recipe_book.get("cifar")
 
 
 def test_families_are_transformations_of_the_sizes():
-    assert recipes.get("mae-imagenet-vitb16").optim.lr == pytest.approx(1.5e-4 * 4096 / 256)
-    assert recipes.get("mae-imagenet-vitb16").predictor.depth == 8
-    assert recipes.get("moco-imagenet-vitb16").optim.epochs == 300
-    for family in recipes.FAMILIES:
-        size, own = recipes.get("cifar10"), recipes.get(f"{family}-cifar10")
+    assert recipe_book.get("mae-imagenet-vitb16").optim.lr == pytest.approx(1.5e-4 * 4096 / 256)
+    assert recipe_book.get("mae-imagenet-vitb16").predictor.depth == 8
+    assert recipe_book.get("moco-imagenet-vitb16").optim.epochs == 300
+    for family in recipe_book.FAMILIES:
+        size, own = recipe_book.get("cifar10"), recipe_book.get(f"{family}-cifar10")
         assert (own.data.image_size, own.optim.epochs) == (size.data.image_size, size.optim.epochs)
         assert (own.encoder.width, own.encoder.depth) == (size.encoder.width, size.encoder.depth)
-        assert recipes.get(f"{family}-demo").run.out == f"runs/{family}-demo", "another run folder than the demo's"
+        assert recipe_book.get(f"{family}-demo").run.out == f"runs/{family}-demo", "another run folder than the demo's"
         moved_by = (own.optim.kind, own.optim.lr)
         assert moved_by == (("muon", 3e-3) if family == "ijepa" else ("adamw", 1.5e-3)), "as measured"

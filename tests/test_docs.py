@@ -11,7 +11,7 @@ import torch
 from conftest import pictures_file, tiny, trained_on
 
 import iwm
-from iwm import cli, config, options, recipes, train
+from iwm import cli, config, options, recipe_book, train
 from iwm.cells import cells_of
 from iwm.evaluation.infer import Infer
 from iwm.evaluation.look import Look
@@ -43,7 +43,7 @@ def test_the_quick_start_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "path" / "to").mkdir(parents=True)
     source = pictures_file(tmp_path / "path" / "to" / "images.npz", count=100, labelled=True)
-    monkeypatch.setattr("iwm.recipes.get", lambda name: replace(tiny(), recipe=name))
+    monkeypatch.setattr("iwm.recipe_book.get", lambda name: replace(tiny(), recipe=name))
     text = blocks(ROOT / "README.md", "sh")[1]
     ran = []
     for line in text.splitlines():
@@ -65,7 +65,7 @@ def test_the_transformation_of_your_own_is_short_and_works_as_written(tmp_path, 
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     (tmp_path / "mine.py").write_text(code)
     source = pictures_file(tmp_path / "pictures.npz", count=100)
-    monkeypatch.setattr("iwm.recipes.get", lambda name: replace(tiny(), recipe=name))
+    monkeypatch.setattr("iwm.recipe_book.get", lambda name: replace(tiny(), recipe=name))
     ran = []
     for line in "\n".join(blocks(page, "sh")).splitlines():
         argv = [word.replace("path/to/images", str(source)) for word in shlex.split(line, comments=True)[1:]]
@@ -113,7 +113,7 @@ def test_every_documented_command_has_a_verb_and_options_that_exist(argv):
 
 def test_the_cell_that_is_documented_exists():
     (argv,) = (words for words in commands() if "--cell" in words)
-    assert argv[argv.index("--cell") + 1] in [cell.name for cell in cells_of(recipes.get(argv[1]), Axes())]
+    assert argv[argv.index("--cell") + 1] in [cell.name for cell in cells_of(recipe_book.get(argv[1]), Axes())]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

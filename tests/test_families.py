@@ -9,7 +9,7 @@ import torch
 from conftest import pictures_file, tiny
 from safetensors.torch import load_file
 
-from iwm import checkpoint, cli, config, recipes, train
+from iwm import cli, config, recipe_book, run_folder, train
 from iwm.actions.views import make_views
 from iwm.config import Config
 from iwm.evaluation.classifier import load_classifier
@@ -24,7 +24,7 @@ KINDS = {"latent": {"ijepa"}, "pixels": {"mae", "pixel-world"}, "joint": {"moco"
 def small(family: str, **optim: object) -> Config:
     """The family at the size of `tiny`, with a small projector and `tiny`'s batch."""
     base = tiny()
-    made = recipes.FAMILIES[family](base)
+    made = recipe_book.FAMILIES[family](base)
     return replace(
         made,
         objective=replace(made.objective, projector_width=32, projector_dim=16),
@@ -47,7 +47,7 @@ def prepared(tmp_path: Path, settings: Config, name: str = "run", smooth: bool =
     )
 
 
-@pytest.mark.parametrize("family", recipes.FAMILIES)
+@pytest.mark.parametrize("family", recipe_book.FAMILIES)
 def test_a_short_run_learns_loads_repeats_and_starts_another(tmp_path, family):
     """The loss ends below that of knowing nothing of the image, and below where it began unless targets move."""
     settings = prepared(tmp_path, small(family, epochs=25, ema=0.9, ema_final=0.99), smooth=True)
@@ -58,7 +58,7 @@ def test_a_short_run_learns_loads_repeats_and_starts_another(tmp_path, family):
     if family not in KINDS["latent"]:
         assert np.mean([line["loss"] for line in lines[-3:]]) < np.mean([line["loss"] for line in lines[:3]])
     assert ("action_sensitivity" in lines[-1]) == (family not in KINDS["joint"])
-    model = checkpoint.load_model(str(out))
+    model = run_folder.load_model(str(out))
     assert model.settings == config.load(out / "config.yaml")
     assert family in KINDS[model.settings.objective.kind]
 
@@ -103,7 +103,7 @@ def test_a_joint_embedding_says_what_it_has_not(tmp_path, capsys):
     assert cli.main(["doctor", run]) in (0, 1)
     assert cli.main(["report", run]) == 0
     assert "joint embedding, regression" in (Path(run) / "report.html").read_text()
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
     for ask in (model.target, lambda images: model.predict(model.encode(images), model.action())):
         with pytest.raises(UserError, match="without a predictor"):
@@ -124,7 +124,7 @@ def test_a_generative_world_model_is_evaluated_like_a_latent_one(tmp_path):
 
 def test_a_generative_world_model_says_something_else_for_another_action(tmp_path):
     out = train.pretrain(prepared(tmp_path, small("pixel-world", epochs=3)))
-    world = checkpoint.load_model(str(out))
+    world = run_folder.load_model(str(out))
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     tokens = world.encode(images)
     with torch.no_grad():

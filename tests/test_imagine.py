@@ -9,7 +9,7 @@ import torch
 from oracle import REVERSIBLE, SPACE, Oracle, muted, photo
 from PIL import Image
 
-from iwm import checkpoint, config, imagine
+from iwm import config, imagine, run_folder
 from iwm.runtime.errors import UserError
 
 BANK = 12
@@ -73,7 +73,7 @@ def test_a_sweep_that_is_none_is_refused(name: str, said: str) -> None:
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A picture on disk; every RUN is an oracle."""
-    monkeypatch.setattr(checkpoint, "open_world", lambda run, speed: Oracle(space=REVERSIBLE, size=16))
+    monkeypatch.setattr(run_folder, "open_world", lambda run, speed: Oracle(space=REVERSIBLE, size=16))
     path = tmp_path / "tree.png"
     Image.fromarray(muted()[0].permute(1, 2, 0).numpy()).save(path)
     return str(path)

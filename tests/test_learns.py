@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import tiny
 
-from iwm import checkpoint, config, train, world
+from iwm import config, run_folder, train, world
 from iwm.data.loader import load_all
 from iwm.data.sources import open_images
 from iwm.run_folder import read_metrics
@@ -33,7 +33,7 @@ def learner(out: Path, **optim: float) -> config.Config:
 def learned(out: Path) -> list[str]:
     """What a run failed to learn; empty when it learned."""
     line = read_metrics(out / "metrics.jsonl")[-1]
-    model = checkpoint.load_model(str(out))
+    model = run_folder.load_model(str(out))
     held_out = open_images("sample", "val")
     pixels, _ = load_all(held_out, 32, limit=IMAGES)
     result = world.measure(model, pixels, BANK)

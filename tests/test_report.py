@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from planted_runs import PROBE, WORLD, plant, tune
 
-from iwm import report, results
+from iwm import report, run_folder
+from iwm.evaluation import ritual
 from iwm.runtime.drawing import Figure, save
 from iwm.runtime.errors import UserError
 
@@ -50,10 +51,10 @@ class Page(HTMLParser):
 
 def test_a_good_run_makes_a_whole_safe_page(tmp_path: Path) -> None:
     run = plant(tmp_path / "a <b>run</b> & more")
-    path = results.save(run, "world", "objects", {**WORLD, "data": NASTY, "frozen_random_twin_mrr": 0.3}, {"seed": 0})
+    path = ritual.save(run, "world", "objects", {**WORLD, "data": NASTY, "frozen_random_twin_mrr": 0.3}, {"seed": 0})
     save(Figure((1, 1)), path.with_suffix(".png"))
     save(Figure((1, 1)), Path(run) / "gallery.png")
-    probe = results.save(run, "probe", "objects", {**PROBE, "data": "objects", "note": NASTY}, {NASTY: NASTY})
+    probe = ritual.save(run, "probe", "objects", {**PROBE, "data": "objects", "note": NASTY}, {NASTY: NASTY})
     probe.with_suffix(".png").write_text("no picture at all")
     tune(run, "pretrained", 0.58)
     tune(run, "random", 0.50)
@@ -69,7 +70,7 @@ def test_a_good_run_makes_a_whole_safe_page(tmp_path: Path) -> None:
     assert page.tags.count("img") == 3  # curves, gallery, strips; the probe's picture is damaged
     assert "cannot be read" in page.text
     assert "The training is healthy, and every evaluation beats its controls." in page.text
-    for file in results.read_results(run):
+    for file in run_folder.read_results(run):
         assert file["file"] in page.text
     for number in ("0.4200", "0.4600", "0.5800", "0.5000"):
         assert number in page.text
@@ -77,8 +78,8 @@ def test_a_good_run_makes_a_whole_safe_page(tmp_path: Path) -> None:
 
 def test_a_bad_run_is_called_bad(tmp_path: Path) -> None:
     run = plant(tmp_path / "run", target_variance=0.001)
-    results.save(run, "world", "objects", {**WORLD, "mrr": 0.024}, {})
-    results.save(run, "probe", "objects", {**PROBE, "top1": 0.2}, {}, variant="linear")
+    ritual.save(run, "world", "objects", {**WORLD, "mrr": 0.024}, {})
+    ritual.save(run, "probe", "objects", {**PROBE, "top1": 0.2}, {}, variant="linear")
     tune(run, "pretrained", 0.4)
     tune(run, "random", 0.5)
     text = Page(report.write(Path(run)).read_text()).text

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import pictures_file, tiny
 
-from iwm import cli, config, options, protocol, recipes, sweep, train
+from iwm import cli, config, options, protocol, recipe_book, sweep, train
 from iwm.evaluation import measurement
 from iwm.runtime.errors import Interrupted, UserError
 
@@ -34,7 +34,7 @@ def command(source: str, out: Path, recipe: str = "demo", /, **options: object) 
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch):
-    monkeypatch.setattr("iwm.recipes.get", lambda name: replace(tiny(), recipe=name))
+    monkeypatch.setattr("iwm.recipe_book.get", lambda name: replace(tiny(), recipe=name))
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_a_sweep_of_an_older_version_goes_on(tmp_path, source, monkeypatch, caps
 
 
 def test_a_recipe_without_a_predictor_says_nothing_of_one(tmp_path):
-    moco = recipes.of_family("moco", "demo")
+    moco = recipe_book.of_family("moco", "demo")
     whole = sweep.Sweep(tmp_path, tiny(), protocol.Axes(), protocol.Protocol(), (replace(moco, recipe="moco-demo"),))
     cell = next(cell for cell in whole.cells if cell.name == "moco-demo")
     row = whole.row(cell)

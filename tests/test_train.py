@@ -12,13 +12,14 @@ import torch
 from conftest import DEVICES, pictures_file, tiny, with_run
 from safetensors.torch import load_file
 
-from iwm import checkpoint, config, train
+from iwm import config, run_folder, train
 from iwm.data.loader import Batch
 from iwm.data.sources import open_splits
 from iwm.model.vit import choose_attention
 from iwm.run_folder import read_metrics
 from iwm.runtime import devices
 from iwm.runtime.errors import Interrupted, UserError
+from iwm.training import checkpoint
 
 
 def settings(tmp_path: Path, name: str = "run", **groups) -> config.Config:
@@ -54,7 +55,7 @@ def test_a_run_leaves_what_the_contract_says(tmp_path):
     keys |= {"action_sensitivity", "lr", "ema", "images_per_second", "precision"}
     assert all(keys <= set(line) for line in lines)
     assert lines[-1]["epoch"] == 2
-    model = checkpoint.load_model(str(out))
+    model = run_folder.load_model(str(out))
     assert not model.training
     assert model.settings == config.load(out / "config.yaml")
 

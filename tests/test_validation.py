@@ -1,15 +1,15 @@
 import pytest
 from conftest import tiny
 
-from iwm import config, recipes
+from iwm import config, recipe_book
 from iwm.config import Config
 from iwm.runtime.errors import UserError
 from iwm.validation import validate
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", recipe_book.RECIPES)
 def test_every_recipe_makes_sense(name):
-    validate(recipes.get(name))
+    validate(recipe_book.get(name))
 
 
 @pytest.mark.parametrize(

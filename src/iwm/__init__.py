@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from iwm.actions.action_sets import import_set, register
     from iwm.actions.action_space import ActionSpace
     from iwm.actions.transformation import Transformation
-    from iwm.checkpoint import load_model as load
     from iwm.config import Config
     from iwm.data.sources import open_images
     from iwm.model.world_model import ImageWorldModel, Tokens
+    from iwm.run_folder import load_model as load
     from iwm.runtime.errors import UserError
     from iwm.train import pretrain
 
@@ -28,7 +28,7 @@ _HOMES = {
     "Transformation": "actions.transformation",
     "UserError": "runtime.errors",
     "import_set": "actions.action_sets",
-    "load": "checkpoint:load_model",
+    "load": "run_folder:load_model",
     "open_images": "data.sources",
     "pretrain": "train",
     "register": "actions.action_sets",

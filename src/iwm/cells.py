@@ -5,7 +5,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from iwm import config, results
+from iwm import config, run_folder
 from iwm.config import Config
 from iwm.protocol import Axes
 from iwm.runtime.errors import UserError
@@ -99,7 +99,7 @@ def cells_of(base: Config, axes: Axes, others: Sequence[Config] = ()) -> list[Ce
                 )
                 order = (sum(bool(place) for place in (c, d, p)), c + d + p, p, d)  # ties: the conditioning first
                 ordered.append((order, Cell(f"{conditioning}-{level}-{depth}x{width}", changed)))
-    ordered += [((1.5, place), Cell(results.plain_name(other.recipe), other)) for place, other in enumerate(others)]
+    ordered += [((1.5, place), Cell(run_folder.plain_name(other.recipe), other)) for place, other in enumerate(others)]
     return [cell for _, cell in sorted(ordered, key=lambda pair: pair[0])]
 
 

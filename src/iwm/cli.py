@@ -58,7 +58,7 @@ def _sentence(box: str, verb: str) -> str:
 
 def pretrain(argv: Sequence[str]) -> None:
     """Train a world model: iwm pretrain RECIPE --data.source S --out RUN [any setting], or --config RUN/config.yaml."""
-    from iwm import recipes, train
+    from iwm import recipe_book, train
 
     argv, path = _taken(argv, "--config")
     for flag, value in pairwise(argv):
@@ -72,7 +72,7 @@ def pretrain(argv: Sequence[str]) -> None:
         name = parse(config.Config, argv, "pretrain", config.Config(recipe="")).recipe
         if not name:
             raise UserError("Which recipe? Give `iwm pretrain RECIPE ...` (see `iwm recipes`) or --config FILE.")
-        default = recipes.get(name)
+        default = recipe_book.get(name)
     settings = parse(config.Config, argv, "pretrain", default)
     _load_typed_set(settings, argv)
     if path and settings.recipe != default.recipe:
@@ -111,17 +111,17 @@ def _taken(argv: Sequence[str], option: str) -> tuple[list[str], str]:
 
 def sweep(argv: Sequence[str]) -> None:
     """Train conditioning x difficulty x predictor, measure all alike: iwm sweep RECIPE --data.source S --out DIR."""
-    from iwm import recipes
+    from iwm import recipe_book
     from iwm import sweep as many
 
     name = parse(options.Sweep, argv, "sweep").settings.recipe
     if not name:
         raise UserError("Which recipe? Give `iwm sweep RECIPE --data.source S --out DIR` (see `iwm recipes`).")
-    o = parse(options.Sweep, argv, "sweep", options.Sweep(settings=recipes.get(name)))
+    o = parse(options.Sweep, argv, "sweep", options.Sweep(settings=recipe_book.get(name)))
     _load_typed_set(o.settings, argv)
     others = [word for word in dict.fromkeys(map(str.strip, o.recipes.split(","))) if word not in ("", name)]
     with_settings = (
-        parse(options.Sweep, argv, "sweep", options.Sweep(settings=recipes.get(other))).settings for other in others
+        parse(options.Sweep, argv, "sweep", options.Sweep(settings=recipe_book.get(other))).settings for other in others
     )
     many.sweep(
         o.settings,
@@ -332,10 +332,10 @@ def report(argv: Sequence[str]) -> None:
 
 def recipes(argv: Sequence[str]) -> None:
     """List the recipes with size and cost."""
-    from iwm import recipes as cookbook
+    from iwm import recipe_book
 
     parse(options.Nothing, argv, "recipes")
-    cookbook.show()
+    recipe_book.show()
 
 
 def demo(argv: Sequence[str]) -> None:

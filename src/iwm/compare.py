@@ -7,8 +7,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from iwm import config, results
-from iwm.runtime.console import console
+from iwm import config, run_folder
+from iwm.runtime.console import console, in_words
 from iwm.runtime.errors import UserError
 from iwm.verdict import Result, data_of, join, number, settings_of, verb_of
 
@@ -43,7 +43,7 @@ def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
     if not runs:
         raise UserError("Which runs? Give `iwm compare RUN RUN...`.")
     folders = {run: _folder(run) for run in runs}
-    found = {run: {r["file"]: r for r in results.read_results(run)} for run in runs}
+    found = {run: {r["file"]: r for r in run_folder.read_results(run)} for run in runs}
     if not any(found.values()):
         raise UserError(f"There are no results in {join(runs)}; measure something first, say `iwm world RUN --data S`.")
     rows = []
@@ -53,7 +53,7 @@ def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
         for metric in SHOWN.get(verb_of(first)) or _metrics(here.values()):
             values = {run: number(found[run].get(file, {}), metric) for run in runs}
             if any(value is not None for value in values.values()):
-                named = file.removesuffix("-" + results.plain_name(data_of(first)))
+                named = file.removesuffix("-" + run_folder.plain_name(data_of(first)))
                 best = _best(metric, values)
                 rows.append({"result": named, "data": data_of(first), "metric": metric, "values": values, "best": best})
     names = _short(folders)
@@ -70,7 +70,7 @@ def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _folder(run: str) -> Path:
-    folder = results.run_folder(run)
+    folder = run_folder.run_folder(run)
     if not any((folder / part).exists() for part in ("config.yaml", "metrics.jsonl", "eval")):
         raise UserError(
             f"{run} is not a run: it has no config.yaml, metrics.jsonl or eval/; "
@@ -124,7 +124,7 @@ def _table(rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Table:
 
 def _value(metric: str, value: float) -> str:
     whole = metric.endswith(("parameters", "flops_per_image"))
-    return results.in_words(int(value) if whole else value)
+    return in_words(int(value) if whole else value)
 
 
 def _say_differences(title: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -134,6 +134,6 @@ def _say_differences(title: str, settings: Mapping[str, Mapping[str, Any]]) -> N
     for name in names:
         values = [of_run.get(name) for of_run in settings.values()]
         if name != "run.out" and any(value != values[0] for value in values):
-            told.append(f"{name} ({' | '.join(results.in_words(value) for value in values)})")
+            told.append(f"{name} ({' | '.join(in_words(value) for value in values)})")
     if told:
         console.print(Text(f"{title}: {', '.join(told)}."))

@@ -7,7 +7,7 @@ the encoder, finetune the predictor against its random twin, and write the page.
 from dataclasses import replace
 from pathlib import Path
 
-from iwm import recipes, report, train
+from iwm import recipe_book, report, train
 from iwm.evaluation import finetune, probes, quality
 from iwm.evaluation.fitting import Schedule
 from iwm.runtime.console import console
@@ -24,7 +24,7 @@ takes longer and gets further."""
 
 def run(out: Path, *, quick: bool = False, seed: int = 0) -> Path:
     """Write a complete run to `out`; returns the report's path. An interrupted demo goes on where it stopped."""
-    settings = recipes.get("demo")
+    settings = recipe_book.get("demo")
     settings = replace(settings, run=replace(settings.run, out=str(out), seed=seed))
     if quick:
         settings = replace(settings, optim=replace(settings.optim, epochs=1), run=replace(settings.run, log_every=50))

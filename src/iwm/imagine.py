@@ -15,14 +15,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tyro.conf import Positional
 
-from iwm import checkpoint, config, results, strips
+from iwm import config, run_folder, strips
 from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.data.image_sets import Subset
 from iwm.data.loader import load_all, load_one
 from iwm.data.sources import open_pictures, source_identity
+from iwm.evaluation import ritual
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, drawing
-from iwm.runtime.console import console
+from iwm.runtime.console import console, show
 from iwm.runtime.errors import UserError
 from iwm.world import held_out, reference_space
 
@@ -59,7 +60,7 @@ def imagine(o: Imagine) -> dict[str, Any]:
         raise UserError("What is to be imagined? Give --action brightness=0.3,hue=-0.05 or --sweep hue (not both).")
     if o.bank < 2 or o.seed < 0:
         raise UserError(f"--bank {o.bank} --seed {o.seed}: give a bank of 2 or more and a seed of 0 or more.")
-    model = checkpoint.open_world(o.run, o.speed)
+    model = run_folder.open_world(o.run, o.speed)
     size = model.settings.data.image_size
     if o.sweep:
         changes = sweep_changes(model.space, o.sweep)
@@ -80,10 +81,10 @@ def imagine(o: Imagine) -> dict[str, Any]:
         **{name: getattr(o, name) for name in ("action", "sweep", "bank", "seed")},
         "image": source_identity(o.image),
         "candidates": source_identity(o.candidates) if o.candidates else "",
-        "run": results.run_identity(o.run, o.out),
+        "run": ritual.run_identity(o.run, o.out),
         "precision": precision,
     }
-    name = results.plain_name(Path(o.image).stem)
+    name = run_folder.plain_name(Path(o.image).stem)
     found: dict[str, Any] = {"data": name, "action": rows[0].action, "rank": rows[0].rank, "bank": rows[0].bank}
     if o.sweep:
         found |= {
@@ -93,11 +94,11 @@ def imagine(o: Imagine) -> dict[str, Any]:
             "asked": [{o.sweep: c, "rank": row.rank} for c, row in zip(changes, rows, strict=True)],
         }
     variant = f"sweep-{o.sweep}" if o.sweep else o.action
-    path = results.place(o.run, "imagine", name, settings, variant=variant, out=o.out)
-    content = results.write(path, found, settings)
+    path = ritual.place(o.run, "imagine", name, settings, variant=variant, out=o.out)
+    content = ritual.write(path, found, settings)
     drawn = strips.sweep(rows, o.sweep, changes) if o.sweep else strips.strips(rows)
     drawing.save(drawn, path.with_suffix(".png"))
-    results.show(f"Imagined of {name}", {k: v for k, v in found.items() if k != "asked"}, path)
+    show(f"Imagined of {name}", {k: v for k, v in found.items() if k != "asked"}, path)
     for row, change in zip(rows, changes, strict=True) if o.sweep else ():
         console.print(f"  {o.sweep} {change:+.2f}: the truth has rank {row.rank:g}", highlight=False)
     return {**content, "path": str(path)}

@@ -16,11 +16,11 @@ from typing import Any
 
 from rich.markup import escape
 
-from iwm import config, results
+from iwm import config, run_folder
 from iwm.reports import figures
 from iwm.run_folder import read_metrics
 from iwm.runtime import drawing, files
-from iwm.runtime.console import console
+from iwm.runtime.console import console, in_words
 from iwm.runtime.errors import UserError
 from iwm.verdict import VERBS, Finding, Result, data_of, headline, judge_results, judge_training, number, verb_of
 
@@ -72,13 +72,13 @@ def write(run: Path) -> Path:
     What is missing is left out with a sentence that says which command would fill it. Raises UserError when `run` is
     no run folder.
     """
-    folder = results.run_folder(str(run))
+    folder = run_folder.run_folder(str(run))
     if not (folder / "config.yaml").is_file() and not (folder / "metrics.jsonl").is_file():
         raise UserError(
             f"{run} is not a run: it has no config.yaml or metrics.jsonl; give the --out folder of an `iwm pretrain`."
         )
     order = {verb: place for place, verb in enumerate(VERBS)}
-    found = sorted(results.read_results(folder), key=lambda result: order.get(verb_of(result), len(order)))
+    found = sorted(run_folder.read_results(folder), key=lambda result: order.get(verb_of(result), len(order)))
     lines = _lines(folder)
     name = folder.resolve().name
     parts = [
@@ -290,7 +290,7 @@ def _table(value: Any) -> str:
     if not rows or any(row.keys() != rows[0][1].keys() for _, row in rows):
         return ""
     lines = [[""] * named + [key.replace("_", " ") for key in rows[0][1]]]
-    lines += [[str(name)] * named + [results.in_words(cell) for cell in row.values()] for name, row in rows]
+    lines += [[str(name)] * named + [in_words(cell) for cell in row.values()] for name, row in rows]
     cells = "".join("<tr>" + "".join(f"<td>{esc(cell)}</td>" for cell in line) + "</tr>" for line in lines)
     return f'<div class="scroll"><table>{cells}</table></div>'
 
@@ -305,7 +305,7 @@ def _tasks(folder: Path, found: Sequence[Result]) -> str:
         rows: list[tuple[str, ...]] = [("task", "top-1", "predictor of its own", "chance", "classes")]
         for name, task in tasks.items():
             told = task if isinstance(task, dict) else {}
-            values = [results.in_words(told.get(key)) for key in ("top1", "single_task_top1", "chance")]
+            values = [in_words(told.get(key)) for key in ("top1", "single_task_top1", "chance")]
             rows.append((str(name), *values, str(len(told.get("classes") or ()))))
         cells = "".join("<tr>" + "".join(f"<td>{esc(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         path, drawn = folder / "eval" / f"{result['file']}.png", ""
@@ -325,9 +325,9 @@ def _segmentation(folder: Path, found: Sequence[Result]) -> str:
         path = folder / "eval" / f"{result['file']}.png"
         if verb_of(result) == "segment" and path.is_file():
             caption = (
-                f"{result['file']}: mIoU {results.in_words(number(result, 'miou'))}; nothing pretrained "
-                f"{results.in_words(number(result, 'random_encoder_miou'))}, the majority class everywhere "
-                f"{results.in_words(number(result, 'majority_miou'))}."
+                f"{result['file']}: mIoU {in_words(number(result, 'miou'))}; nothing pretrained "
+                f"{in_words(number(result, 'random_encoder_miou'))}, the majority class everywhere "
+                f"{in_words(number(result, 'majority_miou'))}."
             )
             drawn.append(_image(path, "wide", f"Segmented images of {data_of(result)}", caption))
     return "<h2>Segmented images</h2>" + "".join(drawn) if drawn else ""
@@ -344,13 +344,11 @@ def _result(folder: Path, result: Result) -> str:
     found = {key: value for key, value in result.items() if key not in (*MADE, "file", "fingerprint")}
     flat = {key: value for key, value in found.items() if not isinstance(value, dict | list)}
     nested = {key: value for key, value in found.items() if key not in flat}
-    rows = "".join(
-        f"<tr><td>{esc(key)}</td><td>{esc(results.in_words(value))}</td></tr>" for key, value in flat.items()
-    )
+    rows = "".join(f"<tr><td>{esc(key)}</td><td>{esc(in_words(value))}</td></tr>" for key, value in flat.items())
     points = result.get("points")
     for point in points if isinstance(points, list) else ():
         if isinstance(point, dict):
-            told = f"{results.in_words(point.get('top1'))} with {results.in_words(point.get('trainable_parameters'))}"
+            told = f"{in_words(point.get('top1'))} with {in_words(point.get('trainable_parameters'))}"
             rows += f"<tr><td>{esc(str(point.get('what')))}</td><td>{esc(told)} parameters</td></tr>"
     picture = folder / "eval" / f"{result['file']}.png"
     shown = ""

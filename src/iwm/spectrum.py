@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from iwm import report, results
+from iwm import report
 from iwm.guidance import ACCURACIES, PAPER, Row, advise, correlations, error_of, with_numbers
 from iwm.runtime import drawing, files
-from iwm.runtime.console import console
+from iwm.runtime.console import console, in_words, table
 from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE
 from iwm.verdict import join, number
 
@@ -172,7 +172,7 @@ def bars(found: Mapping[str, Any]) -> Figure:
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     grid = figure.add_gridspec(1, 2, width_ratios=(1, 1.4))
     one, two = found["conditioning"], found["difficulty"]
-    at = f"{results.in_words(one['difficulty'])}, predictor {one['predictor']}"
+    at = f"{in_words(one['difficulty'])}, predictor {one['predictor']}"
     axes = _axes(figure, grid[0], f"MRR by conditioning ({at})")
     _group(axes, {name: one["mrr"].get(name) for name in COLOURS}, 0, 0.6, list(COLOURS.values()))
     published = [(place, one["paper"][name]) for place, name in enumerate(COLOURS) if name in one["paper"]]
@@ -297,7 +297,7 @@ def _page(folder: Path, content: Mapping[str, Any], pngs: Mapping[str, bytes]) -
 
 
 def _cell(value: Any) -> str:
-    return {True: "healthy", False: "ill"}[value] if isinstance(value, bool) else results.in_words(value)
+    return {True: "healthy", False: "ill"}[value] if isinstance(value, bool) else in_words(value)
 
 
 def _trouble(runs: Sequence[Row]) -> list[str]:
@@ -333,7 +333,7 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
     """Print the runs as a table, the guidance in words, and where the page is."""
     shown = ("cell", "mrr", *ACCURACIES, "healthy")  # what 80 columns hold
     rows = ([run[name] if name != "healthy" else _cell(run[name]) for name in shown] for run in content["runs"])
-    console.print(results.table("Sweep", ("run", "MRR", "linear", "attentive", "finetuned", "doctor"), rows))
+    console.print(table("Sweep", ("run", "MRR", "linear", "attentive", "finetuned", "doctor"), rows))
     for finding in content["guidance"]:
         console.print(f"{finding['title']} {finding['sentence']}", markup=False)
     console.print(f"Open {shlex.quote(str(folder / 'sweep.html'))}", soft_wrap=True, markup=False)

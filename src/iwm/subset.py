@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from iwm import results
+from iwm import run_folder
 from iwm.data.decode import BrokenImage
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all
+from iwm.evaluation import ritual
 from iwm.runtime import files
 from iwm.runtime.randomness import permutation
 
@@ -23,8 +24,8 @@ def write(train_set: ImageSet, test_set: ImageSet, counts: tuple[int, int], size
     chosen = [_evenly(images, count, seed) for images, count in zip((train_set, test_set), counts, strict=True)]
     side = max(size, min(2 * size, *_dimensions(train_set)))
     paths = [images.path(0) for images in (train_set, test_set)]
-    mark = results.fingerprint({"paths": paths, "side": side, "seed": seed, "all": [len(train_set), len(test_set)]})
-    path = folder / f"{results.plain_name(train_set.name)}-{len(chosen[0])}x{len(chosen[1])}-{mark[:6]}.npz"
+    mark = ritual.fingerprint({"paths": paths, "side": side, "seed": seed, "all": [len(train_set), len(test_set)]})
+    path = folder / f"{run_folder.plain_name(train_set.name)}-{len(chosen[0])}x{len(chosen[1])}-{mark[:6]}.npz"
     if path.exists():
         return str(path)
     arrays: dict[str, Any] = {}

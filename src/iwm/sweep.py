@@ -22,11 +22,11 @@ from typing import Any
 
 from rich.markup import escape
 
-from iwm import config, guidance, results, spectrum, subset, train
+from iwm import config, guidance, run_folder, spectrum, subset, train
 from iwm.cells import Cell, cells_of
 from iwm.config import Config
 from iwm.data.sources import open_splits, source_identity
-from iwm.evaluation import measurement, probes
+from iwm.evaluation import measurement, probes, ritual
 from iwm.protocol import Axes, Protocol
 from iwm.run_folder import read_metrics
 from iwm.runtime import devices, files
@@ -78,7 +78,7 @@ class Sweep:
                 "recipe": self.base.recipe,
                 "recipes": [other.recipe for other in self.others],
                 "pretraining": {k: v for k, v in learned(self.base).items() if k not in VARIED} | own,
-                "source_mark": results.fingerprint({"source": source_identity(source)}),
+                "source_mark": ritual.fingerprint({"source": source_identity(source)}),
                 "axes": vars(self.axes),
                 "protocol": vars(self.protocol),
                 "seed": self.base.run.seed,
@@ -94,7 +94,7 @@ class Sweep:
             raise UserError(f"{self.folder} holds a run and no sweep; give another --out.")
         if not path.exists():
             return
-        there = results.read_result(path).get("settings")
+        there = run_folder.read_result(path).get("settings")
         if not isinstance(there, dict) or not isinstance(there.get("pretraining"), dict):
             raise UserError(f"{path} is damaged; delete it, the cells beside it are kept and collected anew.")
         if there.get("recipe") != self.base.recipe:
@@ -107,7 +107,7 @@ class Sweep:
             was, is_ = before.get(name), now.get(name)
             if name == "data.source":
                 # Folders of older versions hold no mark, but the place itself.
-                mark = there.get("source_mark") or results.fingerprint({"source": source_identity(str(was))})
+                mark = there.get("source_mark") or ritual.fingerprint({"source": source_identity(str(was))})
                 if mark == self.settings["source_mark"]:
                     continue
                 if was == is_:
@@ -150,18 +150,18 @@ class Sweep:
     def mark(self, cell: Cell, name: str) -> str:
         """Fingerprint of all that one evaluation's number depends on."""
         where = {"data": source_identity(self.data), "val": source_identity(self.val) if self.val else ""}
-        return results.fingerprint({"pretraining": learned(cell.settings), name: self.asked(cell)[name], **where})
+        return ritual.fingerprint({"pretraining": learned(cell.settings), name: self.asked(cell)[name], **where})
 
     def record(self, cell: Cell) -> dict[str, Any]:
         """DIR/CELL/cell.json: by evaluation, what was asked and which result answers it."""
-        return results.read_result(self.place(cell) / "cell.json")
+        return run_folder.read_result(self.place(cell) / "cell.json")
 
     def found(self, cell: Cell) -> dict[str, dict[str, Any]]:
         """The cell's results to exactly what is asked now, by evaluation."""
         folder, record = self.place(cell), self.record(cell)
         if not record:
             return {}
-        there = {result["fingerprint"]: result for result in results.read_results(folder)}
+        there = {result["fingerprint"]: result for result in run_folder.read_results(folder)}
         answers = {name: record.get(name) for name in self.asked(cell)}
         return {
             name: there[answer["result"]]
@@ -250,7 +250,7 @@ class Sweep:
             "guidance": [vars(finding) for finding in guidance.advise(runs)],
         }
         with devices.threads(self.base.speed):
-            content = results.write(self.folder / "sweep.json", content, self.settings)
+            content = ritual.write(self.folder / "sweep.json", content, self.settings)
         spectrum.write(self.folder, content)
         return content
 
@@ -264,7 +264,7 @@ def learned(settings: Config) -> dict[str, Any]:
 
 def is_trained(folder: Path, settings: Config) -> bool:
     """Whether the folder's exported weights are those of a finished training with these settings."""
-    made = results.read_result(folder / "model" / "config.json").get("settings")
+    made = run_folder.read_result(folder / "model" / "config.json").get("settings")
     if not isinstance(made, dict) or not (folder / "model" / "model.safetensors").is_file():
         return False
     return learned(config.from_dict(Config, made)) == learned(settings)
@@ -379,7 +379,7 @@ def _run_apart(ready: Sweep, cells: Sequence[Cell], jobs: int, argv: Sequence[st
                 console.print(f"{name} started; {log}", soft_wrap=True, markup=False)
             for name in [name for name, process in running.items() if process.poll() is not None]:
                 failed = running.pop(name).returncode
-                if failed and not results.read_result(ready.folder / name / "cell.json").get("failed"):
+                if failed and not run_folder.read_result(ready.folder / name / "cell.json").get("failed"):
                     crashed.append(name)
                 bar.advance(task)
             bar.update(task, note=", ".join(running))

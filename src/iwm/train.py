@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iwm import checkpoint, config, health
+from iwm import config, health, run_folder
 from iwm.actions.views import Views, make_independent_views, make_views
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import Batch, Loader, load_all, load_pairs
 from iwm.data.sources import open_images, source_identity
-from iwm.model import pretrained
+from iwm.model import pretrained, weights
 from iwm.model.masks import is_whole, sample_masks
 from iwm.model.vit import choose_attention, compile_blocks
 from iwm.model.world_model import ImageWorldModel
@@ -32,7 +32,7 @@ from iwm.run_folder import read_metrics
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import Interrupted, UserError
-from iwm.training import gallery
+from iwm.training import checkpoint, gallery
 from iwm.training.metrics import Metrics
 from iwm.validation import validate
 
@@ -260,7 +260,7 @@ def _pretrain(settings: config.Config, source: ImageSet, out: Path) -> Path:
     watch = Watch(batch, probe, metrics, training, len(source))
     if start < steps:  # of a finished run nothing is left to do but the export
         _loop(training, loader, watch, out, start)
-    checkpoint.export(training.model, out / "model", step=steps, precision=training.precision)
+    weights.export(training.model, out / "model", step=steps, precision=training.precision)
     verdict = health.judge(watch.last) if watch.last else None
     if verdict:
         console.print(f"[{'green' if verdict.healthy else 'red'}]{verdict.word}[/]: " + " ".join(verdict.findings))
@@ -275,7 +275,7 @@ def initialise_from(model: ImageWorldModel, init: str) -> None:
         pretrained.start_from_timm(model.encoder, init)
         model.target_encoder.load_state_dict(model.encoder.state_dict())
         return
-    other = checkpoint.load_model(init)
+    other = run_folder.load_model(init)
     kind, kinds = model.settings.objective.kind, other.settings.objective.kind
     if kind != kinds:
         raise UserError(

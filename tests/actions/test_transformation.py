@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import pictures_file, tiny, trained_on
 
-from iwm import checkpoint, cli, config, train, world
+from iwm import cli, config, run_folder, train, world
 from iwm.actions import action_sets
 from iwm.actions.action_space import ActionSpace
 from iwm.actions.camera import CAMERA
@@ -65,7 +65,7 @@ def test_it_trains_travels_and_runs_only_when_named(mine, tmp_path, capsys, monk
     ran = mine.with_suffix(".ran")
     source, out = str(pictures_file(tmp_path / "pictures.npz")), str(tmp_path / "run")
     base = tiny()
-    monkeypatch.setattr("iwm.recipes.get", lambda name: replace(base, recipe=name))
+    monkeypatch.setattr("iwm.recipe_book.get", lambda name: replace(base, recipe=name))
     named = f"{mine}:SET"
     assert cli.main(["pretrain", "demo", "--data.source", source, "--out", out, "--actions.set", named]) == 0
     capsys.readouterr()
@@ -77,7 +77,7 @@ def test_it_trains_travels_and_runs_only_when_named(mine, tmp_path, capsys, monk
     action_sets.USERS.clear()
     ran.unlink()
     with pytest.raises(UserError, match=r"'gamma', which is not known here.*--actions PATH/mine\.py:SET"):
-        checkpoint.load_model(out)
+        run_folder.load_model(out)
     assert cli.main(["world", out, "--data", source]) == 2
     assert cli.main(["pretrain", "--config", f"{out}/config.yaml", "--out", out]) == 2
     assert "has not been loaded" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from conftest import tiny
 
-from iwm import checkpoint
+from iwm.model import weights
 from iwm.model.world_model import ImageWorldModel
 
 
@@ -32,6 +32,6 @@ def exported(folder: Path, seed: int = 0, **groups: object) -> str:
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             parameter.add_(0.01)
-    checkpoint.export(model, folder / "model")
+    weights.export(model, folder / "model")
     (folder / "config.yaml").write_text("{}")
     return str(folder)

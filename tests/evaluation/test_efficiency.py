@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from planted import corners, exported
 
-from iwm import checkpoint, config
+from iwm import config, run_folder
 from iwm.evaluation import efficiency as figure
 from iwm.evaluation.classifier import AttentiveHead, MeanHead
 from iwm.evaluation.finetune import FinetuneSettings
@@ -24,7 +24,7 @@ def count(*modules: Any) -> int:
 
 
 def test_the_default_points(tmp_path):
-    model = checkpoint.load_model(exported(tmp_path, predictor=config.Predictor(depth=5, width=32)))
+    model = run_folder.load_model(exported(tmp_path, predictor=config.Predictor(depth=5, width=32)))
     names = [point.what for point in figure.points_of(model, QUICK)]
     assert names == [
         "attentive head",
@@ -66,7 +66,7 @@ def test_points_are_measured_once_and_kept(tmp_path, monkeypatch):
     assert found["path"] == str(path)
     assert path.with_suffix(".png").stat().st_size > 10_000
     points = {point["what"]: point for point in json.loads(path.read_text())["points"]}
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     head = AttentiveHead(32, 2)
     one = model.predictor
     one.blocks = one.blocks[:1]

@@ -11,7 +11,7 @@ from conftest import tiny
 from planted import corners, exported
 from safetensors.torch import save_file
 
-from iwm import checkpoint, config
+from iwm import config, run_folder
 from iwm.evaluation import features
 from iwm.evaluation.probes import labelled_splits
 from iwm.runtime.errors import UserError
@@ -31,7 +31,7 @@ def train(tmp_path: Path):
 
 
 def test_the_ema_encoder_is_the_default_and_the_student_an_option(run, images):
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     torch.testing.assert_close(features.open_encoder(run)(images), model.encode(images).values)
     student = features.open_encoder(run, student=True)
     torch.testing.assert_close(student(images), model.encode(images, student=True).values)
@@ -39,7 +39,7 @@ def test_the_ema_encoder_is_the_default_and_the_student_an_option(run, images):
 
 
 def test_layers_are_numbered_from_one_and_the_last_goes_through_the_final_norm(run, images):
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     assert [features.layer_number(layer, 12) for layer in (0, -1, 12, 1, -12)] == [12, 12, 12, 1, 1]
     first = features.open_encoder(run, layer=1)(images)
     body = model.target_encoder

@@ -12,7 +12,7 @@ import torch
 from conftest import tiny
 from planted import corners, exported
 
-from iwm import checkpoint, config
+from iwm import config, run_folder
 from iwm.evaluation import classifier as classifiers
 from iwm.evaluation import finetune
 from iwm.evaluation.fitting import Schedule
@@ -50,7 +50,7 @@ def test_a_finetuned_predictor_solves_what_a_mean_cannot_and_leaves_the_encoder_
     assert [row["lr"] for row in found["tried"]] == [1e-3, 5e-3]
     assert (Path(run) / "model" / "model.safetensors").read_bytes() == before
     tuned = classifiers.load_classifier(found["weights"])
-    frozen = checkpoint.load_model(run).target_encoder
+    frozen = run_folder.load_model(run).target_encoder
     for name, value in frozen.state_dict().items():
         assert torch.equal(tuned.encoder.state_dict()[name], value), name
     arrays = np.load(source[1])
@@ -69,7 +69,7 @@ def test_a_result_says_all_that_it_promises(run, source):
     wanted = {"top1", "top5", "trainable_parameters", "flops_per_image", "train_images_per_second", "chosen", "tried"}
     assert wanted | {"random_encoder_top1", "raw_pixels_top1"} <= set(content)
     assert Path(found["path"]).with_suffix(".png").is_file()
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     head = classifiers.AttentiveHead(32, 2)
     counted = sum(p.numel() for part in (model.predictor, head) for p in part.parameters())
     assert content["trainable_parameters"] == counted
@@ -104,7 +104,7 @@ def test_only_what_is_named_learns(run, source, train, moves):
     tuned = classifiers.load_classifier(found["weights"]).state_dict()
     start = classifiers.load_classifier(found["started_from"]).state_dict() if train == "both" else None
     fresh = finetune.build(
-        checkpoint.load_model(run), finetune.FinetuneSettings(train=train), classes=2, size=16
+        run_folder.load_model(run), finetune.FinetuneSettings(train=train), classes=2, size=16
     ).state_dict()
     changed = [n.split(".") for n, value in (start or fresh).items() if not torch.equal(value, tuned[n])]
     parts = {".".join(n[: 3 if n[1] == "blocks" else 2] if n[0] == "encoder" else n[:1]) for n in changed}
@@ -112,7 +112,7 @@ def test_only_what_is_named_learns(run, source, train, moves):
 
 
 def test_a_random_predictor_shares_nothing_but_its_shape_and_sees_its_context(run):
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     built = finetune.build(model, finetune.FinetuneSettings(predictor="random"), 2, 16)
     pretrained = finetune.build(model, finetune.FinetuneSettings(), 2, 16)
     assert built.predictor is not None
@@ -143,7 +143,7 @@ def test_pictures_that_do_not_fit_into_memory_are_refused(run, source, monkeypat
 
 
 def test_a_shorter_predictor_is_the_first_blocks_of_the_pretrained_one(run):
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     built = finetune.build(model, finetune.FinetuneSettings(depth=1), 2, 16)
     assert built.predictor is not None
     assert len(built.predictor.blocks) == 1

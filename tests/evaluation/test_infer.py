@@ -10,7 +10,7 @@ import torch
 from oracle import REVERSIBLE, Oracle, muted
 from PIL import Image
 
-from iwm import checkpoint, config
+from iwm import config, run_folder
 from iwm.actions.action_space import ActionSpace
 from iwm.evaluation import infer
 from iwm.evaluation.linear import choose_ridge, fit_ridge
@@ -121,7 +121,7 @@ def test_errors_count_in_the_references_range() -> None:
 
 
 def test_the_measurement_is_written_with_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "open_world", lambda run, speed: oracle())
+    monkeypatch.setattr(run_folder, "open_world", lambda run, speed: oracle())
     np.savez(tmp_path / "pictures.npz", images=small(40).permute(0, 2, 3, 1).numpy())
     o = infer.Infer(
         "run", data=str(tmp_path / "pictures.npz"), images=3, train_images=20, out=str(tmp_path), speed=SPEED
@@ -132,7 +132,7 @@ def test_the_measurement_is_written_with_its_picture(tmp_path: Path, monkeypatch
 
 
 def test_two_images_give_the_change_in_raw_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "open_world", lambda run, speed: oracle())
+    monkeypatch.setattr(run_folder, "open_world", lambda run, speed: oracle())
     clean = small(1)[0]
     changed = (255 - clean.int() + 15).clamp(0, 255).byte()
     for name, image in (("a", clean), ("b", changed)):

@@ -11,7 +11,7 @@ import torch
 from conftest import pictures_file
 from oracle import REVERSIBLE, Oracle, muted
 
-from iwm import checkpoint, config
+from iwm import config, run_folder
 from iwm.evaluation import look
 
 
@@ -73,7 +73,7 @@ def test_averages_over_actions_against_brute_force() -> None:
 
 
 def test_the_look_is_written_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "open_world", lambda run, speed: Oracle(space=REVERSIBLE, size=8))
+    monkeypatch.setattr(run_folder, "open_world", lambda run, speed: Oracle(space=REVERSIBLE, size=8))
     source = str(pictures_file(tmp_path / "pictures.npz", size=8, labelled=True))
     options: dict[str, Any] = {"images": 20, "views": (1, 2), "shown": 1, "out": str(tmp_path)}
     found = look.look(look.Look("run", source, speed=config.Speed(precision="fp32"), **options))

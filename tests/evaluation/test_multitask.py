@@ -11,7 +11,7 @@ import torch
 from conftest import pictures_file
 from planted import corners, exported
 
-from iwm import checkpoint, cli, config, report, verdict
+from iwm import cli, config, report, run_folder, verdict
 from iwm.evaluation import augment, finetune, multitask
 from iwm.evaluation import classifier as classifiers
 from iwm.evaluation.fitting import Samples, Schedule
@@ -109,7 +109,7 @@ def test_a_result_says_all_that_it_promises(run, sources):
     for key in ("top1", "single_task_top1"):
         mean = np.mean([content["tasks"][name][key] for name in ("equal", "where")])
         assert content[f"average_{key}"] == pytest.approx(mean)
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     predictor = sum(p.numel() for p in model.predictor.parameters())
     heads = sum(p.numel() for count in (2, 4) for p in classifiers.AttentiveHead(32, count).parameters())
     assert content["trainable_parameters"] == predictor + heads + 2 * model.settings.predictor.width
@@ -152,7 +152,7 @@ def ready(sources, settings=QUICK) -> list[multitask.Task]:
 
 
 def test_one_pass_for_all_equals_each_tasks_own(run, sources):
-    model, tasks = checkpoint.load_model(run), ready(sources)
+    model, tasks = run_folder.load_model(run), ready(sources)
     made = multitask.build(model, tasks, QUICK, 16)
     assert made[0].predictor is made[1].predictor
     assert made[0].encoder is made[1].encoder
@@ -167,7 +167,7 @@ def test_one_pass_for_all_equals_each_tasks_own(run, sources):
 
 
 def test_only_predictor_heads_and_tokens_are_trained(run, sources):
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     tasks = [multitask.replace(task, work=task.work.encoded(model.target_encoder)) for task in ready(sources)]
     before = multitask.build(model, tasks, QUICK, 16)
     after = multitask.tune(model, tasks, QUICK, 16, tasks).classifiers
@@ -179,7 +179,7 @@ def test_only_predictor_heads_and_tokens_are_trained(run, sources):
 
 
 def test_the_precision_of_a_users_machine_works_and_agrees(run, sources):
-    model, tasks = checkpoint.load_model(run), ready(sources)
+    model, tasks = run_folder.load_model(run), ready(sources)
     made = multitask.build(model, tasks, QUICK, 16)
     kept = [task.work.encoded(model.target_encoder).test[:6] for task in tasks]
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_steps_divide_between_the_twins_and_show_the_asked_epochs(counts):
 
 
 def test_the_batch_is_split_evenly_and_the_losses_are_averaged(run, sources, monkeypatch):
-    model, tasks = checkpoint.load_model(run), ready(sources)
+    model, tasks = run_folder.load_model(run), ready(sources)
     seen = []
     real = multitask.stream
 

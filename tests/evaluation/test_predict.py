@@ -11,12 +11,13 @@ import torch
 from conftest import tiny
 from picture_files import noise, zipped
 
-from iwm import checkpoint, config
+from iwm import config
 from iwm.data.loader import load_all
 from iwm.data.sources import open_images
 from iwm.evaluation import classifier as classifiers
 from iwm.evaluation import finetune
 from iwm.evaluation.predict import COLUMNS, predict
+from iwm.model import weights
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import UserError
 
@@ -80,7 +81,7 @@ def test_one_file_an_archive_and_arrays(tmp_path):
 
 def test_the_classifier_of_a_run_is_found(tmp_path):
     run = tmp_path / "run"
-    checkpoint.export(ImageWorldModel(tiny()), run / "model")
+    weights.export(ImageWorldModel(tiny()), run / "model")
     images, out = str(noise(tmp_path / "images", 2)), str(tmp_path / "p.csv")
     with pytest.raises(UserError, match=r"no finetuned classifier in .*iwm finetune"):
         predict(str(run), images, out=out)

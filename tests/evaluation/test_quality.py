@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from conftest import pictures_file, tiny
 
-from iwm import checkpoint, config, train
+from iwm import config, run_folder, train
 from iwm.evaluation import quality
 
 
@@ -17,7 +17,7 @@ def test_the_twin_of_a_run_that_went_on_goes_on_from_the_first_ones_twin(tmp_pat
     train.pretrain(replace(base, init=str(first), run=config.Run(out=str(second), seed=1)))
     found = quality.world(str(second), source, images=2, bank=8, frozen_random_twin=True)
     assert 0 < found["frozen_random_twin_mrr"] <= 1
-    twins = [checkpoint.load_model(str(run / "eval" / "frozen-random-twin")) for run in (first, second)]
+    twins = [run_folder.load_model(str(run / "eval" / "frozen-random-twin")) for run in (first, second)]
     one, two = (twin.encoder.state_dict() for twin in twins)
     assert all(torch.equal(one[name], two[name]) for name in one), "one and the same random encoder"
     assert config.load(second / "eval" / "frozen-random-twin" / "config.yaml").init.startswith(str(first))

@@ -11,7 +11,7 @@ import torch
 from planted import exported
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from iwm import checkpoint, config
+from iwm import config, run_folder
 from iwm.data.annotations import annotated_splits
 from iwm.data.crops import IGNORED
 from iwm.data.sources import open_images
@@ -104,7 +104,7 @@ def test_a_trained_head_segments_and_its_weights_say_the_same(run, source):
 )
 def test_only_what_is_named_learns(run, source, train, head, moves):
     found = do(run, source, train, head=head)
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     trained = segmenter.load_segmenter(found["weights"]).state_dict()
     settings = replace(QUICK, train=train, head=head)
     fresh = segmentation.build(model, settings, ("ground", "red", "blue"), found["window"])
@@ -117,7 +117,7 @@ def test_only_what_is_named_learns(run, source, train, head, moves):
 
 
 def test_a_random_predictor_is_another_one(run):
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     ours, control = (
         segmentation.build(model, replace(QUICK, train="predictor", predictor=kind, head="linear"), ("a", "b"), 16)
         for kind in ("pretrained", "random")

@@ -9,7 +9,7 @@ import torch
 from conftest import tiny
 from planted import exported
 
-from iwm import checkpoint, config
+from iwm import config, run_folder
 from iwm.evaluation import segmentation, segmenter
 from iwm.evaluation.segmenter import Segmenter, UperNet, at_stride, resample, starts
 from iwm.runtime.errors import UserError
@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> str:
 
 def built(run: str, train: str = "head", head: Any = "linear", size: int = 16) -> Segmenter:
     settings = segmentation.SegmentSettings(train=train, head=head, channels=8)
-    return segmentation.build(checkpoint.load_model(run), settings, CLASSES, size).eval()
+    return segmentation.build(run_folder.load_model(run), settings, CLASSES, size).eval()
 
 
 @torch.no_grad()
@@ -116,7 +116,7 @@ def test_windows_cover_a_side_evenly(side, window):
 @pytest.mark.parametrize(("train", "head"), [("head", "upernet"), ("predictor", "linear")])
 def test_weights_come_back_whole(run, train, head, tmp_path):
     model = built(run, train, head)
-    segmenter.save_segmenter(model, checkpoint.load_model(run), tmp_path / "weights")
+    segmenter.save_segmenter(model, run_folder.load_model(run), tmp_path / "weights")
     again = segmenter.load_segmenter(tmp_path / "weights")
     images = torch.randint(0, 256, (2, 3, 20, 28), dtype=torch.uint8)
     assert again.names == CLASSES

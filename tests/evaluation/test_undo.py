@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracle import REVERSIBLE, Oracle
 
-from iwm import checkpoint, config
+from iwm import config, run_folder
 from iwm.evaluation import undo
 
 
@@ -122,7 +122,7 @@ def test_the_density_is_the_mahalanobis_distance() -> None:
 
 
 def test_the_table_is_written_with_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "open_world", lambda run, speed: Oracle(space=REVERSIBLE, size=8))
+    monkeypatch.setattr(run_folder, "open_world", lambda run, speed: Oracle(space=REVERSIBLE, size=8))
     images, labels = tinted(120)
     np.savez(tmp_path / "tints.npz", images=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
     options: dict[str, Any] = {"images": 10, "train_images": 60, "guesses": 1, "out": str(tmp_path)}

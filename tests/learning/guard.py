@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from iwm import checkpoint, config, recipes, train, world
+from iwm import config, recipe_book, run_folder, train, world
 from iwm.data.loader import load_all
 from iwm.data.sources import open_images
 from iwm.model.world_model import ImageWorldModel
@@ -29,7 +29,7 @@ IMAGES, BANK = 32, 256
 
 def settings(out: Path, seed: int, **optim: float) -> config.Config:
     """The demo's recipe for two of its ten epochs: 21,000 views."""
-    demo = recipes.get("demo")
+    demo = recipe_book.get("demo")
     return replace(
         demo,
         optim=replace(demo.optim, epochs=2, **optim),
@@ -40,7 +40,7 @@ def settings(out: Path, seed: int, **optim: float) -> config.Config:
 def measure(run: Path) -> dict[str, float]:
     """What was learned: the world model on held-out objects, the health of the representation, and a ridge probe's
     gain over the encoder as it was drawn."""
-    model = checkpoint.load_model(str(run))
+    model = run_folder.load_model(str(run))
     size = model.settings.data.image_size
     pixels, _ = load_all(open_images("sample-objects", "val"), size, limit=IMAGES)
     found = world.measure(model, pixels, BANK)

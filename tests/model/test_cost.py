@@ -6,7 +6,7 @@ import torch
 from conftest import tiny
 from torch.utils.flop_counter import FlopCounterMode
 
-from iwm import config, recipes
+from iwm import config, recipe_book
 from iwm.actions.views import make_views
 from iwm.model.cost import cost
 from iwm.model.masks import sample_masks
@@ -35,12 +35,12 @@ def test_cost_against_counting_the_real_step(conditioning, masks):
     assert cost(settings).train_flops == pytest.approx(counter.get_total_flops() / 4, rel=0.06)
 
 
-FAMILIES = [f"{family}-cifar10" for family in recipes.FAMILIES]
+FAMILIES = [f"{family}-cifar10" for family in recipe_book.FAMILIES]
 
 
 @pytest.mark.parametrize("name", ["demo", "cifar10", "imagenet-vitb16-equi", *FAMILIES])
 def test_parameters_against_the_real_model(name):
-    settings = recipes.get(name)
+    settings = recipe_book.get(name)
     model, counted = ImageWorldModel(settings), cost(settings)
     joint = settings.objective.kind == "joint"
     said = [model.joint.projector, model.joint.predictor] if joint else [model.predictor]
@@ -50,7 +50,7 @@ def test_parameters_against_the_real_model(name):
 
 @pytest.mark.parametrize("family", ["mae", "moco", "byol"])
 def test_cost_of_a_family_against_counting_its_step(family):
-    settings = recipes.FAMILIES[family](tiny())
+    settings = recipe_book.FAMILIES[family](tiny())
     settings = replace(settings, objective=replace(settings.objective, projector_width=64, freeze_patches=False))
     model, indices = ImageWorldModel(settings), np.arange(4)
     images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)

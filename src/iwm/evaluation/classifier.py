@@ -22,10 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from iwm import checkpoint, config, results
+from iwm import config, run_folder
 from iwm.actions.action_space import ActionSpace
 from iwm.config import Speed
 from iwm.evaluation.fitting import logits_of
+from iwm.model import weights
 from iwm.model.encoder import Encoder
 from iwm.model.predictor import Predictor, for_tasks, seen_width
 from iwm.model.vit import head_count, initialise
@@ -146,7 +147,7 @@ def save_classifier(classifier: Classifier, model: ImageWorldModel, folder: Path
     `load_classifier` needs, the encoder included."""
     meta = {**_meta(classifier, model), **extra}
     meta["classifier"]["classes"] = list(classifier.names)
-    checkpoint.write_weights(folder, classifier.state_dict(), meta)
+    weights.write_weights(folder, classifier.state_dict(), meta)
 
 
 def save_tasks(
@@ -161,7 +162,7 @@ def save_tasks(
     for number, classifier in enumerate(classifiers):
         for name, value in classifier.state_dict().items():
             tensors[name if name.startswith(SHARED) else f"tasks.{number}.{name}"] = value
-    checkpoint.write_weights(folder, tensors, meta)
+    weights.write_weights(folder, tensors, meta)
 
 
 SHARED = ("encoder.", "predictor.")
@@ -256,7 +257,7 @@ def find_classifier(run: str) -> Path:
     folder = Path(run).expanduser()
     if _holds_classifier(folder):
         return folder
-    found = [path.parent for path in sorted((results.run_folder(run) / "eval").glob("*/config.json"))]
+    found = [path.parent for path in sorted((run_folder.run_folder(run) / "eval").glob("*/config.json"))]
     found = [path for path in found if _holds_classifier(path)]
     if not found:
         raise UserError(f"There is no finetuned classifier in {run}; `iwm finetune` and `iwm multitask` make one.")

@@ -17,15 +17,16 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from iwm import checkpoint, results
+from iwm import run_folder
 from iwm.config import Speed
 from iwm.data.sources import source_identity
+from iwm.evaluation import ritual
 from iwm.evaluation.finetune import FinetuneSettings, Work, trainable_of
 from iwm.evaluation.fitting import scores
 from iwm.evaluation.probes import labelled_splits
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices
-from iwm.runtime.console import console
+from iwm.runtime.console import console, table
 from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE, blank, finite, save, style_axes
 from iwm.runtime.errors import UserError
 from iwm.verdict import accuracy_error
@@ -96,7 +97,7 @@ def efficiency(
     if run.startswith("timm:"):
         raise UserError(f"{run} has no predictor to finetune; give a RUN.")
     speed = speed or Speed()
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     model.require_predictor()
     size = size or model.settings.data.image_size
     wanted = points_of(model, settings, depths, blocks)
@@ -107,12 +108,12 @@ def efficiency(
         "schedule": vars(settings.schedule),
         "data": source_identity(data),
         "val": source_identity(val) if val else "",
-        "run": results.run_identity(run, out),
+        "run": ritual.run_identity(run, out),
         "size": size,
-        "weights": checkpoint.identity(run),
+        "weights": run_folder.identity(run),
     }
-    path = results.place(run, "efficiency", splits.train.name, common, variant=f"seed{seed}" if seed else "", out=out)
-    there = {point["what"]: point for point in results.read_result(path).get("points", [])}
+    path = ritual.place(run, "efficiency", splits.train.name, common, variant=f"seed{seed}" if seed else "", out=out)
+    there = {point["what"]: point for point in run_folder.read_result(path).get("points", [])}
     missing = [point for point in wanted if point.what not in there]
     if len(missing) < len(wanted):
         console.print(f"{len(wanted) - len(missing)} of {len(wanted)} points are there already.")
@@ -134,8 +135,8 @@ def efficiency(
             _write(path, payload, there, common)
         content = _write(path, payload, there, common)
     rows = [(p["what"], p["trainable_parameters"], p["top1"]) for p in content["points"]]
-    title = f"Finetuning efficiency of {results.run_folder(run, out).resolve().name} on {splits.train.name}"
-    console.print(results.table(title, ["what", "trainable parameters", "top-1"], rows))
+    title = f"Finetuning efficiency of {run_folder.run_folder(run, out).resolve().name} on {splits.train.name}"
+    console.print(table(title, ["what", "trainable parameters", "top-1"], rows))
     console.print(f"Written to {path}", soft_wrap=True, markup=False)
     return {**content, "path": str(path)}
 
@@ -166,7 +167,7 @@ def _write(
     """Write what is there so far, and its picture."""
     order = {family: place for place, family in enumerate(FAMILIES)}
     points = sorted(there.values(), key=lambda point: (order[point["family"]], point["trainable_parameters"]))
-    content = results.write(path, {**payload, "points": points}, common)
+    content = ritual.write(path, {**payload, "points": points}, common)
     save(draw(points, payload["chance"], payload["data"]), path.with_suffix(".png"))
     return content
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from iwm import checkpoint
+from iwm import run_folder
 from iwm.config import Speed
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import load_chunks
@@ -189,7 +189,7 @@ def open_encoder(run: str, *, student: bool = False, layer: int = 0, size: int =
         if student:
             raise UserError(f"{run} has no student encoder; leave out --student.")
         return open_timm(run, layer=layer, size=size)
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     body = model.encoder if student else model.target_encoder
     return WorldEncoder(
         body, "student encoder" if student else "EMA encoder", size or model.settings.data.image_size, layer

@@ -21,11 +21,11 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from iwm import checkpoint, config, results
+from iwm import config, run_folder
 from iwm.config import Speed
 from iwm.data.loader import load_all
 from iwm.data.sources import source_identity
-from iwm.evaluation import augment, features, probes
+from iwm.evaluation import augment, features, probes, ritual
 from iwm.evaluation.augment import Augment
 from iwm.evaluation.classifier import AttentiveHead, Classifier, MeanHead, load_classifier, save_classifier
 from iwm.evaluation.fitting import (
@@ -53,7 +53,7 @@ from iwm.model.predictor import seen_width
 from iwm.model.vit import choose_attention, set_drop_path
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices
-from iwm.runtime.console import console
+from iwm.runtime.console import console, show
 from iwm.runtime.errors import UserError
 
 SHOWN = (
@@ -175,7 +175,7 @@ def finetune(
         raise UserError(f"{run} has no predictor to finetune; give a RUN, or probe it with `iwm probe`.")
     settings.require_use_of(start)
     speed = speed or Speed()
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     size = size or model.settings.data.image_size
     _ = build(model, settings, 2, size)  # what cannot be built is an error before any work
     splits = labelled_splits(data, val, size=size)
@@ -219,13 +219,13 @@ def finetune(
             "schedule": vars(settings.schedule),
             "data": source_identity(data),
             "val": source_identity(val) if val else "",
-            "run": results.run_identity(run, out),
+            "run": ritual.run_identity(run, out),
             "size": size,
             "start": source_identity(start) if start else "",
             "baselines": baselines,
         }
         variant = "-".join(settings.words)
-        path = results.place(run, "finetune", splits.train.name, written, variant=variant, out=out)
+        path = ritual.place(run, "finetune", splits.train.name, written, variant=variant, out=out)
         folder = path.with_suffix("")
         save_classifier(classifier, model, folder, finetuned=config.to_dict(settings))
         probes.draw_confusion(
@@ -234,9 +234,9 @@ def finetune(
             f"finetuned {variant}, {splits.train.name}: {found['top1']:.1%}",
             path.with_suffix(".png"),
         )
-        content = results.write(path, {**payload, "weights": str(folder)}, written)
+        content = ritual.write(path, {**payload, "weights": str(folder)}, written)
         title = f"Finetuned {variant}, {splits.train.name}"
-        results.show(title, {name: content[name] for name in SHOWN if name in content}, path)
+        show(title, {name: content[name] for name in SHOWN if name in content}, path)
     return {**content, "path": str(path)}
 
 

@@ -17,16 +17,17 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from tyro.conf import Positional
 
-from iwm import checkpoint, config, results
+from iwm import config, run_folder
 from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all, load_one
 from iwm.data.sources import open_splits, source_identity
+from iwm.evaluation import ritual
 from iwm.evaluation.linear import choose_ridge
 from iwm.model.action_search import Search
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, drawing
-from iwm.runtime.console import console, progress
+from iwm.runtime.console import console, progress, show, table
 from iwm.runtime.errors import UserError
 from iwm.world import held_out, in_reference_units, reference_space, standard_error
 
@@ -69,14 +70,14 @@ def infer(o: Infer) -> dict[str, Any]:
         raise UserError(
             f"--images {o.images} --train-images {o.train_images} --seed {o.seed}: give 1, 20 and 0 or more."
         )
-    model = checkpoint.open_world(o.run, o.speed)
+    model = run_folder.open_world(o.run, o.speed)
     with devices.threads(o.speed), devices.autocast(model.device, devices.precision_of(o.speed, model.device)):
         return _measured(o, model) if o.data else _pair(o, model)
 
 
 def _settings(o: Infer, model: ImageWorldModel, **more: Any) -> dict[str, Any]:
     precision = devices.precision_of(o.speed, model.device)
-    return {"seed": o.seed, "run": results.run_identity(o.run, o.out), "precision": precision, **more}
+    return {"seed": o.seed, "run": ritual.run_identity(o.run, o.out), "precision": precision, **more}
 
 
 def _pair(o: Infer, model: ImageWorldModel) -> dict[str, Any]:
@@ -93,14 +94,14 @@ def _pair(o: Infer, model: ImageWorldModel) -> dict[str, Any]:
         "residual": float(residuals(model, source, target, action)),
         "null_residual": float(residuals(model, source, target, space.null(1))),
     }
-    names = [results.plain_name(Path(path).stem) for path in (o.source, o.target)]
+    names = [run_folder.plain_name(Path(path).stem) for path in (o.source, o.target)]
     found["data"] = f"{names[0]} to {names[1]}"
     images = {"source": source_identity(o.source), "target": source_identity(o.target), "undo": o.undo}
     settings = _settings(o, model, **images)
-    path = results.place(o.run, "infer", names[1], settings, variant=names[0], out=o.out)
-    content = results.write(path, found, settings)
+    path = ritual.place(o.run, "infer", names[1], settings, variant=names[0], out=o.out)
+    content = ritual.write(path, found, settings)
     shown = raw | {k: found[k] for k in ("words", "residual", "null_residual")}
-    results.show(f"The change from {names[0]} to {names[1]}", shown, path)
+    show(f"The change from {names[0]} to {names[1]}", shown, path)
     if found["residual"] > 0.9 * found["null_residual"]:
         console.print("[yellow]No action explains the target much better than leaving the source as it is.")
     return {**content, "path": str(path)}
@@ -222,8 +223,8 @@ def _measured(o: Infer, model: ImageWorldModel) -> dict[str, Any]:
     sources = {"data": source_identity(o.data), "val": source_identity(o.val) if o.val else ""}
     sizes = {"images": o.images, "train_images": o.train_images}
     settings = _settings(o, model, **sources, **sizes)
-    path = results.place(o.run, "infer", held.name, settings, out=o.out)
-    content = results.write(path, found, settings)
+    path = ritual.place(o.run, "infer", held.name, settings, out=o.out)
+    content = ritual.write(path, found, settings)
     names = {
         "search": "search through the predictor",
         "always_zero": "always zero",
@@ -232,7 +233,7 @@ def _measured(o: Infer, model: ImageWorldModel) -> dict[str, Any]:
     }
     components = list(found["search"]["components"])
     rows = [[n, found[k]["error"], *found[k]["components"].values()] for k, n in names.items()]
-    console.print(results.table(f"Error of the inferred action on {held.name}", ["", "mean", *components], rows))
+    console.print(table(f"Error of the inferred action on {held.name}", ["", "mean", *components], rows))
     console.print(f"Written to {path}", soft_wrap=True)
     series = {n: list(found[k]["components"].values()) for k, n in names.items()}
     title = f"Inferred actions on {held.name}: mean absolute error"

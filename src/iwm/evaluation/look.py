@@ -17,17 +17,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tyro.conf import Positional
 
-from iwm import checkpoint, config, results
+from iwm import config, run_folder
 from iwm.data.image_sets import Subset
 from iwm.data.loader import load_all
 from iwm.data.sources import open_splits, source_identity
-from iwm.evaluation import composition
+from iwm.evaluation import composition, ritual
 from iwm.evaluation.fitting import accuracy
 from iwm.evaluation.linear import full_precision
 from iwm.evaluation.probes import ProbeSettings, evaluate, labelled_splits
 from iwm.evaluation.undo import labelled, pooled_prediction
 from iwm.imagine import carried
 from iwm.model.world_model import ImageWorldModel
+from iwm.runtime import console as console_
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError
@@ -59,7 +60,7 @@ def look(o: Look) -> dict[str, Any]:
     and returns what was written. Raises UserError for numbers that ask nothing and a RUN without predictor."""
     if o.images < 20 or o.shown < 1 or o.seed < 0 or not o.views or min(o.views) < 1:
         raise UserError("iwm look needs --images 20, --shown 1, --views 1 and --seed 0 or more.")
-    model = checkpoint.open_world(o.run, o.speed)
+    model = run_folder.open_world(o.run, o.speed)
     size = model.settings.data.image_size
     train, held, how = open_splits(o.data, o.val, size=size)
     precision = devices.precision_of(o.speed, model.device)
@@ -84,11 +85,11 @@ def look(o: Look) -> dict[str, Any]:
         **{name: getattr(o, name) for name in ("images", "views", "shown", "seed")},
         "data": source_identity(o.data),
         "val": source_identity(o.val) if o.val else "",
-        "run": results.run_identity(o.run, o.out),
+        "run": ritual.run_identity(o.run, o.out),
         "precision": precision,
     }
-    path = results.place(o.run, "look", held.name, settings, out=o.out)
-    content = results.write(path, found, settings)
+    path = ritual.place(o.run, "look", held.name, settings, out=o.out)
+    content = ritual.write(path, found, settings)
     drawing.save(draw(maps, usual), path.with_suffix(".png"))
     if "averaged" in found:
         rows = found["averaged"]
@@ -104,13 +105,13 @@ def look(o: Look) -> dict[str, Any]:
 def _print(found: dict[str, Any], name: str) -> None:
     composed = found["composition"]
     rows = [[words, composed["error"][way], composed["mrr"][way]] for way, words in composition.WAYS.items()]
-    console.print(results.table(f"A change after a change, {name}", ["prediction", "error", "MRR"], rows))
+    console.print(console_.table(f"A change after a change, {name}", ["prediction", "error", "MRR"], rows))
     console.print(
         f"The linear way back explains {composed['way_back_r2']:.3f}; chance MRR {composed['mrr_chance']:.3f}."
     )
     if "averaged" in found:
         table = [[row["what"], row["knn"], row["linear"]] for row in found["averaged"]]
-        console.print(results.table(f"Averaged over actions, top-1 on {name}", ["features", "kNN", "linear"], table))
+        console.print(console_.table(f"Averaged over actions, top-1 on {name}", ["features", "kNN", "linear"], table))
 
 
 # ---- maps ----------------------------------------------------------------------------------------------------------

@@ -21,10 +21,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from iwm import checkpoint, config, results
+from iwm import config, run_folder
 from iwm.config import Speed
 from iwm.data.sources import source_identity
-from iwm.evaluation import finetune
+from iwm.evaluation import finetune, ritual
 from iwm.evaluation.classifier import Classifier, save_tasks
 from iwm.evaluation.finetune import FinetuneSettings, Work
 from iwm.evaluation.fitting import (
@@ -42,7 +42,7 @@ from iwm.evaluation.tuning import grid_of
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, drawing
-from iwm.runtime.console import console
+from iwm.runtime.console import console, show, table
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation
 
@@ -111,7 +111,7 @@ def multitask(
             "out queries, action, mixup and cutmix."
         )
     speed = speed or Speed()
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     size = size or model.settings.data.image_size
     splits = {name: _splits(name, source, vals.get(name, ""), size) for name, source in tasks.items()}
     encoder = model.encoder if settings.student else model.target_encoder
@@ -143,16 +143,16 @@ def multitask(
         "schedule": vars(settings.schedule),
         "tasks": {name: source_identity(source) for name, source in tasks.items()},
         "vals": {name: source_identity(source) for name, source in vals.items()},
-        "run": results.run_identity(run, out),
+        "run": ritual.run_identity(run, out),
         "size": size,
     }
     words = [predictor, "student" * settings.student, f"seed{seed}" if seed else ""]
     variant = "-".join(word for word in words if word)
-    path = results.place(run, "multitask", data, written, variant=variant, out=out)
+    path = ritual.place(run, "multitask", data, written, variant=variant, out=out)
     folder = path.with_suffix("")
     save_tasks(shared, names, model, folder, finetuned=config.to_dict(settings))
     draw(found["tasks"], path.with_suffix(".png"))
-    content = results.write(path, {**payload, "weights": str(folder)}, written)
+    content = ritual.write(path, {**payload, "weights": str(folder)}, written)
     _show(content, path)
     return {**content, "path": str(path)}
 
@@ -382,9 +382,9 @@ def _show(content: Mapping[str, Any], path: Path) -> None:
     rows.append(["average", None, *averages, None, None, None])
     columns = ["task", "classes", "top1", "single_task_top1", "chance", "top5", "n_train", "n_val"]
     title = f"One {content['predictor']} predictor, {len(content['tasks'])} tasks"
-    console.print(results.table(title, columns, rows))
+    console.print(table(title, columns, rows))
     told = ("trainable_parameters", "single_task_trainable_parameters", "iterations", "single_task_iterations")
-    results.show("Cost", {name: content[name] for name in told}, path)
+    show("Cost", {name: content[name] for name in told}, path)
 
 
 def draw(tasks: Mapping[str, Mapping[str, Any]], path: Path) -> None:

@@ -4,7 +4,6 @@ import csv
 import io
 from pathlib import Path
 
-from iwm import results
 from iwm.config import Speed
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import load_chunks
@@ -12,7 +11,7 @@ from iwm.data.sources import open_pictures
 from iwm.evaluation.classifier import Classifier, find_classifier, load_classifier
 from iwm.evaluation.classifier import predict as probabilities_of
 from iwm.runtime import devices, files
-from iwm.runtime.console import console, progress
+from iwm.runtime.console import console, progress, table
 from iwm.runtime.errors import UserError
 
 BEST = 5
@@ -48,7 +47,7 @@ def predict(
     files.write_text(path, text.getvalue())
     counts = {name: sum(line["prediction"] == name for line in lines) for name in classifier.names}
     rows = sorted(((name, count) for name, count in counts.items() if count), key=lambda row: -row[1])
-    console.print(results.table(f"{folder.name} on {opened.name}", ["prediction", "images"], rows))
+    console.print(table(f"{folder.name} on {opened.name}", ["prediction", "images"], rows))
     left_out = len(opened) - len(lines)
     if left_out:
         console.print(f"[yellow]{left_out} broken image{'s were' if left_out > 1 else ' was'} left out.")

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from iwm import results
+from iwm import run_folder
 from iwm.config import Speed, did_you_mean
 from iwm.data.image_sets import ImageSet, require_labels
 from iwm.data.sources import open_splits, source_identity
-from iwm.evaluation import features
+from iwm.evaluation import features, ritual
 from iwm.evaluation.classifier import AttentiveHead
 from iwm.evaluation.features import RAW_SIZES, FrozenEncoder, Labelled, RawPixels
 from iwm.evaluation.fitting import (
@@ -40,7 +40,7 @@ from iwm.evaluation.fitting import (
 )
 from iwm.evaluation.linear import choose_l2, fit_linear
 from iwm.runtime import devices
-from iwm.runtime.console import console
+from iwm.runtime.console import console, show
 from iwm.runtime.errors import UserError
 
 Kind = Literal["knn", "linear", "attentive"]
@@ -165,7 +165,7 @@ def probe(
     splits = labelled_splits(data, val, size=encoder.size)
     console.print(f"{splits.train.name}: {splits.sentence}.")
     with devices.threads(speed):  # until the end: the result says how many
-        cache = results.run_folder(run, out) / "eval" / "cache"
+        cache = run_folder.run_folder(run, out) / "eval" / "cache"
         found = _probe_all(encoder, splits, settings, baselines=baselines, speed=speed, cache=cache)
         if other is not None:
             seen = splits if other.size == encoder.size else labelled_splits(data, val, size=other.size)
@@ -192,25 +192,25 @@ def probe(
             "schedule": vars(settings.schedule),
             "data": source_identity(data),
             "val": source_identity(val) if val else "",
-            "run": results.run_identity(run, out),
+            "run": ritual.run_identity(run, out),
             "student": student,
             "layer": encoder.layer,
             "size": encoder.size,
             "baselines": baselines,
-            **({"beside": results.run_identity(beside, beside)} if beside else {}),
+            **({"beside": ritual.run_identity(beside, beside)} if beside else {}),
         }
         words = [kind, "student" * student, f"layer{encoder.layer}" if encoder.layer < encoder.depth else ""]
         words += [settings.pools] if settings.pools == "max" else []
         words += ["raw-scale"] if kind == "linear" and not settings.standardise else []
         words.append(f"seed{settings.seed}" if settings.seed else "")
-        words += [results.plain_name(f"beside-{beside.split(',')[0].split('/')[-1]}")] if beside else []
+        words += [run_folder.plain_name(f"beside-{beside.split(',')[0].split('/')[-1]}")] if beside else []
         variant = "-".join(word for word in words if word)
-        path = results.place(run, "probe", splits.train.name, settings_written, variant=variant, out=out)
+        path = ritual.place(run, "probe", splits.train.name, settings_written, variant=variant, out=out)
         path.parent.mkdir(parents=True, exist_ok=True)
         title = f"{kind} probe, {encoder.name}, {splits.train.name}: {found['top1']:.1%}"
         draw_confusion(np.array(found["confusion"]), splits.classes, title, path.with_suffix(".png"))
-        written = results.write(path, payload, settings_written)
-        results.show(title.split(":")[0], {name: written[name] for name in SHOWN if name in written}, path)
+        written = ritual.write(path, payload, settings_written)
+        show(title.split(":")[0], {name: written[name] for name in SHOWN if name in written}, path)
     return {**written, "path": str(path)}
 
 

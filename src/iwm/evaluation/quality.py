@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from iwm import checkpoint, config, results, strips, train
+from iwm import config, run_folder, strips, train
 from iwm.data.image_sets import Subset
 from iwm.data.loader import load_all
 from iwm.data.sources import open_splits, source_identity
+from iwm.evaluation import ritual
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, drawing
-from iwm.runtime.console import console, progress
+from iwm.runtime.console import console, progress, show
 from iwm.runtime.errors import UserError
 from iwm.world import bank_ranges, held_out, measure, reference_space
 
@@ -47,7 +48,7 @@ def world(
         raise UserError(f"--seed {seed} is no seed; give 0 or more.")
     speed = speed or config.Speed()
     device = devices.device_of(speed)
-    model = checkpoint.open_world(run, speed)
+    model = run_folder.open_world(run, speed)
     size = model.settings.data.image_size
     _, held, how = open_splits(data, val, size=size)
     pixels, _ = load_all(Subset(held, held_out(images, len(held), seed)), size)
@@ -57,7 +58,7 @@ def world(
         "images": len(pixels),
         "bank": bank,
         "seed": seed,
-        "run": results.run_identity(run, out),
+        "run": ritual.run_identity(run, out),
         "frozen_random_twin": frozen_random_twin,
         "precision": devices.precision_of(speed, device),
     }
@@ -72,13 +73,13 @@ def world(
     measured["data"], measured["split"] = held.name, how
     measured["images"], measured["bank"] = len(pixels), bank
     variant = "" if (images, bank, seed) == (64, 256, 0) else f"{images}x{bank}-seed{seed}"
-    path = results.place(run, "world", held.name, settings, variant=variant, out=out)
+    path = ritual.place(run, "world", held.name, settings, variant=variant, out=out)
     with devices.threads(speed), devices.autocast(device, settings["precision"]):
-        content = results.write(path, measured, settings)
+        content = ritual.write(path, measured, settings)
         rows = strips.strip_rows(model, pixels[:6], seed, bank)
     drawing.save(strips.strips(rows), path.with_suffix(".png"))
     shown = {k: v for k, v in measured.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    results.show(f"World model on {held.name} ({how})", shown, path)
+    show(f"World model on {held.name} ({how})", shown, path)
     console.print(PUBLISHED)
     if measured["mrr"] < measured["mrr_chance"]:
         console.print("[red]MRR is below chance: targets tie, so the target space has collapsed.")
@@ -103,13 +104,13 @@ def _measured(
 
 def _twin(run: str, speed: config.Speed) -> ImageWorldModel:
     """RUN's twin with a frozen random encoder, trained like it (once; kept in RUN/eval/frozen-random-twin)."""
-    return checkpoint.open_world(str(_train_twin(run, speed)), speed)
+    return run_folder.open_world(str(_train_twin(run, speed)), speed)
 
 
 def _train_twin(run: str, speed: config.Speed) -> Path:
     """Train the twin where it is not yet there; a run that went on from another one's weights has a twin that goes on
     from that one's twin."""
-    folder = results.run_folder(run)
+    folder = run_folder.run_folder(run)
     if not (folder / "config.yaml").is_file():
         raise UserError(
             f"A twin repeats the training of a run folder, and {run} has no config.yaml; give the --out folder."

@@ -20,11 +20,12 @@ import torch
 from jaxtyping import Float, Int16, Int64, UInt8
 from torch import Tensor
 
-from iwm import checkpoint, config, results
+from iwm import config, run_folder
 from iwm.config import Speed
 from iwm.data.annotations import AnnotatedSplits, Examples, annotated_splits
 from iwm.data.crops import scaled_crop
 from iwm.data.sources import source_identity
+from iwm.evaluation import ritual
 from iwm.evaluation.fitting import Learner, Schedule, Trained, TrainingSet, choose, hold_out
 from iwm.evaluation.iou import Counts, count
 from iwm.evaluation.segmenter import HeadKind, Segmenter, head_of, load_segmenter, save_segmenter
@@ -42,7 +43,7 @@ from iwm.evaluation.tuning import (
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, drawing
-from iwm.runtime.console import console, progress
+from iwm.runtime.console import console, progress, show, table
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import uniforms
 
@@ -248,7 +249,7 @@ def segment(
     )
     settings.require_use_of(start)
     speed = speed or Speed()
-    model = checkpoint.load_model(run)
+    model = run_folder.load_model(run)
     _ = predictor_of(model, settings)  # what cannot be built is an error before any work
     with devices.threads(speed):
         splits = annotated_splits(data, val, ignore_index=ignore_index, size=size or model.settings.data.image_size)
@@ -313,22 +314,22 @@ def segment(
         "schedule": vars(settings.schedule),
         "data": source_identity(data),
         "val": source_identity(val) if val else "",
-        "run": results.run_identity(run, out),
+        "run": ritual.run_identity(run, out),
         "size": size,
         "start": source_identity(start) if start else "",
         "baselines": baselines,
     }
     words = [train, predictor if settings.uses_predictor else "", head, "student" * settings.student]
     variant = "-".join(word for word in (*words, f"seed{seed}" if seed else "") if word)
-    path = results.place(run, "segment", splits.train.name, written, variant=variant, out=out)
+    path = ritual.place(run, "segment", splits.train.name, written, variant=variant, out=out)
     folder = path.with_suffix("")
     save_segmenter(segmenter, model, folder, finetuned=config.to_dict(settings))
     title = f"Segmented {variant}, {splits.train.name}"
     drawing.save(overlays.overlays(shown, splits.classes), path.with_suffix(".png"))
-    content = results.write(path, {**payload, "weights": str(folder)}, written)
-    results.show(title, {name: content[name] for name in SHOWN if name in content}, path)
+    content = ritual.write(path, {**payload, "weights": str(folder)}, written)
+    show(title, {name: content[name] for name in SHOWN if name in content}, path)
     ious = zip(splits.classes, content["per_class_iou"], strict=True)
-    console.print(results.table("IoU of every class", ["class", "IoU"], ious))
+    console.print(table("IoU of every class", ["class", "IoU"], ious))
     return {**content, "path": str(path)}
 
 

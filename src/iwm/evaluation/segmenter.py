@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from iwm import checkpoint, config
+from iwm import config
 from iwm.actions.action_space import ActionSpace
 from iwm.evaluation.classifier import Headed
+from iwm.model import weights
 from iwm.model.encoder import Encoder
 from iwm.model.predictor import for_tasks
 from iwm.model.vit import depths
@@ -161,7 +162,7 @@ def save_segmenter(segmenter: Segmenter, model: ImageWorldModel, folder: Path, *
         },
         **extra,
     }
-    checkpoint.write_weights(folder, segmenter.state_dict(), meta)
+    weights.write_weights(folder, segmenter.state_dict(), meta)
 
 
 def load_segmenter(folder: str | Path, device: str | torch.device = "cpu") -> Segmenter:

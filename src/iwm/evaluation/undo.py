@@ -20,17 +20,18 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from tyro.conf import Positional
 
-from iwm import checkpoint, config, results
+from iwm import config, run_folder
 from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all
 from iwm.data.sources import source_identity
+from iwm.evaluation import ritual
 from iwm.evaluation.fitting import accuracy, hold_out
 from iwm.evaluation.linear import Linear, fit_linear, fit_path, full_precision
 from iwm.evaluation.probes import L2_GRID, labelled_splits
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.runtime import devices, drawing
-from iwm.runtime.console import console, progress
+from iwm.runtime.console import console, progress, table
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation, uniforms
 from iwm.verdict import accuracy_error, difference_error, standing
@@ -74,7 +75,7 @@ def undo(o: Undo) -> dict[str, Any]:
     """
     if o.images < 1 or o.train_images < 20 or o.guesses < 1 or o.seed < 0:
         raise UserError("iwm undo needs --images 1, --train-images 20, --guesses 1 and --seed 0 or more.")
-    model = checkpoint.open_world(o.run, o.speed)
+    model = run_folder.open_world(o.run, o.speed)
     size = model.settings.data.image_size
     splits = labelled_splits(o.data, o.val, size=size)
     precision = devices.precision_of(o.speed, model.device)
@@ -87,14 +88,14 @@ def undo(o: Undo) -> dict[str, Any]:
         **{name: getattr(o, name) for name in ("images", "train_images", "guesses", "seed")},
         "data": source_identity(o.data),
         "val": source_identity(o.val) if o.val else "",
-        "run": results.run_identity(o.run, o.out),
+        "run": ritual.run_identity(o.run, o.out),
         "precision": precision,
     }
-    path = results.place(o.run, "undo", splits.val.name, settings, out=o.out)
-    content = results.write(path, found, settings)
+    path = ritual.place(o.run, "undo", splits.val.name, settings, out=o.out)
+    content = ritual.write(path, found, settings)
     corrupted: dict[str, dict[str, float]] = found["corruptions"]
     rows = [[name, *(row[key] for key in NAMES)] for name, row in corrupted.items()]
-    console.print(results.table(f"Top-1 on {splits.val.name}, corrupted", ["corruption", *NAMES.values()], rows))
+    console.print(table(f"Top-1 on {splits.val.name}, corrupted", ["corruption", *NAMES.values()], rows))
     clean, error = found["clean_top1"], found["standard_error"]
     through = found["clean_predicted_top1"]
     console.print(f"Clean images {clean:.4f}, through the predictor {through:.4f}; standard error about {error:.3f}.")

@@ -1,6 +1,7 @@
 """Files that are whole or absent: written beside their final place, synced to disk, renamed."""
 
 import contextlib
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -50,3 +51,8 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

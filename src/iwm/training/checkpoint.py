@@ -4,12 +4,10 @@ A checkpoint is a folder `checkpoints/step-00001234/` with `state.safetensors` (
 (step, settings, checksum). It is written beside its final place, synced to disk and renamed, so it is whole or absent.
 """
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,13 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from iwm import config
-from iwm.actions.action_space import ActionSpace
-from iwm.model.vit import choose_attention
+from iwm.model.weights import FORMAT
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import devices, files
+from iwm.runtime import files
 from iwm.runtime.errors import UserError
-
-FORMAT = 1
+from iwm.runtime.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -35,11 +31,6 @@ class Checkpoint:
     images: int
     settings: config.Config
     tensors: dict[str, Tensor]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _optimiser_tensors(model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -67,7 +58,7 @@ def save(
     tensors |= _optimiser_tensors(model, optimisers)
     file = part / "state.safetensors"
     save_file({name: value.contiguous() for name, value in tensors.items()}, file)
-    meta = {"format": FORMAT, "step": step, "images": images, "sha256": _digest(file)}
+    meta = {"format": FORMAT, "step": step, "images": images, "sha256": sha256_of(file)}
     meta["settings"] = config.to_dict(model.settings)
     (part / "state.json").write_text(json.dumps(meta, indent=1))
     for entry in (file, part / "state.json", part):
@@ -88,7 +79,7 @@ def read(path: Path) -> Checkpoint:
     file = path / "state.safetensors"
     try:
         meta = json.loads((path / "state.json").read_text())
-        if _digest(file) != meta["sha256"]:
+        if sha256_of(file) != meta["sha256"]:
             raise UserError(f"Checkpoint {path} is damaged (its checksum does not match); delete that folder.")
         return Checkpoint(
             path, meta["step"], meta["images"], config.from_dict(config.Config, meta["settings"]), load_file(file)
@@ -133,86 +124,3 @@ def restore(checkpoint: Checkpoint, model: ImageWorldModel, optimisers: list[tor
             if parameter is None or parameter not in takes:
                 raise UserError(f"Checkpoint {checkpoint.path} holds {full}, which nothing here takes; start anew.")
             takes[parameter].state[parameter][key] = value.to(model.device)
-
-
-# ---- weights for use -----------------------------------------------------------------------------------------------
-
-
-def write_weights(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write `model.safetensors` and `config.json` (`meta` and the format's number) into `folder`, atomically."""
-    with files.replacing(folder / "model.safetensors") as part:
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, part)
-        files.write_text(folder / "config.json", json.dumps({"format": FORMAT, **meta}, indent=1))
-
-
-def export(model: ImageWorldModel, folder: Path, **extra: Any) -> None:
-    """Write a model for use: its weights, settings and action space."""
-    meta = {"settings": config.to_dict(model.settings), "actions": model.space.spec(), **extra}
-    write_weights(folder, model.state_dict(), meta)
-
-
-def find_weights(run: str) -> Path:
-    """The folder that holds `model.safetensors` and `config.json` for a RUN.
-
-    RUN is a run folder, a folder or file of exported weights, or hf-hub:user/name. Raises UserError when it is none.
-    """
-    if run.startswith("hf-hub:"):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            wanted = ["model.safetensors", "config.json"]
-            return Path(snapshot_download(run.removeprefix("hf-hub:"), allow_patterns=wanted))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{run} cannot be fetched ({reason}); give a run folder, or check name and network."
-            ) from None
-    path = Path(run).expanduser()
-    if path.is_file():
-        path = path.parent
-    if not path.exists():
-        raise UserError(f"There is no run at {run}; give the --out folder of an `iwm pretrain`.")
-    for folder in (path / "model", path):
-        if (folder / "model.safetensors").is_file() and (folder / "config.json").is_file():
-            return folder
-    if (path / "checkpoints").is_dir():
-        raise UserError(f"{run} has no finished weights yet; let its `iwm pretrain` write model/ first.")
-    raise UserError(f"{run} is not a run: it has no model/model.safetensors and config.json; give an --out folder.")
-
-
-def load_model(run: str, device: str | torch.device = "cpu") -> ImageWorldModel:
-    """Load a trained world model in eval mode.
-
-    Raises UserError when RUN is none, or is damaged.
-    """
-    folder = find_weights(run)
-    try:
-        meta = json.loads((folder / "config.json").read_text())
-        tensors = load_file(folder / "model.safetensors")
-        settings = config.from_dict(config.Config, meta["settings"])
-        model = ImageWorldModel(settings, ActionSpace.from_spec(meta["actions"]))
-        model.load_state_dict(tensors)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"The weights in {folder} cannot be read ({reason}); export them again.") from None
-    return model.eval().requires_grad_(False).to(device)
-
-
-def open_world(run: str, speed: config.Speed) -> ImageWorldModel:
-    """Load a RUN to ask its predictor, on the device and with the attention kernel that `speed` asks for.
-
-    Raises UserError when RUN is none, is damaged, or has no predictor.
-    """
-    if run.startswith("timm:"):
-        raise UserError(f"{run} is an encoder without a predictor; give the run of an `iwm pretrain`.")
-    device = devices.device_of(speed)
-    model = load_model(run, device)
-    model.require_predictor()
-    choose_attention(model, device, devices.precision_of(speed, device))
-    return model
-
-
-def identity(run: str) -> str:
-    """Content hash of a RUN's weights. Raises UserError when there are none."""
-    return _digest(find_weights(run) / "model.safetensors")
