@@ -19,26 +19,26 @@ from torch import Tensor, nn
 from benchmarks.sizes import batch_of, grid_of
 from benchmarks.timing import Contender
 from benchmarks.twin import Twin, TwinTraining
-from iwm import train
 from iwm.actions.views import Views, make_views
 from iwm.config import Config
 from iwm.model.masks import Masks, sample_masks
 from iwm.model.vit import head_count
 from iwm.runtime import devices
+from iwm.training.step import Training
 
 Loss = Callable[[Views, Masks], Tensor]
 
 
 def ours(settings: Config) -> Contender:
     """Training.step as `iwm pretrain` runs it."""
-    training = train.Training.start(settings, 100)
+    training = Training.start(settings, 100)
     batches = [batch_of(settings, step) for step in range(2)]
     training.step(batches[0])
     return Contender("iwm", lambda: training.step(batches[1]), settings.optim.batch_size)
 
 
 def twin(settings: Config) -> Contender:
-    training = train.Training.start(settings, 100)
+    training = Training.start(settings, 100)
     plain = TwinTraining(Twin(training.model), training.schedule, training.precision)
     views_of = _views(settings, training)
     return Contender("plain twin", lambda: plain.step(1, *views_of()), settings.optim.batch_size)
@@ -49,7 +49,7 @@ def lightly(settings: Config) -> Contender:
     modules = importlib.import_module("lightly.models.modules")
     predictors = importlib.import_module("lightly.models.modules.ijepa_timm")
     tools = importlib.import_module("lightly.models.utils")
-    s, training = settings.predictor, train.Training.start(settings, 100)
+    s, training = settings.predictor, Training.start(settings, 100)
     student = modules.MaskedVisionTransformerTIMM(vit=_timm(settings)).to(training.device)
     teacher = copy.deepcopy(student).requires_grad_(False)
     predictor = predictors.IJEPAPredictorTIMM(
@@ -78,7 +78,7 @@ def stable_pretraining(settings: Config) -> Contender:
     methods = importlib.import_module("stable_pretraining.methods.ijepa")
     importlib.import_module("loguru").logger.disable("stable_pretraining")
     masking = importlib.import_module("stable_pretraining.backbone").IJEPAMaskOutput
-    training = train.Training.start(settings, 100)
+    training = Training.start(settings, 100)
     model: Any = methods.IJEPA(
         _timm(settings), predictor_embed_dim=settings.predictor.width, predictor_depth=settings.predictor.depth
     )
@@ -122,7 +122,7 @@ def _timm(settings: Config) -> VisionTransformer:
     )
 
 
-def _views(settings: Config, training: train.Training) -> Callable[[], tuple[Views, Masks]]:
+def _views(settings: Config, training: Training) -> Callable[[], tuple[Views, Masks]]:
     """The same views and masks, made anew in every step as ours are."""
     batch, space, device = batch_of(settings, 1), training.model.space, training.device
 
@@ -134,7 +134,7 @@ def _views(settings: Config, training: train.Training) -> Callable[[], tuple[Vie
 
 
 def _step(
-    settings: Config, training: train.Training, trained: list[nn.Parameter], loss: Loss, ema: Callable[[], object]
+    settings: Config, training: Training, trained: list[nn.Parameter], loss: Loss, ema: Callable[[], object]
 ) -> Callable[[], object]:
     optimiser = torch.optim.AdamW(trained, lr=1e-4, weight_decay=settings.optim.weight_decay)
     views_of = _views(settings, training)

@@ -12,9 +12,9 @@ import torch
 
 from benchmarks.sizes import settings_of
 from benchmarks.timing import Contender, Options, compare, show
-from iwm import train
-from iwm.optim import make_optimisers
 from iwm.runtime import devices
+from iwm.training import step
+from iwm.training.optimisers import make_optimisers
 
 
 def measure(options: Options) -> tuple[list[dict[str, Any]], list[str]]:
@@ -22,7 +22,7 @@ def measure(options: Options) -> tuple[list[dict[str, Any]], list[str]]:
     for size in options.sizes:
         for precision in options.precisions:
             settings = settings_of(size, precision, options)
-            model = train.build(settings, options.device)
+            model = step.build(settings, options.device)
             ours, _ = make_optimisers(model, replace(settings.optim, kind="muon"), devices.dtype_of(precision))
             matrices = ours.param_groups[0]["params"]
             for weight in matrices:

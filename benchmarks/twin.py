@@ -18,7 +18,7 @@ from iwm.actions.views import Views
 from iwm.config import Config
 from iwm.model.masks import Masks
 from iwm.model.world_model import ImageWorldModel
-from iwm.optim import Schedule
+from iwm.training.schedule import Schedule
 
 
 class Attention(nn.Module):

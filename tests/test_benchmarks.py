@@ -8,10 +8,11 @@ import torch
 from conftest import tiny
 
 from benchmarks.twin import Twin, TwinTraining
-from iwm import config, train
+from iwm import config
 from iwm.actions.views import make_views
 from iwm.data.loader import Batch
 from iwm.model.masks import sample_masks
+from iwm.training.step import Training
 
 PAPER = {
     "objective": config.Objective(target_norm="token"),
@@ -25,7 +26,7 @@ IJEPA = PAPER | {"predictor": replace(tiny().predictor, conditioning="none")}
 @pytest.mark.parametrize("groups", [PAPER, SMALL_DATA, IJEPA], ids=["paper", "small-data", "ijepa"])
 def test_the_twin_takes_the_same_steps(groups):
     settings = tiny(**groups)
-    training = train.Training.start(settings, 4)
+    training = Training.start(settings, 4)
     twin = TwinTraining(Twin(training.model), training.schedule, "fp32")
     images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     indices = np.arange(16)

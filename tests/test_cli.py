@@ -9,10 +9,11 @@ import pytest
 from conftest import pictures_file, tiny, trained_on
 from picture_files import write
 
-from iwm import cli, config, train
+from iwm import cli, config
 from iwm.model import weights
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import Interrupted, UserError
+from iwm.training import loop
 
 SMALL = [
     "--data.image-size=16",
@@ -39,7 +40,7 @@ def source(tmp_path: Path) -> str:
 def run(tmp_path: Path, source: str) -> str:
     """A trained run of a tiny model."""
     settings = trained_on(tiny(), source=source, out=str(tmp_path / "run"))
-    return str(train.pretrain(settings))
+    return str(loop.pretrain(settings))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -239,7 +240,7 @@ def test_the_doctor_speaks_in_exit_codes(run, capsys):
 def test_world_probe_finetune_report_compare(tmp_path, capsys):
     source = str(pictures_file(tmp_path / "labelled.npz", count=80, labelled=True))
     settings = trained_on(tiny(), source=source, out=str(tmp_path / "run"))
-    run = str(train.pretrain(settings))
+    run = str(loop.pretrain(settings))
     assert cli.main(["world", run, "--data", source, "--images=4", "--bank=8", "--frozen-random-twin"]) == 0
     assert cli.main(["probe", run, "--data", source, "--kind", "linear"]) == 0
     assert cli.main(["probe", run, "--data", source, "--kind", "knn"]) == 0

@@ -11,13 +11,14 @@ import torch
 from conftest import pictures_file, tiny, trained_on
 
 import iwm
-from iwm import cli, config, options, recipe_book, train
+from iwm import cli, config, options, recipe_book
 from iwm.cells import cells_of
 from iwm.evaluation.infer import Infer
 from iwm.evaluation.look import Look
 from iwm.evaluation.undo import Undo
 from iwm.imagine import Imagine
 from iwm.protocol import Axes
+from iwm.training import loop
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -85,7 +86,7 @@ def test_the_transformation_of_your_own_is_short_and_works_as_written(tmp_path, 
 def test_the_python_example_runs_as_written(tmp_path, monkeypatch, images):
     monkeypatch.chdir(tmp_path)
     source = str(pictures_file(tmp_path / "pictures.npz"))
-    train.pretrain(trained_on(tiny(), source=source, out="runs/mine"))
+    loop.pretrain(trained_on(tiny(), source=source, out="runs/mine"))
     names = {"images": images, "changed_images": images.flip(-1)}
     with torch.no_grad():
         exec(blocks(ROOT / "README.md", "python")[0], names)

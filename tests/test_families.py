@@ -9,7 +9,7 @@ import torch
 from conftest import pictures_file, tiny
 from safetensors.torch import load_file
 
-from iwm import cli, config, recipe_book, run_folder, train
+from iwm import cli, config, recipe_book, run_folder
 from iwm.actions.views import make_views
 from iwm.config import Config
 from iwm.evaluation.classifier import load_classifier
@@ -17,6 +17,7 @@ from iwm.model.masks import sample_masks
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import read_metrics
 from iwm.runtime.errors import UserError
+from iwm.training import loop
 
 KINDS = {"latent": {"ijepa"}, "pixels": {"mae", "pixel-world"}, "joint": {"moco", "byol"}}
 
@@ -51,7 +52,7 @@ def prepared(tmp_path: Path, settings: Config, name: str = "run", smooth: bool =
 def test_a_short_run_learns_loads_repeats_and_starts_another(tmp_path, family):
     """The loss ends below that of knowing nothing of the image, and below where it began unless targets move."""
     settings = prepared(tmp_path, small(family, epochs=25, ema=0.9, ema_final=0.99), smooth=True)
-    out = train.pretrain(settings)
+    out = loop.pretrain(settings)
     lines = read_metrics(out / "metrics.jsonl")
     baseline = "chance_loss" if family in KINDS["joint"] else "position_mean_loss"
     assert lines[-1]["health_loss"] < lines[-1][baseline]
@@ -64,32 +65,32 @@ def test_a_short_run_learns_loads_repeats_and_starts_another(tmp_path, family):
 
     again = replace(settings.run, out=f"{out}-again")
     short = replace(settings, optim=replace(settings.optim, epochs=1), run=again)
-    first = train.pretrain(short)
-    copy = train.pretrain(replace(short, run=replace(short.run, out=str(out) + "-copy")))
+    first = loop.pretrain(short)
+    copy = loop.pretrain(replace(short, run=replace(short.run, out=str(out) + "-copy")))
     one, two = (load_file(path / "model" / "model.safetensors") for path in (first, copy))
     assert one.keys() == two.keys() == model.state_dict().keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     started = replace(short, init=str(first), run=replace(short.run, out=str(out) + "-init"))
-    assert train.pretrain(started).is_dir()
+    assert loop.pretrain(started).is_dir()
 
 
 @pytest.mark.parametrize("family", ["moco", "byol", "pixel-world"])
 def test_a_run_in_two_parts_equals_one(tmp_path, family):
     whole = prepared(tmp_path, small(family, epochs=2, ema_final=1.0), "whole")
     parts = replace(whole, run=replace(whole.run, out=str(tmp_path / "parts"), save_every=4))
-    straight = train.pretrain(whole)
-    out = train.pretrain(parts)
+    straight = loop.pretrain(whole)
+    out = loop.pretrain(parts)
     for newer in sorted((out / "checkpoints").glob("step-*"))[1:]:
         for file in newer.iterdir():
             file.unlink()
         newer.rmdir()
-    train.pretrain(parts)
+    loop.pretrain(parts)
     one, two = (load_file(path / "model" / "model.safetensors") for path in (straight, out))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_joint_embedding_says_what_it_has_not(tmp_path, capsys):
-    run = str(train.pretrain(prepared(tmp_path, small("byol", epochs=1))))
+    run = str(loop.pretrain(prepared(tmp_path, small("byol", epochs=1))))
     data = ["--data", str(tmp_path / "pictures.npz")]
     for command in (
         ["world", run, *data],
@@ -111,7 +112,7 @@ def test_a_joint_embedding_says_what_it_has_not(tmp_path, capsys):
 
 
 def test_a_generative_world_model_is_evaluated_like_a_latent_one(tmp_path):
-    run = str(train.pretrain(prepared(tmp_path, small("pixel-world", epochs=1))))
+    run = str(loop.pretrain(prepared(tmp_path, small("pixel-world", epochs=1))))
     data = ["--data", str(tmp_path / "pictures.npz")]
     tuning = [*data, "--epochs=1", "--no-baselines", "--lrs", "1e-3", "--ratios", "1"]
     assert cli.main(["world", run, *data, "--images=2", "--bank=8"]) == 0
@@ -123,7 +124,7 @@ def test_a_generative_world_model_is_evaluated_like_a_latent_one(tmp_path):
 
 
 def test_a_generative_world_model_says_something_else_for_another_action(tmp_path):
-    out = train.pretrain(prepared(tmp_path, small("pixel-world", epochs=3)))
+    out = loop.pretrain(prepared(tmp_path, small("pixel-world", epochs=3)))
     world = run_folder.load_model(str(out))
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     tokens = world.encode(images)
@@ -184,9 +185,9 @@ def test_moco_leaves_its_patch_projection_and_moves_its_projectors():
 
 
 def test_init_from_another_kind_is_refused(tmp_path):
-    run = train.pretrain(prepared(tmp_path, small("mae", epochs=1)))
+    run = loop.pretrain(prepared(tmp_path, small("mae", epochs=1)))
     with pytest.raises(UserError, match=r"was trained with objective\.kind pixels"):
-        train.initialise_from(ImageWorldModel(tiny()), str(run))
+        loop.initialise_from(ImageWorldModel(tiny()), str(run))
 
 
 def test_settings_written_before_there_were_families_still_load():

@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import tiny
 
-from iwm import config, run_folder, train, world
+from iwm import config, run_folder, world
 from iwm.data.loader import load_all
 from iwm.data.sources import open_images
 from iwm.run_folder import read_metrics
+from iwm.training import loop, step
 
 BANK, IMAGES = 64, 16
 
@@ -37,7 +38,7 @@ def learned(out: Path) -> list[str]:
     held_out = open_images("sample", "val")
     pixels, _ = load_all(held_out, 32, limit=IMAGES)
     result = world.measure(model, pixels, BANK)
-    random = world.measure(train.build(model.settings, torch.device("cpu")).eval(), pixels, BANK)
+    random = world.measure(step.build(model.settings, torch.device("cpu")).eval(), pixels, BANK)
     print(line["health_loss"], line["position_mean_loss"], result["mrr"], random["mrr"], result["mrr_shuffled"])
     wanted = {
         "loss below the position-only model": line["health_loss"] < 0.9 * line["position_mean_loss"],
@@ -51,21 +52,21 @@ def learned(out: Path) -> list[str]:
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_short_run_learns(tmp_path, kind):
     chosen = learner(tmp_path / "run")
-    assert learned(train.pretrain(replace(chosen, optim=replace(chosen.optim, kind=kind)))) == []
+    assert learned(loop.pretrain(replace(chosen, optim=replace(chosen.optim, kind=kind)))) == []
 
 
 def test_the_check_fails_at_learning_rate_zero(tmp_path):
     frozen = learner(tmp_path / "run", lr=0.0, lr_start=0.0, lr_final=0.0)
-    missing = learned(train.pretrain(replace(frozen, optim=replace(frozen.optim, epochs=4))))
+    missing = learned(loop.pretrain(replace(frozen, optim=replace(frozen.optim, epochs=4))))
     assert {"loss below the position-only model", "MRR above three times chance"} <= set(missing)
 
 
 def test_the_check_fails_with_shuffled_actions(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    real = train.make_views
+    real = step.make_views
 
     def shuffled(*args, **more):
         views = real(*args, **more)
         return replace(views, action=views.action.roll(1, dims=0))
 
-    monkeypatch.setattr(train, "make_views", shuffled)
-    assert "MRR above three times chance" in learned(train.pretrain(learner(tmp_path / "run")))
+    monkeypatch.setattr(step, "make_views", shuffled)
+    assert "MRR above three times chance" in learned(loop.pretrain(learner(tmp_path / "run")))

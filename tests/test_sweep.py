@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from conftest import pictures_file, tiny
 
-from iwm import cli, config, options, protocol, recipe_book, sweep, train
+from iwm import cli, config, options, protocol, recipe_book, sweep
 from iwm.evaluation import measurement
 from iwm.runtime.errors import Interrupted, UserError
+from iwm.training import loop, step
 
 QUICK = {"world-images": 2, "bank": 8, "attentive-epochs": 1, "finetune-epochs": 1, "finetune-views": 1}
 QUICK |= {"finetune-lrs": 1e-3, "finetune-ratios": 1}
@@ -56,7 +57,7 @@ def counted(monkeypatch, module, name: str) -> list[str]:
 
 def test_a_sweep_ends_in_all_its_files_and_does_nothing_twice(tmp_path, source, monkeypatch, capsys):
     out = tmp_path / "out"
-    trained = counted(monkeypatch, train, "pretrain")
+    trained = counted(monkeypatch, loop, "pretrain")
     argv = command(source, out)
     assert cli.main(argv) == 0
     assert [Path(path).name for path in trained] == ["adaln-destructive-2x32", "none-destructive-2x32"]
@@ -107,7 +108,7 @@ def refused(capsys, *argv: str) -> str:
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, source, monkeypatch):
     argv = command(source, tmp_path / "out", **SHORT)
-    real, steps = train.Training.step, []
+    real, steps = step.Training.step, []
 
     def stopping(self, batch):
         steps.append(batch.step)
@@ -115,7 +116,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, source, monkeyp
             signal.raise_signal(signal.SIGINT)
         return real(self, batch)
 
-    monkeypatch.setattr(train.Training, "step", stopping)
+    monkeypatch.setattr(step.Training, "step", stopping)
     assert cli.main(argv) == 130
     first, second = json.loads((tmp_path / "out" / "sweep.json").read_text())["runs"]
     assert (first["state"], second["state"]) == ("finished", "partial")
@@ -137,7 +138,7 @@ def test_a_sweep_tells_paths_as_they_were_typed(tmp_path, source, monkeypatch, c
     assert str(tmp_path) not in text
     assert str(tmp_path) not in (tmp_path / "out" / "sweep.html").read_text()
 
-    trained = counted(monkeypatch, train, "pretrain")
+    trained = counted(monkeypatch, loop, "pretrain")
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")  # the same pictures, typed from another folder
     again = command("../pictures.npz", Path("../out"), conditionings="adaln", **SHORT)
@@ -162,7 +163,7 @@ def test_a_sweep_of_an_older_version_goes_on(tmp_path, source, monkeypatch, caps
     del content["settings"]["source_mark"]
     content["settings"]["pretraining"]["data.source"] = str(tmp_path / "pictures.npz")
     path.write_text(json.dumps(content))
-    trained = counted(monkeypatch, train, "pretrain")
+    trained = counted(monkeypatch, loop, "pretrain")
     assert cli.main(argv) == 0
     assert not trained
     path.write_text(json.dumps(content))
@@ -229,21 +230,21 @@ def test_a_stop_between_two_evaluations_repeats_neither(tmp_path, source, monkey
     assert cli.main(argv) == 130
     monkeypatch.setattr(measurement, "measure", real)
     measured = counted(monkeypatch, measurement, "measure")
-    trained = counted(monkeypatch, train, "pretrain")
+    trained = counted(monkeypatch, loop, "pretrain")
     assert cli.main(argv) == 0
     assert measured == ["attentive"]
     assert not trained
 
 
 def test_a_cell_that_fails_leaves_the_others(tmp_path, source, monkeypatch, capsys):
-    real = train.pretrain
+    real = loop.pretrain
 
     def diverging(settings):
         if settings.predictor.conditioning == "adaln":
             raise UserError("Training diverged: lower optim.lr.")
         return real(settings)
 
-    monkeypatch.setattr(train, "pretrain", diverging)
+    monkeypatch.setattr(loop, "pretrain", diverging)
     monkeypatch.setattr(
         measurement.finetune, "finetune", lambda *_, **__: (_ for _ in ()).throw(UserError("It has no predictor."))
     )

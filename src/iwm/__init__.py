@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from iwm.model.world_model import ImageWorldModel, Tokens
     from iwm.run_folder import load_model as load
     from iwm.runtime.errors import UserError
-    from iwm.train import pretrain
+    from iwm.training.loop import pretrain
 
 _HOMES = {
     "ActionSpace": "actions.action_space",
@@ -30,7 +30,7 @@ _HOMES = {
     "import_set": "actions.action_sets",
     "load": "run_folder:load_model",
     "open_images": "data.sources",
-    "pretrain": "train",
+    "pretrain": "training.loop",
     "register": "actions.action_sets",
 }
 

@@ -58,7 +58,8 @@ def _sentence(box: str, verb: str) -> str:
 
 def pretrain(argv: Sequence[str]) -> None:
     """Train a world model: iwm pretrain RECIPE --data.source S --out RUN [any setting], or --config RUN/config.yaml."""
-    from iwm import recipe_book, train
+    from iwm import recipe_book
+    from iwm.training import loop
 
     argv, path = _taken(argv, "--config")
     for flag, value in pairwise(argv):
@@ -81,7 +82,7 @@ def pretrain(argv: Sequence[str]) -> None:
         raise UserError(
             f"Recipe '{settings.recipe}' brings no pictures; give --data.source FOLDER (or .zip, .npz, sample)."
         )
-    train.pretrain(settings)
+    loop.pretrain(settings)
 
 
 def _load_typed_set(settings: config.Config, argv: Sequence[str]) -> None:
@@ -303,9 +304,9 @@ def compare(argv: Sequence[str]) -> None:
 
 def doctor(argv: Sequence[str]) -> int:
     """Is the run healthy? A verdict in words; exit code 0 healthy, 1 ill."""
-    from iwm import health
     from iwm.run_folder import read_metrics
     from iwm.runtime.console import console
+    from iwm.training import health
 
     folder = Path(parse(options.OneRun, argv, "doctor").run).expanduser()
     metrics = folder / "metrics.jsonl"

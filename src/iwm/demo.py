@@ -7,10 +7,11 @@ the encoder, finetune the predictor against its random twin, and write the page.
 from dataclasses import replace
 from pathlib import Path
 
-from iwm import recipe_book, report, train
+from iwm import recipe_book, report
 from iwm.evaluation import finetune, probes, quality
 from iwm.evaluation.fitting import Schedule
 from iwm.runtime.console import console
+from iwm.training import loop
 
 OBJECTS = "sample-objects"
 """The labelled source everything is evaluated on; its test images share no photo with training."""
@@ -29,7 +30,7 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> Path:
     if quick:
         settings = replace(settings, optim=replace(settings.optim, epochs=1), run=replace(settings.run, log_every=50))
     console.rule("1 of 4: pretraining, unlabelled")
-    train.pretrain(settings)
+    loop.pretrain(settings)
     console.rule("2 of 4: how good is the world model?")
     quality.world(str(out), OBJECTS, images=8 if quick else 64, seed=seed)
     console.rule("3 of 4: what does the encoder know?")

@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from iwm import config, guidance, run_folder, spectrum, subset, train
+from iwm import config, guidance, run_folder, spectrum, subset
 from iwm.cells import Cell, cells_of
 from iwm.config import Config
 from iwm.data.sources import open_splits, source_identity
@@ -33,6 +33,7 @@ from iwm.runtime import devices, files
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import Interrupted, UserError
 from iwm.runtime.files import plain
+from iwm.training import loop
 from iwm.validation import validate
 from iwm.verdict import judge_training, number
 
@@ -184,7 +185,7 @@ class Sweep:
         record: dict[str, Any] = {name: self.record(cell).get(name) for name in self.asked(cell)}
         try:
             if not is_trained(folder, cell.settings):
-                train.pretrain(settings)
+                loop.pretrain(settings)
         except UserError as error:
             self._note(folder, record | {"failed": str(error)})
             console.print(f"[yellow]{cell.name} failed: {escape(str(error))}")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iwm import health
 from iwm.runtime.errors import UserError
+from iwm.training import health
 
 Result = dict[str, Any]
 

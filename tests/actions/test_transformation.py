@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import pictures_file, tiny, trained_on
 
-from iwm import cli, config, run_folder, train, world
+from iwm import cli, config, run_folder, world
 from iwm.actions import action_sets
 from iwm.actions.action_space import ActionSpace
 from iwm.actions.camera import CAMERA
@@ -17,6 +17,7 @@ from iwm.actions.transformation import read_transformations, set_name
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import UserError
 from iwm.strips import strip_rows
+from iwm.training import loop
 
 CODE = """
 from pathlib import Path
@@ -160,5 +161,5 @@ def test_a_set_that_was_not_loaded_is_named_before_training(tmp_path):
     settings = tiny(actions=config.Actions(set="absent.py:SET"))
     source = str(pictures_file(tmp_path / "pictures.npz"))
     with pytest.raises(UserError, match=r"absent\.py:SET, that has not been loaded"):
-        train.pretrain(trained_on(settings, source=source, out=str(tmp_path / "out")))
+        loop.pretrain(trained_on(settings, source=source, out=str(tmp_path / "out")))
     assert set_name("a/b/mine.py:SET") == "mine.py:SET"

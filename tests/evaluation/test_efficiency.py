@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted import corners, exported
 
+from evaluation.planted import corners, exported
 from iwm import config, run_folder
 from iwm.evaluation import efficiency as figure
 from iwm.evaluation.classifier import AttentiveHead, MeanHead

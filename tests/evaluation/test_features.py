@@ -8,9 +8,9 @@ import pytest
 import timm
 import torch
 from conftest import tiny
-from planted import corners, exported
 from safetensors.torch import save_file
 
+from evaluation.planted import corners, exported
 from iwm import config, run_folder
 from iwm.evaluation import features
 from iwm.evaluation.probes import labelled_splits

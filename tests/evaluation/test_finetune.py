@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
-from planted import corners, exported
 
+from evaluation.planted import corners, exported
 from iwm import config, run_folder
 from iwm.evaluation import classifier as classifiers
 from iwm.evaluation import finetune

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import pictures_file
-from planted import corners, exported
 
+from evaluation.planted import corners, exported
 from iwm import cli, config, report, run_folder, verdict
 from iwm.evaluation import augment, finetune, multitask
 from iwm.evaluation import classifier as classifiers

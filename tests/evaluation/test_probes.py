@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from planted import corners, exported
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 
+from evaluation.planted import corners, exported
 from iwm import config
 from iwm.evaluation import probes
 from iwm.evaluation.fitting import Schedule, accuracy

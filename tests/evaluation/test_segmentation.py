@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from planted import exported
 from torchmetrics.classification import MulticlassJaccardIndex
 
+from evaluation.planted import exported
 from iwm import config, run_folder
 from iwm.data.annotations import annotated_splits
 from iwm.data.crops import IGNORED

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny
-from planted import exported
 
+from evaluation.planted import exported
 from iwm import config, run_folder
 from iwm.evaluation import segmentation, segmenter
 from iwm.evaluation.segmenter import Segmenter, UperNet, at_stride, resample, starts

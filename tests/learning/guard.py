@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 
-from iwm import config, recipe_book, run_folder, train, world
+from iwm import config, recipe_book, run_folder, world
 from iwm.data.loader import load_all
 from iwm.data.sources import open_images
 from iwm.model.world_model import ImageWorldModel
-from iwm.online import OnlineProbe
 from iwm.run_folder import read_metrics
 from iwm.runtime import devices
+from iwm.training import loop, step
+from iwm.training.online_probe import OnlineProbe
 
 RANGES = Path(__file__).with_name("ranges.json")
 SEEDS = range(5)
@@ -47,7 +48,7 @@ def measure(run: Path) -> dict[str, float]:
     last = read_metrics(run / "metrics.jsonl")[-1]
     probe = OnlineProbe.for_run(open_images("sample-objects", "train"), model.settings)
     assert probe is not None
-    drawn: ImageWorldModel = train.build(model.settings, torch.device("cpu")).eval()
+    drawn: ImageWorldModel = step.build(model.settings, torch.device("cpu")).eval()
     return {
         "mrr": found["mrr"],
         "mrr_shuffled": found["mrr_shuffled"],
@@ -76,7 +77,7 @@ def record() -> None:
     rows = []
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measure(train.pretrain(settings(Path(folder) / "run", seed))))
+            rows.append(measure(loop.pretrain(settings(Path(folder) / "run", seed))))
         print(seed, rows[-1], flush=True)
     measures = {}
     for name in rows[0]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from iwm import config, run_folder, strips, train
+from iwm import config, run_folder, strips
 from iwm.data.image_sets import Subset
 from iwm.data.loader import load_all
 from iwm.data.sources import open_splits, source_identity
@@ -19,6 +19,7 @@ from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress, show
 from iwm.runtime.errors import UserError
+from iwm.training import loop
 from iwm.world import bank_ranges, held_out, measure, reference_space
 
 PUBLISHED = "Published (ImageNet, ViT-B/16, 300 epochs): none 0.00, sequence 0.82, feature 0.79."
@@ -129,4 +130,4 @@ def _train_twin(run: str, speed: config.Speed) -> Path:
         speed=replace(settings.speed, device=speed.device, workers=speed.workers, threads=speed.threads),
         run=replace(settings.run, out=str(out), resume=True),
     )
-    return train.pretrain(settings)
+    return loop.pretrain(settings)

@@ -6,8 +6,9 @@ from conftest import DEVICES, tiny
 
 from iwm.config import Optim
 from iwm.model.world_model import ImageWorldModel
-from iwm.optim import Muon, Schedule, make_optimisers, orthogonal
 from iwm.runtime.errors import UserError
+from iwm.training.optimisers import Muon, make_optimisers, orthogonal
+from iwm.training.schedule import Schedule
 
 
 def test_the_papers_values_at_the_last_step():

@@ -8,7 +8,7 @@ import gc
 import shlex
 import signal
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,39 +17,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iwm import config, health, run_folder
-from iwm.actions.views import Views, make_independent_views, make_views
+from iwm import config, run_folder
 from iwm.data.image_sets import ImageSet, Subset
-from iwm.data.loader import Batch, Loader, load_all, load_pairs
+from iwm.data.loader import Loader, load_all, load_pairs
 from iwm.data.sources import open_images, source_identity
 from iwm.model import pretrained, weights
-from iwm.model.masks import is_whole, sample_masks
-from iwm.model.vit import choose_attention, compile_blocks
+from iwm.model.masks import sample_masks
 from iwm.model.world_model import ImageWorldModel
-from iwm.online import OnlineProbe
-from iwm.optim import Schedule, apply_schedule, make_optimisers
 from iwm.run_folder import read_metrics
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import Interrupted, UserError
-from iwm.training import checkpoint, gallery
+from iwm.training import checkpoint, gallery, health
 from iwm.training.metrics import Metrics
+from iwm.training.online_probe import OnlineProbe
+from iwm.training.step import Training
 from iwm.validation import validate
 
 HEALTH_IMAGES = 256
 """Images of the fixed batch that health is measured on."""
-Crops = tuple[Tensor, Tensor | None]
-"""Crops of images, uint8 [b, 3, s, s], and where views share no geometry as many others."""
 PATIENCE = 10
 """Non-finite steps (skipped, weights untouched) of one line of metrics, or of several lines without a finite one, after
 which a run is stopped as diverged; of a shorter run more than half."""
-
-
-def build(settings: config.Config, device: torch.device) -> ImageWorldModel:
-    """A model whose weights depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.run.seed)
-        return ImageWorldModel(settings).to(device)
 
 
 def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
@@ -82,94 +71,6 @@ def _was_saved(out: Path) -> bool:
     return (out / "model").exists() or bool(
         lines and lines[-1]["step"] >= config.load(out / "config.yaml").run.save_every
     )
-
-
-@dataclass
-class Training:
-    """The state of a run and its step; `pretrain` is the loop around it."""
-
-    settings: config.Config
-    model: ImageWorldModel
-    optimisers: list[torch.optim.Optimizer]
-    schedule: Schedule
-    device: torch.device
-    precision: str
-
-    @classmethod
-    def start(cls, settings: config.Config, steps_per_epoch: int) -> "Training":
-        device = devices.device_of(settings.speed)
-        precision = devices.precision_of(settings.speed, device)
-        model = build(settings, device).train()
-        choose_attention(model, device, precision)
-        if settings.speed.compile:
-            compile_blocks(model)
-        optimisers = make_optimisers(model, settings.optim, devices.dtype_of(precision))
-        return cls(settings, model, optimisers, Schedule(settings.optim, steps_per_epoch), device, precision)
-
-    def micro_batches(self, batch: Batch) -> list[tuple[Crops, np.ndarray]]:
-        """The step's crops and indices, split into `optim.accumulate` parts."""
-        parts = self.settings.optim.accumulate
-        if len(batch.indices) % parts:
-            raise UserError(
-                f"optim.batch_size ({len(batch.indices)}) must be a multiple of optim.accumulate ({parts})."
-            )
-        others = [None] * parts if batch.others is None else batch.others.chunk(parts)
-        crops = zip(batch.images.chunk(parts), others, strict=True)
-        return list(zip(crops, np.split(batch.indices, parts), strict=True))
-
-    def views(self, crops: Crops, indices: np.ndarray, step: int) -> Views:
-        """What the settings make of an image's crop, or of its two."""
-        s, space = self.settings, self.model.space
-        first, other = crops
-        if other is None:
-            clean = is_whole(s.masks, step)
-            return make_views(first, space, s.actions, s.run.seed, step, indices, self.device, clean=clean)
-        return make_independent_views(first, other, space, s.views, s.run.seed, step, indices, self.device)
-
-    def loss(self, crops: Crops, indices: np.ndarray, step: int) -> Tensor:
-        """One micro-batch forward: crops -> views -> masks -> loss."""
-        s = self.settings
-        views = self.views(crops, indices, step)
-        masks = sample_masks(s.masks, self.model.grid, s.run.seed, step, indices, self.device)
-        with devices.autocast(self.device, self.precision):
-            return self.model(views, masks).loss
-
-    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One optimiser step. Returns loss and whether it was finite, both on the device: nothing is synchronised.
-
-        A step with a non-finite loss or gradient is skipped on the device: the weights stay as they are.
-        """
-        parts = self.micro_batches(batch)
-        if batch.step == 0:
-            self._calibrate(parts)
-        total = torch.zeros((), device=self.device)
-        self.model.zero_grad(set_to_none=True)
-        for crops, indices in parts:
-            loss = self.loss(crops, indices, batch.step) / len(parts)
-            loss.backward()
-            total += loss.detach()
-        trainable = [p for p in self.model.parameters() if p.grad is not None]
-        limit = self.settings.optim.clip or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(trainable, limit, foreach=True)
-        finite = torch.isfinite(total) & torch.isfinite(norm)
-        skipped = (~finite).float()
-        for optimiser in self.optimisers:
-            # The fused AdamW, and our Muon, leave everything untouched where `found_inf` is 1, without asking the host.
-            optimiser.found_inf = skipped  # pyright: ignore[reportAttributeAccessIssue]
-            optimiser.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
-            apply_schedule(optimiser, self.schedule, batch.step)
-            optimiser.step()
-        self.model.after_step(self.schedule.ema(batch.step))
-        return total, finite
-
-    @torch.no_grad()
-    def _calibrate(self, parts: list[tuple[Crops, np.ndarray]]) -> None:
-        """Before the first step: target statistics from its own images, whatever the number of micro-batches."""
-        for crops, indices in parts:
-            views = self.views(crops, indices, 0)
-            with devices.autocast(self.device, self.precision):
-                self.model.calibrate(views)
-        self.model.target_norm.fold()
 
 
 class HealthBatch:

@@ -8,10 +8,10 @@ import torch
 from conftest import tiny
 
 from iwm.actions.views import make_views
-from iwm.health import judge, measure, rankme, target_variance
 from iwm.model.masks import sample_masks
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import UserError
+from iwm.training.health import judge, measure, rankme, target_variance
 
 
 def test_rankme_counts_directions():

@@ -12,14 +12,15 @@ import torch
 from conftest import DEVICES, pictures_file, tiny, with_run
 from safetensors.torch import load_file
 
-from iwm import config, run_folder, train
+from iwm import config, run_folder
 from iwm.data.loader import Batch
 from iwm.data.sources import open_splits
 from iwm.model.vit import choose_attention
 from iwm.run_folder import read_metrics
 from iwm.runtime import devices
 from iwm.runtime.errors import Interrupted, UserError
-from iwm.training import checkpoint
+from iwm.training import checkpoint, loop, step
+from iwm.training.step import Training
 
 
 def settings(tmp_path: Path, name: str = "run", **groups) -> config.Config:
@@ -36,18 +37,18 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Press Ctrl-C while step `step` is being computed."""
-    real = train.Training.step
+    real = Training.step
 
     def stepping(self, batch):
         if batch.step == step:
             signal.raise_signal(signal.SIGINT)
         return real(self, batch)
 
-    monkeypatch.setattr(train.Training, "step", stepping)
+    monkeypatch.setattr(Training, "step", stepping)
 
 
 def test_a_run_leaves_what_the_contract_says(tmp_path):
-    out = train.pretrain(settings(tmp_path))
+    out = loop.pretrain(settings(tmp_path))
     assert {p.name for p in out.iterdir()} >= {"config.yaml", "metrics.jsonl", "checkpoints", "model", "gallery.png"}
     lines = read_metrics(out / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
@@ -65,12 +66,12 @@ def test_resume_equals_no_interruption_bit_for_bit(tmp_path, monkeypatch, norm, 
     objective = config.Objective(target_norm=norm, variance=0.5, covariance=0.1)
     made = [settings(tmp_path, name, objective=objective) for name in ("straight", "stopped")]
     plain, stopped = (replace(chosen, optim=replace(chosen.optim, kind=kind)) for chosen in made)
-    straight = train.pretrain(plain)
+    straight = loop.pretrain(plain)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 4)
         with pytest.raises(Interrupted, match="Saved at step 5 of 8"):
-            train.pretrain(stopped)
-    out = train.pretrain(stopped)
+            loop.pretrain(stopped)
+    out = loop.pretrain(stopped)
     one, two = weights(straight), weights(out)
     assert one.keys() == two.keys()
     for name in one:
@@ -88,44 +89,44 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path, monkeypatch):
     def crash(self, batch):
         raise RuntimeError("power cut")
 
-    real = train.Training.step
+    real = Training.step
     monkeypatch.setattr(
-        train.Training, "step", lambda self, batch: crash(self, batch) if batch.step == 5 else real(self, batch)
+        Training, "step", lambda self, batch: crash(self, batch) if batch.step == 5 else real(self, batch)
     )
     with pytest.raises(RuntimeError, match="power cut"):
-        train.pretrain(chosen)
+        loop.pretrain(chosen)
     assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [2, 4]
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "torn')
-    monkeypatch.setattr(train.Training, "step", real)
-    train.pretrain(chosen)  # from the checkpoint at step 3
+    monkeypatch.setattr(Training, "step", real)
+    loop.pretrain(chosen)  # from the checkpoint at step 3
     assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [2, 4, 6, 8]
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch, capsys):
     chosen = settings(tmp_path)
-    out = train.pretrain(chosen)
+    out = loop.pretrain(chosen)
     wanted = weights(out)
     newest = sorted((out / "checkpoints").glob("step-*"))[-1]
     state = newest / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-100])
-    train.pretrain(chosen)
+    loop.pretrain(chosen)
     assert "damaged" in capsys.readouterr().out
     assert all(torch.equal(wanted[name], value) for name, value in weights(out).items())
 
 
 def test_only_damaged_checkpoints_are_an_error(tmp_path):
     chosen = settings(tmp_path)
-    out = train.pretrain(chosen)
+    out = loop.pretrain(chosen)
     for folder in (out / "checkpoints").glob("step-*"):
         (folder / "state.json").write_text("{")
     with pytest.raises(UserError, match="No checkpoint in"):
-        train.pretrain(chosen)
+        loop.pretrain(chosen)
 
 
 def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
     chosen = settings(tmp_path)
-    out = train.pretrain(chosen)
+    out = loop.pretrain(chosen)
     names = sorted(p.name for p in (out / "checkpoints").iterdir())
     assert names == ["step-00000006", "step-00000008"]
 
@@ -133,7 +134,7 @@ def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    training = train.Training.start(chosen, 4)
+    training = Training.start(chosen, 4)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(out / "checkpoints", 9, training.model, training.optimisers, 2, 64)
     assert sorted(p.name for p in (out / "checkpoints").glob("step-*")) == names
@@ -142,37 +143,37 @@ def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
 
 def test_a_drifted_setting_is_named(tmp_path):
     chosen = settings(tmp_path)
-    train.pretrain(chosen)
+    loop.pretrain(chosen)
     drifted = replace(chosen, optim=replace(chosen.optim, lr=0.1))
     with pytest.raises(UserError, match=r"optim\.lr = 0\.002, now it is 0\.1"):
-        train.pretrain(drifted)
+        loop.pretrain(drifted)
     with pytest.raises(UserError, match=r"seed"):
-        train.pretrain(with_run(chosen, seed=4))
-    train.pretrain(with_run(replace(chosen, speed=replace(chosen.speed, threads=1)), log_every=7))
+        loop.pretrain(with_run(chosen, seed=4))
+    loop.pretrain(with_run(replace(chosen, speed=replace(chosen.speed, threads=1)), log_every=7))
 
 
 def test_epochs_may_be_extended(tmp_path):
     chosen = settings(tmp_path)
-    train.pretrain(chosen)
-    out = train.pretrain(replace(chosen, optim=replace(chosen.optim, epochs=3)))
+    loop.pretrain(chosen)
+    out = loop.pretrain(replace(chosen, optim=replace(chosen.optim, epochs=3)))
     assert read_metrics(out / "metrics.jsonl")[-1]["step"] == 12
     with pytest.raises(UserError, match="past the 8 steps"):
-        train.pretrain(chosen)
+        loop.pretrain(chosen)
 
 
 def test_a_replay_elsewhere_gives_the_same_weights(tmp_path):
     chosen = settings(tmp_path)
-    one = weights(train.pretrain(chosen))
+    one = weights(loop.pretrain(chosen))
     loaded = config.load(tmp_path / "run" / "config.yaml")
-    two = weights(train.pretrain(with_run(loaded, out=str(tmp_path / "replay"))))
+    two = weights(loop.pretrain(with_run(loaded, out=str(tmp_path / "replay"))))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_no_resume_refuses_a_folder_with_a_run(tmp_path):
     chosen = settings(tmp_path)
-    train.pretrain(chosen)
+    loop.pretrain(chosen)
     with pytest.raises(UserError, match="already holds a run"):
-        train.pretrain(with_run(chosen, resume=False))
+        loop.pretrain(with_run(chosen, resume=False))
 
 
 def one_batch(count: int = 16) -> Batch:
@@ -187,7 +188,7 @@ def test_a_step_never_waits_for_the_gpu(kind):
     chosen = replace(
         base, optim=replace(base.optim, kind=kind), objective=config.Objective(variance=0.1, covariance=0.1)
     )
-    training = train.Training.start(chosen, 4)
+    training = Training.start(chosen, 4)
     training.step(one_batch())  # allocates
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -201,7 +202,7 @@ def test_accumulation_gives_the_same_step(norm):
     after = []
     for parts in (1, 4):
         base = tiny(objective=config.Objective(target_norm=norm))
-        training = train.Training.start(replace(base, optim=replace(base.optim, accumulate=parts)), 4)
+        training = Training.start(replace(base, optim=replace(base.optim, accumulate=parts)), 4)
         loss, finite = training.step(one_batch())
         assert bool(finite)
         after.append((float(loss), {k: v.clone() for k, v in training.model.state_dict().items()}))
@@ -212,7 +213,7 @@ def test_accumulation_gives_the_same_step(norm):
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_step_that_is_not_finite_changes_no_weight(kind):
-    training = train.Training.start(tiny(optim=replace(tiny().optim, kind=kind)), 4)
+    training = Training.start(tiny(optim=replace(tiny().optim, kind=kind)), 4)
     training.step(one_batch())
     before = {k: v.clone() for k, v in training.model.state_dict().items()}
     with torch.no_grad():
@@ -235,26 +236,26 @@ def test_a_diverged_run_stops_with_a_sentence(tmp_path):
     chosen = settings(tmp_path)
     wild = replace(chosen, optim=replace(chosen.optim, lr=1e30, lr_start=1e30, clip=0.0, warmup_epochs=0))
     with pytest.raises(UserError, match="diverged"):
-        train.pretrain(wild)
+        loop.pretrain(wild)
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["skipped"] > 0
 
 
 def test_one_step_that_is_not_finite_stops_no_run(tmp_path, monkeypatch):
-    real = train.Training.step
+    real = Training.step
 
     def stepping(self, batch):
         loss, finite = real(self, batch)
         return loss, finite & (batch.step not in (0, 5))
 
-    monkeypatch.setattr(train.Training, "step", stepping)
-    out = train.pretrain(with_run(settings(tmp_path), log_every=1))
+    monkeypatch.setattr(Training, "step", stepping)
+    out = loop.pretrain(with_run(settings(tmp_path), log_every=1))
     assert [line["skipped"] for line in read_metrics(out / "metrics.jsonl")] == [1, 0, 0, 0, 0, 1, 0, 0]
 
 
 def test_precision_changes_little_and_is_recorded(tmp_path):
     losses = {}
     for precision in ("fp32", "bf16"):
-        training = train.Training.start(tiny(speed=config.Speed(precision=precision, device="cpu")), 4)
+        training = Training.start(tiny(speed=config.Speed(precision=precision, device="cpu")), 4)
         loss, _ = training.step(one_batch())
         losses[precision] = float(loss)
         assert training.precision == precision
@@ -265,7 +266,7 @@ def loss_and_gradients(device: str, **speed) -> tuple[float, torch.Tensor]:
     """Of one step, all gradients in a row."""
     chosen = tiny(speed=config.Speed(device=device, workers=0, **speed))  # pyright: ignore[reportArgumentType]
     with devices.threads(chosen.speed), devices.kept_memory():
-        training = train.Training.start(replace(chosen, optim=replace(chosen.optim, clip=0.0)), 4)
+        training = Training.start(replace(chosen, optim=replace(chosen.optim, clip=0.0)), 4)
         with torch.no_grad():
             training.model.predictor.open_gates()  # or hardly anything would reach the context
         loss, _ = training.step(one_batch())
@@ -300,7 +301,7 @@ def test_both_attention_kernels_give_the_same_gradients(monkeypatch):
     results = []
     for precision in ("fp32", "bf16"):  # what `choose_attention` takes for either, here both computed in fp32
         with monkeypatch.context() as patch:
-            patch.setattr(train, "choose_attention", lambda m, d, _, chosen=precision: choose_attention(m, d, chosen))
+            patch.setattr(step, "choose_attention", lambda m, d, _, chosen=precision: choose_attention(m, d, chosen))
             results.append(loss_and_gradients("cpu", precision="fp32"))
     (fused, one), (plain, two) = results
     assert plain == pytest.approx(fused, rel=1e-5)
@@ -308,14 +309,14 @@ def test_both_attention_kernels_give_the_same_gradients(monkeypatch):
 
 
 def test_init_starts_from_a_run(tmp_path):
-    first = train.pretrain(settings(tmp_path))
+    first = loop.pretrain(settings(tmp_path))
     chosen = replace(settings(tmp_path, "second"), init=str(first))
     frozen = replace(chosen, optim=replace(chosen.optim, lr=0.0, lr_start=0.0, lr_final=0.0, epochs=1))
-    second = train.pretrain(frozen)
+    second = loop.pretrain(frozen)
     one, two = weights(first), weights(second)
     assert torch.equal(one["predictor.embed.weight"], two["predictor.embed.weight"])
     still = replace(chosen, optim=replace(chosen.optim, freeze_encoder=True, epochs=1))
-    third = weights(train.pretrain(with_run(still, out=str(tmp_path / "still"))))
+    third = weights(loop.pretrain(with_run(still, out=str(tmp_path / "still"))))
     for name, value in one.items():
         if name.startswith("target_encoder."):  # the encoder that is used afterwards is the one that stands still
             assert torch.equal(third[name], value), name
@@ -323,39 +324,39 @@ def test_init_starts_from_a_run(tmp_path):
     assert not torch.equal(third["predictor.embed.weight"], one["predictor.embed.weight"])
     other = replace(frozen, predictor=replace(frozen.predictor, width=64))
     with pytest.raises(UserError, match="do not fit these settings"):
-        train.pretrain(with_run(other, out=str(tmp_path / "third")))
+        loop.pretrain(with_run(other, out=str(tmp_path / "third")))
 
 
 def test_more_images_asked_for_than_there_are(tmp_path):
     chosen = settings(tmp_path)
     with pytest.raises(UserError, match="batch"):
-        train.pretrain(replace(chosen, optim=replace(chosen.optim, batch_size=1000)))
+        loop.pretrain(replace(chosen, optim=replace(chosen.optim, batch_size=1000)))
 
 
 def test_accumulate_must_divide_the_batch(tmp_path):
     chosen = settings(tmp_path)
     with pytest.raises(UserError, match=r"multiple of optim\.accumulate"):
-        train.pretrain(replace(chosen, optim=replace(chosen.optim, accumulate=3)))
+        loop.pretrain(replace(chosen, optim=replace(chosen.optim, accumulate=3)))
 
 
 def test_a_run_without_checkpoints_is_not_written_over(tmp_path):
     chosen = settings(tmp_path)
-    out = train.pretrain(chosen)
+    out = loop.pretrain(chosen)
     before = weights(out)
     for folder in (out / "checkpoints").iterdir():
         for file in folder.iterdir():
             file.unlink()
         folder.rmdir()
     with pytest.raises(UserError, match="without its checkpoints"):
-        train.pretrain(chosen)
+        loop.pretrain(chosen)
     assert all(torch.equal(before[name], value) for name, value in weights(out).items())
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path, monkeypatch):
     chosen = settings(tmp_path)
     chosen = replace(chosen, run=replace(chosen.run, save_every=100))
-    wanted = weights(train.pretrain(with_run(chosen, out=str(tmp_path / "whole"))))
-    real = train.Training.step
+    wanted = weights(loop.pretrain(with_run(chosen, out=str(tmp_path / "whole"))))
+    real = Training.step
 
     def dying(self, batch):
         if batch.step == 5:
@@ -363,48 +364,48 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path,
         return real(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Training, "step", dying)
+        patch.setattr(Training, "step", dying)
         with pytest.raises(MemoryError):
-            train.pretrain(chosen)
+            loop.pretrain(chosen)
     assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [2, 4]
-    out = train.pretrain(chosen)
+    out = loop.pretrain(chosen)
     assert all(torch.equal(wanted[name], value) for name, value in weights(out).items())
     assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [2, 4, 6, 8]
 
 
 def test_a_source_may_move_but_not_change_its_name(tmp_path, capsys):
     chosen = settings(tmp_path)
-    train.pretrain(chosen)
+    loop.pretrain(chosen)
     longer = replace(chosen, optim=replace(chosen.optim, epochs=3))
     for folder, name in (("elsewhere", "pictures.npz"), ("there", "others.npz")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).write_bytes((tmp_path / "pictures.npz").read_bytes())
-    train.pretrain(replace(longer, data=replace(longer.data, source=str(tmp_path / "elsewhere" / "pictures.npz"))))
+    loop.pretrain(replace(longer, data=replace(longer.data, source=str(tmp_path / "elsewhere" / "pictures.npz"))))
     assert "now they are at" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(UserError, match=r"with data\.source"):
-        train.pretrain(replace(longer, data=replace(longer.data, source=str(tmp_path / "there" / "others.npz"))))
+        loop.pretrain(replace(longer, data=replace(longer.data, source=str(tmp_path / "there" / "others.npz"))))
 
 
 def test_a_changed_source_is_named_on_resume(tmp_path):
     chosen = settings(tmp_path)
-    train.pretrain(chosen)
+    loop.pretrain(chosen)
     pictures_file(tmp_path / "pictures.npz", count=128)
     with pytest.raises(UserError, match=r"was trained on 64 images, 'pictures' now holds 128"):
-        train.pretrain(replace(chosen, optim=replace(chosen.optim, epochs=3)))
+        loop.pretrain(replace(chosen, optim=replace(chosen.optim, epochs=3)))
 
 
 def test_the_held_out_tenth_is_never_trained_on(tmp_path, monkeypatch):
     seen = set()
-    real = train.Training.step
+    real = Training.step
 
     def watching(self, batch):
         seen.update(batch.indices.tolist())
         return real(self, batch)
 
-    monkeypatch.setattr(train.Training, "step", watching)
+    monkeypatch.setattr(Training, "step", watching)
     pictures_file(tmp_path / "pictures.npz", validation=False)
     chosen = settings(tmp_path)
-    train.pretrain(chosen)
+    loop.pretrain(chosen)
     trained, held, how = open_splits(chosen.data.source)
     assert "held out" in how
     assert max(seen) < len(trained) == 64 - len(held)
@@ -412,14 +413,14 @@ def test_the_held_out_tenth_is_never_trained_on(tmp_path, monkeypatch):
 
 def test_a_finished_run_started_again_ends_at_once(tmp_path, monkeypatch):
     chosen = settings(tmp_path)
-    train.pretrain(chosen)
-    monkeypatch.setattr(train.Training, "step", lambda self, batch: pytest.fail("trained on"))
-    train.pretrain(chosen)
+    loop.pretrain(chosen)
+    monkeypatch.setattr(Training, "step", lambda self, batch: pytest.fail("trained on"))
+    loop.pretrain(chosen)
 
 
 def test_a_damaged_newer_checkpoint_does_not_push_out_the_good_one(tmp_path):
     out = tmp_path / "checkpoints"
-    training = train.Training.start(tiny(), 4)
+    training = Training.start(tiny(), 4)
     checkpoint.save(out, 9, training.model, training.optimisers, 1, 64)
     (out / "step-00000009" / "state.json").write_text("{")
     checkpoint.save(out, 7, training.model, training.optimisers, 1, 64)

@@ -1,0 +1,116 @@
+"""The state of a run and one optimiser step: crops -> views -> masks -> loss -> finite check -> step -> EMA."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iwm import config
+from iwm.actions.views import Views, make_independent_views, make_views
+from iwm.data.loader import Batch
+from iwm.model.masks import is_whole, sample_masks
+from iwm.model.vit import choose_attention, compile_blocks
+from iwm.model.world_model import ImageWorldModel
+from iwm.runtime import devices
+from iwm.runtime.errors import UserError
+from iwm.training.optimisers import make_optimisers
+from iwm.training.schedule import Schedule, apply_schedule
+
+Crops = tuple[Tensor, Tensor | None]
+"""Crops of images, uint8 [b, 3, s, s], and where views share no geometry as many others."""
+
+
+def build(settings: config.Config, device: torch.device) -> ImageWorldModel:
+    """A model whose weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.run.seed)
+        return ImageWorldModel(settings).to(device)
+
+
+@dataclass
+class Training:
+    """The state of a run and its step; `pretrain` is the loop around it."""
+
+    settings: config.Config
+    model: ImageWorldModel
+    optimisers: list[torch.optim.Optimizer]
+    schedule: Schedule
+    device: torch.device
+    precision: str
+
+    @classmethod
+    def start(cls, settings: config.Config, steps_per_epoch: int) -> "Training":
+        device = devices.device_of(settings.speed)
+        precision = devices.precision_of(settings.speed, device)
+        model = build(settings, device).train()
+        choose_attention(model, device, precision)
+        if settings.speed.compile:
+            compile_blocks(model)
+        optimisers = make_optimisers(model, settings.optim, devices.dtype_of(precision))
+        return cls(settings, model, optimisers, Schedule(settings.optim, steps_per_epoch), device, precision)
+
+    def micro_batches(self, batch: Batch) -> list[tuple[Crops, np.ndarray]]:
+        """The step's crops and indices, split into `optim.accumulate` parts."""
+        parts = self.settings.optim.accumulate
+        if len(batch.indices) % parts:
+            raise UserError(
+                f"optim.batch_size ({len(batch.indices)}) must be a multiple of optim.accumulate ({parts})."
+            )
+        others = [None] * parts if batch.others is None else batch.others.chunk(parts)
+        crops = zip(batch.images.chunk(parts), others, strict=True)
+        return list(zip(crops, np.split(batch.indices, parts), strict=True))
+
+    def views(self, crops: Crops, indices: np.ndarray, step: int) -> Views:
+        """What the settings make of an image's crop, or of its two."""
+        s, space = self.settings, self.model.space
+        first, other = crops
+        if other is None:
+            clean = is_whole(s.masks, step)
+            return make_views(first, space, s.actions, s.run.seed, step, indices, self.device, clean=clean)
+        return make_independent_views(first, other, space, s.views, s.run.seed, step, indices, self.device)
+
+    def loss(self, crops: Crops, indices: np.ndarray, step: int) -> Tensor:
+        """One micro-batch forward: crops -> views -> masks -> loss."""
+        s = self.settings
+        views = self.views(crops, indices, step)
+        masks = sample_masks(s.masks, self.model.grid, s.run.seed, step, indices, self.device)
+        with devices.autocast(self.device, self.precision):
+            return self.model(views, masks).loss
+
+    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One optimiser step. Returns loss and whether it was finite, both on the device: nothing is synchronised.
+
+        A step with a non-finite loss or gradient is skipped on the device: the weights stay as they are.
+        """
+        parts = self.micro_batches(batch)
+        if batch.step == 0:
+            self._calibrate(parts)
+        total = torch.zeros((), device=self.device)
+        self.model.zero_grad(set_to_none=True)
+        for crops, indices in parts:
+            loss = self.loss(crops, indices, batch.step) / len(parts)
+            loss.backward()
+            total += loss.detach()
+        trainable = [p for p in self.model.parameters() if p.grad is not None]
+        limit = self.settings.optim.clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(trainable, limit, foreach=True)
+        finite = torch.isfinite(total) & torch.isfinite(norm)
+        skipped = (~finite).float()
+        for optimiser in self.optimisers:
+            # The fused AdamW, and our Muon, leave everything untouched where `found_inf` is 1, without asking the host.
+            optimiser.found_inf = skipped  # pyright: ignore[reportAttributeAccessIssue]
+            optimiser.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+            apply_schedule(optimiser, self.schedule, batch.step)
+            optimiser.step()
+        self.model.after_step(self.schedule.ema(batch.step))
+        return total, finite
+
+    @torch.no_grad()
+    def _calibrate(self, parts: list[tuple[Crops, np.ndarray]]) -> None:
+        """Before the first step: target statistics from its own images, whatever the number of micro-batches."""
+        for crops, indices in parts:
+            views = self.views(crops, indices, 0)
+            with devices.autocast(self.device, self.precision):
+                self.model.calibrate(views)
+        self.model.target_norm.fold()
