@@ -13,10 +13,10 @@ from conftest import pictures_file, tiny, trained_on
 import iwm
 from iwm import cli, config, options, recipe_book
 from iwm.cells import cells_of
-from iwm.evaluation.infer import Infer
-from iwm.evaluation.look import Look
-from iwm.evaluation.undo import Undo
-from iwm.imagine import Imagine
+from iwm.evaluation.world.imagine import Imagine
+from iwm.evaluation.world.infer import Infer
+from iwm.evaluation.world.look import Look
+from iwm.evaluation.world.undo import Undo
 from iwm.protocol import Axes
 from iwm.training import loop
 

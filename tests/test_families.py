@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from iwm import cli, config, recipe_book, run_folder
 from iwm.actions.views import make_views
 from iwm.config import Config
-from iwm.evaluation.classifier import load_classifier
+from iwm.evaluation.tasks.classifier import load_classifier
 from iwm.model.masks import sample_masks
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import read_metrics

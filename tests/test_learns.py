@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import tiny
 
-from iwm import config, run_folder, world
+from iwm import config, run_folder
 from iwm.data.loader import load_all
 from iwm.data.sources import open_images
+from iwm.evaluation.world import mrr
 from iwm.run_folder import read_metrics
 from iwm.training import loop, step
 
@@ -37,8 +38,8 @@ def learned(out: Path) -> list[str]:
     model = run_folder.load_model(str(out))
     held_out = open_images("sample", "val")
     pixels, _ = load_all(held_out, 32, limit=IMAGES)
-    result = world.measure(model, pixels, BANK)
-    random = world.measure(step.build(model.settings, torch.device("cpu")).eval(), pixels, BANK)
+    result = mrr.measure(model, pixels, BANK)
+    random = mrr.measure(step.build(model.settings, torch.device("cpu")).eval(), pixels, BANK)
     print(line["health_loss"], line["position_mean_loss"], result["mrr"], random["mrr"], result["mrr_shuffled"])
     wanted = {
         "loss below the position-only model": line["health_loss"] < 0.9 * line["position_mean_loss"],

@@ -113,7 +113,6 @@ def _taken(argv: Sequence[str], option: str) -> tuple[list[str], str]:
 def sweep(argv: Sequence[str]) -> None:
     """Train conditioning x difficulty x predictor, measure all alike: iwm sweep RECIPE --data.source S --out DIR."""
     from iwm import recipe_book
-    from iwm import sweep as many
 
     name = parse(options.Sweep, argv, "sweep").settings.recipe
     if not name:
@@ -138,10 +137,10 @@ def sweep(argv: Sequence[str]) -> None:
 
 def world(argv: Sequence[str]) -> None:
     """How good is the world model: MRR, hits@k, controls, strips."""
-    from iwm.evaluation import quality
+    from iwm.evaluation.world import mrr
 
     o = parse(options.World, argv, "world")
-    quality.world(
+    mrr.world(
         o.run,
         o.data,
         val=o.val,
@@ -156,7 +155,7 @@ def world(argv: Sequence[str]) -> None:
 
 def probe(argv: Sequence[str]) -> None:
     """What does the encoder know: kNN, linear or attentive probe, beside a random encoder and raw pixels."""
-    from iwm.evaluation import probes
+    from iwm.evaluation.tasks import probes
 
     o = parse(options.Probe, argv, "probe")
     probes.probe(
@@ -178,17 +177,18 @@ def probe(argv: Sequence[str]) -> None:
 
 def finetune(argv: Sequence[str]) -> None:
     """Solve a task with the predictor on the frozen encoder, or with the encoder itself."""
-    from iwm.evaluation import finetune as tune
+    from iwm.evaluation.tasks import finetune as finetune_
+    from iwm.evaluation.tasks.finetune import FinetuneSettings
 
     o = parse(options.Finetune, argv, "finetune")
-    tune.finetune(
+    finetune_.finetune(
         o.run,
         o.data,
         o.train,
         o.predictor,
         val=o.val,
         seed=o.seed,
-        settings=o.settings(tune.FinetuneSettings),
+        settings=o.settings(FinetuneSettings),
         size=o.size,
         start=o.start,
         baselines=o.baselines,
@@ -199,16 +199,16 @@ def finetune(argv: Sequence[str]) -> None:
 
 def efficiency(argv: Sequence[str]) -> None:
     """What does each finetuned parameter bring: top-1 against their number (paper figure 3)."""
-    from iwm.evaluation import efficiency as figure
-    from iwm.evaluation import finetune as tune
+    from iwm.evaluation.tasks import efficiency as efficiency_
+    from iwm.evaluation.tasks.finetune import FinetuneSettings
 
     o = parse(options.Efficiency, argv, "efficiency")
-    figure.efficiency(
+    efficiency_.efficiency(
         o.run,
         o.data,
         val=o.val,
         seed=o.seed,
-        settings=o.settings(tune.FinetuneSettings),
+        settings=o.settings(FinetuneSettings),
         depths=o.depths,
         blocks=o.blocks,
         size=o.size,
@@ -219,17 +219,18 @@ def efficiency(argv: Sequence[str]) -> None:
 
 def multitask(argv: Sequence[str]) -> None:
     """Solve several tasks with one predictor, beside a predictor of its own for each."""
-    from iwm.evaluation import finetune as tune
-    from iwm.evaluation import multitask as many
+    from iwm.evaluation.tasks import multitask as multitask_
+    from iwm.evaluation.tasks.finetune import FinetuneSettings
+    from iwm.evaluation.tasks.multitask import parse_tasks
 
     o = parse(options.Multitask, argv, "multitask")
-    many.multitask(
+    multitask_.multitask(
         o.run,
-        many.parse_tasks(o.task),
-        vals=many.parse_tasks(o.val, "--val"),
+        parse_tasks(o.task),
+        vals=parse_tasks(o.val, "--val"),
         predictor=o.predictor,
         seed=o.seed,
-        settings=o.settings(tune.FinetuneSettings),
+        settings=o.settings(FinetuneSettings),
         size=o.size,
         speed=o.speed,
         out=o.out,
@@ -238,7 +239,7 @@ def multitask(argv: Sequence[str]) -> None:
 
 def segment(argv: Sequence[str]) -> None:
     """Say the class of every pixel, from the encoder's blocks or the predictor's: mIoU, overlay pictures."""
-    from iwm.evaluation import segmentation
+    from iwm.evaluation.tasks import segmentation
 
     o = parse(options.Segment, argv, "segment")
     segmentation.segment(
@@ -261,38 +262,42 @@ def segment(argv: Sequence[str]) -> None:
 
 def predict(argv: Sequence[str]) -> None:
     """Say what is on images with a finetuned classifier; writes a CSV."""
-    from iwm.evaluation import predict as saying
+    from iwm.evaluation.tasks import predict as predict_
 
     o = parse(options.Predict, argv, "predict")
-    saying.predict(o.run, o.images, out=o.out, task=o.task, speed=o.speed)
+    predict_.predict(o.run, o.images, out=o.out, task=o.task, speed=o.speed)
 
 
 def imagine(argv: Sequence[str]) -> None:
     """What would an image look like after a change: the nearest of a bank to the prediction, and the truth's rank."""
-    from iwm import imagine as asking
+    from iwm.evaluation.world import imagine as imagine_
+    from iwm.evaluation.world.imagine import Imagine
 
-    asking.imagine(parse(asking.Imagine, argv, "imagine"))
+    imagine_.imagine(parse(Imagine, argv, "imagine"))
 
 
 def infer(argv: Sequence[str]) -> None:
     """Which change turned one image into another, or over a source: how well is that found, beside baselines."""
-    from iwm.evaluation import infer as finding
+    from iwm.evaluation.world import infer as infer_
+    from iwm.evaluation.world.infer import Infer
 
-    finding.infer(parse(finding.Infer, argv, "infer"))
+    infer_.infer(parse(Infer, argv, "infer"))
 
 
 def look(argv: Sequence[str]) -> None:
     """Look into the world model: maps of its tokens, two changes in a row, predictions averaged over actions."""
-    from iwm.evaluation import look as looking
+    from iwm.evaluation.world import look as look_
+    from iwm.evaluation.world.look import Look
 
-    looking.look(parse(looking.Look, argv, "look"))
+    look_.look(parse(Look, argv, "look"))
 
 
 def undo(argv: Sequence[str]) -> None:
     """Undo corruptions in latent space: what a probe of clean images reads before and after."""
-    from iwm.evaluation import undo as undoing
+    from iwm.evaluation.world import undo as undo_
+    from iwm.evaluation.world.undo import Undo
 
-    undoing.undo(parse(undoing.Undo, argv, "undo"))
+    undo_.undo(parse(Undo, argv, "undo"))
 
 
 def compare(argv: Sequence[str]) -> None:

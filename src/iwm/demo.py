@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from iwm import recipe_book, report
-from iwm.evaluation import finetune, probes, quality
-from iwm.evaluation.fitting import Schedule
+from iwm.evaluation.tasks import finetune, probes
+from iwm.evaluation.tasks.fitting import Schedule
+from iwm.evaluation.world import mrr
 from iwm.runtime.console import console
 from iwm.training import loop
 
@@ -32,7 +33,7 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> Path:
     console.rule("1 of 4: pretraining, unlabelled")
     loop.pretrain(settings)
     console.rule("2 of 4: how good is the world model?")
-    quality.world(str(out), OBJECTS, images=8 if quick else 64, seed=seed)
+    mrr.world(str(out), OBJECTS, images=8 if quick else 64, seed=seed)
     console.rule("3 of 4: what does the encoder know?")
     probes.probe(str(out), OBJECTS, "linear", seed=seed)
     probes.probe(str(out), OBJECTS, "knn", seed=seed)

@@ -106,8 +106,8 @@ class Learning(Measured):
     """Side of the pictures; 0: the run's."""
 
     def settings(self, kind: Callable[..., T]) -> T:
-        """Such settings (`iwm.evaluation.tuning.Tuning`), filled from the options of the same names."""
-        from iwm.evaluation.fitting import Schedule
+        """Such settings (`iwm.evaluation.tasks.tuning.Tuning`), filled from the options of the same names."""
+        from iwm.evaluation.tasks.fitting import Schedule
 
         return part(self, kind, schedule=part(self, Schedule))
 

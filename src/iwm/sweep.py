@@ -26,7 +26,8 @@ from iwm import config, guidance, run_folder, spectrum, subset
 from iwm.cells import Cell, cells_of
 from iwm.config import Config
 from iwm.data.sources import open_splits, source_identity
-from iwm.evaluation import measurement, probes, ritual
+from iwm.evaluation import measurement, ritual
+from iwm.evaluation.tasks import probes
 from iwm.protocol import Axes, Protocol
 from iwm.run_folder import read_metrics
 from iwm.runtime import devices, files

@@ -11,9 +11,8 @@ from PIL import Image
 
 from iwm import config
 from iwm.actions import camera
-from iwm.actions.action_space import ActionSpace
+from iwm.actions.action_space import ActionSpace, reference_space
 from iwm.runtime.errors import UserError
-from iwm.world import reference_space
 
 SPACE = ActionSpace.from_config(config.Actions(set="camera"), 32)
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 from conftest import pictures_file, tiny, trained_on
 
-from iwm import cli, config, run_folder, world
-from iwm.actions import action_sets
+from iwm import cli, config, run_folder
+from iwm.actions import action_sets, action_space
 from iwm.actions.action_space import ActionSpace
 from iwm.actions.camera import CAMERA
 from iwm.actions.transformation import read_transformations, set_name
+from iwm.evaluation.world import mrr
+from iwm.evaluation.world.strips import strip_rows
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import UserError
-from iwm.strips import strip_rows
 from iwm.training import loop
 
 CODE = """
@@ -97,9 +98,9 @@ def test_predictions_mrr_and_strips_use_it(mine):
     settings = tiny(actions=config.Actions(set="mine.py:SET", jitter_probability=1.0))
     model = ImageWorldModel(settings).eval()
     assert model.action(gamma=0.75, fade=-0.4).tolist() == [0.5, -0.5]
-    assert world.reference_space(model.space, 16) is model.space
+    assert action_space.reference_space(model.space, 16) is model.space
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    measured = world.measure(model, images, bank=8)
+    measured = mrr.measure(model, images, bank=8)
     assert 0 < measured["mrr"] <= 1
     rows = strip_rows(model, images, 0, bank=8)
     assert ["fade" in row.action for row in rows] == [False, False, True]

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from iwm import config, recipe_book, run_folder, world
+from iwm import config, recipe_book, run_folder
 from iwm.data.loader import load_all
 from iwm.data.sources import open_images
+from iwm.evaluation.world import mrr
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import read_metrics
 from iwm.runtime import devices
@@ -44,7 +45,7 @@ def measure(run: Path) -> dict[str, float]:
     model = run_folder.load_model(str(run))
     size = model.settings.data.image_size
     pixels, _ = load_all(open_images("sample-objects", "val"), size, limit=IMAGES)
-    found = world.measure(model, pixels, BANK)
+    found = mrr.measure(model, pixels, BANK)
     last = read_metrics(run / "metrics.jsonl")[-1]
     probe = OnlineProbe.for_run(open_images("sample-objects", "train"), model.settings)
     assert probe is not None

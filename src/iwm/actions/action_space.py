@@ -303,3 +303,25 @@ def _adapted(transformation: Transformation) -> Transformation:
     if bare(transformation.apply) is not gaussian_blur:
         return transformation
     return dataclasses.replace(transformation, apply=partial(gaussian_blur, radius=math.ceil(3 * transformation.high)))
+
+
+def reference_space(space: ActionSpace, image_size: int) -> ActionSpace:
+    """The bank's action space, common to every model of a built-in set: the `destructive` level's ranges. For a set of
+    the user's, the model's own."""
+    if space.set not in BUILT_IN:
+        return space
+    reference = ActionSpace.from_config(config.Actions(set=space.set), image_size)
+    return reference if reference.names == space.names else space
+
+
+def in_reference_units(space: ActionSpace, image_size: int) -> Float[Tensor, " k"]:
+    """What an action is multiplied by to count in shares of the reference's ranges: errors of models that were trained
+    on other ranges are then comparable. 1 for flags."""
+    reference = reference_space(space, image_size).transformations
+    pairs = zip(space.transformations, reference, strict=True)
+    return torch.tensor([t.range / r.range if t.graded and r.range > 0 else 1.0 for t, r in pairs])
+
+
+def bank_ranges(space: ActionSpace) -> list[tuple[str, float, float]]:
+    """What a bank's entries are drawn from: name and range of every graded transformation of both views."""
+    return [(t.name, t.low, t.high) for t in space.transformations if t.graded and t.both]

@@ -24,3 +24,8 @@ def held_out(
     chosen = np.zeros(count, dtype=bool)
     chosen[order[4::10] if len(order) >= 10 else order[:1]] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def draw_rows(count: int, available: int, seed: int) -> np.ndarray:
+    """Which images of a split are asked: a seeded draw without repetition, sorted."""
+    return np.sort(np.random.default_rng(seed).permutation(available)[: min(count, available)])

@@ -3,8 +3,9 @@
 from typing import Any
 
 from iwm.config import Config
-from iwm.evaluation import finetune, probes, quality
-from iwm.evaluation.fitting import Schedule
+from iwm.evaluation.tasks import finetune, probes
+from iwm.evaluation.tasks.fitting import Schedule
+from iwm.evaluation.world import mrr
 
 NEEDS_PREDICTOR = ("world", "predictor_finetuning")
 """Evaluations that a joint embedding cannot be asked."""
@@ -14,7 +15,7 @@ def measure(name: str, run: str, data: str, val: str, settings: Config, asked: d
     """One evaluation of a cell by the function of its own verb; returns the written result."""
     common: dict[str, Any] = {"val": val, "seed": settings.run.seed, "speed": settings.speed}
     if name == "world":
-        return quality.world(run, data, **asked, **common)
+        return mrr.world(run, data, **asked, **common)
     if name == "linear":
         return probes.probe(run, data, "linear", **asked, **common)
     if name == "attentive":

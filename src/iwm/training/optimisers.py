@@ -1,5 +1,4 @@
-"""What moves the weights: AdamW, and Muon for the matrices of attention and MLPs.
-"""
+"""What moves the weights: AdamW, and Muon for the matrices of attention and MLPs."""
 
 import math
 from typing import Any

@@ -1,0 +1,68 @@
+"""Views of an image: pure functions of seed, number and index, and what they show."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from picture_files import noise
+
+from iwm.data.sources import open_images
+from iwm.evaluation.tasks import augment
+from iwm.runtime import devices
+from iwm.runtime.errors import UserError
+
+
+@pytest.fixture
+def maker(tmp_path) -> augment.Maker:
+    images = open_images(str(noise(tmp_path, 12, broken=(3,))), "all")
+    return augment.Maker(images, 12, (0.5, 1.0), 0.5, "crops", 0)
+
+
+def test_views_are_the_image_and_its_crops(maker):
+    drawn, again = augment.draw(maker, 3), augment.draw(maker, 3)
+    assert drawn.values.shape == (3, 11, 3, 12, 12)
+    assert drawn.kept.tolist() == [0, 1, 2, *range(4, 12)]
+    assert torch.equal(drawn.values, again.values)
+    assert drawn.fresh is None
+    plain = augment.draw(maker, 1).values
+    assert torch.equal(drawn.values[:1], plain)
+    assert torch.equal(drawn.values[2, 3], maker.view(4, 2))
+    assert not torch.equal(drawn.values[1], drawn.values[2])
+
+
+def test_no_kept_views_means_new_ones_every_epoch(maker):
+    drawn = augment.draw(maker, 0)
+    assert drawn.values.shape == (1, 11, 3, 12, 12)
+    assert drawn.fresh is not None
+    rows = np.array([3, 0])
+    first = drawn.fresh(rows, 0)
+    assert torch.equal(first, torch.stack([maker.view(4, 1), maker.view(0, 1)]))
+    assert torch.equal(first, drawn.fresh(rows, 0))
+    assert not torch.equal(first, drawn.fresh(rows, 1))
+
+
+def _keys() -> np.ndarray:
+    state: Any = np.random.get_state()  # noqa: NPY002
+    return state[1]
+
+
+def test_timms_augmentation_changes_crops_and_leaves_the_generators_alone(maker):
+    strong = replace(maker, augment="timm")
+    states = _keys().copy(), torch.get_rng_state()
+    views = torch.stack([strong.view(0, number) for number in range(1, 9)])
+    assert np.array_equal(_keys(), states[0])
+    assert torch.equal(torch.get_rng_state(), states[1])
+    assert torch.equal(views[4], strong.view(0, 5))
+    crops = torch.stack([maker.view(0, number) for number in range(1, 9)])
+    changed = (views != crops).flatten(1).any(1)
+    assert changed.sum() >= 5
+    assert not torch.equal(views, torch.stack([replace(strong, seed=1).view(0, number) for number in range(1, 9)]))
+
+
+def test_memory_is_asked_before_it_is_taken(monkeypatch):
+    monkeypatch.setattr(devices, "free_memory", lambda: 3 * 32**2 * (5 * 100 + 2 * 50))
+    augment.require_memory(100, 50, 4, 32)
+    with pytest.raises(UserError, match=r"100 training images in 5 views and 50 .* lower --views"):
+        augment.require_memory(100, 50, 5, 32)

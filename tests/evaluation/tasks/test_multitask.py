@@ -1,0 +1,306 @@
+"""One predictor for several tasks: it learns them all, hears which is meant, beats nothing by unequal treatment, and
+every task can be predicted from what was saved."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import pictures_file
+
+from evaluation.planted import corners, exported
+from iwm import cli, config, report, run_folder, verdict
+from iwm.evaluation.tasks import augment, finetune, multitask
+from iwm.evaluation.tasks.classifier import AttentiveHead, load_classifier, predict, task_names
+from iwm.evaluation.tasks.fitting import Samples, Schedule
+from iwm.runtime.errors import UserError
+
+SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
+QUICK = finetune.FinetuneSettings(
+    lrs=(3e-3,), ratios=(1.0,), views=1, schedule=Schedule(epochs=1, search_epochs=1, batch_size=48)
+)
+
+
+def quadrants(folder: Path, count: int) -> str:
+    """A source of four classes: which quadrant is red. The same kind of pictures as `corners`, another question."""
+    generator = np.random.default_rng(7)
+    arrays = {}
+    for prefix, number in (("", count), ("val_", 80)):
+        images = generator.integers(90, 166, (number, 16, 16, 3), dtype=np.uint8)
+        labels = generator.integers(0, 4, number)
+        for image, label in zip(images, labels, strict=True):
+            top, left = 8 * (label // 2), 8 * (label % 2)
+            image[top : top + 8, left : left + 8] = (250, 20, 20)
+        arrays |= {f"{prefix}images": images, f"{prefix}labels": labels}
+    np.savez(folder / "quadrants.npz", **arrays)
+    return str(folder / "quadrants.npz")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Few images: for what does not have to be learned."""
+    folder = tmp_path_factory.mktemp("sources")
+    train, val = corners(folder, train=96, val=48)
+    return {"equal": train, "equal-val": val, "where": quadrants(folder, count=48)}
+
+
+@pytest.fixture(scope="module")
+def learnable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("learnable")
+    train, val = corners(folder, train=480)
+    return {"equal": train, "equal-val": val, "where": quadrants(folder, count=240)}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    return exported(tmp_path)
+
+
+def tune(run, sources, settings=QUICK, **options):
+    tasks = {"equal": sources["equal"], "where": sources["where"]}
+    vals = {"equal": sources["equal-val"]}
+    return multitask.multitask(run, tasks, vals=vals, settings=settings, speed=SPEED, **options)
+
+
+def pictures_of(path: str, prefix: str = "") -> tuple[torch.Tensor, np.ndarray]:
+    arrays = np.load(path)
+    return torch.from_numpy(arrays[f"{prefix}images"]).permute(0, 3, 1, 2), arrays[f"{prefix}labels"]
+
+
+def test_one_predictor_learns_tasks_of_different_classes_and_predicts_each(run, learnable):
+    before = (Path(run) / "model" / "model.safetensors").read_bytes()
+    settings = finetune.FinetuneSettings(
+        lrs=(3e-3, 5e-3), ratios=(1.0,), views=1, schedule=Schedule(epochs=10, search_epochs=1, batch_size=48)
+    )
+    found = tune(run, learnable, settings, predictor="random")
+    assert found["tasks"]["where"]["top1"] > 0.95
+    assert found["tasks"]["equal"]["top1"] > 0.85
+    assert [row["lr"] for row in found["tried"]] == [3e-3, 5e-3]
+    assert (Path(run) / "model" / "model.safetensors").read_bytes() == before
+    assert task_names(found["weights"]) == ("equal", "where")
+    for task, (images, labels) in {
+        "equal": pictures_of(learnable["equal-val"]),
+        "where": pictures_of(learnable["where"], "val_"),
+    }.items():
+        tuned = load_classifier(found["weights"], task=task)
+        guesses = predict(tuned, images, SPEED)
+        assert guesses.shape == (len(labels), len(tuned.names))
+        top1 = float((guesses.argmax(1).numpy() == labels).mean())
+        # The head learned from tokens rounded to float16: a borderline image may tip over.
+        assert top1 == pytest.approx(found["tasks"][task]["top1"], abs=0.02)
+    # The predictor hears the token: with the other task's, the head is told something else.
+    images, _ = pictures_of(learnable["where"], "val_")
+    own, swapped = (load_classifier(found["weights"], task="where") for _ in range(2))
+    swapped.token = load_classifier(found["weights"], task="equal").token
+    assert not torch.allclose(own(images), swapped(images), atol=1e-3)
+
+
+def test_a_result_says_all_that_it_promises(run, sources):
+    found = tune(run, sources)
+    path = Path(found["path"])
+    assert path == Path(run) / "eval" / "multitask-pretrained-equal+where.json"
+    content = json.loads(path.read_text())
+    for name, classes in (("equal", 2), ("where", 4)):
+        task = content["tasks"][name]
+        assert {"top1", "top5", "single_task_top1", "single_task_top5", "chance"} <= set(task)
+        assert task["chance"] == 1 / classes == 1 / len(task["classes"])
+    for key in ("top1", "single_task_top1"):
+        mean = np.mean([content["tasks"][name][key] for name in ("equal", "where")])
+        assert content[f"average_{key}"] == pytest.approx(mean)
+    model = run_folder.load_model(run)
+    predictor = sum(p.numel() for p in model.predictor.parameters())
+    heads = sum(p.numel() for count in (2, 4) for p in AttentiveHead(32, count).parameters())
+    assert content["trainable_parameters"] == predictor + heads + 2 * model.settings.predictor.width
+    assert content["single_task_trainable_parameters"] == 2 * predictor + heads
+    assert content["single_task_iterations"] == content["iterations"]
+    assert path.with_suffix(".png").is_file()
+    for task in ("equal", "where"):
+        held = load_classifier(found["weights"], task=task).encoder.state_dict()
+        assert all(torch.equal(held[name], value) for name, value in model.target_encoder.state_dict().items())
+    page = report.write(Path(run)).read_text()
+    assert "Many tasks, one predictor" in page
+    assert "One predictor, 2 tasks" in page
+
+
+def test_repeats_are_equal_bit_for_bit_and_a_seed_has_a_name_of_its_own(run, sources):
+    first = tune(run, sources)
+    weights = (Path(first["weights"]) / "model.safetensors").read_bytes()
+    again = tune(run, sources)
+    assert first["path"] == again["path"]
+    assert (Path(again["weights"]) / "model.safetensors").read_bytes() == weights
+    other = tune(run, sources, seed=1)
+    assert Path(other["path"]).name == "multitask-pretrained-seed1-equal+where.json"
+
+
+def test_tokens_not_kept_give_the_same_training(run, sources, monkeypatch):
+    first = tune(run, sources)
+    monkeypatch.setattr(finetune, "frozen_tokens", lambda *given, **named: None)
+    second = tune(run, sources)
+    assert first["tokens_kept"]
+    assert not second["tokens_kept"]
+    assert second["average_top1"] == pytest.approx(first["average_top1"], abs=0.15)
+
+
+def ready(sources, settings=QUICK) -> list[multitask.Task]:
+    tasks = []
+    for name, val in (("equal", sources["equal-val"]), ("where", "")):
+        splits = finetune.labelled_splits(sources[name], val, size=16)
+        tasks.append(multitask.Task(name, splits, finetune.Work.prepare(splits, settings, 16, SPEED)))
+    return tasks
+
+
+def test_one_pass_for_all_equals_each_tasks_own(run, sources):
+    model, tasks = run_folder.load_model(run), ready(sources)
+    made = multitask.build(model, tasks, QUICK, 16)
+    assert made[0].predictor is made[1].predictor
+    assert made[0].encoder is made[1].encoder
+    assert made[0].token is not None
+    assert made[1].token is not None
+    assert not torch.equal(made[0].token, made[1].token)
+    images = [task.work.test[:6] for task in tasks]
+    with torch.no_grad():
+        together = multitask.logits_together(made, images, tokens_given=False)
+        for classifier, part, logits in zip(made, images, together, strict=True):
+            torch.testing.assert_close(classifier(part), logits, atol=1e-5, rtol=1e-5)
+
+
+def test_only_predictor_heads_and_tokens_are_trained(run, sources):
+    model = run_folder.load_model(run)
+    tasks = [multitask.replace(task, work=task.work.encoded(model.target_encoder)) for task in ready(sources)]
+    before = multitask.build(model, tasks, QUICK, 16)
+    after = multitask.tune(model, tasks, QUICK, 16, tasks).classifiers
+    for old, new in zip(before, after, strict=True):
+        was, now = dict(old.named_parameters()), dict(new.named_parameters())
+        assert all(torch.equal(was[name], now[name]) for name in was if name.startswith("encoder."))
+        for name in ("token", "head.query", "head.linear.weight", "predictor.mask_token", "predictor.embed.weight"):
+            assert not torch.equal(was[name], now[name]), name
+
+
+def test_the_precision_of_a_users_machine_works_and_agrees(run, sources):
+    model, tasks = run_folder.load_model(run), ready(sources)
+    made = multitask.build(model, tasks, QUICK, 16)
+    kept = [task.work.encoded(model.target_encoder).test[:6] for task in tasks]
+    with torch.no_grad():
+        plain = multitask.logits_together(made, kept, tokens_given=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            coarse = multitask.logits_together(made, kept, tokens_given=True)
+    for ours, theirs in zip(plain, coarse, strict=True):
+        torch.testing.assert_close(ours, theirs.float(), atol=0.05, rtol=0.1)
+
+
+@pytest.mark.parametrize("rows", [5, 64])
+def test_twins_are_shown_the_same_pictures_in_the_same_order(rows):
+    samples = Samples(torch.arange(2 * 70).view(2, 70), torch.arange(70))
+    chosen = torch.arange(rows)
+    shared = [multitask.stream(samples, chosen, 3, 8, step) for step in range(24)]
+    alone = [multitask.stream(samples, chosen, 3, 24, step) for step in range(8)]
+    for one, other in zip(zip(*shared, strict=True), zip(*alone, strict=True), strict=True):
+        assert torch.equal(torch.cat(one), torch.cat(other))
+    labels = torch.cat([labels for _, labels in shared])
+    assert labels.bincount(minlength=rows).sub(192 / rows).abs().max() <= 1, "every image equally often"
+
+
+@pytest.mark.parametrize("counts", [(480, 240), (50, 5000, 70), (10, 10), (300,) * 8])
+def test_steps_divide_between_the_twins_and_show_the_asked_epochs(counts):
+    steps = multitask.steps_of(counts, 5, 16)
+    assert steps % len(counts) == 0
+    assert steps * 16 * len(counts) == pytest.approx(5 * sum(counts), abs=16 * len(counts) ** 2)
+
+
+def test_the_batch_is_split_evenly_and_the_losses_are_averaged(run, sources, monkeypatch):
+    model, tasks = run_folder.load_model(run), ready(sources)
+    seen = []
+    real = multitask.stream
+
+    def spy(samples, rows, seed, batch, step):
+        seen.append((len(rows), batch))
+        return real(samples, rows, seed, batch, step)
+
+    monkeypatch.setattr(multitask, "stream", spy)
+    shared = multitask.tune(model, tasks, QUICK, 16, tasks)
+    assert seen == [(96, 24), (48, 24)] * shared.steps
+    seen.clear()
+    twin = multitask.tune(model, tasks[1:], QUICK, 16, tasks)
+    assert seen == [(48, 48)] * twin.steps
+    assert 2 * twin.steps == shared.steps
+
+
+def refused(capsys, *argv: str) -> str:
+    assert cli.main(["multitask", *argv]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    return said
+
+
+def test_bad_tasks_are_one_sentence(run, sources, tmp_path, capsys):
+    one, two = f"a={sources['equal']}", f"b={sources['where']}"
+    assert "--task a is given twice" in refused(capsys, run, "--task", one, "--task", one)
+    assert "One task is given; give 2 to 8" in refused(capsys, run, "--task", one)
+    assert "No task is given" in refused(capsys, run)
+    nine = [word for number in range(9) for word in ("--task", f"t{number}={sources['equal']}")]
+    assert "9 tasks are given; give 2 to 8" in refused(capsys, run, *nine)
+    for text in ("birds", "=birds", "birds=", "my birds=x"):
+        assert f"--task {text} is not NAME=S" in refused(capsys, run, "--task", text, "--task", two)
+    bare = str(pictures_file(tmp_path / "bare.npz"))
+    assert "Task c: 'bare' has no labels" in refused(capsys, run, "--task", one, "--task", f"c={bare}")
+    same = tmp_path / "same.npz"
+    np.savez(same, images=np.zeros((20, 16, 16, 3), np.uint8), labels=np.zeros(20, np.int64))
+    assert "one class only" in refused(capsys, run, "--task", one, "--task", f"c={same}")
+    assert "did you mean 'a'" in refused(capsys, run, "--task", one, "--task", two, "--val", "aa=x")
+    assert "no predictor" in refused(capsys, "timm:vit_tiny_patch16_224", "--task", one, "--task", two)
+    assert "cannot be split" in refused(capsys, run, "--task", one, "--task", two, "--batch-size=1")
+    for change in ({"queries": "one"}, {"action": "random"}, {"schedule": replace(QUICK.schedule, mixup=0.8)}):
+        with pytest.raises(UserError, match="asked at all positions"):
+            tune(run, sources, replace(QUICK, **change))
+    assert not (Path(run) / "eval").exists()
+
+
+def test_a_task_must_be_named_and_exist(run, sources, tmp_path):
+    weights = tune(run, sources)["weights"]
+    with pytest.raises(UserError, match="several tasks; name one of them: equal, where"):
+        load_classifier(weights)
+    with pytest.raises(UserError, match="did you mean 'where'"):
+        load_classifier(weights, task="were")
+    single = finetune.finetune(run, sources["where"], settings=QUICK, speed=SPEED)["weights"]
+    assert task_names(single) == ()
+    with pytest.raises(UserError, match="classifier of one task"):
+        load_classifier(single, task="where")
+    with pytest.raises(UserError, match="no finetuned classifier"):
+        task_names(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("ours", "good", "word"), [(0.8, True, "level with"), (0.6, False, "BELOW")])
+def test_the_verdict_compares_with_the_twins(ours, good, word):
+    task = {"top1": ours, "single_task_top1": 0.8, "n_val": 1000}
+    finding = verdict.judge_multitask(
+        {"tasks": {"a": task, "b": task}, "average_top1": ours, "average_single_task_top1": 0.8}
+    )
+    assert finding.good is good
+    assert word in finding.sentence
+
+
+def test_fresh_pictures_are_drawn_every_epoch_and_dropped_paths_repeat(run, sources, monkeypatch):
+    drawn: list[int] = []
+    views = augment.Maker.views
+
+    def counting(self, indices, number):
+        drawn.append(number)
+        return views(self, indices, number)
+
+    monkeypatch.setattr(augment.Maker, "views", counting)
+    settings = replace(QUICK, views=0, drop_path=0.3, schedule=replace(QUICK.schedule, epochs=2))
+    first = tune(run, sources, settings)
+    assert not first["tokens_kept"]
+    assert {1, 2} <= set(drawn)
+    weights = (Path(first["weights"]) / "model.safetensors").read_bytes()
+    torch.rand(1)
+    assert (Path(tune(run, sources, settings)["weights"]) / "model.safetensors").read_bytes() == weights
+
+
+def test_names_of_many_bytes_still_make_a_file(run, sources):
+    names: list[str] = ["\u1e01" * 45, "\u1e03" * 45]
+    tasks: dict[str, str] = {names[0]: sources["equal"], names[1]: sources["where"]}
+    found = multitask.multitask(run, tasks, vals={names[0]: sources["equal-val"]}, settings=QUICK, speed=SPEED)
+    assert Path(found["path"]).name == "multitask-pretrained-2-tasks.json"

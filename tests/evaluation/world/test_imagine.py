@@ -1,0 +1,110 @@
+"""An oracle imagines the truth; what cannot be asked is refused in a sentence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import REVERSIBLE, SPACE, Oracle, muted, photo
+from PIL import Image
+
+from iwm import config, run_folder
+from iwm.evaluation.world import imagine
+from iwm.runtime.errors import UserError
+
+BANK = 12
+
+
+@pytest.mark.parametrize("text", ["brightness=0.3,hue=-0.05", "saturation=-0.1", "grayscale=1", "solarize=1"])
+def test_the_truth_is_nearest_to_an_oracles_prediction(text: str) -> None:
+    image = photo(2)[1:]
+    action = SPACE.encode(**imagine.parse_action(text))[None]
+    (row,) = imagine.asked(Oracle(image.float() / 255), image, action, BANK, candidates=photo(2))
+    assert row.right
+    assert row.bank == 2 * BANK
+    clean = image[0].float() / 255
+    assert torch.allclose(row.source, clean) != (text[-2:] == "=1"), "to be undone it must be there"
+    assert torch.allclose(row.truth, clean) == (text[-2:] == "=1")
+
+
+def test_a_wrong_world_is_not_right() -> None:
+    action = SPACE.encode(brightness=0.4)[None]
+    (row,) = imagine.asked(Oracle(wrong=True), photo(), action, BANK)
+    assert row.rank > 1
+
+
+def test_a_sweep_reaches_both_ends_and_every_truth_is_nearest() -> None:
+    changes = imagine.sweep_changes(SPACE, "hue")
+    assert changes == pytest.approx(torch.linspace(-0.1, 0.1, imagine.VALUES).tolist())
+    actions = torch.stack([SPACE.encode(hue=change) for change in changes])
+    rows = imagine.asked(Oracle(), photo(), actions, BANK)
+    assert [row.rank for row in rows] == [1] * len(changes)
+    assert not torch.allclose(rows[0].truth, rows[-1].truth)
+
+
+def test_candidates_join_the_bank_as_their_own_images() -> None:
+    """A bank of other pictures only would be too easy: the image's own versions stay in it."""
+    rows = imagine.asked(Oracle(), photo(3)[:1], SPACE.encode(brightness=0.1)[None], 4, candidates=photo(3)[1:])
+    assert rows[0].bank == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("brightnes=0.3", "did you mean 'brightness'"),
+        ("brightness", "'brightness' is no change; give NAME=NUMBER"),
+        ("brightness=much", "'much'; give a number"),
+        ("hue=0.1,hue=0.2", "twice"),
+        ("grayscale=0.5", "it is a flag"),
+        ("hue=nan", "finite"),
+    ],
+)
+def test_an_action_that_is_none_is_refused(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        SPACE.encode(**imagine.parse_action(text))
+
+
+@pytest.mark.parametrize(("name", "said"), [("hues", "did you mean 'hue'"), ("blur", "sweep one of brightness")])
+def test_a_sweep_that_is_none_is_refused(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        imagine.sweep_changes(SPACE, name)
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A picture on disk; every RUN is an oracle."""
+    monkeypatch.setattr(run_folder, "open_world", lambda run, speed: Oracle(space=REVERSIBLE, size=16))
+    path = tmp_path / "tree.png"
+    Image.fromarray(muted()[0].permute(1, 2, 0).numpy()).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("asked", [{"action": "light=0.05,mirror=1"}, {"sweep": "warmth"}])
+def test_the_result_lies_in_the_run_with_its_picture(file: str, tmp_path: Path, asked: dict[str, Any]) -> None:
+    o = imagine.Imagine("run", file, bank=BANK, out=str(tmp_path), speed=config.Speed(precision="fp32"), **asked)
+    found = imagine.imagine(o)
+    written = json.loads(Path(found["path"]).read_text())
+    assert written["rank"] == 1
+    assert written["data"] == "tree"
+    assert Path(found["path"]).with_suffix(".png").stat().st_size > 5_000
+
+
+def test_what_asks_nothing_is_refused(file: str, tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({}, "Give --action"),
+        ({"action": "light=0.1", "sweep": "light"}, "not both"),
+    ]
+    for more, said in cases:
+        with pytest.raises(UserError, match=said):
+            imagine.imagine(imagine.Imagine("run", file, **more))
+    with pytest.raises(UserError, match="absent"):
+        imagine.imagine(imagine.Imagine("run", str(tmp_path / "absent.png"), action="light=0.1"))
+    Path(file).with_name("second.png").write_bytes(Path(file).read_bytes())
+    with pytest.raises(UserError, match="2 images; give one"):
+        imagine.imagine(imagine.Imagine("run", str(tmp_path), action="light=0.1"))
+
+
+def test_an_encoder_alone_imagines_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="without a predictor"):
+        imagine.imagine(imagine.Imagine("timm:vit_tiny_patch16_224", str(tmp_path), action="light=0.1"))

@@ -1,0 +1,151 @@
+"""Errors of inferred actions: none for an oracle, and the baselines are what they say."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from oracle import REVERSIBLE, Oracle, muted
+from PIL import Image
+
+from iwm import config, run_folder
+from iwm.actions.action_space import ActionSpace
+from iwm.evaluation.tasks.linear import choose_ridge, fit_ridge
+from iwm.evaluation.world import infer
+from iwm.model.world_model import Tokens
+from iwm.runtime.errors import UserError
+
+SPEED = config.Speed(precision="fp32")
+
+
+def small(count: int) -> torch.Tensor:
+    return muted(count)[..., ::4, ::4].contiguous()
+
+
+def oracle() -> Oracle:
+    return Oracle(space=REVERSIBLE, size=8)
+
+
+def test_ridge_against_scikit_learn() -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    generator = np.random.default_rng(0)
+    values, wanted = generator.normal(3, 2, (60, 5)), generator.normal(size=(60, 2))
+    standard = (values - values.mean(0)) / values.std(0)
+    theirs = linear_model.Ridge(alpha=0.1 * 60).fit(standard, wanted).predict(standard)
+    ours = fit_ridge(torch.tensor(values), torch.tensor(wanted), 0.1).logits(torch.tensor(values))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_ridge_takes_the_strength_that_generalises() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(40, 30, generator=generator)
+    chance = torch.randn(40, 1, generator=generator)
+    noise = choose_ridge(values, chance, 0)
+    law = choose_ridge(values, values[:, :1], 0)
+    assert noise.weight.norm() < 0.5 * fit_ridge(values, chance, 1e-4).weight.norm()
+    assert law.weight[0, 0] == pytest.approx(float(values[:, 0].std(correction=0)), rel=0.01)
+
+
+def test_channel_statistics_are_what_they_say() -> None:
+    images = torch.rand(3, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    found = infer.channel_statistics(images).numpy()
+    flat = images.flatten(2).numpy()
+    np.testing.assert_allclose(found[:, :3], flat.mean(2), atol=1e-6)
+    np.testing.assert_allclose(found[:, 6:9], flat.std(2), atol=1e-6)
+    np.testing.assert_allclose(found[:, 12:15], np.quantile(flat, 0.05, axis=2), atol=1e-6)
+    logs = np.log(np.concatenate([flat.mean(2), (flat.max(1) - flat.min(1)).mean(1, keepdims=True)], axis=1))
+    np.testing.assert_allclose(found[:, 30:34], logs, atol=1e-5)
+    covariance = [np.cov(image, bias=True) for image in flat]
+    np.testing.assert_allclose(found[:, -3:], [[c[0, 1], c[0, 2], c[1, 2]] for c in covariance], atol=1e-6)
+
+
+def test_an_oracle_makes_no_error() -> None:
+    found = infer.measure(oracle(), small(60), small(8))
+    assert found["inferred_action_error"] < 0.01
+    assert found["search"]["components"].keys() == {"light", "warmth"}
+    assert found["always_zero"]["error"] > 0.15
+    assert found["pixel_statistics"]["error"] < 0.01, "here the change is linear in the channels' means"
+    assert found["residual"] < 1e-3 * found["null_residual"]
+    assert found["true_residual"] == pytest.approx(0, abs=1e-8)
+
+
+def test_a_regression_of_pixel_statistics_reads_a_factor() -> None:
+    """Brightness alone, clipping nothing: images of all kinds of light, so that no difference of means tells."""
+    generator = torch.Generator().manual_seed(0)
+    light = torch.rand(600, 1, 1, 1, generator=generator) * 0.5 + 0.05
+    images = light * (0.7 + 0.6 * torch.rand(600, 3, 4, 4, generator=generator))
+    factor = torch.rand(600, generator=generator) * 0.8 + 0.6
+    changed = images * factor[:, None, None, None]
+    features = infer.both(infer.channel_statistics(images), infer.channel_statistics(changed))
+    action = ((factor - 1) / 0.8)[:, None]
+
+    def error(features: torch.Tensor) -> float:
+        fitted = choose_ridge(features[:500], action[:500], 0)
+        return float((fitted.logits(features[500:]) - action[500:]).abs().mean())
+
+    plain = torch.cat([features[:, :30], features[:, 43:73]], dim=1)
+    assert error(features) < 0.04 < 0.5 * error(plain)
+
+
+def test_a_feature_regression_sees_what_the_search_sees() -> None:
+    """A model whose encoder sees nothing and whose target space holds everything."""
+
+    class Blind(Oracle):
+        def encode(self, images: torch.Tensor, *, student: bool = False) -> Tokens:
+            return Tokens(torch.zeros(len(images), 64, 3), self.grid)
+
+        def target(self, images: torch.Tensor) -> Tokens:
+            return super().encode(images)
+
+        def predict(self, tokens: Tokens, action: torch.Tensor) -> Tokens:
+            return Tokens(tokens.values + action.sum(), tokens.grid)
+
+    found = infer.measure(Blind(space=REVERSIBLE, size=8), small(60), small(8))
+    assert found["encoder_features"]["error"] < 0.01
+
+
+def test_errors_count_in_the_references_range() -> None:
+    """A range twice as wide must not halve the error of the very same answers."""
+
+    class Deaf(Oracle):
+        def predict(self, tokens: Tokens, action: torch.Tensor) -> Tokens:
+            return tokens
+
+    def always_zero(level: Literal["destructive", "strong"]) -> float:
+        space = ActionSpace.from_config(config.Actions(level=level), 8)
+        return infer.measure(Deaf(space=space, size=8), small(20), small(4))["always_zero"]["error"]
+
+    assert always_zero("strong") == pytest.approx(always_zero("destructive"), rel=1e-5)
+
+
+def test_the_measurement_is_written_with_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "open_world", lambda run, speed: oracle())
+    np.savez(tmp_path / "pictures.npz", images=small(40).permute(0, 2, 3, 1).numpy())
+    o = infer.Infer(
+        "run", data=str(tmp_path / "pictures.npz"), images=3, train_images=20, out=str(tmp_path), speed=SPEED
+    )
+    found = infer.infer(o)
+    assert json.loads(Path(found["path"]).read_text())["inferred_action_error"] < 0.01
+    assert Path(found["path"]).with_suffix(".png").stat().st_size > 5_000
+
+
+def test_two_images_give_the_change_in_raw_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "open_world", lambda run, speed: oracle())
+    clean = small(1)[0]
+    changed = (255 - clean.int() + 15).clamp(0, 255).byte()
+    for name, image in (("a", clean), ("b", changed)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{name}.png")
+    source, target = (str(tmp_path / f"{name}.png") for name in ("b", "a"))
+    found = infer.infer(infer.Infer("run", source, target, out=str(tmp_path), speed=SPEED))
+    assert found["action"]["negative"] == 1
+    assert found["action"]["light"] == pytest.approx(15 / 255, abs=0.003)
+    assert found["action"]["warmth"] == pytest.approx(0, abs=0.003)
+    assert found["residual"] < 0.01 * found["null_residual"]
+
+
+@pytest.mark.parametrize(("source", "target", "data"), [("", "", ""), ("a.png", "", ""), ("a.png", "b.png", "sample")])
+def test_two_images_or_a_source(source: str, target: str, data: str) -> None:
+    with pytest.raises(UserError, match="Give two images"):
+        infer.infer(infer.Infer("run", source, target, data))

@@ -1,0 +1,84 @@
+"""Maps show what an oracle knows, and averages over actions are averages."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import pictures_file
+from oracle import REVERSIBLE, Oracle, muted
+
+from iwm import config, run_folder
+from iwm.evaluation.world import look
+
+
+def small(count: int) -> torch.Tensor:
+    return muted(count)[..., ::4, ::4].contiguous()
+
+
+def test_principal_directions_against_scikit_learn() -> None:
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    values = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 7.0)
+    mean, directions = look.principal(values)
+    theirs = decomposition.PCA(3).fit(values.numpy())
+    np.testing.assert_allclose(mean, theirs.mean_, atol=1e-5)
+    np.testing.assert_allclose(np.abs((directions.T.numpy() * theirs.components_).sum(1)), 1, atol=1e-4)
+
+
+def test_an_oracle_explains_every_change_and_what_is_undone() -> None:
+    rows = look.rows_of(Oracle(space=REVERSIBLE, size=8), small(2), 0)
+    assert [row.words for row in rows[2:]] == ["undo negative", "undo mirror"]
+    for row in rows:
+        assert row.explained == pytest.approx(1, abs=1e-5)
+        assert row.moved.mean() > 0
+    wrong = look.rows_of(Oracle(space=REVERSIBLE, size=8, wrong=True), small(2), 0)
+    assert wrong[0].explained == pytest.approx(-3, rel=1e-3), "twice as far, squared"
+
+
+def test_colours_tell_images_apart_and_no_positions() -> None:
+    """Positions as strong as in a trained encoder; the images differ in one weak direction, patch by patch the same."""
+    torch.manual_seed(0)
+    positions = 10 * torch.randn(16, 6)
+    row = look.rows_of(Oracle(space=REVERSIBLE, size=8), small(1), 0)[0]
+    light, dark = positions + torch.eye(6)[0], positions - torch.eye(6)[0]
+    shown = replace(row, before=light, prediction=light, truth=dark, grid=(4, 4))
+    reverse = replace(shown, before=dark, prediction=dark, truth=light)
+    panels = [axes.images[0].get_array() for axes in look.draw([shown, reverse], positions).axes]
+    source, prediction, truth = (np.asarray(panel).reshape(16, 3)[:, 0].astype(int) for panel in panels[2:5])
+    assert np.ptp(source) == np.ptp(truth) == 0, "one colour, whatever the position"
+    assert source[0] == prediction[0]
+    assert abs(source[0] - truth[0]) == 255
+
+
+def test_the_usual_token_is_the_mean_over_images() -> None:
+    model, images = Oracle(space=REVERSIBLE, size=8), small(70)
+    wanted = model.target(images).values.double().mean(0)
+    torch.testing.assert_close(look.usual_tokens(model, images).double(), wanted, atol=1e-6, rtol=0)
+
+
+def test_averages_over_actions_against_brute_force() -> None:
+    model, images = Oracle(space=REVERSIBLE, size=8), small(3)
+    calls = []
+    found = look.views_of(model, images, (1, 4), 5, lambda: calls.append(1))
+    assert list(found) == ["encoder", "null action", "mean of 1", "mean of 4"]
+    assert len(calls) == 4
+    torch.testing.assert_close(found["null action"], found["encoder"])
+    parameters = REVERSIBLE.sample_bank(5, 2, 4)
+    changed = REVERSIBLE.apply((images[2:].float() / 255).expand(4, -1, -1, -1), parameters)
+    torch.testing.assert_close(found["mean of 4"][2], changed.mean((0, 2, 3)))
+    torch.testing.assert_close(found["mean of 1"][2], changed[0].mean((1, 2)))
+
+
+def test_the_look_is_written_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "open_world", lambda run, speed: Oracle(space=REVERSIBLE, size=8))
+    source = str(pictures_file(tmp_path / "pictures.npz", size=8, labelled=True))
+    options: dict[str, Any] = {"images": 20, "views": (1, 2), "shown": 1, "out": str(tmp_path)}
+    found = look.look(look.Look("run", source, speed=config.Speed(precision="fp32"), **options))
+    written = json.loads(Path(found["path"]).read_text())
+    assert [row["what"] for row in written["averaged"]] == ["encoder", "null action", "mean of 1", "mean of 2"]
+    assert written["composition"]["error"]["sum"] == pytest.approx(0, abs=1e-3)
+    assert Path(found["path"]).with_suffix(".png").stat().st_size > 5_000
+    assert (tmp_path / "eval" / "look-pictures-averaged.png").stat().st_size > 5_000

@@ -1,0 +1,28 @@
+"""The frozen-random twin is trained as the run was, in as many stages."""
+
+from dataclasses import replace
+
+import torch
+from conftest import pictures_file, tiny
+
+from iwm import config, run_folder
+from iwm.evaluation.world import mrr
+from iwm.training import loop, step
+
+
+def test_the_twin_of_a_run_that_went_on_goes_on_from_the_first_ones_twin(tmp_path):
+    source = str(pictures_file(tmp_path / "pictures.npz", labelled=True))
+    base = replace(tiny(), data=replace(tiny().data, source=source), optim=replace(tiny().optim, epochs=1))
+    first, second = tmp_path / "first", tmp_path / "second"
+    loop.pretrain(replace(base, run=config.Run(out=str(first))))
+    loop.pretrain(replace(base, init=str(first), run=config.Run(out=str(second), seed=1)))
+    found = mrr.world(str(second), source, images=2, bank=8, frozen_random_twin=True)
+    assert 0 < found["frozen_random_twin_mrr"] <= 1
+    twins = [run_folder.load_model(str(run / "eval" / "frozen-random-twin")) for run in (first, second)]
+    one, two = (twin.encoder.state_dict() for twin in twins)
+    assert all(torch.equal(one[name], two[name]) for name in one), "one and the same random encoder"
+    assert config.load(second / "eval" / "frozen-random-twin" / "config.yaml").init.startswith(str(first))
+    predictors = [torch.cat([p.flatten() for p in twin.predictor.parameters()]) for twin in twins]
+    drawn = step.build(twins[0].settings, torch.device("cpu")).predictor
+    start = torch.cat([p.flatten() for p in drawn.parameters()])
+    assert (predictors[1] - predictors[0]).norm() < (predictors[1] - start).norm(), "it went on from the first twin"
