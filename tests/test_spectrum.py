@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reports.test_page import Page
 from test_guidance import TRADE, run
-from test_report import Page
 
 from iwm import guidance, spectrum
 

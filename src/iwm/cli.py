@@ -113,6 +113,7 @@ def _taken(argv: Sequence[str], option: str) -> tuple[list[str], str]:
 def sweep(argv: Sequence[str]) -> None:
     """Train conditioning x difficulty x predictor, measure all alike: iwm sweep RECIPE --data.source S --out DIR."""
     from iwm import recipe_book
+    from iwm import sweep as many
 
     name = parse(options.Sweep, argv, "sweep").settings.recipe
     if not name:
@@ -302,9 +303,9 @@ def undo(argv: Sequence[str]) -> None:
 
 def compare(argv: Sequence[str]) -> None:
     """One table of the results of several runs."""
-    from iwm import compare as table
+    from iwm.reports import compare as compare_
 
-    table.compare(parse(options.Runs, argv, "compare").runs)
+    compare_.compare(parse(options.Runs, argv, "compare").runs)
 
 
 def doctor(argv: Sequence[str]) -> int:
@@ -329,7 +330,7 @@ def doctor(argv: Sequence[str]) -> int:
 
 def report(argv: Sequence[str]) -> None:
     """Write RUN/report.html: curves, gallery, strips, tables, a verdict."""
-    from iwm import report as page
+    from iwm.reports import page
     from iwm.runtime.console import console
 
     written = page.write(Path(parse(options.OneRun, argv, "report").run).expanduser())

@@ -7,10 +7,11 @@ the encoder, finetune the predictor against its random twin, and write the page.
 from dataclasses import replace
 from pathlib import Path
 
-from iwm import recipe_book, report
+from iwm import recipe_book
 from iwm.evaluation.tasks import finetune, probes
 from iwm.evaluation.tasks.fitting import Schedule
 from iwm.evaluation.world import mrr
+from iwm.reports.page import write
 from iwm.runtime.console import console
 from iwm.training import loop
 
@@ -41,6 +42,6 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> Path:
     tuning = FINETUNING if not quick else replace(FINETUNING, schedule=replace(FINETUNING.schedule, epochs=1))
     for kind in ("pretrained", "random"):
         finetune.finetune(str(out), OBJECTS, "predictor", kind, seed=seed, settings=tuning)
-    page = report.write(out)
+    page = write(out)
     console.print(f"[bold]Open {page}", soft_wrap=True)
     return page

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from iwm.cells import CONDITIONINGS, LEVELS
-from iwm.verdict import Finding, accuracy_error, join, number, standing
+from iwm.evaluation.uncertainty import accuracy_error, standing
+from iwm.reports.verdict import Finding, join, number
 
 Row = Mapping[str, Any]
 

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from iwm import report
 from iwm.guidance import ACCURACIES, PAPER, Row, advise, correlations, error_of, with_numbers
+from iwm.reports import page
+from iwm.reports.verdict import join, number
 from iwm.runtime import drawing, files
 from iwm.runtime.console import console, in_words, table
 from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE
-from iwm.verdict import join, number
 
 COLOURS = {"none": GREY, "sequence": ORANGE, "feature": GREEN, "adaln": BLUE}
 MARKERS = {"jitter": "o", "destructive": "s", "strong": "^"}
@@ -237,7 +237,7 @@ def write(folder: Path, content: Mapping[str, Any]) -> Path:
 
 
 def _page(folder: Path, content: Mapping[str, Any], pngs: Mapping[str, bytes]) -> str:
-    runs, settings, esc = content["runs"], content["settings"], report.esc
+    runs, settings, esc = content["runs"], content["settings"], page.esc
     done = sum(run["state"] == "finished" for run in runs)
     machine = content["hardware"]
     protocol = settings["protocol"]
@@ -250,7 +250,7 @@ def _page(folder: Path, content: Mapping[str, Any], pngs: Mapping[str, bytes]) -
         f"{machine['processor']}, {machine['cores']} cores, GPU {machine['gpu']}",
         str(content["date"]).replace("T", " ").replace("+00:00", " UTC"),
     ]
-    cards = "".join(report.card(finding) for finding in advise(runs))
+    cards = "".join(page.card(finding) for finding in advise(runs))
     first = runs[0]
     controls = [
         f"{called} {first[key]:.3f}"
@@ -269,16 +269,16 @@ def _page(folder: Path, content: Mapping[str, Any], pngs: Mapping[str, bytes]) -
         '<p class="soft">Noise is two standard errors over the images that were measured on. Every cell was trained '
         "once, so differences between seeds are not in it: repeat what matters with other seeds.</p>",
         "<h2>The spectrum (paper figure 5)</h2>",
-        report.embedded(pngs["figure-5"], "wide", "Runs along the invariance-equivariance axis"),
+        page.embedded(pngs["figure-5"], "wide", "Runs along the invariance-equivariance axis"),
         "<h2>MRR against accuracy (paper figure 4)</h2>",
-        report.embedded(
+        page.embedded(
             pngs["figure-4"],
             "wide",
             "Accuracies against MRR",
             f"Bars are one standard error. Stars, other recipes, are not in r. The paper's: {PAPER}; attentive: none.",
         ),
         "<h2>Conditioning, difficulty, capacity (paper tables 1 and 2)</h2>",
-        report.embedded(
+        page.embedded(
             pngs["tables"],
             "wide",
             "MRR by conditioning, and by difficulty and predictor",
@@ -293,7 +293,7 @@ def _page(folder: Path, content: Mapping[str, Any], pngs: Mapping[str, bytes]) -
         *(f'<p class="soft">{esc(sentence)}</p>' for sentence in _trouble(runs)),
         f"<h2>Again</h2><p>The same command goes on where it stopped:</p><pre>{esc(content['command'])}</pre>",
     ]
-    return report.page(f"Sweep {folder.resolve().name}", parts)
+    return page.page(f"Sweep {folder.resolve().name}", parts)
 
 
 def _cell(value: Any) -> str:
@@ -310,7 +310,7 @@ def _trouble(runs: Sequence[Row]) -> list[str]:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    esc = report.esc
+    esc = page.esc
     head = "".join(f"<th>{esc(cell)}</th>" for cell in rows[0])
     body = "".join("<tr>" + "".join(f"<td>{esc(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'

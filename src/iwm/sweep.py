@@ -29,6 +29,7 @@ from iwm.data.sources import open_splits, source_identity
 from iwm.evaluation import measurement, ritual
 from iwm.evaluation.tasks import probes
 from iwm.protocol import Axes, Protocol
+from iwm.reports.verdict import judge_training, number
 from iwm.run_folder import read_metrics
 from iwm.runtime import devices, files
 from iwm.runtime.console import console, progress
@@ -36,7 +37,6 @@ from iwm.runtime.errors import Interrupted, UserError
 from iwm.runtime.files import plain
 from iwm.training import loop
 from iwm.validation import validate
-from iwm.verdict import judge_training, number
 
 VARIED = ("predictor.conditioning", "predictor.depth", "predictor.width", "actions.level")
 """The settings that make the cells of one recipe."""

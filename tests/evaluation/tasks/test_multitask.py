@@ -11,10 +11,12 @@ import torch
 from conftest import pictures_file
 
 from evaluation.planted import corners, exported
-from iwm import cli, config, report, run_folder, verdict
+from iwm import cli, config, run_folder
 from iwm.evaluation.tasks import augment, finetune, multitask
 from iwm.evaluation.tasks.classifier import AttentiveHead, load_classifier, predict, task_names
 from iwm.evaluation.tasks.fitting import Samples, Schedule
+from iwm.reports import verdict
+from iwm.reports.page import write
 from iwm.runtime.errors import UserError
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
@@ -119,7 +121,7 @@ def test_a_result_says_all_that_it_promises(run, sources):
     for task in ("equal", "where"):
         held = load_classifier(found["weights"], task=task).encoder.state_dict()
         assert all(torch.equal(held[name], value) for name, value in model.target_encoder.state_dict().items())
-    page = report.write(Path(run)).read_text()
+    page = write(Path(run)).read_text()
     assert "Many tasks, one predictor" in page
     assert "One predictor, 2 tasks" in page
 

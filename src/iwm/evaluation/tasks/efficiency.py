@@ -24,12 +24,12 @@ from iwm.evaluation import ritual
 from iwm.evaluation.tasks.finetune import FinetuneSettings, Work, trainable_of
 from iwm.evaluation.tasks.fitting import scores
 from iwm.evaluation.tasks.probes import labelled_splits
+from iwm.evaluation.uncertainty import accuracy_error
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices
 from iwm.runtime.console import console, table
 from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE, blank, finite, save, style_axes
 from iwm.runtime.errors import UserError
-from iwm.verdict import accuracy_error
 
 FAMILIES = {
     "pretrained": ("predictor, pretrained", BLUE, "o", (-9, 6)),

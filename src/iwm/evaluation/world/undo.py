@@ -30,12 +30,12 @@ from iwm.evaluation import ritual
 from iwm.evaluation.tasks.fitting import accuracy, hold_out
 from iwm.evaluation.tasks.linear import Linear, fit_linear, fit_path, full_precision
 from iwm.evaluation.tasks.probes import L2_GRID, labelled_splits
+from iwm.evaluation.uncertainty import accuracy_error, difference_error, standing
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress, table
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation, uniforms
-from iwm.verdict import accuracy_error, difference_error, standing
 
 COPIES = 3
 """Corrupted copies of a training image for the probe trained with augmentation, beside the clean one."""

@@ -18,11 +18,21 @@ from rich.markup import escape
 
 from iwm import config, run_folder
 from iwm.reports import figures
+from iwm.reports.verdict import (
+    VERBS,
+    Finding,
+    Result,
+    data_of,
+    headline,
+    judge_results,
+    judge_training,
+    number,
+    verb_of,
+)
 from iwm.run_folder import read_metrics
 from iwm.runtime import drawing, files
 from iwm.runtime.console import console, in_words
 from iwm.runtime.errors import UserError
-from iwm.verdict import VERBS, Finding, Result, data_of, headline, judge_results, judge_training, number, verb_of
 
 esc = html.escape
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iwm.evaluation.uncertainty import difference_error, standing
 from iwm.runtime.errors import UserError
 from iwm.training import health
 
@@ -29,23 +30,6 @@ class Finding:
     sentence: str
     bars: tuple[tuple[str, float], ...] = ()
     """(what, value from 0 to 1), ours first."""
-
-
-def standing(value: float, control: float, error: float) -> str:
-    """'above', 'level with' (within two standard errors of the difference) or 'BELOW'."""
-    if abs(value - control) <= 2 * error or value == control:
-        return "level with"
-    return "above" if value > control else "BELOW"
-
-
-def accuracy_error(top1: float, count: float) -> float:
-    """Standard error of an accuracy over `count` images, those of the binomial distribution."""
-    return math.sqrt(top1 * (1 - top1) / count)
-
-
-def difference_error(a: float, b: float, count: float) -> float:
-    """Standard error of the difference of two accuracies over `count` images each."""
-    return math.hypot(accuracy_error(a, count), accuracy_error(b, count))
 
 
 def number(result: Mapping[str, Any], key: str) -> float | None:

@@ -7,8 +7,8 @@ import pytest
 from planted_runs import PROBE, WORLD, plant
 
 from iwm import config
-from iwm.compare import compare
 from iwm.evaluation import ritual
+from iwm.reports.compare import compare
 from iwm.runtime.errors import UserError
 
 

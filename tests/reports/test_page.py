@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from planted_runs import PROBE, WORLD, plant, tune
 
-from iwm import report, run_folder
+from iwm import run_folder
 from iwm.evaluation import ritual
+from iwm.reports.page import write
 from iwm.runtime.drawing import Figure, save
 from iwm.runtime.errors import UserError
 
@@ -58,7 +59,7 @@ def test_a_good_run_makes_a_whole_safe_page(tmp_path: Path) -> None:
     probe.with_suffix(".png").write_text("no picture at all")
     tune(run, "pretrained", 0.58)
     tune(run, "random", 0.50)
-    written = report.write(Path(run))
+    written = write(Path(run))
     assert written == Path(run) / "report.html"
     text = written.read_text()
     page = Page(text)
@@ -82,7 +83,7 @@ def test_a_bad_run_is_called_bad(tmp_path: Path) -> None:
     ritual.save(run, "probe", "objects", {**PROBE, "top1": 0.2}, {}, variant="linear")
     tune(run, "pretrained", 0.4)
     tune(run, "random", 0.5)
-    text = Page(report.write(Path(run)).read_text()).text
+    text = Page(write(Path(run)).read_text()).text
     assert "The training is ill, and no evaluation beats its controls." in text
     assert "The EMA encoder's features hardly depend on the image" in text
     assert "does not follow the action" in text
@@ -95,7 +96,7 @@ def test_a_bad_run_is_called_bad(tmp_path: Path) -> None:
 def test_missing_parts_are_named_with_their_command(tmp_path: Path) -> None:
     run = plant(tmp_path / "run")
     (Path(run) / "metrics.jsonl").unlink()
-    page = Page(report.write(Path(run)).read_text())
+    page = Page(write(Path(run)).read_text())
     assert "img" not in page.tags
     for verb in ("pretrain", "world", "probe", "finetune"):
         assert f"iwm {verb} " in page.text
@@ -111,18 +112,18 @@ def test_damaged_files_still_give_a_page(damage: str, tmp_path: Path) -> None:
     odd = {"fingerprint": "x", "settings": "none", "hardware": 3, "data": None, "mrr": None, "top1": "high", "date": 5}
     for verb in ("world", "probe", "finetune", "other"):
         (run / "eval" / f"{verb}.json").write_text(json.dumps(odd | {"predictor": "pretrained"}))
-    text = Page(report.write(run).read_text()).text
+    text = Page(write(run).read_text()).text
     assert "No evaluation" in text or "no evaluation" in text
 
 
 def test_a_diverged_run_is_ill(tmp_path: Path) -> None:
     run = plant(tmp_path / "run", loss=math.nan, rankme=math.nan)
-    assert "diverged" in Page(report.write(Path(run)).read_text()).text
+    assert "diverged" in Page(write(Path(run)).read_text()).text
 
 
 def test_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(UserError, match="photos is not a run"):
-        report.write(tmp_path / "photos")
+        write(tmp_path / "photos")
     with pytest.raises(UserError, match="no run at"):
-        report.write(tmp_path / "nowhere")
+        write(tmp_path / "nowhere")

@@ -10,7 +10,7 @@ from planted_runs import PROBE, WORLD, metrics, plant, tune
 
 from iwm import run_folder
 from iwm.evaluation import ritual
-from iwm.verdict import Finding, headline, judge_results, judge_training
+from iwm.reports.verdict import Finding, headline, judge_results, judge_training
 
 
 def finding(payload: dict[str, Any], verb: str = "world", **more: Any) -> Finding:

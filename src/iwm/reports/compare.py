@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from iwm import config, run_folder
+from iwm.reports.verdict import Result, data_of, join, number, settings_of, verb_of
 from iwm.runtime.console import console, in_words
 from iwm.runtime.errors import UserError
-from iwm.verdict import Result, data_of, join, number, settings_of, verb_of
 
 HIGHER = (
     *("mrr", "hits_at_1", "hits_at_5", "hits_at_10", "top1", "top5", "balanced_top1", "average_top1"),
