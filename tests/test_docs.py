@@ -12,12 +12,12 @@ from conftest import pictures_file, tiny, trained_on
 
 import iwm
 from iwm import cli, config, options, recipe_book
-from iwm.cells import cells_of
 from iwm.evaluation.world.imagine import Imagine
 from iwm.evaluation.world.infer import Infer
 from iwm.evaluation.world.look import Look
 from iwm.evaluation.world.undo import Undo
 from iwm.protocol import Axes
+from iwm.sweeps.axes import cells_of
 from iwm.training import loop
 
 ROOT = Path(__file__).parent.parent

@@ -113,7 +113,7 @@ def _taken(argv: Sequence[str], option: str) -> tuple[list[str], str]:
 def sweep(argv: Sequence[str]) -> None:
     """Train conditioning x difficulty x predictor, measure all alike: iwm sweep RECIPE --data.source S --out DIR."""
     from iwm import recipe_book
-    from iwm import sweep as many
+    from iwm.sweeps import sweep as sweeping
 
     name = parse(options.Sweep, argv, "sweep").settings.recipe
     if not name:
@@ -124,7 +124,7 @@ def sweep(argv: Sequence[str]) -> None:
     with_settings = (
         parse(options.Sweep, argv, "sweep", options.Sweep(settings=recipe_book.get(other))).settings for other in others
     )
-    many.sweep(
+    sweeping.sweep(
         o.settings,
         options.part(o, Axes),
         options.part(o, Protocol),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from iwm import guidance
+from iwm.sweeps import guidance
 
 
 def run(name: str, mrr: float | None, linear: float | None, tuned: float | None = None, **more: object) -> dict:

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from iwm.guidance import ACCURACIES, PAPER, Row, advise, correlations, error_of, with_numbers
 from iwm.reports import page
 from iwm.reports.verdict import join, number
 from iwm.runtime import drawing, files
 from iwm.runtime.console import console, in_words, table
 from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE
+from iwm.sweeps.guidance import ACCURACIES, PAPER, Row, advise, correlations, error_of, with_numbers
 
 COLOURS = {"none": GREY, "sequence": ORANGE, "feature": GREEN, "adaln": BLUE}
 MARKERS = {"jitter": "o", "destructive": "s", "strong": "^"}

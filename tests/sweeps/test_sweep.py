@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from conftest import pictures_file, tiny
 
-from iwm import cli, config, options, protocol, recipe_book, sweep
-from iwm.evaluation import measurement
+from iwm import cli, config, options, protocol, recipe_book
 from iwm.runtime.errors import Interrupted, UserError
+from iwm.sweeps import measurement, sweep
+from iwm.sweeps.sweep import Sweep, _run_apart, _stoppable, devices
 from iwm.training import loop, step
 
 QUICK = {"world-images": 2, "bank": 8, "attentive-epochs": 1, "finetune-epochs": 1, "finetune-views": 1}
@@ -174,7 +175,7 @@ def test_a_sweep_of_an_older_version_goes_on(tmp_path, source, monkeypatch, caps
 
 def test_a_recipe_without_a_predictor_says_nothing_of_one(tmp_path):
     moco = recipe_book.of_family("moco", "demo")
-    whole = sweep.Sweep(tmp_path, tiny(), protocol.Axes(), protocol.Protocol(), (replace(moco, recipe="moco-demo"),))
+    whole = Sweep(tmp_path, tiny(), protocol.Axes(), protocol.Protocol(), (replace(moco, recipe="moco-demo"),))
     cell = next(cell for cell in whole.cells if cell.name == "moco-demo")
     row = whole.row(cell)
     assert [row[name] for name in ("conditioning", "difficulty", "predictor", "mrr")] == [None] * 4
@@ -330,7 +331,7 @@ def test_jobs_are_processes_of_their_own(tmp_path, source, monkeypatch):
 
     monkeypatch.setattr(sweep.subprocess, "Popen", Process)
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
-    monkeypatch.setattr(sweep.devices, "cores", lambda: 4)
+    monkeypatch.setattr(devices, "cores", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     out = tmp_path / "out"
     assert cli.main([*command(source, out, conditionings="adaln", **SHORT), "--jobs=2"]) == 0
@@ -341,9 +342,9 @@ def test_jobs_are_processes_of_their_own(tmp_path, source, monkeypatch):
     assert len(started) == 1
     monkeypatch.setattr(cli, "main", lambda words: -9)
     argv = command(source, out, **SHORT)[1:]
-    whole = sweep.Sweep(out, *planned(argv))
+    whole = Sweep(out, *planned(argv))
     with pytest.raises(UserError, match="The process of cell none-destructive-2x32 broke down"):
-        sweep._run_apart(whole, [whole.cells[1]], 2, argv)
+        _run_apart(whole, [whole.cells[1]], 2, argv)
 
 
 @pytest.fixture
@@ -368,7 +369,7 @@ def test_every_process_is_asked_once_to_save_and_waited_for(number):
 
     before = signal.getsignal(signal.SIGTERM)
     running = {"one": Process(), "two": Process()}
-    with pytest.raises(Interrupted, match="goes on where they were"), sweep._stoppable(running):
+    with pytest.raises(Interrupted, match="goes on where they were"), _stoppable(running):
         signal.raise_signal(number)
     assert asked == ["terminate", "terminate", "wait", "wait"]
     assert signal.getsignal(signal.SIGTERM) == before

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from conftest import pictures_file
 
-from iwm import subset
 from iwm.data.sources import open_splits
+from iwm.sweeps import subset
 
 
 def test_a_choice_of_images_has_all_classes_in_proportion(tmp_path: Path):

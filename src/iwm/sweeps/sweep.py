@@ -22,11 +22,10 @@ from typing import Any
 
 from rich.markup import escape
 
-from iwm import config, guidance, run_folder, spectrum, subset
-from iwm.cells import Cell, cells_of
+from iwm import config, run_folder
 from iwm.config import Config
 from iwm.data.sources import open_splits, source_identity
-from iwm.evaluation import measurement, ritual
+from iwm.evaluation import ritual
 from iwm.evaluation.tasks import probes
 from iwm.protocol import Axes, Protocol
 from iwm.reports.verdict import judge_training, number
@@ -35,6 +34,8 @@ from iwm.runtime import devices, files
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import Interrupted, UserError
 from iwm.runtime.files import plain
+from iwm.sweeps import guidance, measurement, page, subset
+from iwm.sweeps.axes import Cell, cells_of
 from iwm.training import loop
 from iwm.validation import validate
 
@@ -253,7 +254,7 @@ class Sweep:
         }
         with devices.threads(self.base.speed):
             content = ritual.write(self.folder / "sweep.json", content, self.settings)
-        spectrum.write(self.folder, content)
+        page.write(self.folder, content)
         return content
 
 
@@ -331,7 +332,7 @@ def sweep(
         ready.collect()  # the cells that have got farther since
         raise
     content = ready.collect()
-    spectrum.show(content, out)
+    page.show(content, out)
     broken = [row for row in content["runs"] if row["failed"] and cell in ("", row["cell"])]
     if broken:
         told = f"{broken[0]['cell']} ({broken[0]['failed'].rstrip('.')})"

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from iwm.cells import CONDITIONINGS, LEVELS
 from iwm.evaluation.uncertainty import accuracy_error, standing
 from iwm.reports.verdict import Finding, join, number
+from iwm.sweeps.axes import CONDITIONINGS, LEVELS
 
 Row = Mapping[str, Any]
 

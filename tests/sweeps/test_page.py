@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reports.test_page import Page
-from test_guidance import TRADE, run
 
-from iwm import guidance, spectrum
+from iwm.sweeps import guidance
+from iwm.sweeps.page import scatter, spectrum, write
+from sweeps.test_guidance import TRADE, run
 
 CONTENT = {
     "settings": {
@@ -38,7 +39,7 @@ def test_the_page_holds_all(tmp_path: Path):
         JOINT,
         MISSING,
     ]
-    path = spectrum.write(tmp_path, content(runs))
+    path = write(tmp_path, content(runs))
     text = path.read_text()
     page = Page(text)
     assert page.tags.count("img") == 3
@@ -61,13 +62,13 @@ def test_the_page_holds_all(tmp_path: Path):
 
 @pytest.mark.parametrize("runs", [[MISSING], TRADE[:1]], ids=["nothing measured", "one run"])
 def test_little_makes_a_page_too(tmp_path: Path, runs: list[dict]):
-    text = Page(spectrum.write(tmp_path, content(runs)).read_text()).text
+    text = Page(write(tmp_path, content(runs)).read_text()).text
     assert "Too few runs to say" in text
     assert "n too small" in text
 
 
 def test_the_scatter_shows_every_run_and_says_r_and_n():
-    figure = spectrum.scatter([*TRADE, OTHER])
+    figure = scatter([*TRADE, OTHER])
     linear, attentive, tuned = figure.axes
     r = guidance.correlations([*TRADE, OTHER])["linear"]["r"]
     assert f"r = {r:+.2f} (n = 5)\npaper: r = -0.85" in linear.get_title(loc="left")
@@ -83,7 +84,7 @@ def test_the_scatter_shows_every_run_and_says_r_and_n():
 
 def test_a_joint_embedding_stands_beside_the_axis():
     measured = {**JOINT, "linear": 0.5}
-    left, right = spectrum.spectrum([*TRADE, measured]).axes
+    left, right = spectrum([*TRADE, measured]).axes
     assert next(label.get_text() for label in left.get_yticklabels()) == JOINT["cell"]
     assert [note.get_text() for note in left.texts] == ["no world model"]
     assert any(0.5 in np.asarray(line.get_xdata()) for line in right.lines)

@@ -5,14 +5,15 @@ from dataclasses import replace
 import pytest
 from conftest import tiny
 
-from iwm import cells, config, recipe_book
+from iwm import config, recipe_book
 from iwm.protocol import Axes
 from iwm.runtime.errors import UserError
+from iwm.sweeps import axes
 
 
 def test_other_recipes_are_a_cell_each():
     others = [replace(tiny(actions=config.Actions(level="strong")), recipe="mae-demo")]
-    made = cells.cells_of(replace(tiny(), recipe="demo"), Axes(predictors="2x32,4x32"), others)
+    made = axes.cells_of(replace(tiny(), recipe="demo"), Axes(predictors="2x32,4x32"), others)
     assert [cell.name for cell in made[:5]] == [
         "adaln-destructive-2x32",
         "none-destructive-2x32",
@@ -24,7 +25,7 @@ def test_other_recipes_are_a_cell_each():
     other = next(cell for cell in made if cell.name == "mae-demo")
     assert other.settings is others[0]
     assert len(made) == 4 + 2 + 3 + 1
-    full = cells.cells_of(tiny(), Axes(design="full"))
+    full = axes.cells_of(tiny(), Axes(design="full"))
     assert len({cell.name for cell in full}) == len(full) == 4 * 3 * 2
     assert {cell.predictor for cell in full} == {"2x32", "1x32"}
 
@@ -41,10 +42,10 @@ def test_other_recipes_are_a_cell_each():
     ],
 )
 def test_a_cell_tells_only_what_there_is(recipe, told):
-    cell = cells.Cell(recipe, recipe_book.get(recipe))
+    cell = axes.Cell(recipe, recipe_book.get(recipe))
     assert (cell.conditioning, cell.difficulty, cell.predictor) == told
 
 
 def test_a_joint_embedding_has_no_predictor_to_vary():
     with pytest.raises(UserError, match=r"moco-demo is a joint embedding .* --recipes moco-demo"):
-        cells.cells_of(recipe_book.get("moco-demo"), Axes())
+        axes.cells_of(recipe_book.get("moco-demo"), Axes())

@@ -1,0 +1,1 @@
+"""Many runs: conditioning, difficulty and capacity beside each other."""
