@@ -11,13 +11,14 @@ import torch
 from conftest import pictures_file, tiny, trained_on
 
 import iwm
-from iwm import cli, config, options, recipe_book
+from iwm import cli, config, recipe_book
+from iwm.cli import dispatch, options
 from iwm.evaluation.world.imagine import Imagine
 from iwm.evaluation.world.infer import Infer
 from iwm.evaluation.world.look import Look
 from iwm.evaluation.world.undo import Undo
-from iwm.protocol import Axes
 from iwm.sweeps.axes import cells_of
+from iwm.sweeps.protocol import Axes
 from iwm.training import loop
 
 ROOT = Path(__file__).parent.parent
@@ -100,7 +101,7 @@ def test_the_python_example_runs_as_written(tmp_path, monkeypatch, images):
 def test_every_documented_command_has_a_verb_and_options_that_exist(argv):
     if argv[0].isupper():
         return  # `iwm VERB --help` in prose
-    assert argv[0] in cli.VERBS
+    assert argv[0] in dispatch.VERBS
     known = {"pretrain": config.Config, "world": options.World, "probe": options.Probe, "finetune": options.Finetune}
     known["multitask"] = options.Multitask
     known["sweep"] = options.Sweep
@@ -108,8 +109,8 @@ def test_every_documented_command_has_a_verb_and_options_that_exist(argv):
     known |= {"efficiency": options.Efficiency, "predict": options.Predict}
     known |= {"imagine": Imagine, "infer": Infer, "look": Look, "undo": Undo}
     if argv[0] in known:
-        rest = cli._taken([word for word in argv[1:] if not word.startswith("--config")], "--actions")[0]
-        cli.parse(known[argv[0]], rest, argv[0], config.Config() if argv[0] == "pretrain" else None)
+        rest = dispatch._taken([word for word in argv[1:] if not word.startswith("--config")], "--actions")[0]
+        dispatch.parse(known[argv[0]], rest, argv[0], config.Config() if argv[0] == "pretrain" else None)
 
 
 def test_the_cell_that_is_documented_exists():

@@ -6,9 +6,9 @@ import pytest
 from conftest import tiny
 
 from iwm import config, recipe_book
-from iwm.protocol import Axes
 from iwm.runtime.errors import UserError
 from iwm.sweeps import axes
+from iwm.sweeps.protocol import Axes
 
 
 def test_other_recipes_are_a_cell_each():

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from conftest import pictures_file, tiny
 
-from iwm import cli, config, options, protocol, recipe_book
+from iwm import cli, config, recipe_book
+from iwm.cli import dispatch, options
 from iwm.runtime.errors import Interrupted, UserError
-from iwm.sweeps import measurement, sweep
+from iwm.sweeps import measurement, protocol, sweep
 from iwm.sweeps.sweep import Sweep, _run_apart, _stoppable, devices
 from iwm.training import loop, step
 
@@ -376,7 +377,7 @@ def test_every_process_is_asked_once_to_save_and_waited_for(number):
 
 
 def planned(argv):
-    o = cli.parse(options.Sweep, argv, "sweep", options.Sweep(settings=replace(tiny(), recipe="demo")))
+    o = dispatch.parse(options.Sweep, argv, "sweep", options.Sweep(settings=replace(tiny(), recipe="demo")))
     return (
         o.settings,
         protocol.Axes(conditionings=o.conditionings, levels=o.levels, predictors=o.predictors),

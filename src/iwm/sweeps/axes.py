@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from iwm import config, run_folder
 from iwm.config import Config
-from iwm.protocol import Axes
 from iwm.runtime.errors import UserError
+from iwm.sweeps.protocol import Axes
 
 CONDITIONINGS: tuple[str, ...] = typing.get_args(typing.get_type_hints(config.Predictor)["conditioning"])
 LEVELS: tuple[str, ...] = typing.get_args(typing.get_type_hints(config.Actions)["level"])

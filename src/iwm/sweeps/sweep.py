@@ -27,7 +27,6 @@ from iwm.config import Config
 from iwm.data.sources import open_splits, source_identity
 from iwm.evaluation import ritual
 from iwm.evaluation.tasks import probes
-from iwm.protocol import Axes, Protocol
 from iwm.reports.verdict import judge_training, number
 from iwm.run_folder import read_metrics
 from iwm.runtime import devices, files
@@ -36,6 +35,7 @@ from iwm.runtime.errors import Interrupted, UserError
 from iwm.runtime.files import plain
 from iwm.sweeps import guidance, measurement, page, subset
 from iwm.sweeps.axes import Cell, cells_of
+from iwm.sweeps.protocol import Axes, Protocol
 from iwm.training import loop
 from iwm.validation import validate
 

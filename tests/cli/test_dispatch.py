@@ -10,6 +10,7 @@ from conftest import pictures_file, tiny, trained_on
 from picture_files import write
 
 from iwm import cli, config
+from iwm.cli import dispatch
 from iwm.model import weights
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import Interrupted, UserError
@@ -323,7 +324,7 @@ def test_what_goes_wrong_ends_in_a_sentence_and_a_code(monkeypatch, capsys, rais
     def verb(argv):
         raise raised
 
-    monkeypatch.setitem(cli.VERBS, "doctor", (verb, ""))
+    monkeypatch.setitem(dispatch.VERBS, "doctor", (verb, ""))
     assert cli.main(["doctor"]) == code
     assert capsys.readouterr().err.startswith(said)
 
@@ -332,6 +333,6 @@ def test_a_mistake_of_our_own_is_not_dressed_up(monkeypatch):
     def verb(argv):
         raise RuntimeError("a shape does not fit")
 
-    monkeypatch.setitem(cli.VERBS, "doctor", (verb, ""))
+    monkeypatch.setitem(dispatch.VERBS, "doctor", (verb, ""))
     with pytest.raises(RuntimeError, match="a shape"):
         cli.main(["doctor"])

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 from tyro.conf import Positional, UseAppendAction, arg
 
 from iwm import config
-from iwm.protocol import Axes, Protocol
+from iwm.sweeps.protocol import Axes, Protocol
 
 T = TypeVar("T")
 

@@ -16,9 +16,10 @@ from typing import Any, TypeVar, cast
 
 import tyro
 
-from iwm import config, options
-from iwm.protocol import Axes, Protocol
+from iwm import config
+from iwm.cli import options
 from iwm.runtime.errors import Interrupted, UserError
+from iwm.sweeps.protocol import Axes, Protocol
 
 T = TypeVar("T")
 
@@ -347,10 +348,10 @@ def recipes(argv: Sequence[str]) -> None:
 
 def demo(argv: Sequence[str]) -> None:
     """Pretrain on the embedded images, evaluate, finetune the predictor, write report.html."""
-    from iwm import demo as show
+    from iwm.cli.demo import run
 
     o = parse(options.Demo, argv, "demo")
-    show.run(
+    run(
         Path(o.out or ("runs/demo-quick" if o.quick else "runs/demo")).expanduser(),
         quick=o.quick,
         seed=o.seed,
@@ -441,7 +442,3 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] not in VERBS:
         raise UserError(f"There is no verb '{argv[0]}': {config.did_you_mean(argv[0], VERBS)}")
     return VERBS[argv[0]][0](_load_own_code(argv[1:])) or 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,7 @@
+"""`python -m iwm.cli` is the `iwm` command."""
+
+import sys
+
+from iwm.cli.dispatch import main
+
+sys.exit(main())
