@@ -1,22 +1,151 @@
-"""What lies in the folder of a run, by name, and how it is read."""
+"""A RUN: what lies in its folder, found, read and named in one place.
+
+config.yaml       settings, as the run was started
+metrics.jsonl     a line every `run.log_every` steps
+gallery.png       views and masks of one step
+checkpoints/      what training goes on from
+model/            weights for use (`iwm.model.weights`)
+eval/             results: VERB[-VARIANT]-DATA.json, with pictures and weights of the same name beside them
+report.html       the page
+"""
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from iwm import config
-from iwm.actions.action_space import ActionSpace
+from iwm.config import Config, load, read_unchecked
+from iwm.model import weights
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import devices
 from iwm.runtime.console import console
+from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.runtime.files import sha256_of
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The local folder of a RUN. Nothing in it needs to exist."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, run: str | Path, out: str = "") -> "RunFolder":
+        """The folder under which `eval/` of a RUN lies.
+
+        `out` where given; a run folder itself; the run folder of exported weights (its `model/`, or a file in it); for
+        what is no local folder (hf-hub:, timm:) `./iwm-eval/NAME`. Raises UserError when a local RUN does not exist.
+        """
+        run = str(run)
+        if out:
+            return cls(Path(out).expanduser())
+        if is_remote(run):
+            return cls(Path("iwm-eval") / plain_name(run.split(",")[0]))
+        path = Path(run).expanduser()
+        if not path.exists():
+            raise not_a_run(run)
+        if path.is_file():
+            path = path.parent
+        # RUN/model names the run as well as RUN does: their results belong together.
+        whole = path.resolve()
+        is_model = whole.name == "model" and cls(whole.parent).config.is_file()
+        return cls(whole.parent if is_model else path)
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def gallery(self) -> Path:
+        return self.path / "gallery.png"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def eval(self) -> Path:
+        return self.path / "eval"
+
+    @property
+    def cache(self) -> Path:
+        """Features that were computed once, by their content."""
+        return self.eval / "cache"
+
+    @property
+    def twin(self) -> "RunFolder":
+        """The twin with a frozen random encoder, a run of its own."""
+        return RunFolder(self.eval / "frozen-random-twin")
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def require(self, *parts: str) -> "RunFolder":
+        """The folder itself. Raises UserError unless one of these parts ("config", "metrics", ...) is there."""
+        paths = [getattr(self, part) for part in parts]
+        if not any(path.exists() for path in paths):
+            raise not_a_run(str(self.path), " or ".join(path.name for path in paths))
+        return self
+
+    def settings(self) -> Config:
+        """The settings of `config.yaml`. Raises UserError when it is missing or damaged."""
+        return load(self.config)
+
+    def settings_unchecked(self) -> dict[str, Any]:
+        """`config.yaml` as it stands, empty when it cannot be read: old runs must still be shown."""
+        return read_unchecked(self.config)
+
+    def metric_lines(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; none where there is no such file. Raises UserError when it is damaged."""
+        return read_metrics(self.metrics) if self.metrics.is_file() else []
+
+    def results(self) -> list[dict[str, Any]]:
+        """All results in order of their file names, each with its own name under "file" (without .json).
+
+        Damaged files are named on the console and left out.
+        """
+        results = []
+        for path in sorted(self.eval.glob("*.json")):
+            content = read_result(path)
+            if "fingerprint" in content:
+                results.append({"file": path.stem, **content})
+            else:
+                console.print(f"[yellow]{path} is no readable result and is left out.")
+        return results
+
+    def picture_of(self, result: Mapping[str, Any]) -> Path:
+        """The picture of one of the `results`; there may be none."""
+        return self.eval / f"{result['file']}.png"
+
+    def weights_of_results(self) -> list[Path]:
+        """The folders of weights that finetuning wrote beside its results."""
+        return [path.parent for path in sorted(self.eval.glob(f"*/{weights.CONFIG}"))]
+
+
+def not_a_run(run: str, lacks: str = "") -> UserError:
+    """The sentence for what was given as RUN and is none."""
+    mend = "give the --out folder of an `iwm pretrain`."
+    if not lacks:
+        return UserError(f"There is no run at {run}; {mend}")
+    return UserError(f"{run} is not a run: it has no {lacks}; {mend}")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -33,26 +162,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"Line {number} of {path} is damaged; delete that line.") from None
         records.append(record)
     return records
-
-
-def run_folder(run: str, out: str = "") -> Path:
-    """The local folder under which `eval/` of a RUN lies.
-
-    `out` where given; a run folder itself; the run folder of exported weights (its `model/`, or a file in it); for
-    what is no local folder (hf-hub:, timm:) `./iwm-eval/NAME`. Raises UserError when a local RUN does not exist.
-    """
-    if out:
-        return Path(out).expanduser()
-    if is_remote(run):
-        return Path("iwm-eval") / plain_name(run.split(",")[0])
-    path = Path(run).expanduser()
-    if not path.exists():
-        raise UserError(f"There is no run at {run}; give the --out folder of an `iwm pretrain`.")
-    if path.is_file():
-        path = path.parent
-    # RUN/model names the run as well as RUN does: their results belong together.
-    is_model = path.resolve().name == "model" and (path.resolve().parent / "config.yaml").is_file()
-    return path.resolve().parent if is_model else path
 
 
 def is_remote(run: str) -> bool:
@@ -74,22 +183,6 @@ def read_result(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_results(run: str | Path, out: str = "") -> list[dict[str, Any]]:
-    """All results of a RUN in order of their file names, each with its own name under "file" (without .json).
-
-    Damaged files are named on the console and left out.
-    """
-    folder = run_folder(str(run), out) / "eval"
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        content = read_result(path)
-        if "fingerprint" in content:
-            found.append({"file": path.stem, **content})
-        else:
-            console.print(f"[yellow]{path} is no readable result and is left out.")
-    return found
-
-
 def find_weights(run: str) -> Path:
     """The folder that holds `model.safetensors` and `config.json` for a RUN.
 
@@ -100,7 +193,7 @@ def find_weights(run: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
-            wanted = ["model.safetensors", "config.json"]
+            wanted = [weights.TENSORS, weights.CONFIG]
             return Path(snapshot_download(run.removeprefix("hf-hub:"), allow_patterns=wanted))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             reason = str(error).splitlines()[0]
@@ -111,47 +204,37 @@ def find_weights(run: str) -> Path:
     if path.is_file():
         path = path.parent
     if not path.exists():
-        raise UserError(f"There is no run at {run}; give the --out folder of an `iwm pretrain`.")
-    for folder in (path / "model", path):
-        if (folder / "model.safetensors").is_file() and (folder / "config.json").is_file():
-            return folder
-    if (path / "checkpoints").is_dir():
+        raise not_a_run(run)
+    folder = RunFolder(path)
+    for place in (folder.model, path):
+        if weights.are_in(place):
+            return place
+    if folder.checkpoints.is_dir():
         raise UserError(f"{run} has no finished weights yet; let its `iwm pretrain` write model/ first.")
-    raise UserError(f"{run} is not a run: it has no model/model.safetensors and config.json; give an --out folder.")
+    raise not_a_run(run, f"model/{weights.TENSORS} and {weights.CONFIG}")
 
 
-def load_model(run: str, device: str | torch.device = "cpu") -> ImageWorldModel:
+def load_model(run: str | Path, device: str | torch.device = "cpu") -> ImageWorldModel:
     """Load a trained world model in eval mode.
 
     Raises UserError when RUN is none, or is damaged.
     """
-    folder = find_weights(run)
-    try:
-        meta = json.loads((folder / "config.json").read_text())
-        tensors = load_file(folder / "model.safetensors")
-        settings = config.from_dict(config.Config, meta["settings"])
-        model = ImageWorldModel(settings, ActionSpace.from_spec(meta["actions"]))
-        model.load_state_dict(tensors)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"The weights in {folder} cannot be read ({reason}); export them again.") from None
-    return model.eval().requires_grad_(False).to(device)
+    return weights.read_model(find_weights(str(run)), device)
 
 
-def open_world(run: str, speed: config.Speed) -> ImageWorldModel:
-    """Load a RUN to ask its predictor, on the device and with the attention kernel that `speed` asks for.
+def open_world(run: str, session: Session) -> ImageWorldModel:
+    """Load a RUN to ask its predictor, on the session's device and with the attention kernel that suits it.
 
     Raises UserError when RUN is none, is damaged, or has no predictor.
     """
     if run.startswith("timm:"):
         raise UserError(f"{run} is an encoder without a predictor; give the run of an `iwm pretrain`.")
-    device = devices.device_of(speed)
-    model = load_model(run, device)
+    model = load_model(run, session.device)
     model.require_predictor()
-    choose_attention(model, device, devices.precision_of(speed, device))
+    choose_attention(model, session.device, session.precision)
     return model
 
 
 def identity(run: str) -> str:
     """Content hash of a RUN's weights. Raises UserError when there are none."""
-    return sha256_of(find_weights(run) / "model.safetensors")
+    return sha256_of(find_weights(run) / weights.TENSORS)

@@ -1,28 +1,132 @@
-"""Results on disk: `RUN/eval/VERB[-VARIANT]-DATA.json`, one file for every distinct set of settings.
+"""The ritual of an evaluation, once for all verbs: what is measured becomes JSON, pictures, weights and a table.
+
+Results lie in `RUN/eval/VERB[-VARIANT]-DATA.json`, one file for every distinct set of settings:
 
     name = VERB-VARIANT-DATA              where free, or taken by the very same settings
     name = VERB-VARIANT-FINGERPRINT-DATA  where other settings already lie under the plain name
 
 so a repeat replaces only itself and nothing is ever lost. Each file also holds the command, the settings, their
 fingerprint, the seed, the machine and the date. Pictures and weights of a result lie beside it under the same name.
+
+    with ritual.evaluation("probe", options) as work:
+        splits = work.labelled_splits(size)
+        ...
+        return work.conclude(Outcome(data=..., payload=..., settings=..., figures=...), show)
 """
 
+import contextlib
 import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from iwm.run_folder import is_remote, plain_name, read_result, run_folder
-from iwm.runtime import devices, files
+from matplotlib.figure import Figure
+
+from iwm import config
+from iwm.data.sources import source_identity
+from iwm.run_folder import RunFolder, is_remote, plain_name, read_result
+from iwm.runtime import devices, drawing, files
+from iwm.runtime.console import console
+from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.runtime.files import plain
 
 LONGEST = 100
 """Bytes of the data's name in a file's name."""
+
+
+class Options(Protocol):
+    """What the options of every evaluation have."""
+
+    @property
+    def run(self) -> str: ...
+    @property
+    def out(self) -> str: ...
+    @property
+    def speed(self) -> config.Speed: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a verb hands over when it has measured."""
+
+    data: str
+    """Name of what was measured on, the end of the file's name."""
+    payload: Mapping[str, Any]
+    """The numbers, and how they came about."""
+    settings: Mapping[str, Any]
+    """Everything that changes what is computed, the seed among it; "run" is added."""
+    variant: Sequence[str] = ()
+    """Words that tell this way of measuring from others, for the file's name; empty ones are left out."""
+    figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
+    """Pictures by the ending of their name: "" is RESULT.png, "averaged" is RESULT-averaged.png."""
+    weights: Callable[[Path], None] | None = None
+    """Writes weights into the folder RESULT/, whose path then stands under "weights"."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One verb's work on a RUN."""
+
+    verb: str
+    run: str
+    out: str
+    session: Session
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where results go. Raises UserError when RUN does not exist."""
+        return RunFolder.of(self.run, self.out)
+
+    def settings(self, outcome: Outcome) -> dict[str, Any]:
+        """The outcome's settings with what tells RUNs apart."""
+        return {**outcome.settings, "run": run_identity(self.run, self.out)}
+
+    def place(self, outcome: Outcome) -> Path:
+        """The JSON file where the outcome belongs. Raises UserError when the file there is damaged."""
+        mark = fingerprint(self.settings(outcome))
+        # Disks take 255 bytes, what lies beside adds a few; names cut alike are told apart as other settings are.
+        data = plain_name(outcome.data).encode()[:LONGEST].decode(errors="ignore")
+        variant = "-".join(word for word in outcome.variant if word)
+        path = self.folder.eval
+        for length in (0, 6, 12, 24, len(mark)):
+            words = (self.verb, variant, mark[:length], data)
+            path = self.folder.eval / ("-".join(plain_name(word) for word in words if word) + ".json")
+            if not path.exists() or read_result(path).get("fingerprint") == mark:
+                return path
+        raise UserError(f"{path} is damaged; delete it.")
+
+    def conclude(self, outcome: Outcome, show: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+        """Write weights, JSON and pictures, print what `show` prints of the content and where it lies; returns the
+        content, with the file under "path"."""
+        path = self.place(outcome)
+        payload = dict(outcome.payload)
+        if outcome.weights:
+            payload["weights"] = str(path.with_suffix(""))
+            outcome.weights(path.with_suffix(""))
+        content = write(path, payload, self.settings(outcome))
+        for ending, draw in outcome.figures.items():
+            drawing.save(draw(), path.with_name(f"{path.stem}{'-' if ending else ''}{ending}.png"))
+        show(content)
+        console.print(f"Written to {path}", soft_wrap=True, markup=False)
+        return {**content, "path": str(path)}
+
+
+@contextlib.contextmanager
+def evaluation(verb: str, options: Options) -> Iterator[Evaluation]:
+    """An evaluation on the device, in the precision and with the threads that the options ask for."""
+    with Session.open(options.speed) as session:
+        yield Evaluation(verb, options.run, options.out, session)
+
+
+def identities(**sources: str) -> dict[str, str]:
+    """Sources as they are written down in settings: paths made absolute, "" for none."""
+    return {name: source_identity(source) if source else "" for name, source in sources.items()}
 
 
 def run_identity(run: str, out: str) -> str:
@@ -36,23 +140,6 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     """Hex digest of the settings, whatever the order of their keys."""
     text = json.dumps(plain(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def place(run: str, verb: str, data: str, settings: Mapping[str, Any], *, variant: str = "", out: str = "") -> Path:
-    """The JSON file where a result belongs; ask for it when the result is there, right before writing it.
-
-    `variant` is a readable word or two ("linear", "predictor-random"). Raises UserError as `run_folder` does.
-    """
-    folder = run_folder(run, out) / "eval"
-    mark = fingerprint(settings)
-    # Disks take 255 bytes, what lies beside adds a few; names cut alike are told apart as other settings are.
-    data = plain_name(data).encode()[:LONGEST].decode(errors="ignore")
-    for length in (0, 6, 12, 24, len(mark)):
-        words = (verb, variant, mark[:length], data)
-        path = folder / ("-".join(plain_name(word) for word in words if word) + ".json")
-        if not path.exists() or read_result(path).get("fingerprint") == mark:
-            return path
-    raise UserError(f"{path} is damaged; delete it.")
 
 
 def write(path: Path, payload: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,19 +160,3 @@ def write(path: Path, payload: Mapping[str, Any], settings: Mapping[str, Any]) -
     content = plain(content)
     files.write_text(path, json.dumps(content, indent=1) + "\n")
     return content
-
-
-def save(
-    run: str,
-    verb: str,
-    data: str,
-    payload: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    *,
-    variant: str = "",
-    out: str = "",
-) -> Path:
-    """`place` and `write` in one, for results without pictures or weights; returns the file."""
-    path = place(run, verb, data, settings, variant=variant, out=out)
-    write(path, payload, settings)
-    return path

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -169,3 +170,37 @@ def describe() -> dict[str, str | int]:
         "torchvision": torchvision.__version__,
         "timm": timm.__version__,
     }
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a piece of work runs on: device and precision, asked once and handed down."""
+
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+
+    @classmethod
+    def of(cls, speed: Speed) -> "Session":
+        """Ask the settings. Raises UserError when the device is not there."""
+        device = device_of(speed)
+        return cls(device, precision_of(speed, device))
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, speed: Speed) -> Iterator["Session"]:
+        """The session, with the threads that the settings ask for in use until the block ends."""
+        session = cls.of(speed)
+        with threads(speed):
+            yield session
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """bf16 autocast, or nothing for fp32."""
+        return autocast(self.device, self.precision)
+
+    def upload(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device, see `upload`."""
+        return upload(tensor, self.device)
+
+
+CPU = Session(torch.device("cpu"), "fp32")
+"""Plain arithmetic on the host."""

@@ -1,0 +1,40 @@
+"""The recipes as a table, with their sizes and cost."""
+
+from rich.table import Table
+
+from iwm import recipe_book
+from iwm.model.cost import cost
+from iwm.runtime.console import console
+from iwm.verbs.recipes import Recipes
+
+
+def show(options: Recipes) -> None:
+    """Print all recipes with their sizes and cost, a family at a time."""
+    table = Table(title="Recipes", box=None, padding=(0, 1, 0, 0))
+    for column in ("recipe", "px", "encoder", "predictor", "told", "weights", "GFLOPs"):
+        table.add_column(column, no_wrap=True)
+    family = ""
+    for name in recipe_book.RECIPES:
+        s = recipe_book.get(name)
+        c = cost(s)
+        e, p, o = s.encoder, s.predictor, s.objective
+        joint = o.kind == "joint"
+        before, family = family, next((known for known in recipe_book.FAMILIES if name.startswith(f"{known}-")), "")
+        if family != before:
+            table.add_row()
+        table.add_row(
+            name,
+            f"{s.data.image_size}/{e.patch_size}",
+            f"{e.depth}x{e.width}",
+            f"MLP {o.projector_width}" if joint else f"{p.depth}x{p.width}",
+            "" if joint else p.conditioning,
+            f"{(c.encoder_parameters + c.predictor_parameters) / 1e6:.3g} M",
+            f"{c.train_flops / 1e9:.3g}",
+        )
+    console.print(table)
+    console.print(
+        "The first are image world models, IWM(depth, width) by their predictor; the others are compared with them "
+        "(docs/families.md). Size and patch in pixels; weights of both; GFLOPs: one image's share of a "
+        "training step. Below ImageNet's size image world models and ijepa are trained by Muon, the rest by AdamW.\n"
+        "Start one: iwm pretrain RECIPE --data.source S --out RUN"
+    )

@@ -1,0 +1,126 @@
+"""The verbs of `iwm`: what each takes, one sentence on what it does, and where its work lives.
+
+A verb is a module of this package with a docstring (its sentence), OPTIONS (a dataclass) and WORK ("module:function",
+imported when it is called). The command line fills the options, Python callers give the same fields as keywords, and
+the work takes them whole. Nothing here imports PyTorch, so help and complaints come at once.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from iwm import config
+from iwm.runtime.errors import UserError
+
+T = TypeVar("T")
+Parse = Callable[..., Any]
+"""parse(options class, words, default=None): the options of a command line's words. Raises UserError."""
+
+ORDER = (
+    *("demo", "recipes", "pretrain", "sweep", "world", "probe", "finetune", "efficiency", "multitask", "segment"),
+    *("predict", "imagine", "infer", "look", "undo", "compare", "doctor", "report"),
+)
+"""The order of `iwm --help`; verbs that are not named here come after these."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of the command line and of the Python face."""
+
+    name: str
+    sentence: str
+    options: type
+    """A dataclass; its fields are the verb's options."""
+    work: str | Callable[[Any], Any]
+    """The function that takes the options, or "module:function"; a whole number it returns is the exit code."""
+    read: Callable[[Sequence[str], Parse], Any] | None = None
+    """read(words, parse): the options, where they cannot be parsed in one go."""
+
+    def run(self, options: Any) -> Any:
+        """Import the work and do it."""
+        if isinstance(self.work, str):
+            module, _, name = self.work.partition(":")
+            return getattr(importlib.import_module(module), name)(options)
+        return self.work(options)
+
+    def fill(self, *values: Any, **keywords: Any) -> Any:
+        """The options from Python: values in the order of the fields, keywords by name, nested ones with dots.
+
+        `fill("runs/mine", data="photos", **{"speed.threads": 1})`. Raises UserError for unknown and ill-typed options.
+        """
+        names = [field.name for field in dataclasses.fields(self.options)]
+        if len(values) > len(names):
+            raise UserError(
+                f"iwm.{self.name} takes {len(names)} values, not {len(values)}; see iwm {self.name} --help."
+            )
+        given = dict(zip(names, values, strict=False))
+        twice = next((name for name in given if name in keywords), None)
+        if twice:
+            raise UserError(f"iwm.{self.name} was given '{twice}' twice; give it once.")
+        return config.with_changes(self.options, {**given, **keywords}, f"iwm.{self.name}")
+
+
+_REGISTERED: dict[str, Verb] = {}
+"""Verbs of the user's own."""
+
+
+def register(verb: Verb) -> Verb:
+    """Add a verb of your own to the command line and to Python. Raises UserError when its name is taken."""
+    if verb.name in _modules():
+        raise UserError(f"'{verb.name}' is a built-in verb; give yours another name.")
+    _REGISTERED[verb.name] = verb
+    return verb
+
+
+def names() -> tuple[str, ...]:
+    """Every verb, in the order of `iwm --help`."""
+    built_in = _modules()
+    ordered = [name for name in ORDER if name in built_in]
+    return tuple(dict.fromkeys((*ordered, *built_in, *_REGISTERED)))
+
+
+def find(name: str) -> Verb:
+    """The verb of that name. Raises UserError with the nearest known one."""
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    if name not in _modules():
+        raise UserError(f"There is no verb '{name}': {config.did_you_mean(name, names())}")
+    module: Any = importlib.import_module(f"iwm.verbs.{name}")
+    sentence = " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
+    return Verb(name, sentence, module.OPTIONS, module.WORK, getattr(module, "read", None))
+
+
+def call(name: str, *values: Any, **keywords: Any) -> Any:
+    """Do a verb's work from Python, see `Verb.fill`."""
+    verb = find(name)
+    return verb.run(verb.fill(*values, **keywords))
+
+
+def _modules() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__) if module.name != "shared"]
+
+
+def part(options: Any, kind: type[T]) -> dict[str, Any]:
+    """The fields that a verb's options have from one of their bases, as a plain dictionary."""
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(typing.cast(Any, kind))}
+
+
+def without_option(words: Sequence[str], option: str) -> tuple[list[str], str]:
+    """The words without `option VALUE` (or option=VALUE), and the value. Raises UserError when it lacks one."""
+    rest, value, waiting = [], "", False
+    for word in words:
+        if waiting:
+            value, waiting = word, False
+        elif word == option:
+            waiting = True
+        elif word.startswith(option + "="):
+            value = word.split("=", 1)[1]
+        else:
+            rest.append(word)
+    if waiting:
+        raise UserError(f"{option} needs a value.")
+    return rest, value

@@ -1,0 +1,25 @@
+"""What does each finetuned parameter bring: top-1 against their number (paper figure 3)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import Suppress
+
+from iwm.verbs.shared import Classification, Measured, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Efficiency(Classification, Measured, Source):
+    train: Suppress[str] = "predictor"
+    predictor: Suppress[Literal["pretrained", "random"]] = "pretrained"
+    depth: Suppress[int] = 0
+    depths: tuple[int, ...] = ()
+    """Numbers of predictor blocks; by default one, half and all of them."""
+    blocks: tuple[int, ...] = ()
+    """Numbers of last encoder blocks; by default 1, 2 and 4."""
+    size: int = 0
+    """Side of the pictures; 0: the run's."""
+
+
+OPTIONS = Efficiency
+WORK = "iwm.evaluation.tasks.efficiency:efficiency"

@@ -1,0 +1,22 @@
+"""Solve several tasks with one predictor, beside a predictor of its own for each."""
+
+from dataclasses import dataclass
+
+from tyro.conf import Suppress, UseAppendAction
+
+from iwm.verbs.shared import Classification, Measured, OneRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multitask(Classification, Measured, OneRun):
+    train: Suppress[str] = "predictor"
+    task: UseAppendAction[tuple[str, ...]] = ()
+    """NAME=S, a labelled source under a name of yours; once for each of 2 to 8 tasks."""
+    val: UseAppendAction[tuple[str, ...]] = ()
+    """NAME=S2, source of the images a task is reported on; by default the source's own."""
+    size: int = 0
+    """Side of the pictures; 0: the run's."""
+
+
+OPTIONS = Multitask
+WORK = "iwm.evaluation.tasks.multitask:multitask"

@@ -1,0 +1,37 @@
+"""Train a world model: iwm pretrain RECIPE --data.source S --out RUN [any setting], or --config RUN/config.yaml."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from iwm import config, recipe_book
+from iwm.runtime.errors import UserError
+from iwm.verbs import Parse, without_option
+
+OPTIONS = config.Config
+WORK = "iwm.training.loop:pretrain"
+
+
+def read(words: Sequence[str], parse: Parse) -> config.Config:
+    """The settings: those of the recipe, or of a file, with what is typed on top. Raises UserError."""
+    words, path = without_option(words, "--config")
+    for flag, value in pairwise(words):
+        group, _, name = flag.removeprefix("--").partition(".")
+        setting = getattr(getattr(config.Config(), group, None), name.replace("-", "_"), None)
+        if isinstance(setting, bool) and value in ("True", "False", "true", "false"):
+            raise UserError(f"{flag} takes no value: write {flag} for yes, --{group}.no-{name} for no.")
+    if path:
+        default = config.load(Path(path).expanduser())
+    else:
+        name = parse(config.Config, words, config.Config(recipe="")).recipe
+        if not name:
+            raise UserError("Which recipe? Give `iwm pretrain RECIPE ...` (see `iwm recipes`) or --config FILE.")
+        default = recipe_book.get(name)
+    settings = parse(config.Config, words, default)
+    if path and settings.recipe != default.recipe:
+        raise UserError(f"--config already gives all settings; leave out the recipe '{settings.recipe}'.")
+    if not settings.data.source:
+        raise UserError(
+            f"Recipe '{settings.recipe}' brings no pictures; give --data.source FOLDER (or .zip, .npz, sample)."
+        )
+    return settings

@@ -1,0 +1,61 @@
+"""What does the encoder know: kNN, linear or attentive probe, beside a random encoder and raw pixels."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from iwm.runtime.errors import UserError
+from iwm.verbs.shared import LEARNING_RATES, Measured, Options, Schedule, Source, require_rates
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings(Options):
+    """What a probe's numbers depend on, beside the encoder and the data."""
+
+    kind: str = "linear"
+    """knn, linear, or attentive."""
+    seed: int = 0
+    k: int = 20
+    """Neighbours of kNN."""
+    temperature: float = 0.07
+    """kNN: cosine similarities are divided by it."""
+    pooling: Literal["mean", "max"] = "mean"
+    """How kNN and linear make one vector of the patch tokens."""
+    standardise: bool = True
+    """Linear: on features of zero mean and unit deviation (a BatchNorm without affine)."""
+    l2: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+    """Linear: strengths of the penalty; the best on a tenth of train is taken."""
+    lrs: tuple[float, ...] = LEARNING_RATES
+    """Attentive: learning rates; the best on a tenth of train is taken."""
+    schedule: Annotated[Schedule, arg(name="")] = field(default_factory=Schedule)
+    """Training of the attentive probe."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k < 1:
+            raise UserError(f"--k {self.k} neighbours say nothing; give 1 or more.")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed} is no seed; give 0 or more.")
+        require_rates("--lrs", self.lrs)
+        require_rates("--l2", self.l2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(ProbeSettings, Measured, Source):
+    run: Positional[str]
+    """A run folder, exported weights, hf-hub:user/name, or timm:NAME[,weights=PATH]."""
+    student: bool = False
+    """Probe the student instead of the EMA encoder."""
+    layer: int = 0
+    """Block whose tokens are taken, from 1; 0: the last one, after the final norm."""
+    size: int = 0
+    """Side of the pictures; 0: the run's."""
+    baselines: bool = True
+    """Also a random encoder and raw pixels."""
+    encoder: str = ""
+    """Another encoder beside this one, through the same probe: timm:NAME[,weights=PATH] or a RUN."""
+
+
+OPTIONS = Probe
+WORK = "iwm.evaluation.tasks.probes:probe"

@@ -1,0 +1,57 @@
+"""Say the class of every pixel, from the encoder's blocks or the predictor's: mIoU, overlay pictures."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from iwm import config
+from iwm.runtime.errors import UserError
+from iwm.verbs.shared import Measured, Schedule, Source, Tuning
+
+WAYS = ("head", "predictor", "encoder", "both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentSettings(Tuning):
+    """What a segmentation's numbers depend on, beside the run and the data."""
+
+    train: str = "head"
+    """head, predictor, encoder, or both (encoder and predictor end to end)."""
+    head: Literal["linear", "upernet"] = "upernet"
+    channels: int = 0
+    """Of UperNet; 0: 128 for crops below 224 px, 512 from there."""
+    ignore_index: int = 255
+    """Mask value of pixels that are neither learned nor counted; -1 for none."""
+    scales: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest scale of the crops."""
+    views: int = 4
+    """Crops an image is trained on while the encoder is frozen, drawn once; 0: fresh ones every epoch."""
+    schedule: Annotated[Schedule, arg(name="")] = field(default_factory=lambda: Schedule(batch_size=16))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train not in WAYS:
+            raise UserError(f"There is no way to train '{self.train}'; {config.did_you_mean(self.train, WAYS)}")
+        low, high = self.scales
+        if not 0 < low <= high < math.inf:
+            raise UserError(f"--scales {low} {high}: give the smallest and the largest, both above 0.")
+        if self.head == "upernet" and self.schedule.batch_size < 2:
+            raise UserError("--batch-size 1 is too few for UperNet's batch norm; give 2 or more, or --head linear.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment(SegmentSettings, Measured, Source):
+    data: str
+    """images/ and annotations/ (PNG masks) in every split, an .npz with images and masks, or sample-objects."""
+    size: int = 0
+    """Side of crops and windows; 0: the images' shorter side, at most 512 and at most 4 times the run's."""
+    start: str = ""
+    """train both: folder of a finished predictor segmentation; made first where not given."""
+    baselines: bool = True
+    """Also the same training with nothing pretrained."""
+
+
+OPTIONS = Segment
+WORK = "iwm.evaluation.tasks.segmentation:segment"

@@ -1,0 +1,215 @@
+"""Options that several verbs have in common."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from iwm import config
+from iwm.runtime.errors import UserError
+
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+"""The grid of learning rates of whatever head is trained."""
+RATIOS = (0.1, 1.0)
+"""The grid of what was there before the head: its learning rate as a multiple of the head's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The root of all options, where checks that cooperate end."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for what makes no sense."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneRun(Options):
+    """Which run."""
+
+    run: Positional[str]
+    """A run folder, exported weights, or hf-hub:user/name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(OneRun):
+    """Which run is measured, or learns, on which images."""
+
+    data: str
+    """A labelled source."""
+    val: str = ""
+    """Source of the images that are reported on; by default the source's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Options):
+    """What every number depends on or goes by."""
+
+    seed: int = 0
+    out: str = ""
+    """Where results go when RUN is not a local run folder."""
+    speed: config.Speed = field(default_factory=config.Speed)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed} is no seed; give 0 or more.")
+
+
+def require_rates(name: str, values: tuple[float, ...]) -> None:
+    """Raises UserError unless the values are one positive number or more."""
+    if not values or not all(value > 0 and math.isfinite(value) for value in values):
+        given = " ".join(map(str, values)) or "nothing"
+        raise UserError(f"{name} {given}: give one number or more, all above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How a classifier is trained: AdamW, linear warm-up, cosine to zero."""
+
+    epochs: int = 20
+    """Passes over the training images; of several tasks, over all tasks' images together."""
+    search_epochs: int = 0
+    """Length of the trials that choose the learning rate; 0: a quarter of the epochs."""
+    search_images: int = 0
+    """Training images of those trials, a seeded choice; 0: all nine tenths."""
+    batch_size: int = 128
+    """Images of a step; of several tasks, of all of them together."""
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    """Share of the steps."""
+    smoothing: float = 0.0
+    """Label smoothing."""
+    mixup: float = 0.0
+    """Alpha of mixup: pixels and labels of two images are mixed with a Beta(alpha, alpha) share; 0: none."""
+    cutmix: float = 0.0
+    """Alpha of cutmix, a box of the other image; with both, a coin decides for each batch; 0: none."""
+    ema: float = 0.0
+    """Decay a step of a moving average of the weights, which is then used instead; 0: none."""
+    clip: float = 1.0
+    """Largest gradient norm; 0: no clipping."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.search_epochs < 0 or self.batch_size < 1:
+            raise UserError(f"{self.epochs} epochs in batches of {self.batch_size} train nothing; give 1 or more.")
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} {getattr(self, name)} is no alpha; give 0 (none) or more.")
+        for name in ("smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)} is no share; give a number from 0 to below 1.")
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def search(self) -> int:
+        """Epochs of a trial."""
+        return self.search_epochs or max(1, self.epochs // 4)
+
+
+WAYS = ("predictor", "head", "encoder", "both", "last-1")
+"""What finetuning can train; last-K for any K."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(Options):
+    """What finetuning for any task depends on, beside the run and the data."""
+
+    train: str = "predictor"
+    """predictor, head, encoder, both, or last-K (the last K encoder blocks)."""
+    predictor: Literal["pretrained", "random"] = "pretrained"
+    """Where the predictor starts."""
+    student: bool = False
+    """Learn on the student instead of the EMA encoder."""
+    seed: int = 0
+    lrs: tuple[float, ...] = LEARNING_RATES
+    """Learning rates of the head; the best on a tenth of train is taken."""
+    ratios: tuple[float, ...] = RATIOS
+    """Learning rate of predictor or encoder as a multiple of the head's; tried with every one."""
+    layer_decay: float = 0.65
+    """Learning rate of an encoder block over that of the next one (encoder, both, last-K)."""
+    depth: int = 0
+    """Blocks of the predictor that are kept, from the first; 0: all."""
+    views: int = 4
+    """Pictures an image is trained on: itself and views - 1 random ones, drawn once. 1: no augmentation; 0: a new one
+    every epoch, which a frozen encoder then sees anew every time."""
+    flip: float = 0.5
+    """Probability that such a crop is mirrored."""
+    schedule: Annotated[Schedule, arg(name="")] = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_rates("--lrs", self.lrs)
+        require_rates("--ratios", self.ratios)
+        if self.views < 0 or self.depth < 0 or self.seed < 0:
+            raise UserError("--views, --depth and --seed start at 0; give no negative ones.")
+        _ = self.last_blocks
+
+    @property
+    def last_blocks(self) -> int:
+        """K of last-K; 0 for every other way. Raises UserError when `train` is none of them."""
+        last = re.fullmatch(r"last-([1-9]\d*)", self.train)
+        if not last and self.train not in WAYS:
+            raise UserError(f"There is no way to train '{self.train}'; {config.did_you_mean(self.train, WAYS)}")
+        return int(last.group(1)) if last else 0
+
+    def require_use_of(self, start: str) -> None:
+        """Raises UserError when a starting point is given and not used."""
+        if start and self.train != "both":
+            raise UserError(f"--start {start} is where --train both starts; leave it out with --train {self.train}.")
+
+    @property
+    def uses_predictor(self) -> bool:
+        return self.train in ("predictor", "both")
+
+    @property
+    def moves_encoder(self) -> bool:
+        return self.train not in ("predictor", "head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification(Tuning):
+    """What finetuning for classification depends on."""
+
+    crop_area: tuple[float, float] = (0.5, 1.0)
+    """Area of the random crops, as a fraction of the image."""
+    queries: Literal["all", "one"] = "all"
+    """What the predictor is asked for: all positions, or the one in the middle."""
+    action: Literal["null", "random"] = "null"
+    """The action the predictor is told in training."""
+    drop_path: float = 0.0
+    """Stochastic depth of the parts that learn, for the last block."""
+    augment: Literal["crops", "timm"] = "crops"
+    """Random crops, or those with timm's RandAugment (m9 mstd0.5 inc1) and random erasing (0.25)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"--drop-path {self.drop_path} is no probability; give 0 to below 1.")
+
+    @property
+    def reuses_tokens(self) -> bool:
+        """Whether a picture gives the same tokens every time it is shown."""
+        return not self.moves_encoder and self.views > 0 and not self.schedule.mixes
+
+    @property
+    def words(self) -> list[str]:
+        """What is trained, and how it differs from the plain way, for the name of the result."""
+        predicts = self.uses_predictor
+        return [
+            word
+            for word, matters in (
+                (self.train, True),
+                (self.predictor, predicts),
+                (f"depth{self.depth}", predicts and self.depth),
+                ("one-query", predicts and self.queries == "one"),
+                ("random-action", predicts and self.action == "random"),
+                ("student", self.student),
+                (self.augment, self.augment != "crops"),
+                (f"seed{self.seed}", self.seed),
+            )
+            if matters
+        ]

@@ -1,0 +1,118 @@
+"""Train conditioning x difficulty x predictor, measure all alike: iwm sweep RECIPE --data.source S --out DIR."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Fixed, arg
+
+from iwm import config, recipe_book
+from iwm.runtime.errors import UserError
+from iwm.verbs import Parse
+from iwm.verbs.shared import LEARNING_RATES, RATIOS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """What is varied; lists as typed, separated by commas."""
+
+    conditionings: str = "none,sequence,feature,adaln"
+    levels: str = "jitter,destructive,strong"
+    """Difficulties of the action."""
+    predictors: str = ""
+    """Sizes, DEPTHxWIDTH (4x96,4x192); by default the recipe's own and one half as deep."""
+    design: Literal["tables", "full"] = "tables"
+    """tables: every conditioning at the reference, and every level with every predictor; full: all combinations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What every cell is trained on and measured by; an evaluation with a budget of 0 is left out."""
+
+    images: int = 0
+    """Training images of the pretraining, a seeded choice; 0: all."""
+    eval_data: str = ""
+    """Labelled source of the evaluations; by default that of the pretraining."""
+    val: str = ""
+    """Source of the images that are reported on; by default the source's own."""
+    eval_images: tuple[int, int] = (0, 0)
+    """Training and test images of the evaluations, a seeded choice; 0: all."""
+    world_images: int = 64
+    """Images of the MRR; 0 leaves it out."""
+    bank: int = 256
+    linear: bool = True
+    attentive_epochs: int = 20
+    """0 leaves it out."""
+    finetune_epochs: int = 20
+    """Of the predictor; 0 leaves it out."""
+    finetune_views: int = 4
+    finetune_lrs: tuple[float, ...] = LEARNING_RATES
+    finetune_ratios: tuple[float, ...] = RATIOS
+
+    def __post_init__(self) -> None:
+        for name in ("images", "world_images", "attentive_epochs", "finetune_epochs"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give 0 or more.")
+        if min(self.eval_images) < 0:
+            raise UserError("--eval-images takes two numbers, training and test images, 0 or more.")
+        if self.world_images and self.bank < 2:
+            raise UserError(f"A bank of {self.bank} entries ranks nothing; give --bank 2 or more.")
+        if not (self.world_images or self.needs_labels):
+            raise UserError("Nothing is left to measure; leave at least one evaluation in.")
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.linear or self.attentive_epochs > 0 or self.finetune_epochs > 0
+
+    def evaluations(self, controls: bool) -> dict[str, dict[str, Any]]:
+        """Name and settings of every evaluation; `controls` adds random encoder and raw pixels to the linear probe."""
+        asked: dict[str, dict[str, Any]] = {}
+        if self.world_images:
+            asked["world"] = {"images": self.world_images, "bank": self.bank}
+        if self.linear:
+            asked["linear"] = {"baselines": controls}
+        if self.attentive_epochs:
+            asked["attentive"] = {"epochs": self.attentive_epochs}
+        if self.finetune_epochs:
+            budget = ("epochs", "views", "lrs", "ratios")
+            asked["predictor_finetuning"] = {name: getattr(self, f"finetune_{name}") for name in budget}
+        return asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Protocol, Axes):
+    settings: Annotated[config.Config, arg(name="")] = field(default_factory=lambda: config.Config(recipe=""))
+    recipes: str = ""
+    """Further recipes, one run each as they are, with the same other settings."""
+    jobs: int = 1
+    """Runs at once, each as a process of its own with its share of the cores."""
+    list: bool = False
+    """Print one command for each run, for a cluster; the same command without --list collects."""
+    cell: str = ""
+    """Do this run only."""
+    others: Fixed[tuple[config.Config, ...]] = ()
+    """The settings of the further recipes."""
+    words: Fixed[tuple[str, ...]] = ()
+    """The command line's own words, which the processes of single runs repeat."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.jobs < 1:
+            raise UserError(f"--jobs {self.jobs} runs nothing; give 1 or more.")
+
+
+OPTIONS = Sweep
+WORK = "iwm.sweeps.sweep:sweep"
+
+
+def read(words: Sequence[str], parse: Parse) -> Sweep:
+    """The options on top of the recipe's settings. Raises UserError."""
+    name = parse(Sweep, words).settings.recipe
+    if not name:
+        raise UserError("Which recipe? Give `iwm sweep RECIPE --data.source S --out DIR` (see `iwm recipes`).")
+    options = parse(Sweep, words, Sweep(settings=recipe_book.get(name)))
+    further = (word for word in dict.fromkeys(map(str.strip, options.recipes.split(","))) if word not in ("", name))
+    others = tuple(
+        replace(parse(Sweep, words, Sweep(settings=recipe_book.get(other))).settings, recipe=other) for other in further
+    )
+    return replace(options, others=others, words=tuple(words))
