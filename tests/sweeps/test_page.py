@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from reports.test_page import Page
 
 from iwm.sweeps import guidance
-from iwm.sweeps.page import scatter, spectrum, write
+from iwm.sweeps.page import write
 from sweeps.test_guidance import TRADE, run
 
 CONTENT = {
@@ -25,6 +24,9 @@ OTHER = run("mae-demo-x", 0.3, 0.35, 0.5) | {"cell": "mae-demo", "recipe": "mae-
 JOINT = run("moco-demo-x", None, 0.5) | {"cell": "moco-demo", "recipe": "moco-demo"}
 JOINT |= {"conditioning": None, "difficulty": None, "predictor": None}
 MISSING = run("adaln-jitter-2x96", None, None, failed="It <diverged>.", healthy=False, state="failed")
+
+
+NAME = "<b>&\"' {{ 7 * 7 }} {% if %}"
 
 
 def content(runs: list[dict]) -> dict:
@@ -67,24 +69,12 @@ def test_little_makes_a_page_too(tmp_path: Path, runs: list[dict]):
     assert "n too small" in text
 
 
-def test_the_scatter_shows_every_run_and_says_r_and_n():
-    figure = scatter([*TRADE, OTHER])
-    linear, attentive, tuned = figure.axes
-    r = guidance.correlations([*TRADE, OTHER])["linear"]["r"]
-    assert f"r = {r:+.2f} (n = 5)\npaper: r = -0.85" in linear.get_title(loc="left")
-    assert "n too small: 0 runs" in attentive.get_title(loc="left")
-    shown = {
-        (np.asarray(line.get_xdata())[0], np.asarray(line.get_ydata())[0])
-        for line in linear.lines
-        if line.get_marker() not in ("None", "|", "_")
-    }
-    assert shown == {(row["mrr"], row["linear"]) for row in [*TRADE, OTHER]}
-    assert [text.get_text() for text in tuned.texts] == ["mae-demo"]
-
-
-def test_a_joint_embedding_stands_beside_the_axis():
-    measured = {**JOINT, "linear": 0.5}
-    left, right = spectrum([*TRADE, measured]).axes
-    assert next(label.get_text() for label in left.get_yticklabels()) == JOINT["cell"]
-    assert [note.get_text() for note in left.texts] == ["no world model"]
-    assert any(0.5 in np.asarray(line.get_xdata()) for line in right.lines)
+def test_names_are_text_and_never_markup_or_template_code(tmp_path: Path):
+    folder = tmp_path / NAME
+    folder.mkdir()
+    runs = [{**MISSING, "cell": NAME, "failed": NAME, "refused": {NAME: NAME}}, *TRADE]
+    page = Page(write(folder, content(runs) | {"command": NAME}).read_text())
+    assert page.tags.count("b") == page.tags.count("i")  # the numbers of the bars, and no other
+    for words in (f"Sweep {NAME}", f"{NAME} failed: {NAME}", f"{NAME}, {NAME}: {NAME}"):
+        assert words in page.text, words
+    assert "49" not in page.text
