@@ -3,15 +3,19 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jinja2
 import pytest
 from planted_runs import PROBE, WORLD, plant, tune
 
 from iwm import run_folder
 from iwm.evaluation import ritual
-from iwm.reports.page import write
+from iwm.reports.page import card, render, write
+from iwm.reports.verdict import Finding
 from iwm.runtime.drawing import Figure, save
 from iwm.runtime.errors import UserError
 
@@ -27,6 +31,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[str] = []
         self.addresses: list[str] = []
+        self.alternatives: list[str] = []
         self.words: list[str] = []
         self.feed(text)
         self.close()
@@ -35,6 +40,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.alternatives += [value or "" for name, value in attrs if name == "alt"]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -75,6 +81,43 @@ def test_a_good_run_makes_a_whole_safe_page(tmp_path: Path) -> None:
         assert file["file"] in page.text
     for number in ("0.4200", "0.4600", "0.5800", "0.5000"):
         assert number in page.text
+
+
+def test_names_are_text_and_never_markup_or_template_code(tmp_path: Path) -> None:
+    name = "<b>&\"' {{ 7 * 7 }} {% if %}"
+    run = Path(plant(tmp_path / name))
+    ritual.save(str(run), "world", "objects", {**WORLD, "data": name, name: name}, {name: [name]})
+    save(Figure((1, 1)), run / "eval" / "look-objects.png")
+    rows = {"fingerprint": "x", "data": name, "rows": {name: {"a_column": 1.0, name: None}}}
+    (run / "eval" / "look-objects.json").write_text(json.dumps(rows))
+    (run / "config.yaml").write_text(f"# {name} </pre>\n")
+    text = write(run).read_text()
+    page = Page(text)
+    assert page.tags.count("b") == page.tags.count("i")  # the numbers of the bars, and no other
+    assert f"Image world model: {name}" in page.text
+    assert f"look on {name}" in page.alternatives
+    assert "a column" in page.text
+    assert f"# {name} </pre>" in page.text
+    assert "49" not in page.text
+    assert text.count("</pre>") == page.tags.count("pre")
+
+
+def test_a_card_shows_its_sign_and_ours_first() -> None:
+    good = card(Finding("Probe", True, "Above.", (("ours", 0.5), ("chance", 0.25), ("broken", -1.0))))
+    assert (good.tone, good.mark) == ("good", "✓")
+    assert good.bars == [("ours", "100.0%", "0.500"), ("chance", "50.0%", "0.250"), ("broken", "0.0%", "-1.000")]
+    marks = [card(Finding("Probe", sign, "")).mark for sign in (False, None)]
+    assert marks == ["✗", "?"]
+
+
+def test_a_name_without_a_value_is_an_error() -> None:
+    with pytest.raises(jinja2.UndefinedError, match="name"):
+        render("report.html.jinja", {"run": "a"})
+
+
+def test_jinja_is_imported_only_when_a_page_is_written() -> None:
+    code = "import sys, iwm.reports.page, iwm.sweeps.page; sys.exit('jinja2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_bad_run_is_called_bad(tmp_path: Path) -> None:
