@@ -35,3 +35,15 @@ def exported(folder: Path, seed: int = 0, **groups: object) -> str:
     weights.export(model, folder / "model")
     (folder / "config.yaml").write_text("{}")
     return str(folder)
+
+
+def clouds(count: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Overlapping classes in features of very different scales, correlated, one constant."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    fixed = torch.Generator().manual_seed(99)
+    centres = torch.randn(classes, width, generator=fixed) * 0.4
+    mixing = torch.randn(width, width, generator=fixed) * torch.logspace(0, -2, width)
+    values = (centres[labels] + torch.randn(count, width, generator=generator)) @ mixing
+    values[:, 3] = 7.0
+    return values, labels

@@ -13,6 +13,7 @@ from iwm import config
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all
 from iwm.model.world_model import ImageWorldModel
+from iwm.runtime.algebra import ridge, standardisation
 
 TRAIN, VAL = 2000, 1000
 
@@ -20,15 +21,13 @@ TRAIN, VAL = 2000, 1000
 def ridge_accuracy(
     train: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], val: Float[Tensor, "m d"], truth: Int64[Tensor, " m"]
 ) -> float:
-    """Accuracy on val of one-against-all least squares on standardised features, ridge 1e-2 of the trace."""
+    """Accuracy on val of one-against-all least squares on standardised features, ridge 1e-2 of the mean curvature."""
     train, val = train.double(), val.double()
-    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
+    mean, std = standardisation(train, correction=1, floor=1e-6)
     train, val = (train - mean) / std, (val - mean) / std
     onehot = torch.nn.functional.one_hot(labels, int(labels.max()) + 1).double()
-    gram = train.T @ train
-    gram += 1e-2 * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    weights = torch.linalg.solve(gram, train.T @ (onehot - onehot.mean(0)))
-    predicted = (val @ weights + onehot.mean(0)).argmax(1)
+    weight, bias = ridge(train, onehot, l2=1e-2 * float(train.square().mean()))
+    predicted = (val @ weight + bias).argmax(1)
     return float((predicted == truth).double().mean())
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from iwm.config import Optim
+from iwm.runtime.algebra import cosine
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class Schedule:
         if step < warmup:
             return scale * (s.lr_start + (s.lr - s.lr_start) * step / warmup)
         progress = min(1.0, (step - warmup) / max(1.0, self._horizon - warmup))
-        return scale * (s.lr_final + (s.lr - s.lr_final) * 0.5 * (1 + math.cos(math.pi * progress)))
+        return scale * cosine(s.lr, s.lr_final, math.pi * progress)
 
     def weight_decay(self, step: int) -> float:
         """Cosine from `weight_decay` to `weight_decay_final`."""
         s = self.settings
         progress = min(1.0, step / self._horizon)
-        return s.weight_decay_final + (s.weight_decay - s.weight_decay_final) * 0.5 * (1 + math.cos(math.pi * progress))
+        return cosine(s.weight_decay, s.weight_decay_final, math.pi * progress)
 
     def ema(self, step: int) -> float:
         """Linear from `ema` to `ema_final`."""

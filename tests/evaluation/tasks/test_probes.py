@@ -1,4 +1,4 @@
-"""kNN against brute force, the linear probe against scikit-learn, and what a probe may and may not look at."""
+"""kNN against brute force, and what a probe may and may not look at."""
 
 import json
 import math
@@ -11,29 +11,15 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from sklearn.linear_model import LogisticRegression
 
-from evaluation.planted import corners, exported
+from evaluation.planted import clouds, corners, exported
 from iwm import config
 from iwm.evaluation.tasks import probes
-from iwm.evaluation.tasks.fitting import Schedule, accuracy
-from iwm.evaluation.tasks.linear import fit_linear
+from iwm.evaluation.tasks.fitting import Schedule
 from iwm.runtime.errors import UserError
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
 QUICK = probes.ProbeSettings(lrs=(3e-3,), schedule=Schedule(epochs=3, batch_size=64), l2=(1e-1, 1e-3))
-
-
-def clouds(count: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Overlapping classes in features of very different scales, correlated, one constant."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, classes, (count,), generator=generator)
-    fixed = torch.Generator().manual_seed(99)
-    centres = torch.randn(classes, width, generator=fixed) * 0.4
-    mixing = torch.randn(width, width, generator=fixed) * torch.logspace(0, -2, width)
-    values = (centres[labels] + torch.randn(count, width, generator=generator)) @ mixing
-    values[:, 3] = 7.0
-    return values, labels
 
 
 def test_knn_against_brute_force():
@@ -52,31 +38,6 @@ def test_knn_takes_no_more_neighbours_than_there_are():
     train, labels = clouds(10, 16, 2)
     outcome = probes.evaluate(train, labels, train, 2, probes.ProbeSettings(kind="knn", k=50), SPEED)
     assert outcome.chosen["k"] == 10
-
-
-@pytest.mark.parametrize("l2", [1e-1, 1e-3, 1e-5])
-def test_logistic_regression_is_scikit_learns(l2):
-    train, labels = clouds(1500, 24, 5)
-    test, truth = clouds(1000, 24, 5, seed=1)
-    ours = fit_linear(train, labels, 5, l2)
-    scale = train.std(0, correction=0).clamp_min(1e-6)
-    theirs = LogisticRegression(C=1 / (l2 * 1500), max_iter=10000, tol=1e-8)
-    theirs.fit(((train - train.mean(0)) / scale).double().numpy(), labels.numpy())
-    there = torch.from_numpy(theirs.predict_proba(((test - train.mean(0)) / scale).double().numpy())).float()
-    here = ours.logits(test).softmax(1)
-    assert abs(accuracy(here, truth) - accuracy(there, truth)) <= 0.01
-    assert (here - there).abs().max() < 0.02
-    assert accuracy(here, truth) > 0.3
-
-
-def test_features_are_left_at_their_scale_when_asked():
-    train, labels = clouds(800, 24, 5)
-    ours = fit_linear(train, labels, 5, 1e-3, standardise=False)
-    theirs = LogisticRegression(C=1 / (1e-3 * 800), max_iter=10000, tol=1e-8)
-    theirs.fit(train.double().numpy(), labels.numpy())
-    there = torch.from_numpy(theirs.predict_proba(train.double().numpy())).float()
-    assert (ours.logits(train).softmax(1) - there).abs().max() < 0.02
-    assert (fit_linear(train, labels, 5, 1e-3).logits(train).softmax(1) - there).abs().max() > 0.05
 
 
 def test_the_linear_probe_lists_every_strength_and_takes_the_best():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from iwm import config, run_folder
 from iwm.actions.action_space import ActionSpace
-from iwm.evaluation.tasks.linear import choose_ridge, fit_ridge
+from iwm.evaluation.tasks.linear import choose_ridge
 from iwm.evaluation.world import infer
 from iwm.model.world_model import Tokens
 from iwm.runtime.errors import UserError
@@ -26,26 +26,6 @@ def small(count: int) -> torch.Tensor:
 
 def oracle() -> Oracle:
     return Oracle(space=REVERSIBLE, size=8)
-
-
-def test_ridge_against_scikit_learn() -> None:
-    linear_model = pytest.importorskip("sklearn.linear_model")
-    generator = np.random.default_rng(0)
-    values, wanted = generator.normal(3, 2, (60, 5)), generator.normal(size=(60, 2))
-    standard = (values - values.mean(0)) / values.std(0)
-    theirs = linear_model.Ridge(alpha=0.1 * 60).fit(standard, wanted).predict(standard)
-    ours = fit_ridge(torch.tensor(values), torch.tensor(wanted), 0.1).logits(torch.tensor(values))
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-def test_ridge_takes_the_strength_that_generalises() -> None:
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(40, 30, generator=generator)
-    chance = torch.randn(40, 1, generator=generator)
-    noise = choose_ridge(values, chance, 0)
-    law = choose_ridge(values, values[:, :1], 0)
-    assert noise.weight.norm() < 0.5 * fit_ridge(values, chance, 1e-4).weight.norm()
-    assert law.weight[0, 0] == pytest.approx(float(values[:, 0].std(correction=0)), rel=0.01)
 
 
 def test_channel_statistics_are_what_they_say() -> None:

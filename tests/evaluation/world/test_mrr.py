@@ -1,6 +1,5 @@
 """MRR against brute force, an oracle and constants."""
 
-import numpy as np
 import pytest
 import torch
 from conftest import tiny
@@ -18,33 +17,6 @@ from iwm.runtime import algebra
 def model() -> ImageWorldModel:
     torch.manual_seed(0)
     return ImageWorldModel(tiny()).eval()
-
-
-def test_chance_is_the_harmonic_number_over_the_bank():
-    assert algebra.chance(256) == pytest.approx(0.0239, abs=5e-5)
-    assert algebra.chance(1) == 1
-
-
-def test_ranks_against_brute_force():
-    generator = np.random.default_rng(0)
-    distances = generator.integers(0, 6, (20, 20)).astype(np.float64)
-    wanted = []
-    for j in range(20):
-        others = np.delete(distances[j], j)
-        wanted.append(1 + (others < distances[j, j]).sum() + 0.5 * (others == distances[j, j]).sum())
-    assert algebra.ranks(torch.from_numpy(distances)).tolist() == wanted
-
-
-def test_a_non_finite_prediction_ranks_last():
-    distances = torch.rand(4, 4)
-    distances[2] = float("nan")
-    assert algebra.ranks(distances)[2] == 4
-
-
-def test_squared_distances_against_the_formula():
-    a, b = torch.randn(3, 4, 5) + 100, torch.randn(6, 4, 5) + 100
-    wanted = (a.double()[:, None] - b.double()[None]).square().sum((2, 3))
-    torch.testing.assert_close(algebra.squared_distances(a, b), wanted, rtol=1e-6, atol=1e-6)
 
 
 class OraclePredict:

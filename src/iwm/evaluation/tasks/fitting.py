@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from iwm.data.crops import IGNORED
 from iwm.runtime import devices
+from iwm.runtime.algebra import cosine
 from iwm.runtime.console import progress
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation, seeded, uniforms
@@ -333,7 +334,7 @@ def factor_at(step: int, steps: int, warmup: float) -> float:
     rise = warmup * steps
     if step < rise:
         return (step + 1) / (rise + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
+    return cosine(1.0, 0.0, math.pi * (step - rise) / max(1.0, steps - rise))
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from iwm.evaluation.tasks.fitting import accuracy, hold_out
+from iwm.runtime.algebra import ridge, standardisation
 from iwm.runtime.randomness import permutation
 
 
@@ -60,10 +61,9 @@ def fit_path(
 ) -> list[Linear]:
     """`fit_linear` for every strength of the grid in order; each solution starts the next."""
     values = values.float()
-    mean, std = values.mean(dim=0), values.std(dim=0, correction=0)
-    # A feature that hardly varies is left at its scale: dividing by next to nothing would only amplify rounding.
-    std = torch.where(std > 1e-6 * std.max().clamp_min(1e-12), std, 1.0) if standardise else torch.ones_like(std)
-    mean = mean if standardise else torch.zeros_like(mean)
+    mean, std = standardisation(values)
+    if not standardise:
+        mean, std = torch.zeros_like(mean), torch.ones_like(std)
     inputs = (values - mean).div_(std)
     sample = inputs[:: -(-len(inputs) // 8192)]
     covariance = (sample.T @ sample).double() / len(sample)
@@ -149,13 +149,9 @@ RIDGE_GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 def fit_ridge(values: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], l2: float) -> Linear:
     """min mean_i |W z_i + b - y_i|^2 + l2 |W|^2, z standardised, b not penalised (scikit-learn's alpha = l2 n)."""
     values, wanted = values.double(), wanted.double()
-    mean, std = values.mean(dim=0), values.std(dim=0, correction=0)
-    std = torch.where(std > 1e-6 * std.max().clamp_min(1e-12), std, 1.0)
-    inputs, middle = (values - mean) / std, wanted.mean(dim=0)
-    curvature = inputs.T @ inputs / len(inputs)
-    curvature.diagonal().add_(l2)
-    weight = torch.linalg.solve(curvature, inputs.T @ (wanted - middle) / len(inputs)).T
-    return Linear(mean.float(), std.float(), weight.float(), middle.float())
+    mean, std = standardisation(values)
+    weight, bias = ridge((values - mean) / std, wanted, l2)
+    return Linear(mean.float(), std.float(), weight.T.float(), bias.float())
 
 
 def choose_ridge(values: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], seed: int) -> Linear:

@@ -1,0 +1,72 @@
+"""Ranks and distances against brute force, ridge regression against scikit-learn, schedules at their ends."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+from iwm.runtime import algebra
+
+
+def test_chance_is_the_harmonic_number_over_the_bank():
+    assert algebra.chance(256) == pytest.approx(0.0239, abs=5e-5)
+    assert algebra.chance(1) == 1
+
+
+def test_ranks_against_brute_force():
+    generator = np.random.default_rng(0)
+    distances = generator.integers(0, 6, (20, 20)).astype(np.float64)
+    wanted = []
+    for j in range(20):
+        others = np.delete(distances[j], j)
+        wanted.append(1 + (others < distances[j, j]).sum() + 0.5 * (others == distances[j, j]).sum())
+    assert algebra.ranks(torch.from_numpy(distances)).tolist() == wanted
+
+
+def test_a_non_finite_prediction_ranks_last():
+    distances = torch.rand(4, 4)
+    distances[2] = float("nan")
+    assert algebra.ranks(distances)[2] == 4
+
+
+def test_squared_distances_against_the_formula():
+    a, b = torch.randn(3, 4, 5) + 100, torch.randn(6, 4, 5) + 100
+    wanted = (a.double()[:, None] - b.double()[None]).square().sum((2, 3))
+    torch.testing.assert_close(algebra.squared_distances(a, b), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_the_cosine_is_half_a_wave():
+    assert algebra.cosine(3.0, 1.0, 0.0) == 3.0
+    assert algebra.cosine(3.0, 1.0, math.pi) == 1.0
+    assert algebra.cosine(3.0, 1.0, math.pi / 2) == pytest.approx(2.0)
+    assert algebra.cosine(0.0, 1.0, math.pi / 3) == pytest.approx(0.25)
+
+
+def test_what_hardly_varies_keeps_its_scale():
+    values = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values[:, 1] = 7.0
+    values[:, 2] *= 1e-9
+    mean, deviation = algebra.standardisation(values)
+    expected = values.numpy().std(0)
+    np.testing.assert_allclose(mean, values.numpy().mean(0))
+    np.testing.assert_allclose(deviation, [expected[0], 1.0, 1.0, expected[3]])
+
+
+def test_a_floor_is_the_least_that_is_divided_by():
+    values = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values[:, 1] *= 1e-9
+    _, deviation = algebra.standardisation(values, correction=1, floor=1e-6)
+    expected = values.numpy().std(0, ddof=1)
+    np.testing.assert_allclose(deviation, [expected[0], 1e-6, expected[2]])
+
+
+def test_ridge_is_scikit_learns():
+    generator = np.random.default_rng(0)
+    inputs, wanted = generator.normal(size=(60, 5)), generator.normal(1, 2, (60, 3))
+    inputs -= inputs.mean(0)
+    weight, bias = algebra.ridge(torch.from_numpy(inputs), torch.from_numpy(wanted), 0.1)
+    known = Ridge(alpha=0.1 * 60).fit(inputs, wanted)
+    np.testing.assert_allclose(weight.T, known.coef_, atol=1e-12)
+    np.testing.assert_allclose(bias, known.intercept_, atol=1e-12)
