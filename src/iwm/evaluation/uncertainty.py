@@ -1,9 +1,13 @@
-"""Standard errors of what is measured, and how two numbers stand to each other."""
+"""Every standard error and interval of what is measured, and how two numbers stand to each other."""
 
 import math
+from collections.abc import Callable, Sequence
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
+
+# ---- standard errors -----------------------------------------------------------------------------------------------
 
 
 def standard_error(per_image: Float[Tensor, " n"]) -> float:
@@ -11,18 +15,55 @@ def standard_error(per_image: Float[Tensor, " n"]) -> float:
     return float(per_image.std() / len(per_image) ** 0.5) if len(per_image) > 1 else math.nan
 
 
+def seed_error(per_seed: Sequence[float]) -> float:
+    """Of the mean over two seeds or more: the same formula for a few plain numbers."""
+    count = len(per_seed)
+    mean = sum(per_seed) / count
+    return math.sqrt(sum((value - mean) ** 2 for value in per_seed) / (count - 1) / count)
+
+
+def accuracy_error(top1: float, count: float) -> float:
+    """Of an accuracy over `count` images, that of the binomial distribution."""
+    return math.sqrt(top1 * (1 - top1) / count)
+
+
+def bootstrap_error(
+    statistic: Callable[[Float[np.ndarray, "b n"]], Float[np.ndarray, " b"]], count: int, seed: int, draws: int = 200
+) -> float:
+    """Of a statistic that is no mean over its `count` images: they are drawn anew with replacement, `draws` times.
+
+    `statistic` is given how often each image counts, a row a draw.
+    """
+    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
+    return float(statistic(weights.astype(np.float64)).std())
+
+
+# ---- several numbers -----------------------------------------------------------------------------------------------
+
+
+def combined_error(*errors: float) -> float:
+    """Of a sum or a difference of independent numbers, from the error of each."""
+    return math.hypot(*errors)
+
+
+def average_error(errors: Sequence[float]) -> float:
+    """Of the average of independent numbers, from the error of each; 0 of none."""
+    return math.sqrt(sum(error**2 for error in errors)) / max(1, len(errors))
+
+
+def difference_error(a: float, b: float, count: float) -> float:
+    """Of the difference of two accuracies over `count` images each."""
+    return combined_error(accuracy_error(a, count), accuracy_error(b, count))
+
+
+def correlation_interval(r: float, count: int) -> tuple[float, float]:
+    """95 % interval of Pearson's r over `count` points by Fisher's z: tanh(artanh r -+ 1.96 / sqrt(count - 3))."""
+    z, half = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, r))), 1.959964 / math.sqrt(count - 3)
+    return math.tanh(z - half), math.tanh(z + half)
+
+
 def standing(value: float, control: float, error: float) -> str:
     """'above', 'level with' (within two standard errors of the difference) or 'BELOW'."""
     if abs(value - control) <= 2 * error or value == control:
         return "level with"
     return "above" if value > control else "BELOW"
-
-
-def accuracy_error(top1: float, count: float) -> float:
-    """Standard error of an accuracy over `count` images, those of the binomial distribution."""
-    return math.sqrt(top1 * (1 - top1) / count)
-
-
-def difference_error(a: float, b: float, count: float) -> float:
-    """Standard error of the difference of two accuracies over `count` images each."""
-    return math.hypot(accuracy_error(a, count), accuracy_error(b, count))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iwm.evaluation.uncertainty import difference_error, standing
+from iwm.evaluation.uncertainty import average_error, combined_error, difference_error, seed_error, standing
 from iwm.runtime.errors import UserError
 from iwm.training import health
 
@@ -110,7 +110,7 @@ def judge_world(result: Result) -> Finding:
     else:
         of_twin = result.get("frozen_random_twin")
         twin_error = number(of_twin, "mrr_standard_error") or 0.0 if isinstance(of_twin, dict) else 0.0
-        placed = standing(mrr, twin, math.hypot(error, twin_error))
+        placed = standing(mrr, twin, combined_error(error, twin_error))
         words += f" It is {placed} its twin with a frozen random encoder ({twin:.3f})"
         words += "." if placed == "above" else ": what it predicts, it could predict without learning a representation."
         good = good and placed == "above"
@@ -170,7 +170,7 @@ def judge_finetuning(pretrained: Sequence[Result], random: Sequence[Result], oth
     differences = [a - b for a, b in pairs]
     mean = sum(differences) / count
     if count > 1:
-        error = math.sqrt(sum((d - mean) ** 2 for d in differences) / (count - 1) / count)
+        error = seed_error(differences)
         how = f"over {count} seeds, standard error {100 * error:.1f}"
     else:
         error, how = _error(ours, control, first), "one seed"
@@ -194,8 +194,8 @@ def judge_multitask(result: Result) -> Finding:
     ours, alone = number(result, "average_top1"), number(result, "average_single_task_top1")
     if ours is None or alone is None:
         return Finding(title, False, "The accuracies are not finite.")
-    squares = [_error(number(t, "top1") or 0.0, number(t, "single_task_top1") or 0.0, t) ** 2 for t in of_tasks]
-    placed = standing(ours, alone, math.sqrt(sum(squares)) / max(1, len(squares)))
+    errors = [_error(number(t, "top1") or 0.0, number(t, "single_task_top1") or 0.0, t) for t in of_tasks]
+    placed = standing(ours, alone, average_error(errors))
     words = f"One predictor told the task by a token ({ours:.1%} right on average) is {placed} one predictor a task "
     words += f"({alone:.1%}): {100 * (ours - alone):+.1f} points"
     sizes = [number(result, key) for key in ("trainable_parameters", "single_task_trainable_parameters")]
@@ -217,7 +217,8 @@ def judge_segmentation(result: Result) -> Finding:
     if len(controls) < len(names):
         return Finding(title, None, f"mIoU {miou:.3f} was measured without baselines, so it cannot be judged.", bars)
     # Of a difference, as if the control were measured on other images with the same error: on the safe side.
-    error = (number(result, "miou_standard_error") or 0.0) * math.sqrt(2)
+    error = number(result, "miou_standard_error") or 0.0
+    error = combined_error(error, error)
     placed = {name: standing(miou, value, error) for name, value in controls.items()}
     words = f"mIoU {miou:.3f} is " + join([f"{place} {name} ({controls[name]:.3f})" for name, place in placed.items()])
     behind = [name for name, place in placed.items() if place != "above"]

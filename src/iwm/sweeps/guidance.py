@@ -5,13 +5,12 @@ It reads the rows of a sweep.json only, never a model or data. A row whose numbe
 that number.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from iwm.evaluation.uncertainty import accuracy_error, standing
+from iwm.evaluation.uncertainty import accuracy_error, combined_error, correlation_interval, standing
 from iwm.reports.verdict import Finding, join, number
 from iwm.sweeps.axes import CONDITIONINGS, LEVELS
 
@@ -38,7 +37,7 @@ PAPER_DIFFICULTY = {
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
-    """Pearson's r with its 95 % interval by Fisher's z, tanh(artanh r -+ 1.96 / sqrt(n - 3)).
+    """Pearson's r with its 95 % interval.
 
     r is None with a "note" why below four points, or where one of the two does not vary.
     """
@@ -51,8 +50,7 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
     if scale < 1e-12:
         return {"r": None, "n": n, "interval": None, "note": "one of the two is the same in all runs"}
     r = float(np.clip(a @ b / scale, -1, 1))
-    z, half = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, r))), 1.959964 / math.sqrt(n - 3)
-    return {"r": r, "n": n, "interval": [math.tanh(z - half), math.tanh(z + half)], "note": None}
+    return {"r": r, "n": n, "interval": list(correlation_interval(r, n)), "note": None}
 
 
 def correlations(runs: Sequence[Row]) -> dict[str, dict[str, Any]]:
@@ -116,7 +114,7 @@ def error_of(run: Row, name: str) -> float:
 
 def _against(one: Row, other: Row, name: str) -> str:
     """'above', 'level with' or 'BELOW', two standard errors of the difference apart."""
-    return standing(one[name], other[name], math.hypot(error_of(one, name), error_of(other, name)))
+    return standing(one[name], other[name], combined_error(error_of(one, name), error_of(other, name)))
 
 
 def with_numbers(runs: Sequence[Row], *names: str) -> list[Row]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int16, Int64
 
 from iwm.data.crops import IGNORED
+from iwm.evaluation.uncertainty import bootstrap_error
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,7 @@ class Counts:
 
     def standard_error(self, seed: int, draws: int = 200) -> float:
         """Of the mIoU, by drawing the images anew with replacement."""
-        count = len(self.hits)
-        weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
-        return float(np.nanmean(self._iou(weights.astype(np.float64)), axis=1).std())
+        return bootstrap_error(lambda weights: np.nanmean(self._iou(weights), axis=1), len(self.hits), seed, draws)
 
     def majority(self, kind: int) -> "Counts":
         """What predicting one class everywhere would count."""

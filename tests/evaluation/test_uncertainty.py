@@ -1,0 +1,65 @@
+"""Standard errors and intervals against scipy, against a formula, or against many repetitions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from iwm.evaluation import uncertainty
+
+
+def test_the_error_of_a_mean_is_scipys():
+    values = np.random.default_rng(0).normal(size=50)
+    assert uncertainty.standard_error(torch.from_numpy(values)) == pytest.approx(stats.sem(values))
+    assert uncertainty.seed_error(values.tolist()) == pytest.approx(stats.sem(values))
+    assert math.isnan(uncertainty.standard_error(torch.ones(1)))
+
+
+def test_the_error_of_an_accuracy_is_the_scatter_of_many():
+    assert uncertainty.accuracy_error(0.3, 200) == pytest.approx(stats.binom(200, 0.3).std() / 200)
+    generator = np.random.default_rng(0)
+    a, b = (generator.binomial(200, top1, 20_000) / 200 for top1 in (0.3, 0.6))
+    assert uncertainty.difference_error(0.3, 0.6, 200) == pytest.approx((a - b).std(), rel=0.03)
+
+
+def test_the_bootstrap_of_a_mean_has_the_error_of_a_mean():
+    values = np.random.default_rng(0).normal(size=400)
+    found = uncertainty.bootstrap_error(lambda weights: weights @ values / len(values), len(values), 0, 4000)
+    assert found == pytest.approx(stats.sem(values), rel=0.05)
+    assert found == uncertainty.bootstrap_error(lambda weights: weights @ values / len(values), len(values), 0, 4000)
+
+
+def test_errors_of_independent_numbers_add_in_squares():
+    assert uncertainty.combined_error(3.0, 4.0) == 5.0
+    assert uncertainty.average_error([3.0, 4.0]) == 2.5
+    assert uncertainty.average_error([]) == 0.0
+    numbers = np.random.default_rng(0).normal(0, [1, 2, 3], (50_000, 3))
+    assert uncertainty.average_error([1.0, 2.0, 3.0]) == pytest.approx(numbers.mean(1).std(), rel=0.02)
+
+
+@pytest.mark.parametrize("n", [4, 5, 20])
+def test_the_interval_of_a_correlation_is_scipys(n):
+    x, y = np.random.default_rng(n).normal(size=(2, n))
+    low, high = stats.pearsonr(x, y).confidence_interval(0.95)
+    assert uncertainty.correlation_interval(np.corrcoef(x, y)[0, 1], n) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_a_perfect_correlation_has_an_interval():
+    low, high = uncertainty.correlation_interval(1.0, 5)
+    assert 0.99 < low <= high <= 1
+
+
+@pytest.mark.parametrize(
+    ("value", "control", "error", "place"),
+    [
+        (0.5, 0.3, 0.09, "above"),
+        (0.5, 0.3, 0.11, "level with"),
+        (0.3, 0.5, 0.09, "BELOW"),
+        (0.5, 0.5, math.nan, "level with"),
+        (0.5, 0.3, 0.0, "above"),
+    ],
+)
+def test_numbers_within_two_errors_are_level(value, control, error, place):
+    assert uncertainty.standing(value, control, error) == place
