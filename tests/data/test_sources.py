@@ -1,16 +1,18 @@
-"""Sources, splits and labels."""
+"""Sources, their splits and labels."""
 
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from evaluation.planted import corners
 from picture_files import write, zipped
 
 from iwm.data import samples
 from iwm.data.image_sets import require_labels
-from iwm.data.sources import open_images, open_pictures, open_splits, source_identity
+from iwm.data.sources import labelled_splits, open_images, open_pictures, open_splits, source_identity
 from iwm.runtime.errors import UserError
 
 
@@ -59,34 +61,6 @@ def test_splits_of_the_source(tmp_path, name):
     assert (train.split, val.split) == ("train", "val")
     assert how == f"set: train/ and {name.lower()}/"
     assert require_labels(open_images(source, "all"))[1].tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 1, 1]
-
-
-def test_a_seeded_tenth_is_held_out(tmp_path):
-    for kind, index in itertools.product("ab", range(20)):
-        write(tmp_path / kind / f"{index}.png")
-    source = str(tmp_path)
-    train, val, how = open_splits(source, seed=1)
-    assert how == f"{tmp_path.name}: a seeded tenth (seed 1) held out"
-    assert np.bincount(require_labels(val)[1]).tolist() == [2, 2]
-    held_out = {val.path(i) for i in range(4)}
-    assert held_out | {train.path(i) for i in range(36)} == {open_images(source, "all").path(i) for i in range(40)}
-    assert held_out == {open_images(source, "val", seed=1).path(i) for i in range(4)}
-    trained_on = open_images(source, seed=1)  # what pretraining opens: never the tenth that is measured on
-    assert {trained_on.path(i) for i in range(len(trained_on))} == {train.path(i) for i in range(36)}
-    assert len(open_images(source, "all")) == 40
-    other = open_images(source, "val", seed=2)
-    assert held_out != {other.path(i) for i in range(4)}
-
-
-@pytest.mark.parametrize("others", [5, 30])
-def test_the_only_image_of_a_class_is_not_held_out(tmp_path, others):
-    write(tmp_path / "a" / "0.png")
-    for index in range(others):
-        write(tmp_path / "b" / f"{index}.png")
-    for seed in range(8):
-        train, val, _ = open_splits(str(tmp_path), seed=seed)
-        assert np.bincount(require_labels(train)[1]).tolist() == [1, others - len(val)]
-        assert len(val) == max(1, others // 10)
 
 
 def test_another_source_for_validation(tmp_path):
@@ -186,25 +160,6 @@ def test_links_in_a_loop_end(tmp_path):
     assert sorted({Path(opened.path(i)).name for i in range(len(opened))}) == ["1.png", "2.png"]
 
 
-def test_mix(tmp_path):
-    write(tmp_path / "one" / "a" / "1.png")
-    write(tmp_path / "one" / "b" / "2.png", (1, 2, 3))
-    for index in range(2):
-        write(tmp_path / "two" / "ab"[index] / "3.png")
-    write(tmp_path / "flat,with comma" / "4.png")
-    one, two, flat = (str(tmp_path / name) for name in ("one", "two", "flat,with comma"))
-    mixed = open_images(f"{one}, {two}", "all")
-    assert mixed.name == "one+two"
-    assert require_labels(mixed)[1].tolist() == [0, 1, 0, 1]
-    assert mixed.load(1)[:, 0, 0].tolist() == [1, 2, 3]
-    assert mixed.path(2).endswith("two/a/3.png")
-    assert open_images(flat, "all").name == "flat-with-comma"
-    assert open_images(f"{one},sample", "all").labels is None
-    both = open_images("sample,sample-objects")
-    assert len(both) == 10_800
-    assert both.labels is None
-
-
 def test_a_folder_called_as_the_embedded_images_does_not_take_their_place(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "sample" / "0.png")
@@ -254,3 +209,36 @@ def test_pictures_are_all_there_are_whatever_their_folders_are_called(tmp_path):
     assert open_pictures(str(tmp_path / "2.png")).load(0).shape == (3, 8, 8)
     with pytest.raises(UserError, match=r"There is no .absent\.png."):
         open_pictures("absent.png")
+
+
+def classed(path: Path, labels: list[int] | None) -> str:
+    arrays: dict[str, Any] = {"images": np.zeros((4, 16, 16, 3), dtype=np.uint8)}
+    if labels is not None:
+        arrays["labels"] = np.array(labels)
+    np.savez(path, **arrays)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "sentence"),
+    [
+        (None, None, "has no labels"),
+        ([0, 0, 0, 0], [0, 0, 0, 0], "one class"),
+        ([0, 0, 1, 1], [0, 1, 2, 2], "class"),
+    ],
+)
+def test_sources_that_cannot_be_probed(tmp_path, train, val, sentence):
+    with pytest.raises(UserError, match=sentence):
+        labelled_splits(classed(tmp_path / "train.npz", train), classed(tmp_path / "val.npz", val))
+
+
+def test_images_are_never_both_learned_from_and_asked(tmp_path):
+    source = corners(tmp_path)
+    for data, val in ((source[0], source[0]), (f"{source[0]},{source[1]}", source[1])):
+        with pytest.raises(UserError, match="the very images that are trained on"):
+            labelled_splits(data, val)
+    arrays = np.load(source[0])
+    own = {f"val_{name}": arrays[name][:9] for name in arrays.files}
+    np.savez(tmp_path / "own.npz", **arrays, **own)
+    splits = labelled_splits(str(tmp_path / "own.npz"), str(tmp_path / "own.npz"))
+    assert (len(splits.train), len(splits.val)) == (320, 9)

@@ -303,7 +303,7 @@ def annotated_splits(data: str, val: str = "", *, ignore_index: int = 255, size:
         if train.names != valid.names:
             raise UserError(f"{data} and {val} name their classes differently; give both the same classes.txt.")
     elif valid is None:
-        rest, tenth = splits.held_out(len(train), train.images.name, seed=0)
+        rest, tenth = splits.hold_out_rows(len(train), train.images.name, seed=0)
         train, valid = train.part(rest, "train"), train.part(tenth, "val")
         how = "a seeded tenth (seed 0) held out"
     shown, asked_of = Examples(train, ignore_index), Examples(valid, ignore_index)

@@ -6,14 +6,15 @@ an .npz, `sample`, `sample-objects`, or several of them separated by commas; cla
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from iwm.data import file_index
 from iwm.data.decode import reason
-from iwm.data.image_sets import Arrays, Files, ImageSet, Subset, _Mix, _Photos, _Scenes
-from iwm.data.splits import held_out
+from iwm.data.image_sets import Arrays, Files, ImageSet, _Mix, _Photos, _Scenes, require_labels
+from iwm.data.splits import hold_out_images
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 
@@ -35,7 +36,7 @@ def open_images(source: str, split: str = "train", *, seed: int = 0, size: int |
     for part in _parts(source):
         train, valid, _ = _open_one(part, size or 64)
         if valid is None and split != "all":
-            train, valid = _hold_out(train, seed)
+            train, valid = hold_out_images(train, seed)
         chosen = {"train": [train], "val": [valid], "all": [train, valid]}[split]
         members.append(_join([member for member in chosen if member is not None], split))
     return _join(members, split)
@@ -64,7 +65,7 @@ def open_splits(
     for part in _parts(source):
         train, valid, parted = _open_one(part, size or 64)
         if not val and valid is None:
-            train, valid = _hold_out(train, seed)
+            train, valid = hold_out_images(train, seed)
             parted = f"a seeded tenth (seed {seed}) held out"
         how.append(f"{train.name}: {parted}")
         trains.append(train)
@@ -79,6 +80,38 @@ def open_splits(
     if train.classes != valid.classes:
         raise UserError(_class_difference(train, valid))
     return train, valid, "; ".join(how)
+
+
+@dataclass(frozen=True)
+class LabelledSplits:
+    """A labelled source, checked: both splits have the same classes and nothing is asked that was never shown."""
+
+    train: ImageSet
+    val: ImageSet
+    classes: tuple[str, ...]
+    sentence: str
+    """Where the splits come from."""
+
+
+def labelled_splits(data: str, val: str = "", *, size: int | None = None) -> LabelledSplits:
+    """Open a classification source. Raises UserError without labels, with one class only, when the class sets of the
+    splits differ, and when a class has no training image."""
+    if size is not None and size < 1:
+        raise UserError(f"--size {size} is no side of a picture; give 1 px or more, or 0 for the run's own.")
+    train, test, sentence = open_splits(data, val, size=size)
+    classes, labels = require_labels(train)
+    _, truth = require_labels(test)
+    shown = np.unique(labels)
+    if len(shown) < 2:
+        raise UserError(
+            f"{data} has one class only ('{classes[shown[0]]}') to train on; a classifier needs two or more."
+        )
+    missing = np.setdiff1d(truth, labels)
+    if len(missing):
+        raise UserError(
+            f"Class '{classes[missing[0]]}' of {data} has no training image; add some or take it out of validation."
+        )
+    return LabelledSplits(train, test, classes, sentence)
 
 
 def require_others(vals: Sequence[str], sources: Sequence[str]) -> None:
@@ -195,11 +228,6 @@ def _open_arrays(path: Path, name: str) -> tuple[ImageSet, ImageSet | None, str]
 
 def _join(members: Sequence[ImageSet], split: str) -> ImageSet:
     return members[0] if len(members) == 1 else _Mix(members, split)
-
-
-def _hold_out(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-    rest, tenth = held_out(len(images), images.name, seed, images.labels)
-    return Subset(images, rest, "train"), Subset(images, tenth, "val")
 
 
 def _class_difference(train: ImageSet, valid: ImageSet) -> str:

@@ -8,11 +8,11 @@ import numpy as np
 
 from iwm import run_folder
 from iwm.data.decode import BrokenImage
-from iwm.data.image_sets import ImageSet, Subset
+from iwm.data.image_sets import ImageSet
 from iwm.data.loader import load_all
+from iwm.data.splits import share_of_each_class
 from iwm.evaluation import ritual
 from iwm.runtime import files
-from iwm.runtime.randomness import permutation
 
 
 def write(train_set: ImageSet, test_set: ImageSet, counts: tuple[int, int], size: int, seed: int, folder: Path) -> str:
@@ -21,7 +21,9 @@ def write(train_set: ImageSet, test_set: ImageSet, counts: tuple[int, int], size
     Counts of 0 keep all. Pictures are squared at twice `size` where they are that large: a random crop of 0.3 of the
     area is then not enlarged.
     """
-    chosen = [_evenly(images, count, seed) for images, count in zip((train_set, test_set), counts, strict=True)]
+    chosen = [
+        share_of_each_class(images, count, seed) for images, count in zip((train_set, test_set), counts, strict=True)
+    ]
     side = max(size, min(2 * size, *_dimensions(train_set)))
     paths = [images.path(0) for images in (train_set, test_set)]
     mark = ritual.fingerprint({"paths": paths, "side": side, "seed": seed, "all": [len(train_set), len(test_set)]})
@@ -45,12 +47,3 @@ def _dimensions(images: ImageSet) -> tuple[int, int]:
         with suppress(BrokenImage):  # it is named when it is decoded
             return images.dimensions(index)
     return 0, 0
-
-
-def _evenly(images: ImageSet, count: int, seed: int) -> Subset:
-    """`count` of the images in a seeded order, every class in proportion."""
-    order = permutation(seed, "sweep's choice", 0, len(images))
-    if images.labels is not None:
-        order = order[np.argsort(images.labels[order], kind="stable")]
-    count = min(count or len(images), len(images))
-    return Subset(images, np.sort(order[np.linspace(0, len(images) - 1, count).round().astype(np.int64)]))

@@ -24,9 +24,8 @@ from rich.markup import escape
 
 from iwm import config, run_folder
 from iwm.config import Config
-from iwm.data.sources import open_splits, source_identity
+from iwm.data.sources import labelled_splits, open_splits, source_identity
 from iwm.evaluation import ritual
-from iwm.evaluation.tasks import probes
 from iwm.reports.verdict import judge_training, number
 from iwm.run_folder import read_metrics
 from iwm.runtime import devices, files
@@ -133,7 +132,7 @@ class Sweep:
         for cell in self.cells:
             validate(cell.settings)
         if protocol.needs_labels:
-            probes.labelled_splits(data, val, size=size)
+            labelled_splits(data, val, size=size)
         if any(protocol.eval_images):
             train_set, test_set, _ = open_splits(data, val, size=size)
             data, val = subset.write(train_set, test_set, protocol.eval_images, size, seed, folder), ""

@@ -4,7 +4,6 @@ A ridge-regression classifier (closed form) on the EMA encoder's mean-pooled tok
 `iwm probe` is for results.
 """
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from iwm import config
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all
+from iwm.data.splits import shuffled_rows
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.algebra import ridge, standardisation
 
@@ -43,8 +43,7 @@ class OnlineProbe:
         """None when the source has no labels or too few images. Subsets are of the training images, seeded."""
         if source.labels is None or len(source) < 100:
             return None
-        count = min(TRAIN + VAL, len(source))
-        chosen = np.random.default_rng(settings.run.seed).permutation(len(source))[:count]
+        chosen = shuffled_rows(TRAIN + VAL, len(source), settings.run.seed)
         images, kept = load_all(Subset(source, chosen), settings.data.image_size)
         return cls(images, torch.from_numpy(source.labels[chosen[kept]]))
 

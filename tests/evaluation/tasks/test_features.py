@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from evaluation.planted import corners, exported
 from iwm import config, run_folder
+from iwm.data.sources import labelled_splits
 from iwm.evaluation.tasks import features
-from iwm.evaluation.tasks.probes import labelled_splits
 from iwm.runtime.errors import UserError
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)

@@ -1,4 +1,4 @@
-"""The heads against plain formulas, the seeded tenth, and the training loop."""
+"""The heads against plain formulas, and the training loop."""
 
 import copy
 import math
@@ -43,15 +43,6 @@ def test_attentive_head_against_a_plain_formula():
 def test_attentive_head_has_as_many_parameters_as_it_says():
     d, c = 96, 10
     assert sum(p.numel() for p in AttentiveHead(d, c).parameters()) == 11 * d * d + 13 * d + d * c + c
-
-
-def test_the_tenth_is_a_seeded_tenth_of_every_class():
-    labels = torch.cat([torch.zeros(100), torch.ones(40), torch.full((1,), 2), torch.full((2,), 3)]).long()
-    rest, tenth = fitting.hold_out(labels, 0)
-    assert torch.equal(torch.cat([rest, tenth]).sort().values, torch.arange(143))
-    assert torch.bincount(labels[tenth]).tolist() == [10, 4, 0, 1]
-    assert torch.equal(fitting.hold_out(labels, 0)[1], tenth)
-    assert not torch.equal(fitting.hold_out(labels, 1)[1], tenth)
 
 
 def test_scores_of_known_logits():

@@ -12,6 +12,7 @@ from conftest import pictures_file
 
 from evaluation.planted import corners, exported
 from iwm import cli, config, run_folder
+from iwm.data.sources import labelled_splits
 from iwm.evaluation.tasks import augment, finetune, multitask
 from iwm.evaluation.tasks.classifier import AttentiveHead, load_classifier, predict, task_names
 from iwm.evaluation.tasks.fitting import Samples, Schedule
@@ -148,7 +149,7 @@ def test_tokens_not_kept_give_the_same_training(run, sources, monkeypatch):
 def ready(sources, settings=QUICK) -> list[multitask.Task]:
     tasks = []
     for name, val in (("equal", sources["equal-val"]), ("where", "")):
-        splits = finetune.labelled_splits(sources[name], val, size=16)
+        splits = labelled_splits(sources[name], val, size=16)
         tasks.append(multitask.Task(name, splits, finetune.Work.prepare(splits, settings, 16, SPEED)))
     return tasks
 

@@ -122,38 +122,6 @@ def test_another_encoder_beside_goes_through_the_same_probe(run, source, tmp_pat
         probes.probe(run, source[0], "linear", beside="timm:no_such_model", **how)
 
 
-def classed(path: Path, labels: list[int] | None) -> str:
-    arrays: dict[str, Any] = {"images": np.zeros((4, 16, 16, 3), dtype=np.uint8)}
-    if labels is not None:
-        arrays["labels"] = np.array(labels)
-    np.savez(path, **arrays)
-    return str(path)
-
-
-@pytest.mark.parametrize(
-    ("train", "val", "sentence"),
-    [
-        (None, None, "has no labels"),
-        ([0, 0, 0, 0], [0, 0, 0, 0], "one class"),
-        ([0, 0, 1, 1], [0, 1, 2, 2], "class"),
-    ],
-)
-def test_sources_that_cannot_be_probed(tmp_path, train, val, sentence):
-    with pytest.raises(UserError, match=sentence):
-        probes.labelled_splits(classed(tmp_path / "train.npz", train), classed(tmp_path / "val.npz", val))
-
-
 def test_there_are_three_kinds(run, source):
     with pytest.raises(UserError, match="did you mean 'linear'"):
         probes.probe(run, source[0], "liner")
-
-
-def test_images_are_never_both_learned_from_and_asked(source, tmp_path):
-    for data, val in ((source[0], source[0]), (f"{source[0]},{source[1]}", source[1])):
-        with pytest.raises(UserError, match="the very images that are trained on"):
-            probes.labelled_splits(data, val)
-    arrays = np.load(source[0])
-    own = {f"val_{name}": arrays[name][:9] for name in arrays.files}
-    np.savez(tmp_path / "own.npz", **arrays, **own)
-    splits = probes.labelled_splits(str(tmp_path / "own.npz"), str(tmp_path / "own.npz"))
-    assert (len(splits.train), len(splits.val)) == (320, 9)

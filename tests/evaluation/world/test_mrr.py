@@ -7,7 +7,6 @@ from conftest import tiny
 from iwm import config
 from iwm.actions import action_space
 from iwm.actions.action_space import ActionSpace
-from iwm.data import splits
 from iwm.evaluation.world import mrr
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.runtime import algebra
@@ -69,13 +68,6 @@ def test_the_bank_is_the_same_for_every_seeded_call(model, images):
     one, two = mrr.measure(model, images[:2], 16), mrr.measure(model, images[:2], 16)
     assert one == two
     assert mrr.measure(model, images[:2], 16, seed=1) != one
-
-
-def test_draw_rows_is_seeded_and_without_repetition():
-    chosen = splits.draw_rows(64, 500, 3)
-    assert len(set(chosen.tolist())) == 64
-    assert (chosen == splits.draw_rows(64, 500, 3)).all()
-    assert len(splits.draw_rows(64, 10, 0)) == 10
 
 
 def test_only_another_range_is_another_bank():

@@ -19,11 +19,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from iwm import run_folder
 from iwm.config import Speed
-from iwm.data.sources import source_identity
+from iwm.data.sources import labelled_splits, source_identity
 from iwm.evaluation import ritual
 from iwm.evaluation.tasks.finetune import FinetuneSettings, Work, trainable_of
 from iwm.evaluation.tasks.fitting import scores
-from iwm.evaluation.tasks.probes import labelled_splits
 from iwm.evaluation.uncertainty import accuracy_error
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices

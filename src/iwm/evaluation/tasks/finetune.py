@@ -24,13 +24,12 @@ from torch import Tensor
 from iwm import config, run_folder
 from iwm.config import Speed
 from iwm.data.loader import load_all
-from iwm.data.sources import source_identity
+from iwm.data.sources import LabelledSplits, labelled_splits, source_identity
 from iwm.evaluation import ritual
 from iwm.evaluation.tasks import features, probes
 from iwm.evaluation.tasks.augment import Augment, Maker, draw, require_memory
 from iwm.evaluation.tasks.classifier import AttentiveHead, Classifier, MeanHead, load_classifier, save_classifier
 from iwm.evaluation.tasks.fitting import Learner, Samples, Trained, accuracy, choose, logits_of, scores
-from iwm.evaluation.tasks.probes import Splits, labelled_splits
 from iwm.evaluation.tasks.tuning import (
     Tuning,
     encoder_of,
@@ -249,7 +248,7 @@ class Work:
     """Training and test tokens of the frozen encoder last used, by the hash of its weights."""
 
     @classmethod
-    def prepare(cls, splits: Splits, settings: FinetuneSettings, size: int, speed: Speed) -> "Work":
+    def prepare(cls, splits: LabelledSplits, settings: FinetuneSettings, size: int, speed: Speed) -> "Work":
         """Decode everything. Raises UserError when it does not fit into memory."""
         device = devices.device_of(speed)
         require_memory(len(splits.train), len(splits.val), settings.views, size)
@@ -323,7 +322,7 @@ def trainable_of(classifier: Classifier) -> int:
 
 
 def _finetune(
-    model: ImageWorldModel, work: Work, splits: Splits, settings: FinetuneSettings, start: str
+    model: ImageWorldModel, work: Work, splits: LabelledSplits, settings: FinetuneSettings, start: str
 ) -> tuple[dict[str, Any], Classifier]:
     trained, classifier, logits, fed = work.fit(
         model, settings, len(splits.classes), start, f"finetune {settings.train}"
@@ -346,7 +345,7 @@ def _finetune(
 
 
 def _baselines(
-    model: ImageWorldModel, work: Work, splits: Splits, settings: FinetuneSettings, speed: Speed
+    model: ImageWorldModel, work: Work, splits: LabelledSplits, settings: FinetuneSettings, speed: Speed
 ) -> dict[str, Any]:
     """The same training with an encoder (and predictor) drawn anew, and a linear classifier on raw pixels."""
     bare = replace(settings, predictor="random")

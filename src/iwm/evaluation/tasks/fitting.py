@@ -21,6 +21,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
 from iwm.data.crops import IGNORED
+from iwm.data.splits import tenth_of_each_class
 from iwm.runtime import devices
 from iwm.runtime.algebra import cosine
 from iwm.runtime.console import progress
@@ -30,19 +31,6 @@ from iwm.runtime.randomness import permutation, seeded, uniforms
 T = TypeVar("T")
 
 # ---- scores --------------------------------------------------------------------------------------------------------
-
-
-def hold_out(labels: Int64[Tensor, " n"], seed: int) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " t"]]:
-    """Indices of the rest and of a seeded tenth of the training images, the same share of every class.
-
-    Classes of a single image stay in the rest, so nothing is asked that could not have been learned.
-    """
-    order = torch.from_numpy(permutation(seed, "tenth", 0, len(labels)))
-    tenth = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        members = order[labels[order] == label]
-        tenth[members[: max(round(len(members) / 10), int(len(members) > 1))]] = True
-    return (~tenth).nonzero()[:, 0], tenth.nonzero()[:, 0]
 
 
 def accuracy(logits: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> float:
@@ -171,7 +159,7 @@ class Samples(TrainingSet):
         return self.values[0, rows]
 
     def hold_out(self, seed: int) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " t"]]:
-        return hold_out(self.labels, seed)
+        return tenth_of_each_class(self.labels, seed)
 
     def score(self, learner: "Learner", rows: Int64[Tensor, " t"], *, device: torch.device, precision: str) -> float:
         logits = logits_of(learner.logits, self.plain(rows), device=device, precision=precision)

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from iwm.evaluation.tasks.fitting import accuracy, hold_out
+from iwm.data.splits import tenth_of_each_class, tenth_of_rows
+from iwm.evaluation.tasks.fitting import accuracy
 from iwm.runtime.algebra import ridge, standardisation
-from iwm.runtime.randomness import permutation
 
 
 def full_precision() -> torch.autocast:
@@ -131,7 +131,7 @@ def choose_l2(
     standardise: bool = True,
 ) -> list[dict[str, Any]]:
     """Accuracy on the seeded tenth of a fit to the rest, for each strength, strongest first."""
-    rest, tenth = (rows.to(values.device) for rows in hold_out(labels.cpu(), seed))
+    rest, tenth = (rows.to(values.device) for rows in tenth_of_each_class(labels.cpu(), seed))
     strongest_first = sorted(grid, reverse=True)
     path = fit_path(values[rest], labels[rest], classes, strongest_first, standardise)
     return [
@@ -156,8 +156,7 @@ def fit_ridge(values: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], l2: fl
 
 def choose_ridge(values: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], seed: int) -> Linear:
     """Ridge regression whose strength is chosen by the squared error on a seeded tenth of the rows."""
-    order = torch.from_numpy(permutation(seed, "ridge tenth", 0, len(values))).to(values.device)
-    tenth, rest = order[: max(1, len(order) // 10)], order[max(1, len(order) // 10) :]
+    rest, tenth = (rows.to(values.device) for rows in tenth_of_rows(len(values), seed))
 
     def error(l2: float) -> float:
         return float((fit_ridge(values[rest], wanted[rest], l2).logits(values[tenth]) - wanted[tenth]).square().mean())

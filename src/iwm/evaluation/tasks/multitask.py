@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from iwm import config, run_folder
 from iwm.config import Speed
-from iwm.data.sources import source_identity
+from iwm.data.sources import LabelledSplits, labelled_splits, source_identity
 from iwm.evaluation import ritual
 from iwm.evaluation.tasks import finetune
 from iwm.evaluation.tasks.classifier import Classifier, save_tasks
@@ -38,7 +38,6 @@ from iwm.evaluation.tasks.fitting import (
     search_and_train,
     search_rows,
 )
-from iwm.evaluation.tasks.probes import Splits, labelled_splits
 from iwm.evaluation.tasks.tuning import grid_of
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
@@ -59,7 +58,7 @@ class Task:
     """A labelled source under the name a user gave it, in memory."""
 
     name: str
-    splits: Splits
+    splits: LabelledSplits
     work: Work
 
 
@@ -170,7 +169,7 @@ def _check(run: str, tasks: Mapping[str, str], vals: Mapping[str, str]) -> None:
             raise UserError(f"--val names the task '{name}', which is none; {config.did_you_mean(name, tasks)}")
 
 
-def _splits(name: str, source: str, val: str, size: int) -> Splits:
+def _splits(name: str, source: str, val: str, size: int) -> LabelledSplits:
     try:
         return labelled_splits(source, val, size=size)
     except UserError as error:

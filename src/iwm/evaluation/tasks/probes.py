@@ -22,8 +22,8 @@ from torch import Tensor
 
 from iwm import run_folder
 from iwm.config import Speed, did_you_mean
-from iwm.data.image_sets import ImageSet, require_labels
-from iwm.data.sources import open_splits, source_identity
+from iwm.data.sources import LabelledSplits, labelled_splits, source_identity
+from iwm.data.splits import tenth_of_each_class
 from iwm.evaluation import ritual
 from iwm.evaluation.tasks import features
 from iwm.evaluation.tasks.classifier import AttentiveHead
@@ -35,7 +35,6 @@ from iwm.evaluation.tasks.fitting import (
     accuracy,
     choose,
     decay_groups,
-    hold_out,
     logits_of,
     scores,
 )
@@ -100,38 +99,6 @@ class ProbeSettings:
     def pools(self) -> features.Pooling:
         """What the probe looks at."""
         return "tokens" if self.kind == "attentive" else self.pooling
-
-
-@dataclass(frozen=True)
-class Splits:
-    """A labelled source, checked: both splits have the same classes and nothing is asked that was never shown."""
-
-    train: ImageSet
-    val: ImageSet
-    classes: tuple[str, ...]
-    sentence: str
-    """Where the splits come from."""
-
-
-def labelled_splits(data: str, val: str = "", *, size: int | None = None) -> Splits:
-    """Open a classification source. Raises UserError without labels, with one class only, when the class sets of the
-    splits differ, and when a class has no training image."""
-    if size is not None and size < 1:
-        raise UserError(f"--size {size} is no side of a picture; give 1 px or more, or 0 for the run's own.")
-    train, test, sentence = open_splits(data, val, size=size)
-    classes, labels = require_labels(train)
-    _, truth = require_labels(test)
-    shown = np.unique(labels)
-    if len(shown) < 2:
-        raise UserError(
-            f"{data} has one class only ('{classes[shown[0]]}') to train on; a classifier needs two or more."
-        )
-    missing = np.setdiff1d(truth, labels)
-    if len(missing):
-        raise UserError(
-            f"Class '{classes[missing[0]]}' of {data} has no training image; add some or take it out of validation."
-        )
-    return Splits(train, test, classes, sentence)
 
 
 def probe(
@@ -217,7 +184,7 @@ def probe(
 
 def _probe_all(
     encoder: FrozenEncoder,
-    splits: Splits,
+    splits: LabelledSplits,
     settings: ProbeSettings,
     *,
     baselines: bool,
@@ -249,7 +216,7 @@ def _probe_all(
     return found
 
 
-def raw_pixels(splits: Splits, size: int, settings: ProbeSettings, speed: Speed) -> dict[str, Any]:
+def raw_pixels(splits: LabelledSplits, size: int, settings: ProbeSettings, speed: Speed) -> dict[str, Any]:
     """The same probe on the pixels themselves at 8, 16 and 32 px, the size chosen on the tenth like everything else.
 
     Pixels are no tokens to attend to: beside an attentive probe they get the linear one, as "raw_pixels_probe" says.
@@ -367,7 +334,7 @@ def _tenth_accuracy(
     if settings.kind == "linear":
         tried = choose_l2(values, labels, classes, settings.l2, settings.seed, settings.standardise)
         return max(row["tenth_top1"] for row in tried), tried
-    rest, tenth = hold_out(labels, settings.seed)
+    rest, tenth = tenth_of_each_class(labels, settings.seed)
     k = min(settings.k, len(rest))
     votes = knn_scores(values[rest], labels[rest], values[tenth], classes, k, settings.temperature)
     return accuracy(votes, labels[tenth]), None

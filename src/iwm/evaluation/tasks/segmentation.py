@@ -25,9 +25,10 @@ from iwm.config import Speed
 from iwm.data.annotations import AnnotatedSplits, Examples, annotated_splits
 from iwm.data.crops import scaled_crop
 from iwm.data.sources import source_identity
+from iwm.data.splits import tenth_of_each_class
 from iwm.evaluation import ritual
 from iwm.evaluation.tasks import overlays
-from iwm.evaluation.tasks.fitting import Learner, Schedule, Trained, TrainingSet, choose, hold_out
+from iwm.evaluation.tasks.fitting import Learner, Schedule, Trained, TrainingSet, choose
 from iwm.evaluation.tasks.iou import Counts, count
 from iwm.evaluation.tasks.segmenter import HeadKind, Segmenter, head_of, load_segmenter, save_segmenter
 from iwm.evaluation.tasks.tuning import (
@@ -178,7 +179,7 @@ class Crops(TrainingSet):
         return (uniforms(seed, "crop view", epoch, rows, 1)[:, 0] * self.settings.views).astype(np.int64)
 
     def hold_out(self, seed: int) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " t"]]:
-        return hold_out(torch.zeros(len(self), dtype=torch.long), seed)
+        return tenth_of_each_class(torch.zeros(len(self), dtype=torch.long), seed)
 
     def score(self, learner: Learner, rows: Int64[Tensor, " t"], *, device: torch.device, precision: str) -> float:
         assert isinstance(learner.model, Segmenter)

@@ -21,12 +21,12 @@ from iwm import config, run_folder
 from iwm.actions.action_space import reference_space
 from iwm.data.image_sets import Subset
 from iwm.data.loader import load_all
-from iwm.data.sources import open_splits, source_identity
+from iwm.data.sources import labelled_splits, open_splits, source_identity
 from iwm.data.splits import draw_rows
 from iwm.evaluation import ritual
 from iwm.evaluation.tasks.fitting import accuracy
 from iwm.evaluation.tasks.linear import full_precision
-from iwm.evaluation.tasks.probes import ProbeSettings, evaluate, labelled_splits
+from iwm.evaluation.tasks.probes import ProbeSettings, evaluate
 from iwm.evaluation.world import composition
 from iwm.evaluation.world.imagine import carried
 from iwm.evaluation.world.undo import labelled, pooled_prediction

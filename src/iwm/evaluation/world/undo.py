@@ -24,12 +24,12 @@ from iwm import config, run_folder
 from iwm.actions.action_space import ActionSpace, Parameters, reference_space
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all
-from iwm.data.sources import source_identity
-from iwm.data.splits import draw_rows
+from iwm.data.sources import labelled_splits, source_identity
+from iwm.data.splits import draw_rows, tenth_of_each_class
 from iwm.evaluation import ritual
-from iwm.evaluation.tasks.fitting import accuracy, hold_out
+from iwm.evaluation.tasks.fitting import accuracy
 from iwm.evaluation.tasks.linear import Linear, fit_linear, fit_path, full_precision
-from iwm.evaluation.tasks.probes import L2_GRID, labelled_splits
+from iwm.evaluation.tasks.probes import L2_GRID
 from iwm.evaluation.uncertainty import accuracy_error, difference_error, standing
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.runtime import devices, drawing
@@ -237,7 +237,7 @@ def fit_probe(copies: Sequence[Float[Tensor, "n d"]], labels: Int64[Tensor, " n"
     def of(rows: Int64[Tensor, " r"]) -> tuple[Float[Tensor, "m d"], Int64[Tensor, " m"]]:
         return torch.cat([values[rows] for values in copies]), labels[rows].repeat(len(copies))
 
-    rest, tenth = hold_out(labels, seed)
+    rest, tenth = tenth_of_each_class(labels, seed)
     strongest_first = sorted(L2_GRID, reverse=True)
     path = fit_path(*of(rest), classes, strongest_first)
     values, truth = of(tenth)
