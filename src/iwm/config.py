@@ -2,7 +2,7 @@
 
 *What is learned*: data, actions, masks, encoder, predictor, objective, optim. *Speed*: how precisely and how fast,
 never what. *Run*: where to write, seed, logging, resuming. Defaults are the paper's (ImageNet, ViT-B/16); small-data
-values live in `recipes.py`.
+values live in `recipe_book.py`. The bounds of a setting stand beside it (`iwm.runtime.bounds`).
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from tyro.conf import Positional, arg
 
+from iwm.runtime.bounds import Area, AtLeast, Fraction, Rising, check
 from iwm.runtime.errors import UserError
 
 T = typing.TypeVar("T")
@@ -29,11 +30,11 @@ class Data:
 
     source: str = ""
     """One or several sources, comma-separated: a folder, .zip, .npz, `sample` or `sample-objects`."""
-    image_size: int = 224
+    image_size: Annotated[int, AtLeast(1)] = 224
     """Side of the square crops, pixels."""
-    crop_area: tuple[float, float] = (0.3, 1.0)
+    crop_area: Annotated[tuple[float, float], Area()] = (0.3, 1.0)
     """Area of the random resized crop, as a fraction of the image."""
-    flip: float = 0.5
+    flip: Annotated[float, Fraction()] = 0.5
     """Probability of a horizontal flip."""
 
 
@@ -46,23 +47,23 @@ class Actions:
     own."""
     level: Literal["jitter", "destructive", "strong"] = "destructive"
     """jitter: no destructive transformation; destructive: the default; strong: jitter 0.8/0.8/0.8/0.2 as well."""
-    jitter_probability: float = 0.8
+    jitter_probability: Annotated[float, Fraction()] = 0.8
     """Probability that a view is jittered at all."""
-    brightness: float = 0.4
+    brightness: Annotated[float, AtLeast(0)] = 0.4
     """Largest deviation of the factor from 1 (torchvision's meaning)."""
-    contrast: float = 0.4
+    contrast: Annotated[float, AtLeast(0)] = 0.4
     """Largest deviation of the factor from 1."""
-    saturation: float = 0.2
+    saturation: Annotated[float, AtLeast(0)] = 0.2
     """Largest deviation of the factor from 1."""
-    hue: float = 0.1
+    hue: Annotated[float, AtLeast(0)] = 0.1
     """Largest shift, turns."""
-    grayscale: float = 0.2
+    grayscale: Annotated[float, Fraction()] = 0.2
     """Probability, source only."""
-    blur: float = 0.2
+    blur: Annotated[float, Fraction()] = 0.2
     """Probability, source only."""
-    solarize: float = 0.2
+    solarize: Annotated[float, Fraction()] = 0.2
     """Probability, source only."""
-    blur_sigma: tuple[float, float] | None = None
+    blur_sigma: Annotated[tuple[float, float] | None, Rising()] = None
     """Range of the blur's standard deviation, pixels; None: 0.1-2.0 at 224 px down to 0.4-1.0 at 32 px."""
     jitter_order: Literal["fixed", "random"] = "fixed"
     """fixed: brightness, contrast, saturation, hue; random: one order an image, as torchvision does."""
@@ -77,9 +78,9 @@ class Views:
     geometry: Literal["shared", "independent"] = "shared"
     """shared: one crop and flip for both, so that patches correspond; independent: each its own (objective.kind
     joint)."""
-    blur: tuple[float, float] = (1.0, 0.1)
+    blur: Annotated[tuple[float, float], Fraction()] = (1.0, 0.1)
     """Probability on source and on target, in place of actions.blur, where they are independent (BYOL's values)."""
-    solarize: tuple[float, float] = (0.0, 0.2)
+    solarize: Annotated[tuple[float, float], Fraction()] = (0.0, 0.2)
     """The same of solarize."""
 
 
@@ -87,24 +88,24 @@ class Views:
 class Masks:
     """Which patches the student does not see, and which are predicted (paper section 3)."""
 
-    blocks: int = 4
+    blocks: Annotated[int, AtLeast(1)] = 4
     """Rectangles whose union is dropped."""
-    block_area: tuple[float, float] = (0.15, 0.2)
+    block_area: Annotated[tuple[float, float], Area()] = (0.15, 0.2)
     """Area of one rectangle, as a fraction of the image."""
-    block_aspect: tuple[float, float] = (0.75, 1.5)
+    block_aspect: Annotated[tuple[float, float], Rising()] = (0.75, 1.5)
     """Height over width of a rectangle."""
     predict: Literal["dropped", "all", "visible"] = "dropped"
     """Positions that are queried and carry the loss."""
     queries: float = 1.0
     """Share of those positions that is drawn, anew for every image and step: neighbours say much the same, and the
     predictor's cost goes with its tokens."""
-    whole: float = 0.0
+    whole: Annotated[float, Fraction()] = 0.0
     """Share of the steps, evenly spread, whose source is the clean crop with all its patches: as the world model is
     used, and asked by `iwm world`, once it is trained."""
     sampler: Literal["exact", "ijepa", "random", "none"] = "exact"
     """exact: unbiased, K patches in every image; ijepa: the published sampler, which truncates to the batch minimum;
     random: `ratio` of the patches, each as likely (MAE); none: the student sees everything."""
-    ratio: float = 0.75
+    ratio: Annotated[float, Fraction()] = 0.75
     """Share of the patches that the sampler random drops."""
 
 
@@ -112,11 +113,11 @@ class Masks:
 class Encoder:
     """A timm VisionTransformer without class token."""
 
-    patch_size: int = 16
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_ratio: float = 4.0
+    patch_size: Annotated[int, AtLeast(1)] = 16
+    width: Annotated[int, AtLeast(4)] = 768
+    depth: Annotated[int, AtLeast(1)] = 12
+    heads: Annotated[int, AtLeast(1)] = 12
+    mlp_ratio: Annotated[float, AtLeast(0.1)] = 4.0
     init: Literal["trunc_normal", "xavier"] = "trunc_normal"
     """trunc_normal: standard deviation 0.02 (ViT-B and wider); xavier: keeps the signal at small widths."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -127,11 +128,11 @@ class Encoder:
 class Predictor:
     """The world model: a narrow transformer over context and queries."""
 
-    depth: int = 18
-    width: int = 384
+    depth: Annotated[int, AtLeast(1)] = 18
+    width: Annotated[int, AtLeast(4)] = 384
     conditioning: Literal["none", "sequence", "feature", "adaln"] = "feature"
     """How the predictor is told the action (paper section 3.2; adaln is ours)."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, AtLeast(0.1)] = 4.0
     init: Literal["trunc_normal", "xavier"] = "trunc_normal"
     """As the encoder's; xavier also draws the conditioning MLP by He's rule."""
 
@@ -146,19 +147,19 @@ class Objective:
     target_norm: Literal["token", "batch"] = "token"
     """token: LayerNorm without affine, of pixels MAE's normalisation of each patch; batch: per channel, with running
     statistics."""
-    variance: float = 0.0
+    variance: Annotated[float, AtLeast(0)] = 0.0
     """Weight of VICReg's variance term on the student's context tokens, centred at each position (small data)."""
-    covariance: float = 0.0
+    covariance: Annotated[float, AtLeast(0)] = 0.0
     """Weight of VICReg's covariance term on the same tokens."""
-    target_layers: int = 1
+    target_layers: Annotated[int, AtLeast(1)] = 1
     """Average the targets over the teacher's last blocks (1: the last block's output after the final norm)."""
     invariance: Literal["contrastive", "regression"] = "contrastive"
     """joint: InfoNCE among the images of a batch (MoCo v3), or regression of the other view (BYOL)."""
     temperature: float = 0.2
     """joint, contrastive: what cosine similarities are divided by."""
-    projector_width: int = 4096
+    projector_width: Annotated[int, AtLeast(1)] = 4096
     """joint: hidden width of projector and predictor MLP."""
-    projector_dim: int = 256
+    projector_dim: Annotated[int, AtLeast(2)] = 256
     """joint: width of the embedding that is compared."""
     freeze_patches: bool = False
     """Leave the student's patch projection as it was drawn (MoCo v3's trick for stable vision transformers)."""
@@ -171,27 +172,27 @@ class Optim:
     kind: Literal["adamw", "muon"] = "adamw"
     """muon: the matrices of attention and MLPs are moved by orthogonalised momentum (Jordan et al. 2024), the rest by
     AdamW; learning rate and weight decay mean the same for both."""
-    epochs: int = 300
-    batch_size: int = 2048
-    accumulate: int = 1
+    epochs: Annotated[int, AtLeast(1)] = 300
+    batch_size: Annotated[int, AtLeast(1)] = 2048
+    accumulate: Annotated[int, AtLeast(1)] = 1
     """Micro-batches a step; `batch_size` counts all of them together. Saves memory; the variance and covariance terms,
     where used, are then taken over each micro-batch."""
-    lr: float = 1e-3
+    lr: Annotated[float, AtLeast(0)] = 1e-3
     """Peak learning rate at `lr_batch` images a step; scaled linearly with the batch size."""
-    lr_batch: int = 2048
-    lr_start: float = 2e-4
+    lr_batch: Annotated[int, AtLeast(1)] = 2048
+    lr_start: Annotated[float, AtLeast(0)] = 2e-4
     """Learning rate at the first step, scaled alike."""
-    lr_final: float = 1e-6
-    warmup_epochs: float = 40
-    weight_decay: float = 0.04
-    weight_decay_final: float = 0.4
-    ema: float = 0.996
-    ema_final: float = 1.0
-    stretch: float = 1.25
+    lr_final: Annotated[float, AtLeast(0)] = 1e-6
+    warmup_epochs: Annotated[float, AtLeast(0)] = 40
+    weight_decay: Annotated[float, AtLeast(0)] = 0.04
+    weight_decay_final: Annotated[float, AtLeast(0)] = 0.4
+    ema: Annotated[float, Fraction()] = 0.996
+    ema_final: Annotated[float, Fraction()] = 1.0
+    stretch: Annotated[float, AtLeast(1)] = 1.25
     """Schedules run to this multiple of the training length, which stops early."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[float, float], Fraction(below_one=True)] = (0.9, 0.999)
     """AdamW's; Muon's momentum is .95."""
-    clip: float = 0.0
+    clip: Annotated[float, AtLeast(0)] = 0.0
     """Largest gradient norm; 0: no clipping."""
     freeze_encoder: bool = False
     """Train only the predictor, on a frozen encoder (the control of `iwm world --frozen-random-twin`)."""
@@ -206,9 +207,9 @@ class Speed:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False
     """Compile the transformer blocks with torch.compile; the first step then takes a minute or so."""
-    threads: int = 0
+    threads: Annotated[int, AtLeast(0)] = 0
     """Threads of one process on the CPU; 0: all cores this process may use."""
-    workers: int = -1
+    workers: Annotated[int, AtLeast(-1)] = -1
     """Decoding processes of a streamed source; -1: one less than the cores. Images kept in memory need none."""
     cache: Literal["auto", "memory", "stream"] = "auto"
     """auto: keep decoded images in memory when they fit in a quarter of what is free."""
@@ -223,13 +224,13 @@ class Run:
     seed: int = 0
     resume: bool = True
     """Go on from the newest valid checkpoint in `out`."""
-    log_every: int = 50
+    log_every: Annotated[int, AtLeast(1)] = 50
     """Steps between lines of metrics.jsonl, each with a health check."""
-    probe_every: int = 10
+    probe_every: Annotated[int, AtLeast(1)] = 10
     """Lines between measurements of the online probe (labelled sources only)."""
-    save_every: int = 200
+    save_every: Annotated[int, AtLeast(1)] = 200
     """Steps between checkpoints."""
-    keep: int = 2
+    keep: Annotated[int, AtLeast(1)] = 2
     """Checkpoints kept."""
 
 
@@ -251,6 +252,45 @@ class Config:
     optim: Optim = field(default_factory=Optim)
     speed: Speed = field(default_factory=Speed)
     run: Annotated[Run, arg(name="")] = field(default_factory=Run)
+
+
+def validate(config: Config) -> None:
+    """Check that numbers make sense and that settings go together, before anything is done.
+
+    Raises UserError naming the first setting that does not.
+    """
+    for group in dataclasses.fields(config):
+        settings = getattr(config, group.name)
+        if dataclasses.is_dataclass(settings):
+            check(settings, f"{group.name}.")
+    _validate_objective(config)
+
+
+def _validate_objective(config: Config) -> None:
+    """What the kinds of objective do not go together with, so that no setting is passed over in silence."""
+    s, kind = config.objective, config.objective.kind
+    if kind != "joint" and config.views.geometry == "independent":
+        raise UserError(
+            f"views.geometry independent leaves objective.kind {kind} without patches that correspond; give "
+            "views.geometry shared, or objective.kind joint."
+        )
+    if kind != "latent" and s.target_layers != 1:
+        raise UserError(f"objective.target_layers averages latent targets, objective.kind {kind} has none; give 1.")
+    if kind != "joint" and config.masks.sampler == "none" and config.masks.predict == "dropped":
+        raise UserError("masks.sampler none drops no patch to predict; give masks.predict all, or another sampler.")
+    if kind != "joint":
+        return
+    if s.variance or s.covariance:
+        raise UserError("objective.variance and objective.covariance are no part of objective.kind joint; give 0.")
+    if config.masks.sampler != "none":
+        raise UserError("objective.kind joint masks nothing; give masks.sampler none.")
+    if not s.temperature > 0:
+        raise UserError(f"objective.temperature is {s.temperature}; give a number above 0.")
+    if config.optim.batch_size < 2 * config.optim.accumulate:
+        raise UserError(
+            "objective.kind joint compares images with one another: optim.batch_size must be at least twice "
+            "optim.accumulate."
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

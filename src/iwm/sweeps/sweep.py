@@ -36,7 +36,6 @@ from iwm.sweeps import guidance, measurement, page, subset
 from iwm.sweeps.axes import Cell, cells_of
 from iwm.sweeps.protocol import Axes, Protocol
 from iwm.training import loop
-from iwm.validation import validate
 
 VARIED = ("predictor.conditioning", "predictor.depth", "predictor.width", "actions.level")
 """The settings that make the cells of one recipe."""
@@ -130,7 +129,7 @@ class Sweep:
         source, val = self.base.data.source, protocol.val
         data = protocol.eval_data or source
         for cell in self.cells:
-            validate(cell.settings)
+            config.validate(cell.settings)
         if protocol.needs_labels:
             labelled_splits(data, val, size=size)
         if any(protocol.eval_images):

@@ -32,7 +32,6 @@ from iwm.training import checkpoint, gallery, health
 from iwm.training.metrics import Metrics
 from iwm.training.online_probe import OnlineProbe
 from iwm.training.step import Training
-from iwm.validation import validate
 
 HEALTH_IMAGES = 256
 """Images of the fixed batch that health is measured on."""
@@ -103,7 +102,7 @@ def pretrain(settings: config.Config, source: ImageSet | None = None) -> Path:
     if not settings.run.out:
         raise UserError("Where should the run go? Give --out FOLDER.")
     out = Path(settings.run.out).expanduser()
-    validate(settings)
+    config.validate(settings)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a folder as --out.")
     source = source or open_images(settings.data.source, "train", size=settings.data.image_size)

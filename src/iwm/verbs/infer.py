@@ -1,9 +1,11 @@
 """Which change turned one image into another, or over a source: how well is that found, beside baselines."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from tyro.conf import Positional
 
+from iwm.runtime.bounds import AtLeast
 from iwm.runtime.errors import UserError
 from iwm.verbs.shared import Measured, OneRun
 
@@ -18,21 +20,17 @@ class Infer(Measured, OneRun):
     """Instead of two images: a source of images to measure the error on, whose held-out ones are changed at random."""
     val: str = ""
     """Source of the held-out images; by default the data's own."""
-    images: int = 64
+    images: Annotated[int, AtLeast(1)] = 64
     """Held-out images that are changed."""
-    train_images: int = 2000
+    train_images: Annotated[int, AtLeast(20)] = 2000
     """Training images the baselines learn from."""
     undo: bool = True
     """Two images: also search what may have to be undone; else only what both views can carry."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if bool(self.data) == bool(self.source) or bool(self.source) != bool(self.target):
             raise UserError("Give two images, iwm infer RUN SOURCE TARGET, or --data S to measure over a source.")
-        if self.images < 1 or self.train_images < 20 or self.seed < 0:
-            raise UserError(
-                f"--images {self.images} --train-images {self.train_images} --seed {self.seed}: give 1, 20 and 0 or "
-                "more."
-            )
 
 
 OPTIONS = Infer

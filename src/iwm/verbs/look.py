@@ -1,7 +1,9 @@
 """Look into the world model: maps of its tokens, two changes in a row, predictions averaged over actions."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from iwm.runtime.bounds import AtLeast
 from iwm.runtime.errors import UserError
 from iwm.verbs.shared import Measured, Source
 
@@ -10,16 +12,17 @@ from iwm.verbs.shared import Measured, Source
 class Look(Measured, Source):
     data: str
     """A source of images; with labels, averaging over actions is probed too."""
-    images: int = 500
+    images: Annotated[int, AtLeast(20)] = 500
     """Training images and, as many, test images of the probes; a tenth of them is changed twice in a row."""
     views: tuple[int, ...] = (1, 8, 32, 128)
     """Numbers of random actions that are averaged."""
-    shown: int = 4
+    shown: Annotated[int, AtLeast(1)] = 4
     """Images in the picture; after them everything the source may carry is undone once."""
 
     def __post_init__(self) -> None:
-        if self.images < 20 or self.shown < 1 or self.seed < 0 or not self.views or min(self.views) < 1:
-            raise UserError("iwm look needs --images 20, --shown 1, --views 1 and --seed 0 or more.")
+        super().__post_init__()
+        if not self.views or min(self.views) < 1:
+            raise UserError("iwm look needs --views 1 or more.")
 
 
 OPTIONS = Look

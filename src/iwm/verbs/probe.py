@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from iwm.runtime.errors import UserError
-from iwm.verbs.shared import LEARNING_RATES, Measured, Options, Schedule, Source, require_rates
+from iwm.runtime.bounds import AtLeast, Positives
+from iwm.verbs.shared import LEARNING_RATES, Measured, Options, Schedule, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +15,8 @@ class ProbeSettings(Options):
 
     kind: str = "linear"
     """knn, linear, or attentive."""
-    seed: int = 0
-    k: int = 20
+    seed: Annotated[int, AtLeast(0)] = 0
+    k: Annotated[int, AtLeast(1)] = 20
     """Neighbours of kNN."""
     temperature: float = 0.07
     """kNN: cosine similarities are divided by it."""
@@ -24,21 +24,12 @@ class ProbeSettings(Options):
     """How kNN and linear make one vector of the patch tokens."""
     standardise: bool = True
     """Linear: on features of zero mean and unit deviation (a BatchNorm without affine)."""
-    l2: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+    l2: Annotated[tuple[float, ...], Positives()] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
     """Linear: strengths of the penalty; the best on a tenth of train is taken."""
-    lrs: tuple[float, ...] = LEARNING_RATES
+    lrs: Annotated[tuple[float, ...], Positives()] = LEARNING_RATES
     """Attentive: learning rates; the best on a tenth of train is taken."""
     schedule: Annotated[Schedule, arg(name="")] = field(default_factory=Schedule)
     """Training of the attentive probe."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.k < 1:
-            raise UserError(f"--k {self.k} neighbours say nothing; give 1 or more.")
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed} is no seed; give 0 or more.")
-        require_rates("--lrs", self.lrs)
-        require_rates("--l2", self.l2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,12 @@
 """Say the class of every pixel, from the encoder's blocks or the predictor's: mIoU, overlay pictures."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from tyro.conf import arg
 
 from iwm import config
+from iwm.runtime.bounds import Rising
 from iwm.runtime.errors import UserError
 from iwm.verbs.shared import Measured, Schedule, Source, Tuning
 
@@ -24,7 +24,7 @@ class SegmentSettings(Tuning):
     """Of UperNet; 0: 128 for crops below 224 px, 512 from there."""
     ignore_index: int = 255
     """Mask value of pixels that are neither learned nor counted; -1 for none."""
-    scales: tuple[float, float] = (0.5, 2.0)
+    scales: Annotated[tuple[float, float], Rising()] = (0.5, 2.0)
     """Smallest and largest scale of the crops."""
     views: int = 4
     """Crops an image is trained on while the encoder is frozen, drawn once; 0: fresh ones every epoch."""
@@ -34,9 +34,6 @@ class SegmentSettings(Tuning):
         super().__post_init__()
         if self.train not in WAYS:
             raise UserError(f"There is no way to train '{self.train}'; {config.did_you_mean(self.train, WAYS)}")
-        low, high = self.scales
-        if not 0 < low <= high < math.inf:
-            raise UserError(f"--scales {low} {high}: give the smallest and the largest, both above 0.")
         if self.head == "upernet" and self.schedule.batch_size < 2:
             raise UserError("--batch-size 1 is too few for UperNet's batch norm; give 2 or more, or --head linear.")
 

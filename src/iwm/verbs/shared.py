@@ -1,6 +1,5 @@
 """Options that several verbs have in common."""
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -8,6 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from iwm import config
+from iwm.runtime.bounds import AtLeast, Fraction, Positives, check
 from iwm.runtime.errors import UserError
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
@@ -22,6 +22,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raises UserError for what makes no sense."""
+        check(self, "--")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,59 +47,37 @@ class Source(OneRun):
 class Measured(Options):
     """What every number depends on or goes by."""
 
-    seed: int = 0
+    seed: Annotated[int, AtLeast(0)] = 0
     out: str = ""
     """Where results go when RUN is not a local run folder."""
     speed: config.Speed = field(default_factory=config.Speed)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed} is no seed; give 0 or more.")
-
-
-def require_rates(name: str, values: tuple[float, ...]) -> None:
-    """Raises UserError unless the values are one positive number or more."""
-    if not values or not all(value > 0 and math.isfinite(value) for value in values):
-        given = " ".join(map(str, values)) or "nothing"
-        raise UserError(f"{name} {given}: give one number or more, all above 0.")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Schedule(Options):
     """How a classifier is trained: AdamW, linear warm-up, cosine to zero."""
 
-    epochs: int = 20
+    epochs: Annotated[int, AtLeast(1)] = 20
     """Passes over the training images; of several tasks, over all tasks' images together."""
-    search_epochs: int = 0
+    search_epochs: Annotated[int, AtLeast(0)] = 0
     """Length of the trials that choose the learning rate; 0: a quarter of the epochs."""
     search_images: int = 0
     """Training images of those trials, a seeded choice; 0: all nine tenths."""
-    batch_size: int = 128
+    batch_size: Annotated[int, AtLeast(1)] = 128
     """Images of a step; of several tasks, of all of them together."""
     weight_decay: float = 0.05
     warmup: float = 0.1
     """Share of the steps."""
-    smoothing: float = 0.0
+    smoothing: Annotated[float, Fraction(below_one=True)] = 0.0
     """Label smoothing."""
-    mixup: float = 0.0
+    mixup: Annotated[float, AtLeast(0)] = 0.0
     """Alpha of mixup: pixels and labels of two images are mixed with a Beta(alpha, alpha) share; 0: none."""
-    cutmix: float = 0.0
+    cutmix: Annotated[float, AtLeast(0)] = 0.0
     """Alpha of cutmix, a box of the other image; with both, a coin decides for each batch; 0: none."""
-    ema: float = 0.0
+    ema: Annotated[float, Fraction(below_one=True)] = 0.0
     """Decay a step of a moving average of the weights, which is then used instead; 0: none."""
     clip: float = 1.0
     """Largest gradient norm; 0: no clipping."""
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.search_epochs < 0 or self.batch_size < 1:
-            raise UserError(f"{self.epochs} epochs in batches of {self.batch_size} train nothing; give 1 or more.")
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} {getattr(self, name)} is no alpha; give 0 (none) or more.")
-        for name in ("smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} is no share; give a number from 0 to below 1.")
 
     @property
     def mixes(self) -> bool:
@@ -124,16 +103,16 @@ class Tuning(Options):
     """Where the predictor starts."""
     student: bool = False
     """Learn on the student instead of the EMA encoder."""
-    seed: int = 0
-    lrs: tuple[float, ...] = LEARNING_RATES
+    seed: Annotated[int, AtLeast(0)] = 0
+    lrs: Annotated[tuple[float, ...], Positives()] = LEARNING_RATES
     """Learning rates of the head; the best on a tenth of train is taken."""
-    ratios: tuple[float, ...] = RATIOS
+    ratios: Annotated[tuple[float, ...], Positives()] = RATIOS
     """Learning rate of predictor or encoder as a multiple of the head's; tried with every one."""
     layer_decay: float = 0.65
     """Learning rate of an encoder block over that of the next one (encoder, both, last-K)."""
-    depth: int = 0
+    depth: Annotated[int, AtLeast(0)] = 0
     """Blocks of the predictor that are kept, from the first; 0: all."""
-    views: int = 4
+    views: Annotated[int, AtLeast(0)] = 4
     """Pictures an image is trained on: itself and views - 1 random ones, drawn once. 1: no augmentation; 0: a new one
     every epoch, which a frozen encoder then sees anew every time."""
     flip: float = 0.5
@@ -142,10 +121,6 @@ class Tuning(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_rates("--lrs", self.lrs)
-        require_rates("--ratios", self.ratios)
-        if self.views < 0 or self.depth < 0 or self.seed < 0:
-            raise UserError("--views, --depth and --seed start at 0; give no negative ones.")
         _ = self.last_blocks
 
     @property
@@ -180,15 +155,10 @@ class Classification(Tuning):
     """What the predictor is asked for: all positions, or the one in the middle."""
     action: Literal["null", "random"] = "null"
     """The action the predictor is told in training."""
-    drop_path: float = 0.0
+    drop_path: Annotated[float, Fraction(below_one=True)] = 0.0
     """Stochastic depth of the parts that learn, for the last block."""
     augment: Literal["crops", "timm"] = "crops"
     """Random crops, or those with timm's RandAugment (m9 mstd0.5 inc1) and random erasing (0.25)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.drop_path < 1:
-            raise UserError(f"--drop-path {self.drop_path} is no probability; give 0 to below 1.")
 
     @property
     def reuses_tokens(self) -> bool:

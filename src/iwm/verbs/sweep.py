@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Fixed, arg
 
 from iwm import config, recipe_book
+from iwm.runtime.bounds import AtLeast, check
 from iwm.runtime.errors import UserError
 from iwm.verbs import Parse
 from iwm.verbs.shared import LEARNING_RATES, RATIOS
@@ -29,32 +30,28 @@ class Axes:
 class Protocol:
     """What every cell is trained on and measured by; an evaluation with a budget of 0 is left out."""
 
-    images: int = 0
+    images: Annotated[int, AtLeast(0)] = 0
     """Training images of the pretraining, a seeded choice; 0: all."""
     eval_data: str = ""
     """Labelled source of the evaluations; by default that of the pretraining."""
     val: str = ""
     """Source of the images that are reported on; by default the source's own."""
-    eval_images: tuple[int, int] = (0, 0)
+    eval_images: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     """Training and test images of the evaluations, a seeded choice; 0: all."""
-    world_images: int = 64
+    world_images: Annotated[int, AtLeast(0)] = 64
     """Images of the MRR; 0 leaves it out."""
     bank: int = 256
     linear: bool = True
-    attentive_epochs: int = 20
+    attentive_epochs: Annotated[int, AtLeast(0)] = 20
     """0 leaves it out."""
-    finetune_epochs: int = 20
+    finetune_epochs: Annotated[int, AtLeast(0)] = 20
     """Of the predictor; 0 leaves it out."""
     finetune_views: int = 4
     finetune_lrs: tuple[float, ...] = LEARNING_RATES
     finetune_ratios: tuple[float, ...] = RATIOS
 
     def __post_init__(self) -> None:
-        for name in ("images", "world_images", "attentive_epochs", "finetune_epochs"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give 0 or more.")
-        if min(self.eval_images) < 0:
-            raise UserError("--eval-images takes two numbers, training and test images, 0 or more.")
+        check(self, "--")
         if self.world_images and self.bank < 2:
             raise UserError(f"A bank of {self.bank} entries ranks nothing; give --bank 2 or more.")
         if not (self.world_images or self.needs_labels):
@@ -84,7 +81,7 @@ class Sweep(Protocol, Axes):
     settings: Annotated[config.Config, arg(name="")] = field(default_factory=lambda: config.Config(recipe=""))
     recipes: str = ""
     """Further recipes, one run each as they are, with the same other settings."""
-    jobs: int = 1
+    jobs: Annotated[int, AtLeast(1)] = 1
     """Runs at once, each as a process of its own with its share of the cores."""
     list: bool = False
     """Print one command for each run, for a cluster; the same command without --list collects."""
@@ -94,11 +91,6 @@ class Sweep(Protocol, Axes):
     """The settings of the further recipes."""
     words: Fixed[tuple[str, ...]] = ()
     """The command line's own words, which the processes of single runs repeat."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.jobs < 1:
-            raise UserError(f"--jobs {self.jobs} runs nothing; give 1 or more.")
 
 
 OPTIONS = Sweep

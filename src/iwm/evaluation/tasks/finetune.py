@@ -14,7 +14,7 @@ tokens are kept in memory when they fit.
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ from iwm.model.predictor import seen_width
 from iwm.model.vit import choose_attention, set_drop_path
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices
+from iwm.runtime.bounds import Fraction
 from iwm.runtime.console import console, show
 from iwm.runtime.errors import UserError
 
@@ -64,15 +65,10 @@ class FinetuneSettings(Tuning):
     """What the predictor is asked for: all positions, or the one in the middle."""
     action: Literal["null", "random"] = "null"
     """The action the predictor is told in training; see `Classifier`."""
-    drop_path: float = 0.0
+    drop_path: Annotated[float, Fraction(below_one=True)] = 0.0
     """Stochastic depth of the parts that learn, for the last block."""
     augment: Augment = "crops"
     """Random crops, or those with timm's RandAugment and random erasing."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.drop_path < 1:
-            raise UserError(f"--drop-path {self.drop_path} is no probability; give 0 to below 1.")
 
     @property
     def reuses_tokens(self) -> bool:

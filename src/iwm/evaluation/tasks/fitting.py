@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from iwm.data.crops import IGNORED
 from iwm.data.splits import tenth_of_each_class
 from iwm.runtime import devices
 from iwm.runtime.algebra import cosine
+from iwm.runtime.bounds import AtLeast, Fraction, check
 from iwm.runtime.console import progress
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation, seeded, uniforms
@@ -65,35 +66,28 @@ def scores(logits: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> dict[st
 class Schedule:
     """How a classifier is trained: AdamW, linear warm-up, cosine to zero."""
 
-    epochs: int = 20
-    search_epochs: int = 0
+    epochs: Annotated[int, AtLeast(1)] = 20
+    search_epochs: Annotated[int, AtLeast(0)] = 0
     """Length of the trials that choose the learning rate; 0: a quarter of `epochs`."""
     search_images: int = 0
     """Training images of those trials, a seeded choice; 0: all nine tenths."""
-    batch_size: int = 128
+    batch_size: Annotated[int, AtLeast(1)] = 128
     weight_decay: float = 0.05
     warmup: float = 0.1
     """Share of the steps."""
-    smoothing: float = 0.0
+    smoothing: Annotated[float, Fraction(below_one=True)] = 0.0
     """Label smoothing."""
-    mixup: float = 0.0
+    mixup: Annotated[float, AtLeast(0)] = 0.0
     """Alpha of mixup: pixels and labels of two images are mixed with a Beta(alpha, alpha) share; 0: none."""
-    cutmix: float = 0.0
+    cutmix: Annotated[float, AtLeast(0)] = 0.0
     """Alpha of cutmix, a box of the other image; with both, a coin decides for each batch."""
-    ema: float = 0.0
+    ema: Annotated[float, Fraction(below_one=True)] = 0.0
     """Decay a step of an exponential moving average of the weights, which is then used instead; 0: none."""
     clip: float = 1.0
     """Largest gradient norm; 0: no clipping."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.search_epochs < 0 or self.batch_size < 1:
-            raise UserError(f"{self.epochs} epochs in batches of {self.batch_size} train nothing; give 1 or more.")
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} {getattr(self, name)} is no alpha; give 0 (none) or more.")
-        for name in ("smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} is no share; give a number from 0 to below 1.")
+        check(self, "--")
 
     @property
     def mixes(self) -> bool:

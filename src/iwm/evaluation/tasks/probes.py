@@ -8,11 +8,10 @@ Whatever is chosen (l2, learning rate, size of the raw pixels) is chosen on a se
 then fitted to all of them; the test images are looked at once, at the end.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -40,6 +39,7 @@ from iwm.evaluation.tasks.fitting import (
 )
 from iwm.evaluation.tasks.linear import choose_l2, fit_linear
 from iwm.runtime import devices
+from iwm.runtime.bounds import AtLeast, Positives, check
 from iwm.runtime.console import console, show
 from iwm.runtime.errors import UserError
 
@@ -71,8 +71,8 @@ class ProbeSettings:
     """What a probe's numbers depend on, beside the encoder and the data."""
 
     kind: Kind = "linear"
-    seed: int = 0
-    k: int = 20
+    seed: Annotated[int, AtLeast(0)] = 0
+    k: Annotated[int, AtLeast(1)] = 20
     """Neighbours of kNN."""
     temperature: float = 0.07
     """T of kNN."""
@@ -80,20 +80,13 @@ class ProbeSettings:
     """How kNN and the linear probe make one vector of the patch tokens; the attentive probe takes all of them."""
     standardise: bool = True
     """Linear: features to zero mean and unit deviation (a BatchNorm without affine)."""
-    l2: tuple[float, ...] = L2_GRID
-    lrs: tuple[float, ...] = LR_GRID
+    l2: Annotated[tuple[float, ...], Positives()] = L2_GRID
+    lrs: Annotated[tuple[float, ...], Positives()] = LR_GRID
     schedule: Schedule = field(default_factory=Schedule)
     """Training of the attentive probe."""
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise UserError(f"--k {self.k} neighbours say nothing; give 1 or more.")
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed} is no seed; give 0 or more.")
-        for name, values in (("--lrs", self.lrs), ("--l2", self.l2)):
-            if not values or not all(value > 0 and math.isfinite(value) for value in values):
-                given = " ".join(map(str, values)) or "nothing"
-                raise UserError(f"{name} {given}: give one number or more, all above 0.")
+        check(self, "--")
 
     @property
     def pools(self) -> features.Pooling:

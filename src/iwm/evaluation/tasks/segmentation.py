@@ -9,11 +9,10 @@ Trained on multi-scale crops mirrored at random, judged on whole images at their
 stand the same training with nothing pretrained and the majority class everywhere.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -44,6 +43,7 @@ from iwm.evaluation.tasks.tuning import (
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, drawing
+from iwm.runtime.bounds import AtLeast, Rising
 from iwm.runtime.console import console, progress, show, table
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import uniforms
@@ -66,18 +66,15 @@ class SegmentSettings(Tuning):
     """Of UperNet; 0: 128 for crops below 224 px, 512 from there."""
     ignore_index: int = 255
     """Mask value of pixels that are neither learned nor counted."""
-    scales: tuple[float, float] = (0.5, 2.0)
+    scales: Annotated[tuple[float, float], Rising()] = (0.5, 2.0)
     """Smallest and largest factor of the multi-scale crops."""
-    views: int = 4
+    views: Annotated[int, AtLeast(0)] = 4
     """Crops an image is trained on, drawn once so that a frozen encoder sees each once; 0, and always when the encoder
     learns: fresh ones every epoch."""
     schedule: Schedule = field(default_factory=lambda: Schedule(batch_size=16))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = self.scales
-        if not 0 < low <= high < math.inf:
-            raise UserError(f"--scales {low} {high}: give the smallest and the largest, both above 0.")
         if self.head == "upernet" and self.schedule.batch_size < 2:
             raise UserError("--batch-size 1 is too few for UperNet's batch norm; give 2 or more, or --head linear.")
 

@@ -6,10 +6,9 @@ it, an encoder block at `layer_decay` of the rate of the block above (0.65)
 
 import copy
 import itertools
-import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
@@ -23,6 +22,7 @@ from iwm.evaluation.tasks.fitting import Schedule, decay_groups
 from iwm.model.encoder import Encoder
 from iwm.model.predictor import Predictor, for_tasks
 from iwm.model.world_model import ImageWorldModel
+from iwm.runtime.bounds import AtLeast, Positives, check
 from iwm.runtime.errors import UserError
 
 
@@ -36,16 +36,16 @@ class Tuning:
     """Where the predictor starts (train predictor, both)."""
     student: bool = False
     """Finetune on the student encoder instead of the EMA encoder."""
-    seed: int = 0
-    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    seed: Annotated[int, AtLeast(0)] = 0
+    lrs: Annotated[tuple[float, ...], Positives()] = (3e-4, 1e-3, 3e-3)
     """Learning rates of the head."""
-    ratios: tuple[float, ...] = (0.1, 1.0)
+    ratios: Annotated[tuple[float, ...], Positives()] = (0.1, 1.0)
     """Learning rate of what was there before (predictor, encoder) as a multiple of the head's; tried with every lr."""
     layer_decay: float = 0.65
     """Learning rate of an encoder block over that of the next one (encoder, both, last-K)."""
-    depth: int = 0
+    depth: Annotated[int, AtLeast(0)] = 0
     """Blocks of the predictor that are kept, from the first; 0: all."""
-    views: int = 4
+    views: Annotated[int, AtLeast(0)] = 4
     """Pictures an image is trained on: itself and views - 1 random ones, drawn once. 1: no augmentation; 0: a new one
     every epoch, which a frozen encoder then sees anew every time."""
     flip: float = 0.5
@@ -53,12 +53,7 @@ class Tuning:
     schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:
-        for name, values in (("--lrs", self.lrs), ("--ratios", self.ratios)):
-            if not values or not all(value > 0 and math.isfinite(value) for value in values):
-                given = " ".join(map(str, values)) or "nothing"
-                raise UserError(f"{name} {given}: give one learning rate or more, all above 0.")
-        if self.views < 0 or self.depth < 0 or self.seed < 0:
-            raise UserError("--views, --depth and --seed start at 0; give no negative ones.")
+        check(self, "--")
 
     @property
     def blocks(self) -> int:

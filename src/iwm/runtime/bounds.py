@@ -1,0 +1,98 @@
+"""Bounds of settings and options: they stand beside their field, and one sentence names the value that breaks them.
+
+lr: Annotated[float, AtLeast(0)] = 1e-3
+"""
+
+import functools
+import math
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from iwm.runtime.errors import UserError
+
+
+class Bound:
+    """What a number, or every number of a tuple, must satisfy."""
+
+    def mend(self, *values: float) -> str:
+        """What to give instead, as the end of a sentence; "" when the values are within bounds. NaN never is."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AtLeast(Bound):
+    """Numbers of `least` or more."""
+
+    least: float
+
+    def mend(self, *values: float) -> str:
+        fits = all(value >= self.least for value in values)
+        return "" if fits else f"give {_numbers('', 'numbers of ', values)}{self.least} or more"
+
+
+@dataclass(frozen=True)
+class Fraction(Bound):
+    """Numbers from 0 to 1, or to below 1."""
+
+    below_one: bool = False
+
+    def mend(self, *values: float) -> str:
+        fits = all(0 <= value < 1 or (value == 1 and not self.below_one) for value in values)
+        upper = "below 1" if self.below_one else "1"
+        return "" if fits else f"give {_numbers('a number', 'numbers', values)} from 0 to {upper}"
+
+
+@dataclass(frozen=True)
+class Positives(Bound):
+    """One finite number or more, all above 0: the choices of a search."""
+
+    def mend(self, *values: float) -> str:
+        fits = values and all(0 < value < math.inf for value in values)
+        return "" if fits else "give one number or more, all above 0"
+
+
+@dataclass(frozen=True)
+class Rising(Bound):
+    """The smallest and the largest value of a range, both above 0 and finite."""
+
+    def mend(self, *values: float) -> str:
+        low, high = values
+        return "" if 0 < low <= high < math.inf else "give two positive numbers, the smaller one first"
+
+
+@dataclass(frozen=True)
+class Area(Rising):
+    """A range of areas, as fractions of the image."""
+
+    def mend(self, *values: float) -> str:
+        low, high = values
+        too_large = 0 < low <= high and high > 1
+        return "an area is a fraction of the image, give at most 1" if too_large else super().mend(low, high)
+
+
+def check(options: Any, prefix: str = "") -> None:
+    """Check the fields of a dataclass against the bounds beside them; None is always allowed.
+
+    Raises UserError naming the first field outside of its bounds as users type it: `optim.batch_size` with the prefix
+    "optim.", `--batch-size` with the prefix "--".
+    """
+    for name, bound in _bounds(type(options)):
+        value = getattr(options, name)
+        values = value if isinstance(value, tuple | list) else (value,)
+        mend = bound.mend(*values) if value is not None else ""
+        if mend:
+            typed = name.replace("_", "-") if prefix == "--" else name
+            raise UserError(f"{prefix}{typed} is {' '.join(map(str, values)) or 'empty'}; {mend}.")
+
+
+@functools.cache
+def _bounds(kind: type) -> list[tuple[str, Bound]]:
+    """Field and bound of every bounded field."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    bounds = [(name, bound) for name, hint in hints.items() for bound in getattr(hint, "__metadata__", ())]
+    return [(name, bound) for name, bound in bounds if isinstance(bound, Bound)]
+
+
+def _numbers(one: str, several: str, values: tuple[float, ...]) -> str:
+    return one if len(values) == 1 else several

@@ -1,0 +1,69 @@
+"""Values outside of their bounds are named as users type them, with what to give instead."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import pytest
+
+from iwm.runtime.bounds import Area, AtLeast, Fraction, Positives, Rising, check
+from iwm.runtime.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    batch_size: Annotated[int, AtLeast(1)] = 8
+    flip: Annotated[float, Fraction()] = 0.5
+    betas: Annotated[tuple[float, float], Fraction(below_one=True)] = (0.9, 0.99)
+    lrs: Annotated[tuple[float, ...], Positives()] = (1e-3,)
+    sigma: Annotated[tuple[float, float] | None, Rising()] = None
+    area: Annotated[tuple[float, float], Area()] = (0.3, 1.0)
+    counts: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
+    name: str = field(default="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Further(Options):
+    batch_size: int = 0
+    """Another annotation leaves the bound out."""
+    layers: Annotated[int, AtLeast(0)] = 0
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ({"batch_size": 0}, "--batch-size is 0; give 1 or more."),
+        ({"flip": 7.0}, "--flip is 7.0; give a number from 0 to 1."),
+        ({"flip": math.nan}, "--flip is nan; give a number from 0 to 1."),
+        ({"betas": (0.9, 1.0)}, "--betas is 0.9 1.0; give numbers from 0 to below 1."),
+        ({"lrs": (1e-3, -1.0)}, "--lrs is 0.001 -1.0; give one number or more, all above 0."),
+        ({"lrs": (math.inf,)}, "--lrs is inf; give one number or more, all above 0."),
+        ({"lrs": ()}, "--lrs is empty; give one number or more, all above 0."),
+        ({"sigma": (2.0, 1.0)}, "--sigma is 2.0 1.0; give two positive numbers, the smaller one first."),
+        ({"area": (2, 3)}, "--area is 2 3; an area is a fraction of the image, give at most 1."),
+        ({"area": (0, 1)}, "--area is 0 1; give two positive numbers, the smaller one first."),
+        ({"counts": (3, -1)}, "--counts is 3 -1; give numbers of 0 or more."),
+    ],
+)
+def test_a_value_outside_of_its_bounds_is_named_with_its_mend(value, sentence):
+    with pytest.raises(UserError) as caught:
+        check(Options(**value), "--")
+    assert str(caught.value) == sentence
+
+
+def test_the_ends_are_within():
+    check(Options(batch_size=1, flip=0.0, betas=(0.0, 0.5), sigma=(1.0, 1.0), area=(0.1, 1.0)))
+    check(Options(flip=1))
+
+
+def test_settings_are_named_with_their_group():
+    with pytest.raises(UserError, match=r"^optim\.batch_size is nan; give 1 or more\.$"):
+        check(Options(batch_size=math.nan), "optim.")  # pyright: ignore[reportArgumentType]
+
+
+def test_bounds_are_inherited():
+    check(Further())
+    with pytest.raises(UserError, match="--layers is -1"):
+        check(Further(layers=-1), "--")
+    with pytest.raises(UserError, match="--flip is 2"):
+        check(Further(flip=2), "--")
