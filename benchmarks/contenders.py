@@ -23,23 +23,27 @@ from iwm.actions.views import Views, make_views
 from iwm.config import Config
 from iwm.model.masks import Masks, sample_masks
 from iwm.model.vit import head_count
-from iwm.runtime import devices
+from iwm.runtime.devices import Session
 from iwm.training.step import Training
 
 Loss = Callable[[Views, Masks], Tensor]
 
 
+def _start(settings: Config) -> Training:
+    return Training.start(settings, 100, Session.of(settings.speed))
+
+
 def ours(settings: Config) -> Contender:
     """Training.step as `iwm pretrain` runs it."""
-    training = Training.start(settings, 100)
+    training = _start(settings)
     batches = [batch_of(settings, step) for step in range(2)]
     training.step(batches[0])
     return Contender("iwm", lambda: training.step(batches[1]), settings.optim.batch_size)
 
 
 def twin(settings: Config) -> Contender:
-    training = Training.start(settings, 100)
-    plain = TwinTraining(Twin(training.model), training.schedule, training.precision)
+    training = _start(settings)
+    plain = TwinTraining(Twin(training.model), training.schedule, training.session.precision)
     views_of = _views(settings, training)
     return Contender("plain twin", lambda: plain.step(1, *views_of()), settings.optim.batch_size)
 
@@ -49,8 +53,8 @@ def lightly(settings: Config) -> Contender:
     modules = importlib.import_module("lightly.models.modules")
     predictors = importlib.import_module("lightly.models.modules.ijepa_timm")
     tools = importlib.import_module("lightly.models.utils")
-    s, training = settings.predictor, Training.start(settings, 100)
-    student = modules.MaskedVisionTransformerTIMM(vit=_timm(settings)).to(training.device)
+    s, training = settings.predictor, _start(settings)
+    student = modules.MaskedVisionTransformerTIMM(vit=_timm(settings)).to(training.session.device)
     teacher = copy.deepcopy(student).requires_grad_(False)
     predictor = predictors.IJEPAPredictorTIMM(
         num_patches=grid_of(settings)[0] ** 2,
@@ -59,7 +63,7 @@ def lightly(settings: Config) -> Contender:
         predictor_embed_dim=s.width,
         num_heads=head_count(s.width),
         mlp_ratio=s.mlp_ratio,
-    ).to(training.device)
+    ).to(training.session.device)
 
     def loss(views: Views, masks: Masks) -> Tensor:
         with torch.no_grad():
@@ -78,11 +82,11 @@ def stable_pretraining(settings: Config) -> Contender:
     methods = importlib.import_module("stable_pretraining.methods.ijepa")
     importlib.import_module("loguru").logger.disable("stable_pretraining")
     masking = importlib.import_module("stable_pretraining.backbone").IJEPAMaskOutput
-    training = Training.start(settings, 100)
+    training = _start(settings)
     model: Any = methods.IJEPA(
         _timm(settings), predictor_embed_dim=settings.predictor.width, predictor_depth=settings.predictor.depth
     )
-    model.to(training.device).train()
+    model.to(training.session.device).train()
     given: list[Masks] = []
 
     class Given(nn.Module):
@@ -124,7 +128,7 @@ def _timm(settings: Config) -> VisionTransformer:
 
 def _views(settings: Config, training: Training) -> Callable[[], tuple[Views, Masks]]:
     """The same views and masks, made anew in every step as ours are."""
-    batch, space, device = batch_of(settings, 1), training.model.space, training.device
+    batch, space, device = batch_of(settings, 1), training.model.space, training.session.device
 
     def make() -> tuple[Views, Masks]:
         views = make_views(batch.images, space, settings.actions, 0, 1, batch.indices, device)
@@ -141,7 +145,7 @@ def _step(
 
     def step() -> None:
         views, masks = views_of()
-        with devices.autocast(training.device, training.precision):
+        with training.session.autocast():
             value = loss(views, masks)
         optimiser.zero_grad()
         value.backward()

@@ -2,8 +2,8 @@
 
     utilisation = needed FLOPs of a step / (seconds of a step x matrix peak)
 
-Needed FLOPs are `iwm.plan.cost(settings).train_flops` an image, times the batch. With n tokens, width d, depth L and
-MLP ratio r a transformer costs L (2 n d^2 (4 + 2 r) + 4 n^2 d) forward, twice that backward; a step is the teacher
+Needed FLOPs are `iwm.model.cost.cost(settings).train_flops` an image, times the batch. With n tokens, width d, depth L
+and MLP ratio r a transformer costs L (2 n d^2 (4 + 2 r) + 4 n^2 d) forward, twice that backward; a step is the teacher
 forward on all patches, the student forward and backward on the context, the predictor forward and backward on context
 and queries, plus patch embedding, projections and conditioning. Views, norms, softmax, AdamW and EMA count as nothing:
 they are overhead. The matrix peak is the best of several products, among them the step's own shapes, in the same

@@ -12,6 +12,7 @@ from iwm import config
 from iwm.actions.views import make_views
 from iwm.data.loader import Batch
 from iwm.model.masks import sample_masks
+from iwm.runtime.devices import CPU
 from iwm.training.step import Training
 
 PAPER = {
@@ -26,7 +27,7 @@ IJEPA = PAPER | {"predictor": replace(tiny().predictor, conditioning="none")}
 @pytest.mark.parametrize("groups", [PAPER, SMALL_DATA, IJEPA], ids=["paper", "small-data", "ijepa"])
 def test_the_twin_takes_the_same_steps(groups):
     settings = tiny(**groups)
-    training = Training.start(settings, 4)
+    training = Training.start(settings, 4, CPU)
     twin = TwinTraining(Twin(training.model), training.schedule, "fp32")
     images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     indices = np.arange(16)

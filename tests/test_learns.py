@@ -12,7 +12,7 @@ from iwm import config, run_folder
 from iwm.data.loader import load_all
 from iwm.data.sources import open_images
 from iwm.evaluation.world import mrr
-from iwm.run_folder import read_metrics
+from iwm.run_folder import RunFolder
 from iwm.training import loop, step
 
 BANK, IMAGES = 64, 16
@@ -34,7 +34,7 @@ def learner(out: Path, **optim: float) -> config.Config:
 
 def learned(out: Path) -> list[str]:
     """What a run failed to learn; empty when it learned."""
-    line = read_metrics(out / "metrics.jsonl")[-1]
+    line = RunFolder(out).metric_lines()[-1]
     model = run_folder.load_model(str(out))
     held_out = open_images("sample", "val")
     pixels, _ = load_all(held_out, 32, limit=IMAGES)

@@ -19,7 +19,7 @@ from iwm.data.loader import load_all
 from iwm.data.sources import open_images
 from iwm.evaluation.world import mrr
 from iwm.model.world_model import ImageWorldModel
-from iwm.run_folder import read_metrics
+from iwm.run_folder import RunFolder
 from iwm.runtime import devices
 from iwm.training import loop, step
 from iwm.training.online_probe import OnlineProbe
@@ -45,27 +45,27 @@ def measure(run: Path) -> dict[str, float]:
     model = run_folder.load_model(str(run))
     size = model.settings.data.image_size
     pixels, _ = load_all(open_images("sample-objects", "val"), size, limit=IMAGES)
-    found = mrr.measure(model, pixels, BANK)
-    last = read_metrics(run / "metrics.jsonl")[-1]
+    world = mrr.measure(model, pixels, BANK)
+    last = RunFolder(run).metric_lines()[-1]
     probe = OnlineProbe.for_run(open_images("sample-objects", "train"), model.settings)
     assert probe is not None
-    drawn: ImageWorldModel = step.build(model.settings, torch.device("cpu")).eval()
+    untrained: ImageWorldModel = step.build(model.settings, torch.device("cpu")).eval()
     return {
-        "mrr": found["mrr"],
-        "mrr_shuffled": found["mrr_shuffled"],
+        "mrr": world["mrr"],
+        "mrr_shuffled": world["mrr_shuffled"],
         "explained": 1 - last["health_loss"] / last["position_mean_loss"],
         "rankme": last["rankme"],
         "action_sensitivity": last["action_sensitivity"],
-        "probe_gain": probe.accuracy(model) - probe.accuracy(drawn),
+        "probe_gain": probe.accuracy(model) - probe.accuracy(untrained),
     }
 
 
-def outside(found: dict[str, float], ranges: dict[str, tuple[float, float]]) -> list[str]:
+def outside(measures: dict[str, float], ranges: dict[str, tuple[float, float]]) -> list[str]:
     """What lies outside its range, in words."""
     return [
-        f"{name} is {found[name]:.3f}, expected {low:.3f} to {high:.3f}"
+        f"{name} is {measures[name]:.3f}, expected {low:.3f} to {high:.3f}"
         for name, (low, high) in ranges.items()
-        if not low <= found[name] <= high
+        if not low <= measures[name] <= high
     ]
 
 

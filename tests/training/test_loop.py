@@ -16,8 +16,10 @@ from iwm import config, run_folder
 from iwm.data.loader import Batch
 from iwm.data.sources import open_splits
 from iwm.model.vit import choose_attention
-from iwm.run_folder import read_metrics
+from iwm.model.weights import TENSORS
+from iwm.run_folder import RunFolder
 from iwm.runtime import devices
+from iwm.runtime.devices import Session
 from iwm.runtime.errors import Interrupted, UserError
 from iwm.training import checkpoint, loop, step
 from iwm.training.step import Training
@@ -31,8 +33,13 @@ def settings(tmp_path: Path, name: str = "run", **groups) -> config.Config:
     return replace(base, data=replace(base.data, source=str(source)), run=replace(base.run, out=str(tmp_path / name)))
 
 
+def started(settings: config.Config) -> Training:
+    """The state before the first of four steps an epoch."""
+    return Training.start(settings, 4, Session.of(settings.speed))
+
+
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "model" / "model.safetensors")
+    return load_file(RunFolder(out).model / TENSORS)
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -50,7 +57,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 def test_a_run_leaves_what_the_contract_says(tmp_path):
     out = loop.pretrain(settings(tmp_path))
     assert {p.name for p in out.iterdir()} >= {"config.yaml", "metrics.jsonl", "checkpoints", "model", "gallery.png"}
-    lines = read_metrics(out / "metrics.jsonl")
+    lines = RunFolder(out).metric_lines()
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     keys = {"step", "epoch", "loss", "position_mean_loss", "identity_loss", "rankme", "target_variance"}
     keys |= {"action_sensitivity", "lr", "ema", "images_per_second", "precision"}
@@ -58,7 +65,7 @@ def test_a_run_leaves_what_the_contract_says(tmp_path):
     assert lines[-1]["epoch"] == 2
     model = run_folder.load_model(str(out))
     assert not model.training
-    assert model.settings == config.load(out / "config.yaml")
+    assert model.settings == RunFolder(out).settings()
 
 
 @pytest.mark.parametrize(("norm", "kind"), [("batch", "adamw"), ("token", "adamw"), ("batch", "muon")])
@@ -77,7 +84,7 @@ def test_resume_equals_no_interruption_bit_for_bit(tmp_path, monkeypatch, norm, 
     for name in one:
         assert torch.equal(one[name], two[name]), name
     kept = {"step", "loss", "rankme", "lr"}
-    logged = [[{k: line[k] for k in kept} for line in read_metrics(o / "metrics.jsonl")] for o in (straight, out)]
+    logged = [[{k: line[k] for k in kept} for line in RunFolder(o).metric_lines()] for o in (straight, out)]
     assert [line["step"] for line in logged[1]] == [2, 4, 6, 8]
     assert logged[0][-1] == logged[1][-1]
 
@@ -95,19 +102,19 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path, monkeypatch):
     )
     with pytest.raises(RuntimeError, match="power cut"):
         loop.pretrain(chosen)
-    assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [2, 4]
-    with (out / "metrics.jsonl").open("a") as file:
+    assert [line["step"] for line in RunFolder(out).metric_lines()] == [2, 4]
+    with RunFolder(out).metrics.open("a") as file:
         file.write('{"step": 6, "torn')
     monkeypatch.setattr(Training, "step", real)
     loop.pretrain(chosen)  # from the checkpoint at step 3
-    assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [2, 4, 6, 8]
+    assert [line["step"] for line in RunFolder(out).metric_lines()] == [2, 4, 6, 8]
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch, capsys):
     chosen = settings(tmp_path)
     out = loop.pretrain(chosen)
     wanted = weights(out)
-    newest = sorted((out / "checkpoints").glob("step-*"))[-1]
+    newest = sorted((RunFolder(out).checkpoints).glob("step-*"))[-1]
     state = newest / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-100])
     loop.pretrain(chosen)
@@ -118,7 +125,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch
 def test_only_damaged_checkpoints_are_an_error(tmp_path):
     chosen = settings(tmp_path)
     out = loop.pretrain(chosen)
-    for folder in (out / "checkpoints").glob("step-*"):
+    for folder in (RunFolder(out).checkpoints).glob("step-*"):
         (folder / "state.json").write_text("{")
     with pytest.raises(UserError, match="No checkpoint in"):
         loop.pretrain(chosen)
@@ -127,18 +134,18 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path):
 def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
     chosen = settings(tmp_path)
     out = loop.pretrain(chosen)
-    names = sorted(p.name for p in (out / "checkpoints").iterdir())
+    names = sorted(p.name for p in (RunFolder(out).checkpoints).iterdir())
     assert names == ["step-00000006", "step-00000008"]
 
     def full_disk(*args, **kwargs):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    training = Training.start(chosen, 4)
+    training = started(chosen)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(out / "checkpoints", 9, training.model, training.optimisers, 2, 64)
-    assert sorted(p.name for p in (out / "checkpoints").glob("step-*")) == names
-    assert checkpoint.newest(out / "checkpoints")[0].step == 8  # pyright: ignore
+        checkpoint.save(RunFolder(out).checkpoints, 9, training.model, training.optimisers, 2, 64)
+    assert sorted(p.name for p in (RunFolder(out).checkpoints).glob("step-*")) == names
+    assert checkpoint.newest(RunFolder(out).checkpoints)[0].step == 8  # pyright: ignore
 
 
 def test_a_drifted_setting_is_named(tmp_path):
@@ -156,7 +163,7 @@ def test_epochs_may_be_extended(tmp_path):
     chosen = settings(tmp_path)
     loop.pretrain(chosen)
     out = loop.pretrain(replace(chosen, optim=replace(chosen.optim, epochs=3)))
-    assert read_metrics(out / "metrics.jsonl")[-1]["step"] == 12
+    assert RunFolder(out).metric_lines()[-1]["step"] == 12
     with pytest.raises(UserError, match="past the 8 steps"):
         loop.pretrain(chosen)
 
@@ -164,7 +171,7 @@ def test_epochs_may_be_extended(tmp_path):
 def test_a_replay_elsewhere_gives_the_same_weights(tmp_path):
     chosen = settings(tmp_path)
     one = weights(loop.pretrain(chosen))
-    loaded = config.load(tmp_path / "run" / "config.yaml")
+    loaded = RunFolder(tmp_path / "run").settings()
     two = weights(loop.pretrain(with_run(loaded, out=str(tmp_path / "replay"))))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -188,7 +195,7 @@ def test_a_step_never_waits_for_the_gpu(kind):
     chosen = replace(
         base, optim=replace(base.optim, kind=kind), objective=config.Objective(variance=0.1, covariance=0.1)
     )
-    training = Training.start(chosen, 4)
+    training = started(chosen)
     training.step(one_batch())  # allocates
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -202,7 +209,7 @@ def test_accumulation_gives_the_same_step(norm):
     after = []
     for parts in (1, 4):
         base = tiny(objective=config.Objective(target_norm=norm))
-        training = Training.start(replace(base, optim=replace(base.optim, accumulate=parts)), 4)
+        training = started(replace(base, optim=replace(base.optim, accumulate=parts)))
         loss, finite = training.step(one_batch())
         assert bool(finite)
         after.append((float(loss), {k: v.clone() for k, v in training.model.state_dict().items()}))
@@ -213,7 +220,7 @@ def test_accumulation_gives_the_same_step(norm):
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_step_that_is_not_finite_changes_no_weight(kind):
-    training = Training.start(tiny(optim=replace(tiny().optim, kind=kind)), 4)
+    training = started(tiny(optim=replace(tiny().optim, kind=kind)))
     training.step(one_batch())
     before = {k: v.clone() for k, v in training.model.state_dict().items()}
     with torch.no_grad():
@@ -237,7 +244,7 @@ def test_a_diverged_run_stops_with_a_sentence(tmp_path):
     wild = replace(chosen, optim=replace(chosen.optim, lr=1e30, lr_start=1e30, clip=0.0, warmup_epochs=0))
     with pytest.raises(UserError, match="diverged"):
         loop.pretrain(wild)
-    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["skipped"] > 0
+    assert json.loads(RunFolder(tmp_path / "run").metrics.read_text().splitlines()[-1])["skipped"] > 0
 
 
 def test_one_step_that_is_not_finite_stops_no_run(tmp_path, monkeypatch):
@@ -249,16 +256,16 @@ def test_one_step_that_is_not_finite_stops_no_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Training, "step", stepping)
     out = loop.pretrain(with_run(settings(tmp_path), log_every=1))
-    assert [line["skipped"] for line in read_metrics(out / "metrics.jsonl")] == [1, 0, 0, 0, 0, 1, 0, 0]
+    assert [line["skipped"] for line in RunFolder(out).metric_lines()] == [1, 0, 0, 0, 0, 1, 0, 0]
 
 
 def test_precision_changes_little_and_is_recorded(tmp_path):
     losses = {}
     for precision in ("fp32", "bf16"):
-        training = Training.start(tiny(speed=config.Speed(precision=precision, device="cpu")), 4)
+        training = started(tiny(speed=config.Speed(precision=precision, device="cpu")))
         loss, _ = training.step(one_batch())
         losses[precision] = float(loss)
-        assert training.precision == precision
+        assert training.session.precision == precision
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
 
 
@@ -266,7 +273,7 @@ def loss_and_gradients(device: str, **speed) -> tuple[float, torch.Tensor]:
     """Of one step, all gradients in a row."""
     chosen = tiny(speed=config.Speed(device=device, workers=0, **speed))  # pyright: ignore[reportArgumentType]
     with devices.threads(chosen.speed), devices.kept_memory():
-        training = Training.start(replace(chosen, optim=replace(chosen.optim, clip=0.0)), 4)
+        training = started(replace(chosen, optim=replace(chosen.optim, clip=0.0)))
         with torch.no_grad():
             training.model.predictor.open_gates()  # or hardly anything would reach the context
         loss, _ = training.step(one_batch())
@@ -343,7 +350,7 @@ def test_a_run_without_checkpoints_is_not_written_over(tmp_path):
     chosen = settings(tmp_path)
     out = loop.pretrain(chosen)
     before = weights(out)
-    for folder in (out / "checkpoints").iterdir():
+    for folder in (RunFolder(out).checkpoints).iterdir():
         for file in folder.iterdir():
             file.unlink()
         folder.rmdir()
@@ -367,10 +374,10 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path,
         patch.setattr(Training, "step", dying)
         with pytest.raises(MemoryError):
             loop.pretrain(chosen)
-    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [2, 4]
+    assert [line["step"] for line in RunFolder(tmp_path / "run").metric_lines()] == [2, 4]
     out = loop.pretrain(chosen)
     assert all(torch.equal(wanted[name], value) for name, value in weights(out).items())
-    assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [2, 4, 6, 8]
+    assert [line["step"] for line in RunFolder(out).metric_lines()] == [2, 4, 6, 8]
 
 
 def test_a_source_may_move_but_not_change_its_name(tmp_path, capsys):
@@ -420,7 +427,7 @@ def test_a_finished_run_started_again_ends_at_once(tmp_path, monkeypatch):
 
 def test_a_damaged_newer_checkpoint_does_not_push_out_the_good_one(tmp_path):
     out = tmp_path / "checkpoints"
-    training = Training.start(tiny(), 4)
+    training = started(tiny())
     checkpoint.save(out, 9, training.model, training.optimisers, 1, 64)
     (out / "step-00000009" / "state.json").write_text("{")
     checkpoint.save(out, 7, training.model, training.optimisers, 1, 64)

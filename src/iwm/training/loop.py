@@ -7,37 +7,111 @@ GPU attention's gradients are not the same twice).
 import gc
 import shlex
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from iwm import config, run_folder
-from iwm.data.image_sets import ImageSet, Subset
-from iwm.data.loader import Loader, load_all, load_pairs
+from iwm import config
+from iwm.data.image_sets import ImageSet
+from iwm.data.loader import Loader
 from iwm.data.sources import open_images, source_identity
 from iwm.model import pretrained, weights
-from iwm.model.masks import sample_masks
 from iwm.model.world_model import ImageWorldModel
-from iwm.run_folder import read_metrics
+from iwm.run_folder import RunFolder, load_model
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress
+from iwm.runtime.devices import Session
 from iwm.runtime.errors import Interrupted, UserError
 from iwm.training import checkpoint, gallery, health
+from iwm.training.checkpoint import Checkpoint
 from iwm.training.metrics import Metrics
 from iwm.training.online_probe import OnlineProbe
 from iwm.training.step import Training
+<<<<<<< HEAD
+=======
+from iwm.training.watch import HealthBatch, Watch
+from iwm.validation import validate
+>>>>>>> ad453b9 (Training: one Session, every path from RunFolder, loop in steps)
 
-HEALTH_IMAGES = 256
-"""Images of the fixed batch that health is measured on."""
-PATIENCE = 10
-"""Non-finite steps (skipped, weights untouched) of one line of metrics, or of several lines without a finite one, after
-which a run is stopped as diverged; of a shorter run more than half."""
+
+def pretrain(settings: config.Config, source: ImageSet | None = None) -> Path:
+    """Train a world model; returns the run folder with `config.yaml`, `metrics.jsonl`, `checkpoints/` and `model/`.
+
+    `source` replaces opening `data.source`. Raises UserError for bad settings, Interrupted after Ctrl-C (saved).
+    """
+    if not settings.run.out:
+        raise UserError("Where should the run go? Give --out FOLDER.")
+    run = RunFolder(Path(settings.run.out).expanduser())
+    validate(settings)
+    if run.path.exists() and not run.path.is_dir():
+        raise UserError(f"{run.path} is a file; give a folder as --out.")
+    source = source or open_images(settings.data.source, "train", size=settings.data.image_size)
+    # The source as anybody can find it again, from whatever folder the run is replayed or resumed.
+    settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
+    with Session.open(settings.speed) as session, devices.kept_memory():
+        _pretrain(settings, source, run, session)
+    return run.path
+
+
+def _pretrain(settings: config.Config, source: ImageSet, run: RunFolder, session: Session) -> None:
+    """Go on with the run or begin it, train it to the end, export the weights."""
+    state = _newest_state(run, settings, source)
+    start = state.step if state else 0
+    pairs = settings.views.geometry == "independent"
+    loader = Loader(
+        source, settings.data, settings.optim.batch_size, settings.run.seed, settings.speed, start, pairs=pairs
+    )
+    training = Training.start(settings, loader.steps_per_epoch, session)
+    if state:
+        checkpoint.restore(state, training.model, training.optimisers)
+    elif settings.init:
+        initialise_from(training.model, settings.init)
+    steps = training.schedule.steps
+    if start > steps:
+        raise UserError(
+            f"{run.path} is already at step {start}, past the {steps} steps of these settings; raise optim.epochs."
+        )
+    metrics = _write_beginning(run, settings, start)
+    if start:
+        console.print(f"Going on from step {start} of {steps}.")
+    console.print(
+        f"{len(source):,} images, {steps:,} steps of {settings.optim.batch_size}; {session.device.type} in "
+        f"{session.precision}, {'in memory' if loader.in_memory else 'streamed'}."
+    )
+    watch = _watch(training, source, metrics)
+    if not start:
+        batch = watch.batch
+        figure = gallery.gallery(batch.crops, batch.views, batch.masks, training.model.space, training.model.grid)
+        drawing.save(figure, run.gallery)
+    if start < steps:  # of a finished run nothing is left to do but the export
+        _loop(training, loader, watch, run, start)
+    weights.export(training.model, run.model, step=steps, precision=session.precision)
+    _show_verdict(watch, loader)
+
+
+# ---- beginning -----------------------------------------------------------------------------------------------------
+
+
+def _newest_state(run: RunFolder, settings: config.Config, source: ImageSet) -> Checkpoint | None:
+    """The checkpoint to go on from, None where the run begins. Raises UserError when the folder holds another run."""
+    state, complaints = checkpoint.newest(run.checkpoints)
+    for sentence in complaints:
+        console.print(f"[yellow]{sentence} Going on from the one before.")
+    if state and not settings.run.resume:
+        raise UserError(
+            f"{run.path} already holds a run; give another --out, or leave out --no-resume to go on with it."
+        )
+    if state:
+        check_drift(state.settings, settings, run.path)
+    if not state and (complaints or _was_saved(run)):
+        raise UserError(f"{run.path} holds a run without its checkpoints; it is not written over, give another --out.")
+    if state and state.images != len(source):
+        raise UserError(
+            f"{run.path} was trained on {state.images:,} images, '{source.name}' now holds {len(source):,}; give the "
+            "same pictures, or another --out."
+        )
+    return state
 
 
 def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
@@ -64,8 +138,9 @@ def _names(source: str) -> list[str]:
     return [Path(part).name for part in source.split(",")]
 
 
-def _was_saved(out: Path) -> bool:
+def _was_saved(run: RunFolder) -> bool:
     """Whether a run without checkpoints has got as far as its first; one stopped before that has nothing to lose."""
+<<<<<<< HEAD
     lines = read_metrics(out / "metrics.jsonl") if (out / "metrics.jsonl").exists() else []
     return (out / "model").exists() or bool(
         lines and lines[-1]["step"] >= config.load(out / "config.yaml").run.save_every
@@ -167,6 +242,10 @@ def _pretrain(settings: config.Config, source: ImageSet, out: Path) -> Path:
     if loader.broken:
         console.print(f"[yellow]{len(loader.broken)} broken images were skipped.")
     return out
+=======
+    lines = run.metric_lines()
+    return run.model.exists() or bool(lines and lines[-1]["step"] >= run.settings().run.save_every)
+>>>>>>> ad453b9 (Training: one Session, every path from RunFolder, loop in steps)
 
 
 def initialise_from(model: ImageWorldModel, init: str) -> None:
@@ -175,7 +254,7 @@ def initialise_from(model: ImageWorldModel, init: str) -> None:
         pretrained.start_from_timm(model.encoder, init)
         model.target_encoder.load_state_dict(model.encoder.state_dict())
         return
-    other = run_folder.load_model(init)
+    other = load_model(init)
     kind, kinds = model.settings.objective.kind, other.settings.objective.kind
     if kind != kinds:
         raise UserError(
@@ -191,70 +270,28 @@ def initialise_from(model: ImageWorldModel, init: str) -> None:
         model.encoder.load_state_dict(model.target_encoder.state_dict())
 
 
-class Watch:
-    """Writes a line of metrics every `log_every` steps: averaged loss, speed, health, online probe."""
-
-    def __init__(
-        self, batch: HealthBatch, probe: OnlineProbe | None, metrics: Metrics, training: Training, images: int
-    ):
-        self.batch, self.probe, self.metrics, self.training = batch, probe, metrics, training
-        self.images = images
-        self.last: dict[str, Any] = {}
-        self.done = self.in_a_row = 0
-        self.reset()
-
-    def reset(self) -> None:
-        self.losses: list[Tensor] = []
-        self.finite: list[Tensor] = []
-        self.waited = 0.0
-        self.since = time.perf_counter()
-
-    def step(self, loss: Tensor, finite: Tensor, waited: float) -> None:
-        self.losses.append(loss)
-        self.finite.append(finite)
-        self.waited += waited
-
-    def line(self, done: int, final: bool) -> dict[str, Any]:
-        """The line after `done` steps. The only place where host and device meet. Raises UserError on divergence."""
-        training, s = self.training, self.training.settings
-        count = len(self.losses)
-        skipped = count - int(torch.stack(self.finite).sum()) if count else 0
-        seconds = time.perf_counter() - self.since
-        schedule = training.schedule
-        line: dict[str, Any] = {
-            "step": done,
-            "epoch": round(done / schedule.steps_per_epoch, 4),
-            "loss": float(torch.stack(self.losses).mean()) if count else float("nan"),
-            "lr": schedule.lr(done - 1),
-            "weight_decay": schedule.weight_decay(done - 1),
-            "ema": schedule.ema(done - 1),
-            "images_per_second": round(count * s.optim.batch_size / seconds, 2),
-            "waited_share": round(self.waited / seconds, 4),
-            "skipped": skipped,
-            "precision": training.precision,
-        }
-        line |= self.batch.measure(training)
-        if self.probe and (final or done % (s.run.log_every * s.run.probe_every) == 0):
-            with devices.autocast(training.device, training.precision):
-                line["probe_top1"] = self.probe.accuracy(training.model)
-        self.metrics.write(line)
-        self.last = line
-        self.reset()
-        self.done += count
-        self.in_a_row = skipped + (self.in_a_row if skipped == count else 0)
-        if self.in_a_row >= PATIENCE or (final and self.in_a_row > self.done / 2):
-            raise UserError(
-                f"Training diverged: {self.in_a_row} of the latest steps were not finite and were skipped. The last "
-                "good checkpoint is kept; lower optim.lr or set optim.clip, in a new --out."
-            )
-        return line
+def _write_beginning(run: RunFolder, settings: config.Config, start: int) -> Metrics:
+    """Write the settings; the metrics, which hold no line after step `start`."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    config.save(settings, run.config)
+    metrics = Metrics(run.metrics)
+    metrics.cut_back(start)
+    return metrics
 
 
-def _loop(training: Training, loader: Loader, watch: Watch, out: Path, start: int) -> None:
+def _watch(training: Training, source: ImageSet, metrics: Metrics) -> Watch:
+    probe = OnlineProbe.for_run(source, training.settings)
+    return Watch(HealthBatch(source, training), probe, metrics, training, len(source))
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def _loop(training: Training, loader: Loader, watch: Watch, run: RunFolder, start: int) -> None:
+    """Train from step `start` to the last one. Raises Interrupted after Ctrl-C, UserError on divergence."""
     s, steps = training.settings, training.schedule.steps
-    folder = out / "checkpoints"
     stop = _StopSignal()
-    saved = start
+    last_save = start
     with stop, progress() as bar:
         task = bar.add_task("pretrain", total=steps, completed=start, note="")
         watch.reset()
@@ -269,41 +306,49 @@ def _loop(training: Training, loader: Loader, watch: Watch, out: Path, start: in
                 bar.update(task, note=note)
                 if not console.is_terminal:  # a log file shows no bar: say it in lines
                     console.print(f"step {done:,} of {steps:,}  {note}")
-            if final or done % s.run.save_every == 0 or stop.asked:
-                checkpoint.save(folder, done, training.model, training.optimisers, s.run.keep, watch.images)
-                saved = done
+            if final or done % s.run.save_every == 0 or stop.pending:
+                checkpoint.save(run.checkpoints, done, training.model, training.optimisers, s.run.keep, watch.images)
+                last_save = done
             bar.update(task, completed=done)
-            if final or stop.asked:
+            if final or stop.pending:
                 break
         loader.close()
-    if stop.asked and saved < steps:
-        again = shlex.join(["iwm", "pretrain", "--config", str(out / "config.yaml"), "--out", str(out)])
-        raise Interrupted(f"Saved at step {saved} of {steps}. Go on with: {again}")
+    if stop.pending and last_save < steps:
+        again = shlex.join(["iwm", "pretrain", "--config", str(run.config), "--out", str(run.path)])
+        raise Interrupted(f"Saved at step {last_save} of {steps}. Go on with: {again}")
 
 
 class _StopSignal:
     """Turns Ctrl-C and SIGTERM into a flag the loop reads after the step; a second Ctrl-C stops at once."""
 
-    asked = False
+    pending = False
 
     def __enter__(self) -> "_StopSignal":
-        self.asked = False
+        self.pending = False
         self.before: dict[int, Any] = {}
         try:
-            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         except ValueError:
             self.before = {}  # not in the main thread: whoever runs us handles signals
         gc.collect()
         gc.freeze()  # the model and data live as long as the loop: no need to look through them again and again
         return self
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.pending:
             raise KeyboardInterrupt
-        self.asked = True
+        self.pending = True
         console.print("Stopping after this step, saving...")
 
     def __exit__(self, *exc: object) -> None:
         gc.unfreeze()
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+def _show_verdict(watch: Watch, loader: Loader) -> None:
+    verdict = health.judge(watch.last) if watch.last else None
+    if verdict:
+        console.print(f"[{'green' if verdict.healthy else 'red'}]{verdict.word}[/]: " + " ".join(verdict.findings))
+    if loader.broken:
+        console.print(f"[yellow]{len(loader.broken)} broken images were skipped.")

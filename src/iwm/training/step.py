@@ -13,6 +13,7 @@ from iwm.model.masks import is_whole, sample_masks
 from iwm.model.vit import choose_attention, compile_blocks
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices
+from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.training.optimisers import make_optimisers
 from iwm.training.schedule import Schedule, apply_schedule
@@ -36,19 +37,17 @@ class Training:
     model: ImageWorldModel
     optimisers: list[torch.optim.Optimizer]
     schedule: Schedule
-    device: torch.device
-    precision: str
+    session: Session
 
     @classmethod
-    def start(cls, settings: config.Config, steps_per_epoch: int) -> "Training":
-        device = devices.device_of(settings.speed)
-        precision = devices.precision_of(settings.speed, device)
-        model = build(settings, device).train()
-        choose_attention(model, device, precision)
+    def start(cls, settings: config.Config, steps_per_epoch: int, session: Session) -> "Training":
+        """The state before the first step."""
+        model = build(settings, session.device).train()
+        choose_attention(model, session.device, session.precision)
         if settings.speed.compile:
             compile_blocks(model)
-        optimisers = make_optimisers(model, settings.optim, devices.dtype_of(precision))
-        return cls(settings, model, optimisers, Schedule(settings.optim, steps_per_epoch), device, precision)
+        optimisers = make_optimisers(model, settings.optim, devices.dtype_of(session.precision))
+        return cls(settings, model, optimisers, Schedule(settings.optim, steps_per_epoch), session)
 
     def micro_batches(self, batch: Batch) -> list[tuple[Crops, np.ndarray]]:
         """The step's crops and indices, split into `optim.accumulate` parts."""
@@ -67,15 +66,15 @@ class Training:
         first, other = crops
         if other is None:
             clean = is_whole(s.masks, step)
-            return make_views(first, space, s.actions, s.run.seed, step, indices, self.device, clean=clean)
-        return make_independent_views(first, other, space, s.views, s.run.seed, step, indices, self.device)
+            return make_views(first, space, s.actions, s.run.seed, step, indices, self.session.device, clean=clean)
+        return make_independent_views(first, other, space, s.views, s.run.seed, step, indices, self.session.device)
 
     def loss(self, crops: Crops, indices: np.ndarray, step: int) -> Tensor:
         """One micro-batch forward: crops -> views -> masks -> loss."""
         s = self.settings
         views = self.views(crops, indices, step)
-        masks = sample_masks(s.masks, self.model.grid, s.run.seed, step, indices, self.device)
-        with devices.autocast(self.device, self.precision):
+        masks = sample_masks(s.masks, self.model.grid, s.run.seed, step, indices, self.session.device)
+        with self.session.autocast():
             return self.model(views, masks).loss
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -86,7 +85,7 @@ class Training:
         parts = self.micro_batches(batch)
         if batch.step == 0:
             self._calibrate(parts)
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), device=self.session.device)
         self.model.zero_grad(set_to_none=True)
         for crops, indices in parts:
             loss = self.loss(crops, indices, batch.step) / len(parts)
@@ -111,6 +110,6 @@ class Training:
         """Before the first step: target statistics from its own images, whatever the number of micro-batches."""
         for crops, indices in parts:
             views = self.views(crops, indices, 0)
-            with devices.autocast(self.device, self.precision):
+            with self.session.autocast():
                 self.model.calibrate(views)
         self.model.target_norm.fold()
