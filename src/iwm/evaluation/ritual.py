@@ -9,7 +9,7 @@ so a repeat replaces only itself and nothing is ever lost. Each file also holds 
 fingerprint, the seed, the machine and the date. Pictures and weights of a result lie beside it under the same name.
 
     with ritual.evaluation("probe", options) as work:
-        splits = work.labelled_splits(size)
+        model = open_world(options.run, work.session)
         ...
         return work.conclude(Outcome(data=..., payload=..., settings=..., figures=...), show)
 """
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from matplotlib.figure import Figure
 
@@ -40,6 +40,7 @@ LONGEST = 100
 """Bytes of the data's name in a file's name."""
 
 
+@runtime_checkable
 class Options(Protocol):
     """What the options of every evaluation have."""
 

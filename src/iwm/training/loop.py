@@ -28,11 +28,7 @@ from iwm.training.checkpoint import Checkpoint
 from iwm.training.metrics import Metrics
 from iwm.training.online_probe import OnlineProbe
 from iwm.training.step import Training
-<<<<<<< HEAD
-=======
 from iwm.training.watch import HealthBatch, Watch
-from iwm.validation import validate
->>>>>>> ad453b9 (Training: one Session, every path from RunFolder, loop in steps)
 
 
 def pretrain(settings: config.Config, source: ImageSet | None = None) -> Path:
@@ -43,7 +39,7 @@ def pretrain(settings: config.Config, source: ImageSet | None = None) -> Path:
     if not settings.run.out:
         raise UserError("Where should the run go? Give --out FOLDER.")
     run = RunFolder(Path(settings.run.out).expanduser())
-    validate(settings)
+    config.validate(settings)
     if run.path.exists() and not run.path.is_dir():
         raise UserError(f"{run.path} is a file; give a folder as --out.")
     source = source or open_images(settings.data.source, "train", size=settings.data.image_size)
@@ -140,112 +136,8 @@ def _names(source: str) -> list[str]:
 
 def _was_saved(run: RunFolder) -> bool:
     """Whether a run without checkpoints has got as far as its first; one stopped before that has nothing to lose."""
-<<<<<<< HEAD
-    lines = read_metrics(out / "metrics.jsonl") if (out / "metrics.jsonl").exists() else []
-    return (out / "model").exists() or bool(
-        lines and lines[-1]["step"] >= config.load(out / "config.yaml").run.save_every
-    )
-
-
-class HealthBatch:
-    """A fixed batch of the source's own pictures, its views and masks drawn once."""
-
-    def __init__(self, images: ImageSet, training: Training) -> None:
-        s, device = training.settings, training.device
-        count = min(HEALTH_IMAGES, len(images))
-        chosen = np.linspace(0, len(images) - 1, count).astype(np.int64)
-        step = -1  # no training step has this number, so these draws are nobody else's
-        others = None
-        if s.views.geometry == "independent":
-            self.crops, others, kept = load_pairs(Subset(images, chosen), s.data, s.run.seed, step)
-        else:
-            self.crops, kept = load_all(Subset(images, chosen), s.data.image_size)
-        chosen = chosen[kept]
-        self.views = training.views((self.crops, others), chosen, step)
-        self.masks = sample_masks(s.masks, training.model.grid, s.run.seed, step, chosen, device)
-
-    def measure(self, training: Training) -> dict[str, float]:
-        with devices.autocast(training.device, training.precision):
-            return health.measure(training.model, self.views, self.masks)
-
-
-def pretrain(settings: config.Config, source: ImageSet | None = None) -> Path:
-    """Train a world model; returns the run folder with `config.yaml`, `metrics.jsonl`, `checkpoints/` and `model/`.
-
-    `source` replaces opening `data.source`. Raises UserError for bad settings, Interrupted after Ctrl-C (saved).
-    """
-    if not settings.run.out:
-        raise UserError("Where should the run go? Give --out FOLDER.")
-    out = Path(settings.run.out).expanduser()
-    config.validate(settings)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; give a folder as --out.")
-    source = source or open_images(settings.data.source, "train", size=settings.data.image_size)
-    # The source as anybody can find it again, from whatever folder the run is replayed or resumed.
-    settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
-    with devices.threads(settings.speed), devices.kept_memory():
-        return _pretrain(settings, source, out)
-
-
-def _pretrain(settings: config.Config, source: ImageSet, out: Path) -> Path:
-    saved, complaints = checkpoint.newest(out / "checkpoints")
-    for sentence in complaints:
-        console.print(f"[yellow]{sentence} Going on from the one before.")
-    if saved and not settings.run.resume:
-        raise UserError(f"{out} already holds a run; give another --out, or leave out --no-resume to go on with it.")
-    if saved:
-        check_drift(saved.settings, settings, out)
-    start = saved.step if saved else 0
-    if not saved and (complaints or _was_saved(out)):
-        raise UserError(f"{out} holds a run without its checkpoints; it is not written over, give another --out.")
-    if saved and saved.images != len(source):
-        raise UserError(
-            f"{out} was trained on {saved.images:,} images, '{source.name}' now holds {len(source):,}; give the same "
-            "pictures, or another --out."
-        )
-
-    pairs = settings.views.geometry == "independent"
-    seed, batch_size = settings.run.seed, settings.optim.batch_size
-    loader = Loader(source, settings.data, batch_size, seed, settings.speed, start, pairs=pairs)
-    training = Training.start(settings, loader.steps_per_epoch)
-    if saved:
-        checkpoint.restore(saved, training.model, training.optimisers)
-    elif settings.init:
-        initialise_from(training.model, settings.init)
-    steps = training.schedule.steps
-    if start > steps:
-        raise UserError(
-            f"{out} is already at step {start}, past the {steps} steps of these settings; raise optim.epochs."
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    config.save(settings, out / "config.yaml")
-    metrics = Metrics(out / "metrics.jsonl")
-    metrics.cut_back(start)
-    if start:
-        console.print(f"Going on from step {start} of {steps}.")
-    console.print(
-        f"{len(source):,} images, {steps:,} steps of {settings.optim.batch_size}; {training.device.type} in "
-        f"{training.precision}, {'in memory' if loader.in_memory else 'streamed'}."
-    )
-    probe = OnlineProbe.for_run(source, settings)
-    batch = HealthBatch(source, training)
-    if not start:
-        shown = gallery.gallery(batch.crops, batch.views, batch.masks, training.model.space, training.model.grid)
-        drawing.save(shown, out / "gallery.png")
-    watch = Watch(batch, probe, metrics, training, len(source))
-    if start < steps:  # of a finished run nothing is left to do but the export
-        _loop(training, loader, watch, out, start)
-    weights.export(training.model, out / "model", step=steps, precision=training.precision)
-    verdict = health.judge(watch.last) if watch.last else None
-    if verdict:
-        console.print(f"[{'green' if verdict.healthy else 'red'}]{verdict.word}[/]: " + " ".join(verdict.findings))
-    if loader.broken:
-        console.print(f"[yellow]{len(loader.broken)} broken images were skipped.")
-    return out
-=======
     lines = run.metric_lines()
     return run.model.exists() or bool(lines and lines[-1]["step"] >= run.settings().run.save_every)
->>>>>>> ad453b9 (Training: one Session, every path from RunFolder, loop in steps)
 
 
 def initialise_from(model: ImageWorldModel, init: str) -> None:

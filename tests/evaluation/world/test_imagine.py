@@ -9,9 +9,10 @@ import torch
 from oracle import REVERSIBLE, SPACE, Oracle, muted, photo
 from PIL import Image
 
-from iwm import config, run_folder
+from iwm import config, verbs
 from iwm.evaluation.world import imagine
 from iwm.runtime.errors import UserError
+from iwm.verbs.imagine import Imagine
 
 BANK = 12
 
@@ -20,7 +21,7 @@ BANK = 12
 def test_the_truth_is_nearest_to_an_oracles_prediction(text: str) -> None:
     image = photo(2)[1:]
     action = SPACE.encode(**imagine.parse_action(text))[None]
-    (row,) = imagine.asked(Oracle(image.float() / 255), image, action, BANK, candidates=photo(2))
+    (row,) = imagine.rank_truths(Oracle(image.float() / 255), image, action, BANK, candidates=photo(2))
     assert row.right
     assert row.bank == 2 * BANK
     clean = image[0].float() / 255
@@ -30,7 +31,7 @@ def test_the_truth_is_nearest_to_an_oracles_prediction(text: str) -> None:
 
 def test_a_wrong_world_is_not_right() -> None:
     action = SPACE.encode(brightness=0.4)[None]
-    (row,) = imagine.asked(Oracle(wrong=True), photo(), action, BANK)
+    (row,) = imagine.rank_truths(Oracle(wrong=True), photo(), action, BANK)
     assert row.rank > 1
 
 
@@ -38,14 +39,14 @@ def test_a_sweep_reaches_both_ends_and_every_truth_is_nearest() -> None:
     changes = imagine.sweep_changes(SPACE, "hue")
     assert changes == pytest.approx(torch.linspace(-0.1, 0.1, imagine.VALUES).tolist())
     actions = torch.stack([SPACE.encode(hue=change) for change in changes])
-    rows = imagine.asked(Oracle(), photo(), actions, BANK)
+    rows = imagine.rank_truths(Oracle(), photo(), actions, BANK)
     assert [row.rank for row in rows] == [1] * len(changes)
     assert not torch.allclose(rows[0].truth, rows[-1].truth)
 
 
 def test_candidates_join_the_bank_as_their_own_images() -> None:
     """A bank of other pictures only would be too easy: the image's own versions stay in it."""
-    rows = imagine.asked(Oracle(), photo(3)[:1], SPACE.encode(brightness=0.1)[None], 4, candidates=photo(3)[1:])
+    rows = imagine.rank_truths(Oracle(), photo(3)[:1], SPACE.encode(brightness=0.1)[None], 4, candidates=photo(3)[1:])
     assert rows[0].bank == 8
 
 
@@ -74,7 +75,7 @@ def test_a_sweep_that_is_none_is_refused(name: str, said: str) -> None:
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A picture on disk; every RUN is an oracle."""
-    monkeypatch.setattr(run_folder, "open_world", lambda run, speed: Oracle(space=REVERSIBLE, size=16))
+    monkeypatch.setattr(imagine, "open_world", lambda run, session: Oracle(space=REVERSIBLE, size=16))
     path = tmp_path / "tree.png"
     Image.fromarray(muted()[0].permute(1, 2, 0).numpy()).save(path)
     return str(path)
@@ -82,8 +83,8 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("asked", [{"action": "light=0.05,mirror=1"}, {"sweep": "warmth"}])
 def test_the_result_lies_in_the_run_with_its_picture(file: str, tmp_path: Path, asked: dict[str, Any]) -> None:
-    o = imagine.Imagine("run", file, bank=BANK, out=str(tmp_path), speed=config.Speed(precision="fp32"), **asked)
-    found = imagine.imagine(o)
+    speed = config.Speed(precision="fp32")
+    found = imagine.imagine(Imagine(run="run", image=file, bank=BANK, out=str(tmp_path), speed=speed, **asked))
     written = json.loads(Path(found["path"]).read_text())
     assert written["rank"] == 1
     assert written["data"] == "tree"
@@ -97,14 +98,14 @@ def test_what_asks_nothing_is_refused(file: str, tmp_path: Path) -> None:
     ]
     for more, said in cases:
         with pytest.raises(UserError, match=said):
-            imagine.imagine(imagine.Imagine("run", file, **more))
+            verbs.call("imagine", run="run", image=file, **more)
     with pytest.raises(UserError, match="absent"):
-        imagine.imagine(imagine.Imagine("run", str(tmp_path / "absent.png"), action="light=0.1"))
+        verbs.call("imagine", run="run", image=str(tmp_path / "absent.png"), action="light=0.1")
     Path(file).with_name("second.png").write_bytes(Path(file).read_bytes())
     with pytest.raises(UserError, match="2 images; give one"):
-        imagine.imagine(imagine.Imagine("run", str(tmp_path), action="light=0.1"))
+        verbs.call("imagine", run="run", image=str(tmp_path), action="light=0.1")
 
 
 def test_an_encoder_alone_imagines_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="without a predictor"):
-        imagine.imagine(imagine.Imagine("timm:vit_tiny_patch16_224", str(tmp_path), action="light=0.1"))
+        verbs.call("imagine", run="timm:vit_tiny_patch16_224", image=str(tmp_path), action="light=0.1")

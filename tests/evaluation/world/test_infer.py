@@ -10,12 +10,13 @@ import torch
 from oracle import REVERSIBLE, Oracle, muted
 from PIL import Image
 
-from iwm import config, run_folder
+from iwm import config
 from iwm.actions.action_space import ActionSpace
 from iwm.evaluation.tasks.linear import choose_ridge
 from iwm.evaluation.world import infer
 from iwm.model.world_model import Tokens
 from iwm.runtime.errors import UserError
+from iwm.verbs.infer import Infer
 
 SPEED = config.Speed(precision="fp32")
 
@@ -58,7 +59,7 @@ def test_a_regression_of_pixel_statistics_reads_a_factor() -> None:
     images = light * (0.7 + 0.6 * torch.rand(600, 3, 4, 4, generator=generator))
     factor = torch.rand(600, generator=generator) * 0.8 + 0.6
     changed = images * factor[:, None, None, None]
-    features = infer.both(infer.channel_statistics(images), infer.channel_statistics(changed))
+    features = infer.features_of_pair(infer.channel_statistics(images), infer.channel_statistics(changed))
     action = ((factor - 1) / 0.8)[:, None]
 
     def error(features: torch.Tensor) -> float:
@@ -101,24 +102,23 @@ def test_errors_count_in_the_references_range() -> None:
 
 
 def test_the_measurement_is_written_with_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "open_world", lambda run, speed: oracle())
+    monkeypatch.setattr(infer, "open_world", lambda run, session: oracle())
     np.savez(tmp_path / "pictures.npz", images=small(40).permute(0, 2, 3, 1).numpy())
-    o = infer.Infer(
-        "run", data=str(tmp_path / "pictures.npz"), images=3, train_images=20, out=str(tmp_path), speed=SPEED
-    )
+    data = str(tmp_path / "pictures.npz")
+    o = Infer(run="run", data=data, images=3, train_images=20, out=str(tmp_path), speed=SPEED)
     found = infer.infer(o)
     assert json.loads(Path(found["path"]).read_text())["inferred_action_error"] < 0.01
     assert Path(found["path"]).with_suffix(".png").stat().st_size > 5_000
 
 
 def test_two_images_give_the_change_in_raw_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "open_world", lambda run, speed: oracle())
+    monkeypatch.setattr(infer, "open_world", lambda run, session: oracle())
     clean = small(1)[0]
     changed = (255 - clean.int() + 15).clamp(0, 255).byte()
     for name, image in (("a", clean), ("b", changed)):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{name}.png")
     source, target = (str(tmp_path / f"{name}.png") for name in ("b", "a"))
-    found = infer.infer(infer.Infer("run", source, target, out=str(tmp_path), speed=SPEED))
+    found = infer.infer(Infer(run="run", source=source, target=target, out=str(tmp_path), speed=SPEED))
     assert found["action"]["negative"] == 1
     assert found["action"]["light"] == pytest.approx(15 / 255, abs=0.003)
     assert found["action"]["warmth"] == pytest.approx(0, abs=0.003)
@@ -128,4 +128,4 @@ def test_two_images_give_the_change_in_raw_units(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(("source", "target", "data"), [("", "", ""), ("a.png", "", ""), ("a.png", "b.png", "sample")])
 def test_two_images_or_a_source(source: str, target: str, data: str) -> None:
     with pytest.raises(UserError, match="Give two images"):
-        infer.infer(infer.Infer("run", source, target, data))
+        infer.infer(Infer(run="run", source=source, target=target, data=data))

@@ -11,8 +11,9 @@ import torch
 from conftest import pictures_file
 from oracle import REVERSIBLE, Oracle, muted
 
-from iwm import config, run_folder
+from iwm import config
 from iwm.evaluation.world import look
+from iwm.verbs.look import Look
 
 
 def small(count: int) -> torch.Tensor:
@@ -73,10 +74,10 @@ def test_averages_over_actions_against_brute_force() -> None:
 
 
 def test_the_look_is_written_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "open_world", lambda run, speed: Oracle(space=REVERSIBLE, size=8))
+    monkeypatch.setattr(look, "open_world", lambda run, session: Oracle(space=REVERSIBLE, size=8))
     source = str(pictures_file(tmp_path / "pictures.npz", size=8, labelled=True))
     options: dict[str, Any] = {"images": 20, "views": (1, 2), "shown": 1, "out": str(tmp_path)}
-    found = look.look(look.Look("run", source, speed=config.Speed(precision="fp32"), **options))
+    found = look.look(Look(run="run", data=source, speed=config.Speed(precision="fp32"), **options))
     written = json.loads(Path(found["path"]).read_text())
     assert [row["what"] for row in written["averaged"]] == ["encoder", "null action", "mean of 1", "mean of 2"]
     assert written["composition"]["error"]["sum"] == pytest.approx(0, abs=1e-3)

@@ -7,7 +7,9 @@ from conftest import pictures_file, tiny
 
 from iwm import config, run_folder
 from iwm.evaluation.world import mrr
+from iwm.run_folder import RunFolder
 from iwm.training import loop, step
+from iwm.verbs.world import World
 
 
 def test_the_twin_of_a_run_that_went_on_goes_on_from_the_first_ones_twin(tmp_path):
@@ -16,12 +18,12 @@ def test_the_twin_of_a_run_that_went_on_goes_on_from_the_first_ones_twin(tmp_pat
     first, second = tmp_path / "first", tmp_path / "second"
     loop.pretrain(replace(base, run=config.Run(out=str(first))))
     loop.pretrain(replace(base, init=str(first), run=config.Run(out=str(second), seed=1)))
-    found = mrr.world(str(second), source, images=2, bank=8, frozen_random_twin=True)
+    found = mrr.world(World(run=str(second), data=source, images=2, bank=8, frozen_random_twin=True))
     assert 0 < found["frozen_random_twin_mrr"] <= 1
-    twins = [run_folder.load_model(str(run / "eval" / "frozen-random-twin")) for run in (first, second)]
+    twins = [run_folder.load_model(str(RunFolder(run).twin.path)) for run in (first, second)]
     one, two = (twin.encoder.state_dict() for twin in twins)
     assert all(torch.equal(one[name], two[name]) for name in one), "one and the same random encoder"
-    assert config.load(second / "eval" / "frozen-random-twin" / "config.yaml").init.startswith(str(first))
+    assert RunFolder(second).twin.settings().init.startswith(str(first))
     predictors = [torch.cat([p.flatten() for p in twin.predictor.parameters()]) for twin in twins]
     drawn = step.build(twins[0].settings, torch.device("cpu")).predictor
     start = torch.cat([p.flatten() for p in drawn.parameters()])

@@ -9,8 +9,10 @@ import pytest
 import torch
 from oracle import REVERSIBLE, Oracle
 
-from iwm import config, run_folder
+from iwm import config
 from iwm.evaluation.world import undo
+from iwm.evaluation.world.strips import source_only
+from iwm.verbs.undo import Undo
 
 
 def tinted(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,7 +53,7 @@ def test_a_wrong_world_restores_nothing() -> None:
 
 
 def test_a_mixture_always_carries_something() -> None:
-    alone = undo.undone(REVERSIBLE)
+    alone = source_only(REVERSIBLE)
     drawn = undo.corruptions(REVERSIBLE, alone, 0)["mixture"](200, "test")
     assert drawn.applied[:, 2:].any(dim=1).all()
     assert 0.3 < drawn.applied[:, 2:].all(dim=1).float().mean() < 0.7
@@ -61,7 +63,7 @@ def test_a_mixture_always_carries_something() -> None:
 def test_twice_the_range_is_the_strong_level() -> None:
     def extremes(level: Literal["destructive", "strong"], strength: str) -> torch.Tensor:
         space = undo.ActionSpace.from_config(config.Actions(level=level), 32)
-        values = undo.corruptions(space, undo.undone(space), 0)[strength](4000, "test").values[:, :4]
+        values = undo.corruptions(space, source_only(space), 0)[strength](4000, "test").values[:, :4]
         return torch.stack([values.amin(0), values.amax(0)])
 
     strong, doubled = extremes("strong", "jitter"), extremes("destructive", "jitter, twice the range")
@@ -96,7 +98,7 @@ def test_the_strength_of_the_augmented_probe_is_chosen_on_images_not_learned_fro
 def test_candidates_undo_all_that_a_source_may_carry() -> None:
     space = undo.ActionSpace.from_config(config.Actions(set="camera"), 16)
     tried = undo.candidates(space, space, 3, 0)
-    assert len(tried) == 3 * 2 ** len(undo.undone(space))
+    assert len(tried) == 3 * 2 ** len(source_only(space))
     noise = tried[:, space.names.index("noise")]
     assert sorted(set(noise.tolist())) == [-1, 0]
     assert not tried[0].any()
@@ -122,10 +124,12 @@ def test_the_density_is_the_mahalanobis_distance() -> None:
 
 
 def test_the_table_is_written_with_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "open_world", lambda run, speed: Oracle(space=REVERSIBLE, size=8))
+    monkeypatch.setattr(undo, "open_world", lambda run, session: Oracle(space=REVERSIBLE, size=8))
     images, labels = tinted(120)
     np.savez(tmp_path / "tints.npz", images=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
     options: dict[str, Any] = {"images": 10, "train_images": 60, "guesses": 1, "out": str(tmp_path)}
-    found = undo.undo(undo.Undo("run", str(tmp_path / "tints.npz"), speed=config.Speed(precision="fp32"), **options))
+    found = undo.undo(
+        Undo(run="run", data=str(tmp_path / "tints.npz"), speed=config.Speed(precision="fp32"), **options)
+    )
     assert json.loads(Path(found["path"]).read_text())["corruptions"]["negative"]["true_action"] == 1
     assert Path(found["path"]).with_suffix(".png").stat().st_size > 5_000

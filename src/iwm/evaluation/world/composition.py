@@ -69,28 +69,16 @@ def compose(
         twice = reference.apply(clean.expand(bank, -1, -1, -1), second)
         a = space.difference(space.neutral(1), first[:1]).to(model.device)
         b = space.difference(first[:1], second[:1]).to(model.device)
-        tokens, changed = model.encode(clean), model.encode(once[:1])
         targets = torch.cat([model.target(part).values.float() for part in twice.split(64)])
-        seen = torch.cat([model.target(part).values.float() for part in once.split(64)])
-        halfway = model.predict(tokens, a).values.float()
-        nearest = int(squared_distances(halfway, seen)[0].argmin())
-        translated = _through(back, halfway)
-        guesses = {
-            "null": model.predict(tokens, a * 0),
-            "first": Tokens(halfway, tokens.grid),
-            "sum": model.predict(tokens, a + b),
-            "reencoded": model.predict(model.encode(once[nearest : nearest + 1]), b),
-            "translated": model.predict(Tokens(translated, tokens.grid), b),
-            "pixels": model.predict(changed, b),
-        }
+        banked = torch.cat([model.target(part).values.float() for part in once.split(64)])
+        midway = model.encode(once[:1])
         moved = float((model.target(clean).values.float() - targets[:1]).square().sum())
-        for way, guess in guesses.items():
-            values = guess.values.float()
+        for way, values in _guesses(model, back, clean, once, banked, midway, a, b).items():
             errors[way].append(float((values - targets[:1]).square().sum()) / max(moved, 1e-12))
             distances = squared_distances(values, targets)
             reciprocal[way].append(1 / float(ranks(distances.expand(bank, -1))[0]))
-        wanted = changed.values.float()
-        unexplained += float((_through(back, seen[:1]) - wanted).square().sum())
+        wanted = midway.values.float()
+        unexplained += float((_through(back, banked[:1]) - wanted).square().sum())
         total += float((wanted - wanted.mean((0, 1))).square().sum())
     return {
         "bank": bank,
@@ -99,6 +87,34 @@ def compose(
         "error": {way: sorted(values)[len(values) // 2] for way, values in errors.items()},
         "mrr": {way: sum(values) / len(values) for way, values in reciprocal.items()},
     }
+
+
+def _guesses(
+    model: ImageWorldModel,
+    back: Linear,
+    clean: Float[Tensor, "1 3 s s"],
+    once: Float[Tensor, "b 3 s s"],
+    banked: Float[Tensor, "b t d"],
+    midway: Tokens,
+    a: Float[Tensor, "1 k"],
+    b: Float[Tensor, "1 k"],
+) -> dict[str, Float[Tensor, "1 t d"]]:
+    """Every one of WAYS from a clean image over the first of `once` to its second change, in target space.
+
+    `banked` are the images `once` in target space, `midway` is the first of them encoded.
+    """
+    tokens = model.encode(clean)
+    halfway = model.predict(tokens, a).values.float()
+    nearest = int(squared_distances(halfway, banked)[0].argmin())
+    guesses = {
+        "null": model.predict(tokens, a * 0),
+        "first": Tokens(halfway, tokens.grid),
+        "sum": model.predict(tokens, a + b),
+        "reencoded": model.predict(model.encode(once[nearest : nearest + 1]), b),
+        "translated": model.predict(Tokens(_through(back, halfway), tokens.grid), b),
+        "pixels": model.predict(midway, b),
+    }
+    return {way: guess.values.float() for way, guess in guesses.items()}
 
 
 def _through(back: Linear, tokens: Float[Tensor, "n t d"]) -> Float[Tensor, "n t e"]:

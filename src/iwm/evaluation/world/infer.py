@@ -8,104 +8,91 @@ target space, which the search looks at too. Both regressions learn from trainin
 held-out ones.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
+from matplotlib.figure import Figure
 from torch import Tensor
-from tyro.conf import Positional
 
-from iwm import config, run_folder
 from iwm.actions.action_space import ActionSpace, Parameters, in_reference_units, reference_space
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all, load_one
-from iwm.data.sources import open_splits, source_identity
+from iwm.data.sources import open_splits
 from iwm.data.splits import draw_rows
 from iwm.evaluation import ritual
+from iwm.evaluation.ritual import Evaluation, Outcome
 from iwm.evaluation.tasks.linear import choose_ridge
 from iwm.evaluation.uncertainty import standard_error
 from iwm.model.action_search import Search
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import devices, drawing
+from iwm.run_folder import open_world, plain_name
 from iwm.runtime.console import console, progress, show, table
-from iwm.runtime.errors import UserError
+from iwm.runtime.drawing import grouped_bars
+from iwm.verbs.infer import Infer
 
 BATCH = 16
 """Pairs searched at once."""
-
-
-@dataclass(frozen=True)
-class Infer:
-    run: Positional[str]
-    """A run folder, exported weights, or hf-hub:user/name."""
-    source: Positional[str] = ""
-    """An image file."""
-    target: Positional[str] = ""
-    """An image file: the source after the change that is sought."""
-    data: str = ""
-    """Instead of two images: a source of images to measure the error on, whose held-out ones are changed at random."""
-    val: str = ""
-    """Source of the held-out images; by default the data's own."""
-    images: int = 64
-    """Held-out images that are changed."""
-    train_images: int = 2000
-    """Training images the baselines learn from."""
-    undo: bool = True
-    """Two images: also search what may have to be undone; else only what both views can carry."""
-    seed: int = 0
-    out: str = ""
-    """Where results go when RUN is not a local run folder."""
-    speed: config.Speed = field(default_factory=config.Speed)
+ANSWERS = {
+    "search": "search through the predictor",
+    "always_zero": "always zero",
+    "pixel_statistics": "ridge, pixel statistics",
+    "encoder_features": "ridge, pooled features",
+}
+"""Who says what the action is, by key and in words."""
 
 
 def infer(o: Infer) -> dict[str, Any]:
     """Find the action between two images, or measure over a source how well that goes; write, print and return it.
 
-    Raises UserError when neither or both are given, for images that are none, and for a RUN without predictor.
+    Raises UserError for images that are none and for a RUN without predictor.
     """
-    if bool(o.data) == bool(o.source) or bool(o.source) != bool(o.target):
-        raise UserError("Give two images, iwm infer RUN SOURCE TARGET, or --data S to measure over a source.")
-    if o.images < 1 or o.train_images < 20 or o.seed < 0:
-        raise UserError(
-            f"--images {o.images} --train-images {o.train_images} --seed {o.seed}: give 1, 20 and 0 or more."
-        )
-    model = run_folder.open_world(o.run, o.speed)
-    with devices.threads(o.speed), devices.autocast(model.device, devices.precision_of(o.speed, model.device)):
-        return _measured(o, model) if o.data else _pair(o, model)
+    with ritual.evaluation("infer", o) as work:
+        model = open_world(o.run, work.session)
+        return _over_source(o, model, work) if o.data else _of_pair(o, model, work)
 
 
-def _settings(o: Infer, model: ImageWorldModel, **more: Any) -> dict[str, Any]:
-    precision = devices.precision_of(o.speed, model.device)
-    return {"seed": o.seed, "run": ritual.run_identity(o.run, o.out), "precision": precision, **more}
+# ---- two images ----------------------------------------------------------------------------------------------------
 
 
-def _pair(o: Infer, model: ImageWorldModel) -> dict[str, Any]:
+def _of_pair(o: Infer, model: ImageWorldModel, work: Evaluation) -> dict[str, Any]:
     size, space = model.settings.data.image_size, model.space
     source, target = load_one(o.source, size), load_one(o.target, size)
-    action = model.infer_action(source, target, Search(undo=o.undo))
-    raw = {
-        t.name: component * (t.range if t.graded else 1)
-        for t, component in zip(space.transformations, action[0].tolist(), strict=True)
-    }
-    found: dict[str, Any] = {
-        "action": raw,
-        "words": space.describe(action[0].cpu()),
-        "residual": float(residuals(model, source, target, action)),
-        "null_residual": float(residuals(model, source, target, space.null(1))),
-    }
-    names = [run_folder.plain_name(Path(path).stem) for path in (o.source, o.target)]
-    found["data"] = f"{names[0]} to {names[1]}"
-    images = {"source": source_identity(o.source), "target": source_identity(o.target), "undo": o.undo}
-    settings = _settings(o, model, **images)
-    path = ritual.place(o.run, "infer", names[1], settings, variant=names[0], out=o.out)
-    content = ritual.write(path, found, settings)
-    shown = raw | {k: found[k] for k in ("words", "residual", "null_residual")}
-    show(f"The change from {names[0]} to {names[1]}", shown, path)
-    if found["residual"] > 0.9 * found["null_residual"]:
+    names = [plain_name(Path(path).stem) for path in (o.source, o.target)]
+    with work.session.autocast():
+        action = model.infer_action(source, target, Search(undo=o.undo))
+        payload = {
+            "action": {
+                t.name: component * (t.range if t.graded else 1)
+                for t, component in zip(space.transformations, action[0].tolist(), strict=True)
+            },
+            "words": space.describe(action[0].cpu()),
+            "residual": float(residuals(model, source, target, action)),
+            "null_residual": float(residuals(model, source, target, space.null(1))),
+            "data": f"{names[0]} to {names[1]}",
+        }
+    outcome = Outcome(
+        data=names[1],
+        payload=payload,
+        settings={
+            **ritual.identities(source=o.source, target=o.target),
+            "undo": o.undo,
+            "seed": o.seed,
+            "precision": work.session.precision,
+        },
+        variant=(names[0],),
+    )
+    return work.conclude(outcome, lambda _: _show_pair(payload, names))
+
+
+def _show_pair(numbers: Mapping[str, Any], names: list[str]) -> None:
+    values = {key: numbers[key] for key in ("words", "residual", "null_residual")}
+    show(f"The change from {names[0]} to {names[1]}", numbers["action"] | values)
+    if numbers["residual"] > 0.9 * numbers["null_residual"]:
         console.print("[yellow]No action explains the target much better than leaving the source as it is.")
-    return {**content, "path": str(path)}
 
 
 @torch.no_grad()
@@ -120,7 +107,43 @@ def residuals(
     return (prediction - model.target(target).values.float()).square().mean(dim=(1, 2)).cpu()
 
 
-# ---- measured ------------------------------------------------------------------------------------------------------
+# ---- over a source -------------------------------------------------------------------------------------------------
+
+
+def _over_source(o: Infer, model: ImageWorldModel, work: Evaluation) -> dict[str, Any]:
+    size = model.settings.data.image_size
+    train, held, how = open_splits(o.data, o.val, size=size)
+    lessons, exam = _load(train, o.train_images, size, o.seed), _load(held, o.images, size, o.seed)
+    with work.session.autocast():
+        payload = measure(model, lessons, exam, o.seed)
+    payload |= {"data": held.name, "split": how, "images": len(exam), "train_images": len(lessons)}
+    outcome = Outcome(
+        data=held.name,
+        payload=payload,
+        settings={
+            **ritual.identities(data=o.data, val=o.val),
+            **{option: getattr(o, option) for option in ("images", "train_images", "seed")},
+            "precision": work.session.precision,
+        },
+        figures={"": lambda: _draw(payload)},
+    )
+    return work.conclude(outcome, lambda _: _show_errors(payload))
+
+
+def _load(images: ImageSet, count: int, size: int, seed: int) -> UInt8[Tensor, "n 3 s s"]:
+    return load_all(Subset(images, draw_rows(count, len(images), seed)), size)[0]
+
+
+def _show_errors(numbers: Mapping[str, Any]) -> None:
+    components = list(numbers["search"]["components"])
+    rows = [[name, numbers[key]["error"], *numbers[key]["components"].values()] for key, name in ANSWERS.items()]
+    console.print(table(f"Error of the inferred action on {numbers['data']}", ["", "mean", *components], rows))
+
+
+def _draw(numbers: Mapping[str, Any]) -> Figure:
+    title = f"Inferred actions on {numbers['data']}: mean absolute error"
+    series = {name: list(numbers[key]["components"].values()) for key, name in ANSWERS.items()}
+    return grouped_bars(title, "error, share of the range", list(numbers["search"]["components"]), series)
 
 
 @dataclass(frozen=True)
@@ -132,13 +155,13 @@ class Pairs:
     action: Float[Tensor, "n k"]
 
 
-def changed(
+def change_pairs(
     space: ActionSpace, images: UInt8[Tensor, "n 3 s s"], size: int, seed: int, indices: Int64[Tensor, " n"]
 ) -> Pairs:
     """Every image and one entry of its bank, drawn by its index."""
     reference = reference_space(space, size)
-    drawn = [reference.sample_bank(seed, int(index), 1) for index in indices]
-    parameters = Parameters(torch.cat([p.values for p in drawn]), torch.cat([p.applied for p in drawn]))
+    draws = [reference.sample_bank(seed, int(index), 1) for index in indices]
+    parameters = Parameters(torch.cat([p.values for p in draws]), torch.cat([p.applied for p in draws]))
     clean = images.float() / 255
     return Pairs(clean, reference.apply(clean, parameters), space.difference(space.neutral(len(images)), parameters))
 
@@ -158,13 +181,13 @@ def channel_statistics(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n f"]
     return torch.cat([mean, deviation, *quantiles, logs, *products], dim=1)
 
 
-def both(source: Float[Tensor, "n f"], target: Float[Tensor, "n f"]) -> Float[Tensor, "n g"]:
+def features_of_pair(source: Float[Tensor, "n f"], target: Float[Tensor, "n f"]) -> Float[Tensor, "n g"]:
     """What a regression sees of a pair: the source's features and how they differ in the target."""
     return torch.cat([source, target - source], dim=1)
 
 
 @torch.no_grad()
-def pooled(model: ImageWorldModel, images: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
+def pooled_tokens(model: ImageWorldModel, images: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
     """The encoder's tokens and those of target space, averaged."""
     parts = [(model.encode(part).values, model.target(part).values) for part in images.split(64)]
     return torch.cat([torch.cat([tokens.float().mean(dim=1) for tokens in part], dim=1).cpu() for part in parts])
@@ -177,23 +200,23 @@ def measure(
     of the reference's ranges; the same of the baselines learned on the training images."""
     space, size = model.space, model.settings.data.image_size
     graded = [i for i, t in enumerate(space.transformations) if t.graded and t.both and t.range > 0]
-    lessons = changed(space, train, size, seed, torch.arange(len(train)))
-    exam = changed(space, test, size, seed + 1, torch.arange(len(test)))
-    found = []
+    lessons = change_pairs(space, train, size, seed, torch.arange(len(train)))
+    exam = change_pairs(space, test, size, seed + 1, torch.arange(len(test)))
+    actions = []
     with progress("pairs") as bar:
         task = bar.add_task("search", total=len(test), note="")
         for start in range(0, len(test), BATCH):
             rows = slice(start, start + BATCH)
-            found.append(model.infer_action(exam.source[rows], exam.target[rows], Search(undo=False)).cpu())
-            bar.advance(task, len(found[-1]))
-    answers = {"search": torch.cat(found)[:, graded], "always_zero": torch.zeros(len(test), len(graded))}
+            actions.append(model.infer_action(exam.source[rows], exam.target[rows], Search(undo=False)).cpu())
+            bar.advance(task, len(actions[-1]))
+    answers = {"search": torch.cat(actions)[:, graded], "always_zero": torch.zeros(len(test), len(graded))}
     wanted = lessons.action[:, graded]
     for name, features in (
         ("pixel_statistics", lambda images: torch.cat([channel_statistics(part) for part in images.split(256)])),
-        ("encoder_features", lambda images: pooled(model, images)),
+        ("encoder_features", lambda images: pooled_tokens(model, images)),
     ):
-        fitted = choose_ridge(both(features(lessons.source), features(lessons.target)), wanted, seed)
-        answers[name] = fitted.logits(both(features(exam.source), features(exam.target)))
+        regression = choose_ridge(features_of_pair(features(lessons.source), features(lessons.target)), wanted, seed)
+        answers[name] = regression.logits(features_of_pair(features(exam.source), features(exam.target)))
     truth, units = exam.action[:, graded], in_reference_units(space, size)[graded]
     outcome: dict[str, Any] = {"inferred_action_error": float((units * (answers["search"] - truth)).abs().mean())}
     for name, answer in answers.items():
@@ -205,38 +228,7 @@ def measure(
         }
     full = torch.zeros(len(test), space.dim)
     full[:, graded] = answers["search"]
-    for key, actions in (("residual", full), ("null_residual", full * 0), ("true_residual", exam.action)):
-        parts = zip(exam.source.split(64), exam.target.split(64), actions.split(64), strict=True)
+    for key, tried in (("residual", full), ("null_residual", full * 0), ("true_residual", exam.action)):
+        parts = zip(exam.source.split(64), exam.target.split(64), tried.split(64), strict=True)
         outcome[key] = float(torch.cat([residuals(model, *part) for part in parts]).mean())
     return outcome
-
-
-def _drawn(images: ImageSet, count: int, size: int, seed: int) -> UInt8[Tensor, "n 3 s s"]:
-    return load_all(Subset(images, draw_rows(count, len(images), seed)), size)[0]
-
-
-def _measured(o: Infer, model: ImageWorldModel) -> dict[str, Any]:
-    size = model.settings.data.image_size
-    train, held, how = open_splits(o.data, o.val, size=size)
-    lessons, exam = _drawn(train, o.train_images, size, o.seed), _drawn(held, o.images, size, o.seed)
-    found = measure(model, lessons, exam, o.seed)
-    found |= {"data": held.name, "split": how, "images": len(exam), "train_images": len(lessons)}
-    sources = {"data": source_identity(o.data), "val": source_identity(o.val) if o.val else ""}
-    sizes = {"images": o.images, "train_images": o.train_images}
-    settings = _settings(o, model, **sources, **sizes)
-    path = ritual.place(o.run, "infer", held.name, settings, out=o.out)
-    content = ritual.write(path, found, settings)
-    names = {
-        "search": "search through the predictor",
-        "always_zero": "always zero",
-        "pixel_statistics": "ridge, pixel statistics",
-        "encoder_features": "ridge, pooled features",
-    }
-    components = list(found["search"]["components"])
-    rows = [[n, found[k]["error"], *found[k]["components"].values()] for k, n in names.items()]
-    console.print(table(f"Error of the inferred action on {held.name}", ["", "mean", *components], rows))
-    console.print(f"Written to {path}", soft_wrap=True)
-    series = {n: list(found[k]["components"].values()) for k, n in names.items()}
-    title = f"Inferred actions on {held.name}: mean absolute error"
-    drawing.save(drawing.grouped_bars(title, "error, share of the range", components, series), path.with_suffix(".png"))
-    return {**content, "path": str(path)}

@@ -5,8 +5,8 @@ change     |p - target(y)|^2 and |target(x) - target(y)|^2 per patch (paper appe
 averaged   z_K = mean over K random actions of pool p(f(x), a_k), probed against K (appendix G)
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,105 +15,78 @@ from jaxtyping import Float, Int64, UInt8
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
-from tyro.conf import Positional
 
-from iwm import config, run_folder
+from iwm import config
 from iwm.actions.action_space import reference_space
-from iwm.data.image_sets import Subset
+from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all
-from iwm.data.sources import labelled_splits, open_splits, source_identity
+from iwm.data.sources import labelled_splits, open_splits
 from iwm.data.splits import draw_rows
 from iwm.evaluation import ritual
+from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks.fitting import accuracy
 from iwm.evaluation.tasks.linear import full_precision
 from iwm.evaluation.tasks.probes import ProbeSettings, evaluate
 from iwm.evaluation.world import composition
-from iwm.evaluation.world.imagine import carried
-from iwm.evaluation.world.undo import labelled, pooled_prediction
+from iwm.evaluation.world.imagine import source_to_undo
+from iwm.evaluation.world.strips import source_only
+from iwm.evaluation.world.undo import load_labelled, pooled_prediction
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import console as console_
-from iwm.runtime import devices, drawing
-from iwm.runtime.console import console, progress
-from iwm.runtime.errors import UserError
-
-
-@dataclass(frozen=True)
-class Look:
-    run: Positional[str]
-    """A run folder, exported weights, or hf-hub:user/name."""
-    data: str
-    """A source of images; with labels, averaging over actions is probed too."""
-    val: str = ""
-    """Source of the images that are shown and reported on; by default the source's own."""
-    images: int = 500
-    """Training images and, as many, test images of the probes; a tenth of them is changed twice in a row."""
-    views: tuple[int, ...] = (1, 8, 32, 128)
-    """Numbers of random actions that are averaged."""
-    shown: int = 4
-    """Images in the picture; after them everything the source may carry is undone once."""
-    seed: int = 0
-    out: str = ""
-    """Where results go when RUN is not a local run folder."""
-    speed: config.Speed = field(default_factory=config.Speed)
+from iwm.run_folder import open_world
+from iwm.runtime import drawing
+from iwm.runtime.console import console, progress, table
+from iwm.verbs.look import Look
 
 
 def look(o: Look) -> dict[str, Any]:
     """Look into a RUN; writes RUN/eval/look-DATA.json and .png (and a second picture where there are labels), prints
-    and returns what was written. Raises UserError for numbers that ask nothing and a RUN without predictor."""
-    if o.images < 20 or o.shown < 1 or o.seed < 0 or not o.views or min(o.views) < 1:
-        raise UserError("iwm look needs --images 20, --shown 1, --views 1 and --seed 0 or more.")
-    model = run_folder.open_world(o.run, o.speed)
-    size = model.settings.data.image_size
-    train, held, how = open_splits(o.data, o.val, size=size)
-    precision = devices.precision_of(o.speed, model.device)
-    with devices.threads(o.speed), devices.autocast(model.device, precision):
-        learned, shown = (
-            load_all(Subset(images, draw_rows(count, len(images), o.seed)), size)[0]
-            for images, count in ((train, o.images), (held, max(o.shown, o.images // 10)))
+    and returns what was written. Raises UserError for a RUN without predictor."""
+    with ritual.evaluation("look", o) as work:
+        model = open_world(o.run, work.session)
+        size = model.settings.data.image_size
+        train, held, how = open_splits(o.data, o.val, size=size)
+        with work.session.autocast():
+            lessons = _load(train, o.images, size, o.seed)
+            exam = _load(held, max(o.shown, o.images // 10), size, o.seed)
+            maps = rows_of(model, exam[: o.shown], o.seed)
+            usual = usual_tokens(model, exam)
+            payload: dict[str, Any] = {
+                "change_explained": {row.words: row.explained for row in maps},
+                "composition": composition.compose(model, lessons, exam, seed=o.seed),
+            }
+            if held.labels is not None:
+                payload["averaged"] = _averages_on(o, model)
+        payload |= {"data": held.name, "split": how, "images": o.images}
+        figures: dict[str, Callable[[], Figure]] = {"": lambda: draw(maps, usual)}
+        if "averaged" in payload:
+            figures["averaged"] = lambda: _draw_averages(payload)
+        outcome = Outcome(
+            data=held.name,
+            payload=payload,
+            settings={
+                **ritual.identities(data=o.data, val=o.val),
+                **{option: getattr(o, option) for option in ("images", "views", "shown", "seed")},
+                "precision": work.session.precision,
+            },
+            figures=figures,
         )
-        maps = rows_of(model, shown[: o.shown], o.seed)
-        usual = usual_tokens(model, shown)
-        found: dict[str, Any] = {
-            "change_explained": {row.words: row.explained for row in maps},
-            "composition": composition.compose(model, learned, shown, seed=o.seed),
-        }
-        if held.labels is not None:
-            splits = labelled_splits(o.data, o.val, size=size)
-            lessons = labelled(splits.train, o.images, size, o.seed)
-            exam = labelled(splits.val, o.images, size, o.seed)
-            found["averaged"] = averaged(model, lessons, exam, len(splits.classes), sorted(set(o.views)), o.seed)
-    found |= {"data": held.name, "split": how, "images": o.images}
-    settings = {
-        **{name: getattr(o, name) for name in ("images", "views", "shown", "seed")},
-        "data": source_identity(o.data),
-        "val": source_identity(o.val) if o.val else "",
-        "run": ritual.run_identity(o.run, o.out),
-        "precision": precision,
-    }
-    path = ritual.place(o.run, "look", held.name, settings, out=o.out)
-    content = ritual.write(path, found, settings)
-    drawing.save(draw(maps, usual), path.with_suffix(".png"))
-    if "averaged" in found:
-        rows = found["averaged"]
-        series = {name: [row[key] for row in rows] for key, name in (("knn", "kNN"), ("linear", "linear"))}
-        title = f"Predictions averaged over random actions, {held.name}"
-        bars = drawing.grouped_bars(title, "top-1", [row["what"] for row in rows], series)
-        drawing.save(bars, path.with_name(f"{path.stem}-averaged.png"))
-    _print(found, held.name)
-    console.print(f"Written to {path}", soft_wrap=True)
-    return {**content, "path": str(path)}
+        return work.conclude(outcome, lambda _: _show(payload))
 
 
-def _print(found: dict[str, Any], name: str) -> None:
-    composed = found["composition"]
+def _load(images: ImageSet, count: int, size: int, seed: int) -> UInt8[Tensor, "n 3 s s"]:
+    return load_all(Subset(images, draw_rows(count, len(images), seed)), size)[0]
+
+
+def _show(numbers: Mapping[str, Any]) -> None:
+    name, composed = numbers["data"], numbers["composition"]
     rows = [[words, composed["error"][way], composed["mrr"][way]] for way, words in composition.WAYS.items()]
-    console.print(console_.table(f"A change after a change, {name}", ["prediction", "error", "MRR"], rows))
+    console.print(table(f"A change after a change, {name}", ["prediction", "error", "MRR"], rows))
     console.print(
         f"The linear way back explains {composed['way_back_r2']:.3f}; chance MRR {composed['mrr_chance']:.3f}."
     )
-    if "averaged" in found:
-        table = [[row["what"], row["knn"], row["linear"]] for row in found["averaged"]]
-        console.print(console_.table(f"Averaged over actions, top-1 on {name}", ["features", "kNN", "linear"], table))
+    if "averaged" in numbers:
+        rows = [[row["what"], row["knn"], row["linear"]] for row in numbers["averaged"]]
+        console.print(table(f"Averaged over actions, top-1 on {name}", ["features", "kNN", "linear"], rows))
 
 
 # ---- maps ----------------------------------------------------------------------------------------------------------
@@ -152,20 +125,22 @@ def rows_of(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: int)
     """One entry of every image's bank as its change, then everything a source may carry undone once."""
     space, size = model.space, model.settings.data.image_size
     reference = reference_space(space, size)
-    asked = []
+    pairs = []
     for index in range(len(images)):
-        drawn = reference.sample_bank(seed, index, 1)
-        asked.append((index, space.difference(space.neutral(1), drawn)[0]))
-    undone = [p for p, t in enumerate(space.transformations) if not (t.graded and t.both) and t.probability > 0]
-    for number, position in enumerate(undone):
+        change = reference.sample_bank(seed, index, 1)
+        pairs.append((index, space.difference(space.neutral(1), change)[0]))
+    for number, position in enumerate(source_only(space)):
         action = torch.zeros(space.dim)
         t = space.transformations[position]
         action[position] = (t.neutral - t.strongest) / (t.range or 1.0) if t.graded else 1.0
-        asked.append((number % len(images), action))
+        pairs.append((number % len(images), action))
     rows = []
-    for index, action in asked:
+    for index, action in pairs:
         clean = images[index : index + 1].to(model.device).float() / 255
-        source, target = space.apply(clean, carried(space, action)), space.apply(clean, space.reach(action[None]))
+        source, target = (
+            space.apply(clean, source_to_undo(space, action)),
+            space.apply(clean, space.reach(action[None])),
+        )
         before, truth = model.target(source).values[0].float(), model.target(target)
         prediction = model.predict(model.encode(source), action.to(model.device)).values[0].float()
         rows.append(
@@ -229,44 +204,62 @@ def draw(rows: Sequence[MapRow], usual: Float[Tensor, "n d"]) -> Figure:
             drawing.put_picture(figure, panel, margin + place * (side + gap), top, side)
         below = top + side + 0.06
         drawing.put_words(figure, row.words, margin, below, 8.5)
-        told = f"explains {row.explained:.0%} of the change"
+        verdict = f"explains {row.explained:.0%} of the change"
         if row.explained < 0:
-            told = f"misses {1 - row.explained:.1f} times what the change moves"
-        drawing.put_words(figure, told, width - margin, below, 8.5, ha="right", color="#555555")
+            verdict = f"misses {1 - row.explained:.1f} times what the change moves"
+        drawing.put_words(figure, verdict, width - margin, below, 8.5, ha="right", color="#555555")
     return figure
 
 
 # ---- averaged over actions -----------------------------------------------------------------------------------------
 
 
+def _averages_on(o: Look, model: ImageWorldModel) -> list[dict[str, Any]]:
+    size = model.settings.data.image_size
+    splits = labelled_splits(o.data, o.val, size=size)
+    lessons, exam = (load_labelled(images, o.images, size, o.seed) for images in (splits.train, splits.val))
+    return probe_averages(model, lessons, exam, len(splits.classes), sorted(set(o.views)), o.seed)
+
+
+def _draw_averages(numbers: Mapping[str, Any]) -> Figure:
+    rows = numbers["averaged"]
+    series = {name: [row[key] for row in rows] for key, name in (("knn", "kNN"), ("linear", "linear"))}
+    title = f"Predictions averaged over random actions, {numbers['data']}"
+    return drawing.grouped_bars(title, "top-1", [row["what"] for row in rows], series)
+
+
 @torch.no_grad()
 def views_of(
-    model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], views: Sequence[int], seed: int, advance: Any
+    model: ImageWorldModel,
+    images: UInt8[Tensor, "n 3 s s"],
+    views: Sequence[int],
+    seed: int,
+    advance: Callable[[], object],
 ) -> dict[str, Float[Tensor, "n d"]]:
     """Pooled features of images: the encoder's, the prediction under the null action, and averages of predictions under
     `views` (ascending) random actions, each image with its own."""
     space = model.space
     reference = reference_space(space, model.settings.data.image_size)
-    found: dict[str, list[Tensor]] = {}
+    features: dict[str, list[Tensor]] = {}
     for start in range(0, len(images), 64):
         part = images[start : start + 64].to(model.device)
         tokens = model.encode(part)
-        found.setdefault("encoder", []).append(tokens.values.float().mean(dim=1).cpu())
-        found.setdefault("null action", []).append(
+        features.setdefault("encoder", []).append(tokens.values.float().mean(dim=1).cpu())
+        features.setdefault("null action", []).append(
             pooled_prediction(model, tokens, space.null(len(part), model.device))
         )
-        drawn = [reference.sample_bank(seed, start + index, views[-1]) for index in range(len(part))]
-        actions = torch.stack([space.difference(space.neutral(views[-1]), parameters) for parameters in drawn])
-        total = torch.zeros_like(found["null action"][-1])
+        banks = [reference.sample_bank(seed, start + index, views[-1]) for index in range(len(part))]
+        actions = torch.stack([space.difference(space.neutral(views[-1]), parameters) for parameters in banks])
+        total = torch.zeros_like(features["null action"][-1])
         for view in range(views[-1]):
             total += pooled_prediction(model, tokens, actions[:, view].to(model.device))
             if view + 1 in views:
-                found.setdefault(f"mean of {view + 1}", []).append(total / (view + 1))
+                features.setdefault(f"mean of {view + 1}", []).append(total / (view + 1))
             advance()
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    return {name: torch.cat(parts) for name, parts in features.items()}
 
 
-def averaged(
+def probe_averages(
     model: ImageWorldModel,
     train: tuple[UInt8[Tensor, "m 3 s s"], Int64[Tensor, " m"]],
     test: tuple[UInt8[Tensor, "n 3 s s"], Int64[Tensor, " n"]],
@@ -288,7 +281,7 @@ def averaged(
         for kind in ("knn", "linear"):
             settings = ProbeSettings(kind=kind, seed=seed)
             with full_precision():
-                found = evaluate(lessons[name], train[1], exam[name], classes, settings, config.Speed(device="cpu"))
-            row[kind] = accuracy(found.logits, test[1])
+                outcome = evaluate(lessons[name], train[1], exam[name], classes, settings, config.Speed(device="cpu"))
+            row[kind] = accuracy(outcome.logits, test[1])
         rows.append(row)
     return rows

@@ -6,8 +6,7 @@ MRR = mean 1/rank; a predictor that ignores the action has H_B / B (0.0239 for B
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from iwm import config
 from iwm.actions.action_space import ActionSpace, bank_ranges, in_reference_units, reference_space
 from iwm.data.image_sets import Subset
 from iwm.data.loader import load_all
@@ -25,13 +23,12 @@ from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.uncertainty import standard_error
 from iwm.evaluation.world import strips
+from iwm.evaluation.world.twin import train_twin
 from iwm.model.world_model import ImageWorldModel, Tokens
-from iwm.run_folder import RunFolder, open_world
+from iwm.run_folder import open_world
 from iwm.runtime.algebra import chance, ranks, squared_distances
 from iwm.runtime.console import console, progress, show
 from iwm.runtime.devices import Session
-from iwm.runtime.errors import UserError
-from iwm.training import loop
 from iwm.verbs.world import World
 
 HITS = (1, 5, 10)
@@ -124,9 +121,6 @@ def measure(
     }
 
 
-PUBLISHED = "Published (ImageNet, ViT-B/16, 300 epochs): none 0.00, sequence 0.82, feature 0.79."
-
-
 def world(o: World) -> dict[str, Any]:
     """Measure RUN on held-out images of `data`; writes RUN/eval/world-DATA.json and .png, returns the result.
 
@@ -155,14 +149,13 @@ def world(o: World) -> dict[str, Any]:
             variant=() if usual else (f"{o.images}x{o.bank}-seed{o.seed}",),
             figures={"": lambda: _strips(model, pixels, o, session)},
         )
-        return work.conclude(outcome, lambda content: _show(content, f"World model on {held.name} ({how})"))
+        return work.conclude(outcome, lambda _: _show(payload, f"World model on {held.name} ({how})"))
 
 
-def _show(content: Mapping[str, Any], title: str) -> None:
-    numbers = {k: v for k, v in content.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    show(title, {name: value for name, value in numbers.items() if name != "seed"})
+def _show(numbers: Mapping[str, Any], title: str) -> None:
+    show(title, {name: value for name, value in numbers.items() if isinstance(value, int | float)})
     console.print(PUBLISHED)
-    if content["mrr"] < content["mrr_chance"]:
+    if numbers["mrr"] < numbers["mrr_chance"]:
         console.print("[red]MRR is below chance: targets tie, so the target space has collapsed.")
 
 
@@ -175,48 +168,16 @@ def _with_controls(
     model: ImageWorldModel, pixels: UInt8[Tensor, "n 3 s s"], o: World, session: Session
 ) -> dict[str, Any]:
     """The numbers of `measure`, on the model's own range where it is another one, and those of the twin."""
-    numbers: dict[str, Any] = _measured(model, pixels, o, session, "world")
-    size = model.settings.data.image_size
-    if bank_ranges(reference_space(model.space, size)) != bank_ranges(model.space):
-        numbers["mrr_own_range"] = _measured(model, pixels, o, session, "own range", own_range=True)["mrr"]
+
+    def numbers_of(model: ImageWorldModel, name: str, own_range: bool = False) -> dict[str, Any]:
+        with session.autocast(), progress("images") as bar:
+            task = bar.add_task(name, total=len(pixels), note="")
+            return {**measure(model, pixels, o.bank, o.seed, lambda: bar.advance(task), own_range=own_range)}
+
+    numbers = numbers_of(model, "world")
+    if bank_ranges(reference_space(model.space, model.settings.data.image_size)) != bank_ranges(model.space):
+        numbers["mrr_own_range"] = numbers_of(model, "own range", own_range=True)["mrr"]
     if o.frozen_random_twin:
-        twin = open_world(str(_train_twin(o.run, o.speed).path), session)
-        numbers["frozen_random_twin"] = _measured(twin, pixels, o, session, "twin")
-        numbers["frozen_random_twin_mrr"] = numbers["frozen_random_twin"]["mrr"]
+        twin = numbers_of(open_world(str(train_twin(o.run, o.speed).path), session), "twin")
+        numbers |= {"frozen_random_twin_mrr": twin["mrr"], "frozen_random_twin": twin}
     return numbers
-
-
-def _measured(
-    model: ImageWorldModel,
-    pixels: UInt8[Tensor, "n 3 s s"],
-    o: World,
-    session: Session,
-    name: str,
-    own_range: bool = False,
-) -> dict[str, float]:
-    with session.autocast(), progress("images") as bar:
-        task = bar.add_task(name, total=len(pixels), note="")
-        return measure(model, pixels, o.bank, o.seed, lambda: bar.advance(task), own_range=own_range)
-
-
-def _train_twin(run: str, speed: config.Speed) -> RunFolder:
-    """RUN's twin with a frozen random encoder, trained like it (once). A run that went on from another one's weights
-    has a twin that goes on from that one's twin. Raises UserError when RUN is no run folder."""
-    folder = RunFolder.of(run)
-    if not folder.config.is_file():
-        raise UserError(
-            f"A twin repeats the training of a run folder, and {run} has no config.yaml; give the --out folder."
-        )
-    settings = folder.settings()
-    # Weights from elsewhere are an encoder that is not random: the twin begins without them.
-    before = RunFolder(Path(settings.init).expanduser()) if settings.init else None
-    init = str(_train_twin(settings.init, speed).path) if before and before.config.is_file() else ""
-    console.print(f"Training the twin with a frozen random encoder in {folder.twin.path}")
-    settings = replace(
-        settings,
-        init=init,
-        optim=replace(settings.optim, freeze_encoder=True),
-        speed=replace(settings.speed, device=speed.device, workers=speed.workers, threads=speed.threads),
-        run=replace(settings.run, out=str(folder.twin.path), resume=True),
-    )
-    return RunFolder(loop.pretrain(settings))

@@ -39,6 +39,11 @@ class StripRow:
         return self.rank == 1
 
 
+def source_only(space: ActionSpace) -> list[int]:
+    """Places of the transformations that a source may carry and a target does not: what an action can undo."""
+    return [p for p, t in enumerate(space.transformations) if not (t.graded and t.both) and t.probability > 0]
+
+
 @torch.no_grad()
 def strip_rows(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: int, bank: int = 256) -> list[StripRow]:
     """Ask the model for one change of each image, then to undo each transformation of the source it was trained on.
@@ -56,8 +61,7 @@ def strip_rows(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: i
         entries = bank_space.apply(clean.expand(bank, -1, -1, -1), parameters)
         action = space.difference(space.neutral(1), parameters[entry : entry + 1])
         rows += ask(model, clean, action, entries, [int(entry)])
-    undone = [p for p, t in enumerate(space.transformations) if not (t.graded and t.both) and t.probability > 0]
-    for number, position in enumerate(undone if len(images) else ()):
+    for number, position in enumerate(source_only(space) if len(images) else ()):
         index = number % len(images)
         clean = images[index][None].to(model.device).float() / 255
         # One draw more than are asked for: the last one is the source's own jitter.
@@ -111,29 +115,29 @@ def strips(rows: Sequence[StripRow]) -> Figure:
         raise UserError("There are no strips to draw; give at least one image.")
     blocks = 2 if len(rows) > 4 else 1
     height = math.ceil(len(rows) / blocks)
-    side, gap, told, margin, head, caption = 1.3, 0.12, 1.3, 0.14, 0.36, 0.34
-    block = 3 * side + told + 3 * gap
+    side, gap, text, margin, head, caption = 1.3, 0.12, 1.3, 0.14, 0.36, 0.34
+    block = 3 * side + text + 3 * gap
     between = 0.4
     figure = blank(2 * margin + blocks * block + (blocks - 1) * between, head + height * (side + caption) + 0.04)
-    starts = (0.0, side + gap, side + told + 2 * gap, 2 * side + told + 3 * gap)
+    starts = (0.0, side + gap, side + text + 2 * gap, 2 * side + text + 3 * gap)
     for number in range(blocks):
         left = margin + number * (block + between)
         for start, name in zip(starts, ("source", "action", "nearest", "truth"), strict=True):
             centred = name == "action"
-            x = left + start + (told / 2 if centred else 0)
+            x = left + start + (text / 2 if centred else 0)
             put_words(figure, name, x, 0.1, 10, weight="bold", ha="center" if centred else "left")
     for number, row in enumerate(rows):
         left = margin + number // height * (block + between)
         top = head + number % height * (side + caption)
         put_picture(figure, row.source, left + starts[0], top, side)
-        told_words = "\n".join(textwrap.fill(part, 20) for part in row.action.split(", "))
-        middle = left + starts[1] + told / 2
-        put_words(figure, told_words, middle, top + side / 2 - 0.1, 8.5, ha="center", va="center", linespacing=1.35)
+        words = "\n".join(textwrap.fill(part, 20) for part in row.action.split(", "))
+        middle = left + starts[1] + text / 2
+        put_words(figure, words, middle, top + side / 2 - 0.1, 8.5, ha="center", va="center", linespacing=1.35)
         put_words(figure, "⟶", middle, top + side - 0.24, 13, ha="center", color=GREY)
         colour = _framed(figure, row, left + starts[2], top, side)
         put_picture(figure, row.truth, left + starts[3], top, side)
-        said = "is the truth" if row.right else "is not the truth"
-        put_words(figure, said, left + starts[2], top + side + 0.06, 8.5, color=colour)
+        verdict = "is the truth" if row.right else "is not the truth"
+        put_words(figure, verdict, left + starts[2], top + side + 0.06, 8.5, color=colour)
         put_words(figure, f"rank {row.rank:g} of {row.bank}", left + starts[3], top + side + 0.06, 8.5, color="#555555")
     return figure
 

@@ -11,31 +11,33 @@ Beside it the usual answer, a probe trained on corrupted images. Corruptions are
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
+from matplotlib.figure import Figure
 from torch import Tensor
-from tyro.conf import Positional
 
-from iwm import config, run_folder
 from iwm.actions.action_space import ActionSpace, Parameters, reference_space
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all
-from iwm.data.sources import labelled_splits, source_identity
+from iwm.data.sources import labelled_splits
 from iwm.data.splits import draw_rows, tenth_of_each_class
 from iwm.evaluation import ritual
+from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks.fitting import accuracy
 from iwm.evaluation.tasks.linear import Linear, fit_linear, fit_path, full_precision
-from iwm.evaluation.tasks.probes import L2_GRID
 from iwm.evaluation.uncertainty import accuracy_error, difference_error, standing
+from iwm.evaluation.world.strips import source_only
 from iwm.model.world_model import ImageWorldModel, Tokens
-from iwm.runtime import devices, drawing
+from iwm.run_folder import open_world
 from iwm.runtime.console import console, progress, table
-from iwm.runtime.errors import UserError
+from iwm.runtime.drawing import grouped_bars
 from iwm.runtime.randomness import permutation, uniforms
+from iwm.verbs.probe import ProbeSettings
+from iwm.verbs.undo import Undo
 
 COPIES = 3
 """Corrupted copies of a training image for the probe trained with augmentation, beside the clean one."""
@@ -48,67 +50,53 @@ NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Undo:
-    run: Positional[str]
-    """A run folder, exported weights, or hf-hub:user/name."""
-    data: str
-    """A labelled source."""
-    val: str = ""
-    """Source of the images that are corrupted; by default the source's own."""
-    images: int = 500
-    """Test images, each corrupted in every way."""
-    train_images: int = 5000
-    """Training images of the probes."""
-    guesses: int = 4
-    """Jitters tried with every combination of flags, the null one among them."""
-    seed: int = 0
-    out: str = ""
-    """Where results go when RUN is not a local run folder."""
-    speed: config.Speed = field(default_factory=config.Speed)
-
-
 def undo(o: Undo) -> dict[str, Any]:
     """Corrupt, undo and classify; writes RUN/eval/undo-DATA.json and .png, prints one table, returns what was written.
 
     Raises UserError for a source without labels and a RUN without predictor.
     """
-    if o.images < 1 or o.train_images < 20 or o.guesses < 1 or o.seed < 0:
-        raise UserError("iwm undo needs --images 1, --train-images 20, --guesses 1 and --seed 0 or more.")
-    model = run_folder.open_world(o.run, o.speed)
-    size = model.settings.data.image_size
-    splits = labelled_splits(o.data, o.val, size=size)
-    precision = devices.precision_of(o.speed, model.device)
-    with devices.threads(o.speed), devices.autocast(model.device, precision):
-        train = labelled(splits.train, o.train_images, size, o.seed)
-        test = labelled(splits.val, o.images, size, o.seed)
-        found = measure(model, *train, *test, len(splits.classes), o.guesses, o.seed)
-    found |= {"data": splits.val.name, "split": splits.sentence, "n_train": len(train[1]), "n_val": len(test[1])}
-    settings = {
-        **{name: getattr(o, name) for name in ("images", "train_images", "guesses", "seed")},
-        "data": source_identity(o.data),
-        "val": source_identity(o.val) if o.val else "",
-        "run": ritual.run_identity(o.run, o.out),
-        "precision": precision,
-    }
-    path = ritual.place(o.run, "undo", splits.val.name, settings, out=o.out)
-    content = ritual.write(path, found, settings)
-    corrupted: dict[str, dict[str, float]] = found["corruptions"]
-    rows = [[name, *(row[key] for key in NAMES)] for name, row in corrupted.items()]
-    console.print(table(f"Top-1 on {splits.val.name}, corrupted", ["corruption", *NAMES.values()], rows))
-    clean, error = found["clean_top1"], found["standard_error"]
-    through = found["clean_predicted_top1"]
-    console.print(f"Clean images {clean:.4f}, through the predictor {through:.4f}; standard error about {error:.3f}.")
-    worse = [name for name, row in corrupted.items() if _is_worse(row["true_action"], row["before"], len(test[1]))]
+    with ritual.evaluation("undo", o) as work:
+        model = open_world(o.run, work.session)
+        size = model.settings.data.image_size
+        splits = labelled_splits(o.data, o.val, size=size)
+        with work.session.autocast():
+            train = load_labelled(splits.train, o.train_images, size, o.seed)
+            test = load_labelled(splits.val, o.images, size, o.seed)
+            payload = measure(model, *train, *test, len(splits.classes), o.guesses, o.seed)
+        payload |= {"data": splits.val.name, "split": splits.sentence}
+        payload |= {"n_train": len(train[1]), "n_val": len(test[1])}
+        outcome = Outcome(
+            data=splits.val.name,
+            payload=payload,
+            settings={
+                **ritual.identities(data=o.data, val=o.val),
+                **{option: getattr(o, option) for option in ("images", "train_images", "guesses", "seed")},
+                "precision": work.session.precision,
+            },
+            figures={"": lambda: _draw(payload)},
+        )
+        return work.conclude(outcome, lambda _: _show(payload))
+
+
+def _show(numbers: Mapping[str, Any]) -> None:
+    corruptions = numbers["corruptions"]
+    rows = [[name, *(row[key] for key in NAMES)] for name, row in corruptions.items()]
+    console.print(table(f"Top-1 on {numbers['data']}, corrupted", ["corruption", *NAMES.values()], rows))
+    console.print(
+        f"Clean images {numbers['clean_top1']:.4f}, through the predictor {numbers['clean_predicted_top1']:.4f}; "
+        f"standard error about {numbers['standard_error']:.3f}."
+    )
+    count = numbers["n_val"]
+    worse = [name for name, row in corruptions.items() if _is_worse(row["true_action"], row["before"], count)]
     if worse:
         console.print(f"[yellow]Undoing makes it worse, by more than two standard errors: {', '.join(worse)}.")
-    console.print(f"Written to {path}", soft_wrap=True)
-    series = {name: [row[key] for row in corrupted.values()] for key, name in NAMES.items()}
-    figure = drawing.grouped_bars(
-        f"Corruptions undone in latent space, {splits.val.name}", "top-1", list(corrupted), series, {"clean": clean}
-    )
-    drawing.save(figure, path.with_suffix(".png"))
-    return {**content, "path": str(path)}
+
+
+def _draw(numbers: Mapping[str, Any]) -> Figure:
+    corruptions = numbers["corruptions"]
+    series = {name: [row[key] for row in corruptions.values()] for key, name in NAMES.items()}
+    title = f"Corruptions undone in latent space, {numbers['data']}"
+    return grouped_bars(title, "top-1", list(corruptions), series, {"clean": numbers["clean_top1"]})
 
 
 def _is_worse(after: float, before: float, count: int) -> bool:
@@ -116,7 +104,7 @@ def _is_worse(after: float, before: float, count: int) -> bool:
     return standing(after, before, difference_error(after, before, count)) == "BELOW"
 
 
-def labelled(
+def load_labelled(
     images: ImageSet, count: int, size: int, seed: int
 ) -> tuple[UInt8[Tensor, "n 3 s s"], Int64[Tensor, " n"]]:
     """A seeded draw of a set: decoded images and their labels; broken ones are left out."""
@@ -132,11 +120,6 @@ Corrupt = Callable[[int, str], Parameters]
 """corrupt(count, purpose): what is done to each of `count` images; the purpose names the stream of random numbers."""
 
 
-def undone(space: ActionSpace) -> list[int]:
-    """Places of what a source may carry and a target does not."""
-    return [p for p, t in enumerate(space.transformations) if not (t.graded and t.both) and t.probability > 0]
-
-
 def corruptions(space: ActionSpace, alone: Sequence[int], seed: int) -> dict[str, Corrupt]:
     """Every transformation that stands `alone` at its strongest, jitter in the space's range and in twice that, and a
     mixture of the former jitter with each that stands alone as likely as not, at least one."""
@@ -145,35 +128,38 @@ def corruptions(space: ActionSpace, alone: Sequence[int], seed: int) -> dict[str
         def corrupt(count: int, purpose: str) -> Parameters:
             rows = torch.arange(count).numpy()
             u = torch.from_numpy(uniforms(seed, f"undo jitter {purpose}", 0, rows, space.dim)).float()
-            found = space.neutral(count)
+            parameters = space.neutral(count)
             for p, t in enumerate(space.transformations):
                 if t.graded and t.both:
                     value = t.neutral + strength * (t.low + u[:, p] * t.range - t.neutral)
-                    found.values[:, p] = value.clamp_min(0) if t.neutral > 0 else value
-                    found.applied[:, p] = True
-            return found
+                    parameters.values[:, p] = value.clamp_min(0) if t.neutral > 0 else value
+                    parameters.applied[:, p] = True
+            return parameters
 
         return corrupt
 
     def single(position: int) -> Corrupt:
         def corrupt(count: int, purpose: str) -> Parameters:
-            found = space.neutral(count)
-            found.values[:, position], found.applied[:, position] = space.transformations[position].strongest, True
-            return found
+            parameters = space.neutral(count)
+            parameters.values[:, position], parameters.applied[:, position] = (
+                space.transformations[position].strongest,
+                True,
+            )
+            return parameters
 
         return corrupt
 
     def mixture(count: int, purpose: str) -> Parameters:
-        found = jitter(1.0)(count, f"mixture {purpose}")
+        parameters = jitter(1.0)(count, f"mixture {purpose}")
         rows = torch.arange(count).numpy()
         u = torch.from_numpy(uniforms(seed, f"undo mixture {purpose}", 0, rows, len(alone) + 1))
         for number, position in enumerate(alone):
             certain = (u[:, -1] * len(alone)).long() == number
             on = (u[:, number] < 0.5) | certain
             t = space.transformations[position]
-            found.values[:, position] = torch.where(on, t.strongest, t.neutral)
-            found.applied[:, position] = on
-        return found
+            parameters.values[:, position] = torch.where(on, t.strongest, t.neutral)
+            parameters.applied[:, position] = on
+        return parameters
 
     named: dict[str, Corrupt] = {space.names[p]: single(p) for p in alone}
     named |= {"jitter": jitter(1.0), "jitter, twice the range": jitter(2.0)}
@@ -200,7 +186,7 @@ def pooled_prediction(model: ImageWorldModel, tokens: Tokens, actions: Float[Ten
 def candidates(space: ActionSpace, reference: ActionSpace, guesses: int, seed: int) -> Float[Tensor, "c k"]:
     """All that a source may carry, at its strongest, undone in all combinations, each with the null jitter and
     `guesses` - 1 random ones that undo jitter of the reference."""
-    alone, members = undone(space), space.transformations
+    alone, members = source_only(space), space.transformations
     full = [(t.neutral - t.strongest) / t.range if t.graded else 1.0 for t in (members[p] for p in alone)]
     choices = torch.zeros(2 ** len(alone), space.dim)
     choices[:, alone] = torch.tensor(list(itertools.product(*((0.0, each) for each in full)))).view(len(choices), -1)
@@ -238,11 +224,28 @@ def fit_probe(copies: Sequence[Float[Tensor, "n d"]], labels: Int64[Tensor, " n"
         return torch.cat([values[rows] for values in copies]), labels[rows].repeat(len(copies))
 
     rest, tenth = tenth_of_each_class(labels, seed)
-    strongest_first = sorted(L2_GRID, reverse=True)
+    strongest_first = sorted(ProbeSettings().l2, reverse=True)
     path = fit_path(*of(rest), classes, strongest_first)
     values, truth = of(tenth)
     scores = [accuracy(solution.logits(values), truth) for solution in path]
     return fit_linear(*of(torch.arange(len(labels))), classes, strongest_first[scores.index(max(scores))])
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Who reads an image's pooled tokens: a probe of clean images, one of corrupted ones, the density of clean ones."""
+
+    probe: Linear
+    augmented: Linear
+    density: Density
+
+    @classmethod
+    def fit(
+        cls, copies: Sequence[Float[Tensor, "n d"]], labels: Int64[Tensor, " n"], classes: int, seed: int
+    ) -> "Readers":
+        """Learn from training images, the clean copy first."""
+        probe = fit_probe(copies[:1], labels, classes, seed)
+        return cls(probe, fit_probe(copies, labels, classes, seed), Density.fit(copies[0]))
 
 
 @torch.no_grad()
@@ -259,52 +262,22 @@ def measure(
     """Top-1 of every corruption before and after undoing, by NAMES; of clean images as they are and predicted."""
     space = model.space
     reference = reference_space(space, model.settings.data.image_size)
-    kinds = corruptions(reference, undone(space), seed)
-    clean, exam = train.float() / 255, test.float() / 255
-    known = pooled_target(model, clean)
-    copies = [known]
-    # Shuffled: labels may come round as regularly as the kinds.
-    rows = torch.from_numpy(permutation(seed, "undo copies", 0, len(clean)))
-    for copy in range(COPIES):
-        changed = clean.clone()
-        for number, corrupt in enumerate(kinds.values()):
-            mine = rows % len(kinds) == (number + copy) % len(kinds)
-            if mine.any():
-                changed[mine] = reference.apply(clean[mine], corrupt(int(mine.sum()), f"train {copy}"))
-        copies.append(pooled_target(model, changed))
-    probe = fit_probe([known], train_labels, classes, seed)
-    sturdy = fit_probe(copies, train_labels, classes, seed)
-    density = Density.fit(known)
+    kinds = corruptions(reference, source_only(space), seed)
+    exam = test.float() / 255
+    readers = Readers.fit(_corrupted_copies(model, train, kinds, seed), train_labels, classes, seed)
     tried = candidates(space, reference, guesses, seed)
-
-    def top1(values: Tensor, by: Linear = probe) -> float:
-        return accuracy(by.logits(values), test_labels)
-
     outcome: dict[str, dict[str, float]] = {}
     nothing: dict[str, Corrupt] = {"nothing": lambda count, _: reference.neutral(count)}  # what searching blindly costs
     with progress("actions") as bar:
         task = bar.add_task("undo", total=(1 + len(kinds)) * len(tried), note="")
         for name, corrupt in (nothing | kinds).items():
             parameters = corrupt(len(exam), "test")
-            spoilt = reference.apply(exam, parameters)
-            tokens, before = _encoded(model, spoilt), pooled_target(model, spoilt)
-            truth = space.difference(parameters, space.neutral(len(exam))).to(model.device)
-            best = {key: (torch.full((len(exam),), torch.inf), before.clone()) for key in ("density", "probe")}
-            for action in tried.to(model.device):
-                guess = pooled_prediction(model, tokens, action.expand(len(exam), -1))
-                entropy = torch.distributions.Categorical(logits=probe.logits(guess)).entropy()
-                for key, energy in (("density", density.implausible(guess)), ("probe", entropy)):
-                    lowest, kept = best[key]
-                    better = energy < lowest
-                    best[key] = (torch.where(better, energy, lowest), torch.where(better[:, None], guess, kept))
-                bar.advance(task)
-            outcome[name] = {
-                "before": top1(before),
-                "true_action": top1(pooled_prediction(model, tokens, truth)),
-                "found_by_density": top1(best["density"][1]),
-                "found_by_probe": top1(best["probe"][1]),
-                "augmented_probe": top1(before, sturdy),
-            }
+            corrupted = reference.apply(exam, parameters)
+            truth = space.difference(parameters, space.neutral(len(exam)))
+            features = _undo_every_way(model, corrupted, truth, tried, readers, lambda: bar.advance(task))
+            logits = {way: readers.probe.logits(values) for way, values in features.items()}
+            logits["augmented_probe"] = readers.augmented.logits(features["before"])
+            outcome[name] = {way: accuracy(each, test_labels) for way, each in logits.items()}
     clean_top1 = outcome["nothing"]["before"]
     return {
         "clean_top1": clean_top1,
@@ -314,6 +287,52 @@ def measure(
         "majority_top1": float(test_labels.bincount().max() / len(test_labels)),
         "candidates": len(tried),
         "corruptions": outcome,
+    }
+
+
+def _corrupted_copies(
+    model: ImageWorldModel, images: UInt8[Tensor, "m 3 s s"], kinds: Mapping[str, Corrupt], seed: int
+) -> list[Float[Tensor, "m d"]]:
+    """Pooled tokens of the images as they are, and of COPIES corrupted ones, every kind as often in each copy."""
+    reference = reference_space(model.space, model.settings.data.image_size)
+    clean = images.float() / 255
+    copies = [pooled_target(model, clean)]
+    # Shuffled: labels may come round as regularly as the kinds.
+    rows = torch.from_numpy(permutation(seed, "undo copies", 0, len(clean)))
+    for copy in range(COPIES):
+        corrupted = clean.clone()
+        for number, corrupt in enumerate(kinds.values()):
+            mine = rows % len(kinds) == (number + copy) % len(kinds)
+            if mine.any():
+                corrupted[mine] = reference.apply(clean[mine], corrupt(int(mine.sum()), f"train {copy}"))
+        copies.append(pooled_target(model, corrupted))
+    return copies
+
+
+def _undo_every_way(
+    model: ImageWorldModel,
+    images: Float[Tensor, "n 3 s s"],
+    truth: Float[Tensor, "n k"],
+    tried: Float[Tensor, "c k"],
+    readers: Readers,
+    advance: Callable[[], None],
+) -> dict[str, Float[Tensor, "n d"]]:
+    """Pooled tokens as they are, undone by the true action, and by the most plausible of the `tried` ones."""
+    count, tokens, before = len(images), _encoded(model, images), pooled_target(model, images)
+    best = {key: (torch.full((count,), torch.inf), before.clone()) for key in ("density", "probe")}
+    for action in tried.to(model.device):
+        guess = pooled_prediction(model, tokens, action.expand(count, -1))
+        entropy = torch.distributions.Categorical(logits=readers.probe.logits(guess)).entropy()
+        for key, energy in (("density", readers.density.implausible(guess)), ("probe", entropy)):
+            lowest, kept = best[key]
+            better = energy < lowest
+            best[key] = (torch.where(better, energy, lowest), torch.where(better[:, None], guess, kept))
+        advance()
+    return {
+        "before": before,
+        "true_action": pooled_prediction(model, tokens, truth.to(model.device)),
+        "found_by_density": best["density"][1],
+        "found_by_probe": best["probe"][1],
     }
 
 
