@@ -1,11 +1,15 @@
 """Run folders with planted metrics and results, for the tests of verdict, compare and report."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from iwm import config
 from iwm.evaluation import ritual
+from iwm.evaluation.ritual import Evaluation, Outcome
+from iwm.run_folder import RunFolder
+from iwm.runtime.devices import CPU
 
 
 def metrics(**values: Any) -> str:
@@ -17,9 +21,21 @@ def metrics(**values: Any) -> str:
 def plant(run: Path, **values: Any) -> str:
     """A run folder without results."""
     run.mkdir(parents=True)
-    config.save(config.Config(run=config.Run(out=str(run))), run / "config.yaml")
-    (run / "metrics.jsonl").write_text(metrics(**values))
+    folder = RunFolder(run)
+    config.save(config.Config(run=config.Run(out=str(run))), folder.config)
+    folder.metrics.write_text(metrics(**values))
     return str(run)
+
+
+def save(
+    run: str, verb: str, data: str, payload: Mapping[str, Any], settings: Mapping[str, Any], variant: str = ""
+) -> Path:
+    """A result without pictures or weights, where the verb would write it; returns the file."""
+    work = Evaluation(verb, run, "", CPU)
+    outcome = Outcome(data=data, payload=payload, settings=settings, variant=(variant,))
+    path = work.place(outcome)
+    ritual.write(path, payload, work.settings(outcome))
+    return path
 
 
 WORLD = {"mrr": 0.42, "mrr_standard_error": 0.01, "mrr_chance": 0.024, "mrr_shuffled": 0.025, "mrr_null": 0.024}
@@ -30,4 +46,4 @@ def tune(run: str, predictor: str, top1: float, seed: int = 0) -> None:
     payload = {"data": "objects", "train": "predictor", "predictor": predictor, "top1": top1, "n_val": 2000}
     settings = {"predictor": predictor, "seed": seed, "epochs": 20}
     words = f"predictor-{predictor}" + (f"-seed{seed}" if seed else "")
-    ritual.save(run, "finetune", "objects", payload, settings, variant=words)
+    save(run, "finetune", "objects", payload, settings, variant=words)

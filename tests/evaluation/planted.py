@@ -8,6 +8,7 @@ from conftest import tiny
 
 from iwm.model import weights
 from iwm.model.world_model import ImageWorldModel
+from iwm.run_folder import RunFolder
 
 
 def corners(folder: Path, train: int = 320, val: int = 160) -> tuple[str, str]:
@@ -32,8 +33,9 @@ def exported(folder: Path, seed: int = 0, **groups: object) -> str:
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             parameter.add_(0.01)
-    weights.export(model, folder / "model")
-    (folder / "config.yaml").write_text("{}")
+    run = RunFolder(folder)
+    weights.export(model, run.model)
+    run.config.write_text("{}")
     return str(folder)
 
 

@@ -6,78 +6,122 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from planted_runs import save
 
-from iwm import run_folder
+from iwm import config
 from iwm.evaluation import ritual
-from iwm.runtime import console
-from iwm.runtime.errors import UserError
+from iwm.evaluation.ritual import Evaluation, Outcome
+from iwm.run_folder import RunFolder
+from iwm.runtime import console, drawing
+from iwm.runtime.devices import CPU
+from iwm.verbs.world import World
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> str:
-    (tmp_path / "run" / "model").mkdir(parents=True)
-    (tmp_path / "run" / "config.yaml").write_text("{}")
-    return str(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    folder.model.mkdir(parents=True)
+    folder.config.write_text("{}")
+    return str(folder.path)
 
 
 def test_a_repeat_replaces_only_itself(run: str) -> None:
-    first = ritual.save(run, "probe", "cifar10", {"top1": 0.5}, {"seed": 0, "k": 20}, variant="knn")
-    again = ritual.save(run, "probe", "cifar10", {"top1": 0.6}, {"k": 20, "seed": 0}, variant="knn")
-    assert first == again == Path(run) / "eval" / "probe-knn-cifar10.json"
+    first = save(run, "probe", "cifar10", {"top1": 0.5}, {"seed": 0, "k": 20}, variant="knn")
+    again = save(run, "probe", "cifar10", {"top1": 0.6}, {"k": 20, "seed": 0}, variant="knn")
+    assert first == again == RunFolder(Path(run)).eval / "probe-knn-cifar10.json"
     assert json.loads(first.read_text())["top1"] == 0.6
 
 
 def test_other_settings_get_another_name(run: str) -> None:
-    first = ritual.save(run, "probe", "cifar10", {"top1": 0.5}, {"seed": 0}, variant="knn")
-    other = ritual.save(run, "probe", "cifar10", {"top1": 0.6}, {"seed": 1}, variant="knn")
+    first = save(run, "probe", "cifar10", {"top1": 0.5}, {"seed": 0}, variant="knn")
+    other = save(run, "probe", "cifar10", {"top1": 0.6}, {"seed": 1}, variant="knn")
     assert other != first
     assert other.name.startswith("probe-knn-")
     assert other.name.endswith("-cifar10.json")
     assert json.loads(first.read_text())["top1"] == 0.5
-    assert ritual.save(run, "probe", "cifar10", {"top1": 0.7}, {"seed": 1}, variant="knn") == other
-    assert [row["top1"] for row in run_folder.read_results(run)] == [0.7, 0.5]
+    assert save(run, "probe", "cifar10", {"top1": 0.7}, {"seed": 1}, variant="knn") == other
+    results = RunFolder.of(run).results()
+    assert {row["file"]: row["top1"] for row in results} == {first.stem: 0.5, other.stem: 0.7}
+    assert [row["file"] for row in results] == sorted([first.stem, other.stem])
 
 
 def test_a_damaged_file_is_neither_read_nor_replaced(run: str, capsys: pytest.CaptureFixture[str]) -> None:
-    path = ritual.save(run, "world", "sample", {"mrr": 0.5}, {"seed": 0})
+    path = save(run, "world", "sample", {"mrr": 0.5}, {"seed": 0})
     path.write_text("{")
-    assert ritual.save(run, "world", "sample", {"mrr": 0.5}, {"seed": 0}) != path
+    assert save(run, "world", "sample", {"mrr": 0.5}, {"seed": 0}) != path
     assert path.read_text() == "{"
-    assert [row["mrr"] for row in run_folder.read_results(run)] == [0.5]
+    assert [row["mrr"] for row in RunFolder.of(run).results()] == [0.5]
     assert "no readable result" in capsys.readouterr().out
 
 
 def test_every_result_says_how_it_was_made(run: str) -> None:
-    path = ritual.save(run, "world", "sample", {"mrr": np.float32(0.5), "bad": math.nan}, {"seed": 3, "pair": (1, 2)})
+    path = save(run, "world", "sample", {"mrr": np.float32(0.5), "bad": math.nan}, {"seed": 3, "pair": (1, 2)})
     content = json.loads(path.read_text())
     assert content["seed"] == 3
-    assert content["settings"] == {"seed": 3, "pair": [1, 2]}
+    assert content["settings"] == {"seed": 3, "pair": [1, 2], "run": ""}
     assert content["mrr"] == 0.5
     assert content["bad"] is None
     assert {"command", "hardware", "date", "fingerprint"} <= set(content)
     assert content["hardware"]["torch"]
 
 
-def test_a_run_has_one_folder_whatever_its_spelling(run: str, tmp_path: Path) -> None:
-    weights = Path(run) / "model" / "model.safetensors"
-    weights.touch()
-    assert run_folder.run_folder(run) == Path(run)
-    assert run_folder.run_folder(f"{run}/model") == run_folder.run_folder(str(weights)) == Path(run)
-    assert run_folder.run_folder("timm:vit_tiny_patch16_224,weights=w.pth") == Path(
-        "iwm-eval/timm-vit_tiny_patch16_224"
-    )
-    assert run_folder.run_folder("hf-hub:user/name") == Path("iwm-eval/hf-hub-user-name")
-    assert run_folder.run_folder("hf-hub:user/name", str(tmp_path)) == tmp_path
-    with pytest.raises(UserError, match="no run at"):
-        run_folder.run_folder(str(tmp_path / "nowhere"))
-
-
 def test_names_are_fit_for_files(run: str) -> None:
-    path = ritual.save(run, "probe", "my data/a:b", {}, {"seed": 0}, variant="last-2")
+    path = save(run, "probe", "my data/a:b", {}, {"seed": 0}, variant="last-2")
     assert path.name == "probe-last-2-my-data-a-b.json"
-    birds = [ritual.save(run, "probe", "\u9ce5" * 80 + end, {}, {"data": end}) for end in "ab"]
+    birds = [save(run, "probe", "\u9ce5" * 80 + end, {}, {"data": end}) for end in "ab"]
     assert birds[0] != birds[1]
     assert all(len(path.name.encode()) < 200 for path in birds)
+
+
+def test_an_evaluation_ends_with_json_pictures_weights_and_a_table(
+    run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write_weights(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "weights.txt").write_text("weights")
+
+    outcome = Outcome(
+        data="cifar10",
+        payload={"top1": 0.5},
+        settings={"seed": 1},
+        variant=("linear", "", "seed1"),
+        figures={"": lambda: drawing.blank(1, 1), "averaged": lambda: drawing.blank(1, 1)},
+        weights=write_weights,
+    )
+    content = Evaluation("probe", run, "", CPU).conclude(outcome, lambda content: print("top-1", content["top1"]))
+    path = RunFolder(Path(run)).eval / "probe-linear-seed1-cifar10.json"
+    assert content["path"] == str(path)
+    written = json.loads(path.read_text())
+    assert written == {key: value for key, value in content.items() if key != "path"}
+    assert written["weights"] == str(path.with_suffix(""))
+    names = {entry.name for entry in path.parent.iterdir()}
+    assert names == {path.name, path.stem, f"{path.stem}.png", f"{path.stem}-averaged.png"}
+    printed = capsys.readouterr().out
+    assert printed.index("top-1 0.5") < printed.index(f"Written to {path}")
+
+
+def test_results_of_several_runs_in_one_folder_are_told_apart(run: str, tmp_path: Path) -> None:
+    outcome = Outcome(data="cifar10", payload={}, settings={"seed": 0})
+    paths = []
+    for other in (run, "timm:vit_tiny_patch16_224"):
+        work = Evaluation("probe", other, str(tmp_path / "out"), CPU)
+        paths.append(work.place(outcome))
+        ritual.write(paths[-1], {}, work.settings(outcome))
+    assert paths[0] != paths[1]
+    assert all(path.parent == RunFolder(tmp_path / "out").eval for path in paths)
+    assert json.loads(paths[0].read_text())["settings"]["run"] == run
+    assert Evaluation("probe", run, "", CPU).settings(outcome)["run"] == ""
+
+
+def test_an_evaluation_runs_as_its_options_say(run: str) -> None:
+    before = torch.get_num_threads()
+    options = World(run=run, data="sample", speed=config.Speed(device="cpu", precision="bf16", threads=before + 1))
+    with ritual.evaluation("world", options) as work:
+        assert torch.get_num_threads() == before + 1
+        assert work.session.precision == "bf16"
+        assert work.folder.path == Path(run)
+    assert torch.get_num_threads() == before
 
 
 def test_tables_show_fractions_and_gaps(capsys: pytest.CaptureFixture[str]) -> None:
