@@ -11,18 +11,16 @@ import torch
 from conftest import pictures_file, tiny, trained_on
 
 import iwm
-from iwm import cli, config, recipe_book
-from iwm.cli import dispatch, options
-from iwm.evaluation.world.imagine import Imagine
-from iwm.evaluation.world.infer import Infer
-from iwm.evaluation.world.look import Look
-from iwm.evaluation.world.undo import Undo
+from iwm import cli, config, recipe_book, verbs
+from iwm.cli import sentences
+from iwm.model import weights
+from iwm.model.world_model import ImageWorldModel
 from iwm.sweeps.axes import cells_of
-from iwm.sweeps.protocol import Axes
 from iwm.training import loop
+from iwm.verbs.sweep import Axes
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -97,20 +95,24 @@ def test_the_python_example_runs_as_written(tmp_path, monkeypatch, images):
     assert future.values.shape == truth.values.shape
 
 
+def test_the_verb_of_your_own_runs_as_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(verbs, "_REGISTERED", {})
+    model = ImageWorldModel(tiny())
+    weights.export(model, tmp_path / "model")
+    exec(blocks(ROOT / "CONTRIBUTING.md", "python")[0], {})
+    assert cli.main(["count", "--run", str(tmp_path)]) == 0
+    assert verbs.call("count", tmp_path) == {"parameters": sum(p.numel() for p in model.parameters())}
+
+
 @pytest.mark.parametrize("argv", commands(), ids=" ".join)
 def test_every_documented_command_has_a_verb_and_options_that_exist(argv):
     if argv[0].isupper():
         return  # `iwm VERB --help` in prose
-    assert argv[0] in dispatch.VERBS
-    known = {"pretrain": config.Config, "world": options.World, "probe": options.Probe, "finetune": options.Finetune}
-    known["multitask"] = options.Multitask
-    known["sweep"] = options.Sweep
-    known["segment"] = options.Segment
-    known |= {"efficiency": options.Efficiency, "predict": options.Predict}
-    known |= {"imagine": Imagine, "infer": Infer, "look": Look, "undo": Undo}
-    if argv[0] in known:
-        rest = dispatch._taken([word for word in argv[1:] if not word.startswith("--config")], "--actions")[0]
-        dispatch.parse(known[argv[0]], rest, argv[0], config.Config() if argv[0] == "pretrain" else None)
+    verb = verbs.find(argv[0])
+    rest, _ = verbs.without_option(argv[1:], "--actions")
+    rest, _ = verbs.without_option(rest, "--config")
+    default = config.Config() if verb.name == "pretrain" else None
+    sentences.parse(verb.options, rest, verb, default)
 
 
 def test_the_cell_that_is_documented_exists():

@@ -15,7 +15,7 @@ from iwm.config import Config
 from iwm.evaluation.tasks.classifier import load_classifier
 from iwm.model.masks import sample_masks
 from iwm.model.world_model import ImageWorldModel
-from iwm.run_folder import read_metrics
+from iwm.run_folder import RunFolder
 from iwm.runtime.errors import UserError
 from iwm.training import loop
 
@@ -53,7 +53,7 @@ def test_a_short_run_learns_loads_repeats_and_starts_another(tmp_path, family):
     """The loss ends below that of knowing nothing of the image, and below where it began unless targets move."""
     settings = prepared(tmp_path, small(family, epochs=25, ema=0.9, ema_final=0.99), smooth=True)
     out = loop.pretrain(settings)
-    lines = read_metrics(out / "metrics.jsonl")
+    lines = RunFolder(out).metric_lines()
     baseline = "chance_loss" if family in KINDS["joint"] else "position_mean_loss"
     assert lines[-1]["health_loss"] < lines[-1][baseline]
     if family not in KINDS["latent"]:

@@ -4,10 +4,14 @@ import iwm
 world = iwm.load("RUN")
 tokens = world.encode(images)
 future = world.predict(tokens, world.action(brightness=0.3))
+
+Every verb of the command line is a function too, its options are keywords:
+
+iwm.probe("RUN", data="photos", kind="knn")
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from iwm.actions.action_sets import import_set, register
@@ -19,6 +23,33 @@ if TYPE_CHECKING:
     from iwm.run_folder import load_model as load
     from iwm.runtime.errors import UserError
     from iwm.training.loop import pretrain
+    from iwm.verbs import Verb
+    from iwm.verbs import register as register_verb
+
+
+class Work(Protocol):
+    """A verb from Python: its options in their order or as keywords, nested ones with dots."""
+
+    def __call__(self, *values: Any, **keywords: Any) -> Any: ...
+
+
+compare: Work
+demo: Work
+doctor: Work
+efficiency: Work
+finetune: Work
+imagine: Work
+infer: Work
+look: Work
+multitask: Work
+predict: Work
+probe: Work
+recipes: Work
+report: Work
+segment: Work
+sweep: Work
+undo: Work
+world: Work
 
 _HOMES = {
     "ActionSpace": "actions.action_space",
@@ -27,12 +58,15 @@ _HOMES = {
     "Tokens": "model.world_model",
     "Transformation": "actions.transformation",
     "UserError": "runtime.errors",
+    "Verb": "verbs",
     "import_set": "actions.action_sets",
     "load": "run_folder:load_model",
     "open_images": "data.sources",
     "pretrain": "training.loop",
     "register": "actions.action_sets",
+    "register_verb": "verbs:register",
 }
+"""Where the public names live, "module" or "module:another name". All other verbs live in `iwm.verbs`."""
 
 __all__ = [
     "ActionSpace",
@@ -41,17 +75,44 @@ __all__ = [
     "Tokens",
     "Transformation",
     "UserError",
+    "Verb",
+    "compare",
+    "demo",
+    "doctor",
+    "efficiency",
+    "finetune",
+    "imagine",
     "import_set",
+    "infer",
     "load",
+    "look",
+    "multitask",
     "open_images",
+    "predict",
     "pretrain",
+    "probe",
+    "recipes",
     "register",
+    "register_verb",
+    "report",
+    "segment",
+    "sweep",
+    "undo",
+    "world",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `import iwm` is instant."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'iwm' has no attribute '{name}'")
-    module, _, attribute = _HOMES[name].partition(":")
-    return getattr(importlib.import_module(f"iwm.{module}"), attribute or name)
+    if name in _HOMES:
+        module, _, attribute = _HOMES[name].partition(":")
+        return getattr(importlib.import_module(f"iwm.{module}"), attribute or name)
+    if not name.startswith("_"):
+        verbs = importlib.import_module("iwm.verbs")
+        if name in verbs.names():
+            return verbs.from_python(name)
+    raise AttributeError(f"module 'iwm' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

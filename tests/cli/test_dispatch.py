@@ -9,8 +9,7 @@ import pytest
 from conftest import pictures_file, tiny, trained_on
 from picture_files import write
 
-from iwm import cli, config
-from iwm.cli import dispatch
+from iwm import cli, config, verbs
 from iwm.model import weights
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import Interrupted, UserError
@@ -80,7 +79,10 @@ def test_pretrain_resumes_from_its_own_configuration(tmp_path, source, capsys):
         (["probe", "absent", "--data", "sample-objects", "--kind", "knn"], "There is no run at absent"),
         (["finetune", "absent", "--data", "sample-objects", "--train", "predictor"], "There is no run at absent"),
         (["segment", "absent", "--data", "sample-objects"], "There is no run at absent"),
-        (["segment", "absent", "--data", "sample-objects", "--train", "heads"], "invalid choice 'heads'"),
+        (
+            ["segment", "absent", "--data", "sample-objects", "--train", "heads"],
+            "no way to train 'heads'; did you mean 'head'?",
+        ),
         (["segment", "absent", "--data", "sample-objects", "--ignore-index", "x"], "invalid literal for int()"),
         (["imagine", "absent", "x.png", "--action", "hue=0.1"], "There is no run at absent"),
         (["imagine", "absent", "x.png"], "Give --action"),
@@ -321,18 +323,18 @@ def test_a_reader_that_stops_reading_is_no_error(words):
     ids=repr,
 )
 def test_what_goes_wrong_ends_in_a_sentence_and_a_code(monkeypatch, capsys, raised, code, said):
-    def verb(argv):
+    def work(self, options):
         raise raised
 
-    monkeypatch.setitem(dispatch.VERBS, "doctor", (verb, ""))
-    assert cli.main(["doctor"]) == code
+    monkeypatch.setattr(verbs.Verb, "run", work)
+    assert cli.main(["doctor", "run"]) == code
     assert capsys.readouterr().err.startswith(said)
 
 
 def test_a_mistake_of_our_own_is_not_dressed_up(monkeypatch):
-    def verb(argv):
+    def work(self, options):
         raise RuntimeError("a shape does not fit")
 
-    monkeypatch.setitem(dispatch.VERBS, "doctor", (verb, ""))
+    monkeypatch.setattr(verbs.Verb, "run", work)
     with pytest.raises(RuntimeError, match="a shape"):
-        cli.main(["doctor"])
+        cli.main(["doctor", "run"])

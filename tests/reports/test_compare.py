@@ -2,25 +2,29 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from planted_runs import PROBE, WORLD, plant
+from planted_runs import PROBE, WORLD, plant, save
 
 from iwm import config
-from iwm.evaluation import ritual
-from iwm.reports.compare import compare
+from iwm.reports import compare as comparison
+from iwm.run_folder import RunFolder
 from iwm.runtime.errors import UserError
+from iwm.verbs.compare import Compare
+
+
+def compare(runs: list[str]) -> list[dict[str, Any]]:
+    return comparison.compare(Compare(runs=tuple(runs)))
 
 
 def test_compare_marks_the_best_and_names_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two, three = (plant(tmp_path / name) for name in ("one", "two", "three"))
     settings = config.Config(optim=config.Optim(lr=3e-3), run=config.Run(out=two))
-    config.save(settings, Path(two) / "config.yaml")
-    ritual.save(one, "world", "objects", {**WORLD, "data": "objects", "inferred_action_error": 0.1}, {"bank": 256})
-    ritual.save(
-        two, "world", "objects", {**WORLD, "data": "objects", "mrr": 0.5, "inferred_action_error": 0.2}, {"bank": 64}
-    )
-    ritual.save(two, "probe", "objects", {**PROBE, "data": "objects"}, {}, variant="linear")
+    config.save(settings, RunFolder(Path(two)).config)
+    save(one, "world", "objects", {**WORLD, "data": "objects", "inferred_action_error": 0.1}, {"bank": 256})
+    save(two, "world", "objects", {**WORLD, "data": "objects", "mrr": 0.5, "inferred_action_error": 0.2}, {"bank": 64})
+    save(two, "probe", "objects", {**PROBE, "data": "objects"}, {}, variant="linear")
     rows = {(row["result"], row["metric"]): row for row in compare([one, two, three])}
     assert rows["world", "mrr"]["values"] == {one: 0.42, two: 0.5, three: None}
     assert rows["world", "mrr"]["best"] == [two]
@@ -37,7 +41,7 @@ def test_compare_marks_the_best_and_names_what_differs(tmp_path: Path, capsys: p
 def test_compare_says_when_a_result_was_measured_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = plant(tmp_path / "a" / "run"), plant(tmp_path / "b" / "run")
     for run, bank in ((one, 256), (two, 64)):
-        ritual.save(run, "world", "objects", {**WORLD, "data": "objects"}, {"bank": bank})
+        save(run, "world", "objects", {**WORLD, "data": "objects"}, {"bank": bank})
     rows = compare([one, two])
     assert all(row["best"] == [] for row in rows)  # equal
     assert "Not quite comparable, world-objects was measured with different: bank (256 | 64)." in re.sub(

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted_runs import PROBE, WORLD, metrics, plant, tune
+from planted_runs import PROBE, WORLD, metrics, plant, save, tune
 
-from iwm import run_folder
-from iwm.evaluation import ritual
 from iwm.reports.verdict import Finding, headline, judge_results, judge_training
+from iwm.run_folder import RunFolder
 
 
 def finding(payload: dict[str, Any], verb: str = "world", **more: Any) -> Finding:
@@ -91,7 +90,7 @@ def test_finetuning_is_judged_over_the_seeds_both_have(tmp_path: Path) -> None:
         tune(run, "pretrained", ours, seed)
         tune(run, "random", random, seed)
     tune(run, "pretrained", 0.9, seed=7)
-    (found,) = judge_results(run_folder.read_results(run))
+    (found,) = judge_results(RunFolder(Path(run)).results())
     assert found.good is True
     assert "(52.5%) is above a random one (50.3%): +2.2 points, over 3 seeds, standard error 0.2." in found.sentence
 
@@ -142,8 +141,8 @@ def test_a_finetuning_without_baselines_finds_its_control_and_counts_once(tmp_pa
     for predictor, baselines in (("pretrained", False), ("pretrained", True), ("random", True)):
         top1 = 0.52 if predictor == "pretrained" else 0.4
         chosen = settings | {"predictor": predictor, "baselines": baselines}
-        ritual.save(run, "finetune", "objects", payload | {"predictor": predictor, "top1": top1}, chosen)
-    (found,) = judge_results(run_folder.read_results(run))
+        save(run, "finetune", "objects", payload | {"predictor": predictor, "top1": top1}, chosen)
+    (found,) = judge_results(RunFolder(Path(run)).results())
     assert found.good is True
     assert "+12.0 points, one seed" in found.sentence
 

@@ -8,7 +8,7 @@ from conftest import tiny
 from iwm import config, recipe_book
 from iwm.runtime.errors import UserError
 from iwm.sweeps import axes
-from iwm.sweeps.protocol import Axes
+from iwm.verbs.sweep import Axes
 
 
 def test_other_recipes_are_a_cell_each():

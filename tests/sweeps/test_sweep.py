@@ -13,14 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import pictures_file, tiny
+from conftest import pictures_file, tiny, with_run
 
-from iwm import cli, config, recipe_book
-from iwm.cli import dispatch, options
+from iwm import cli, config, verbs
+from iwm.cli import sentences
+from iwm.evaluation.tasks import finetune
 from iwm.runtime.errors import Interrupted, UserError
-from iwm.sweeps import measurement, protocol, sweep
-from iwm.sweeps.sweep import Sweep, _run_apart, _stoppable, devices
+from iwm.sweeps import measurement, sweep
+from iwm.sweeps.study import Study
+from iwm.sweeps.sweep import devices, run_apart, stoppable
 from iwm.training import loop, step
+from iwm.verbs.sweep import Protocol, Sweep
 
 QUICK = {"world-images": 2, "bank": 8, "attentive-epochs": 1, "finetune-epochs": 1, "finetune-views": 1}
 QUICK |= {"finetune-lrs": 1e-3, "finetune-ratios": 1}
@@ -174,16 +177,6 @@ def test_a_sweep_of_an_older_version_goes_on(tmp_path, source, monkeypatch, caps
     assert "pictures.npz', now it is 'others.npz'; give another --out" in said
 
 
-def test_a_recipe_without_a_predictor_says_nothing_of_one(tmp_path):
-    moco = recipe_book.of_family("moco", "demo")
-    whole = Sweep(tmp_path, tiny(), protocol.Axes(), protocol.Protocol(), (replace(moco, recipe="moco-demo"),))
-    cell = next(cell for cell in whole.cells if cell.name == "moco-demo")
-    row = whole.row(cell)
-    assert [row[name] for name in ("conditioning", "difficulty", "predictor", "mrr")] == [None] * 4
-    assert set(whole.asked(cell)) == {"linear", "attentive"}, "nothing that it cannot be asked"
-    assert set(whole.asked(whole.cells[0])) == {"world", "linear", "attentive", "predictor_finetuning"}
-
-
 TINY = shlex.split(
     "--data.image-size=16 --encoder.patch-size=4 --encoder.width=32 --encoder.depth=1 --encoder.heads=2 "
     "--objective.target-layers=1 --optim.batch-size=8 --optim.epochs=300 --speed.workers=0 --log-every=50 "
@@ -247,9 +240,7 @@ def test_a_cell_that_fails_leaves_the_others(tmp_path, source, monkeypatch, caps
         return real(settings)
 
     monkeypatch.setattr(loop, "pretrain", diverging)
-    monkeypatch.setattr(
-        measurement.finetune, "finetune", lambda *_, **__: (_ for _ in ()).throw(UserError("It has no predictor."))
-    )
+    monkeypatch.setattr(finetune, "finetune", lambda o: (_ for _ in ()).throw(UserError("It has no predictor.")))
     out = tmp_path / "out"
     said = refused(capsys, *command(source, out))
     assert "1 of 2 cells failed, first adaln-destructive-2x32 (Training diverged" in said
@@ -321,7 +312,7 @@ def test_jobs_are_processes_of_their_own(tmp_path, source, monkeypatch):
     """The processes are played by the same command in this one: what counts is who is started, and what is told."""
     started = []
 
-    class Process:
+    class Process(subprocess.Popen):
         def __init__(self, words, env, **rest):
             self.returncode = None
             started.append((words[3:], env["OMP_NUM_THREADS"]))
@@ -343,9 +334,9 @@ def test_jobs_are_processes_of_their_own(tmp_path, source, monkeypatch):
     assert len(started) == 1
     monkeypatch.setattr(cli, "main", lambda words: -9)
     argv = command(source, out, **SHORT)[1:]
-    whole = Sweep(out, *planned(argv))
+    whole = Study(planned(argv))
     with pytest.raises(UserError, match="The process of cell none-destructive-2x32 broke down"):
-        _run_apart(whole, [whole.cells[1]], 2, argv)
+        run_apart(whole, [whole.cells[1]], 2, argv)
 
 
 @pytest.fixture
@@ -370,16 +361,29 @@ def test_every_process_is_asked_once_to_save_and_waited_for(number):
 
     before = signal.getsignal(signal.SIGTERM)
     running = {"one": Process(), "two": Process()}
-    with pytest.raises(Interrupted, match="goes on where they were"), _stoppable(running):
+    with pytest.raises(Interrupted, match="goes on where they were"), stoppable(running):
         signal.raise_signal(number)
     assert asked == ["terminate", "terminate", "wait", "wait"]
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def planned(argv):
-    o = dispatch.parse(options.Sweep, argv, "sweep", options.Sweep(settings=replace(tiny(), recipe="demo")))
-    return (
-        o.settings,
-        protocol.Axes(conditionings=o.conditionings, levels=o.levels, predictors=o.predictors),
-        protocol.Protocol(),
-    )
+def planned(argv: list[str]) -> Sweep:
+    verb = verbs.find("sweep")
+    assert verb.read
+    return verb.read(argv, lambda kind, words, default=None: sentences.parse(kind, words, verb, default))
+
+
+def test_from_python_it_is_one_process(tmp_path, source):
+    settings = replace(tiny(), data=replace(tiny().data, source=source), recipe="demo")
+    settings = with_run(settings, out=str(tmp_path / "out"))
+    for wrong in ({"jobs": 2}, {"list": True}):
+        with pytest.raises(UserError, match="from Python leave out jobs and list"):
+            verbs.call("sweep", settings=settings, **wrong)
+    with pytest.raises(UserError, match=r"others=\(iwm\.Config"):
+        verbs.call("sweep", settings=settings, recipes="cifar10")
+    few = {"conditionings": "adaln", "levels": "destructive", "predictors": "2x32"}
+    few |= {"linear": False, "attentive_epochs": 0, "finetune_epochs": 0}
+    content = verbs.call("sweep", settings=settings, world_images=2, bank=8, **few)
+    assert [(run["cell"], run["state"]) for run in content["runs"]] == [("adaln-destructive-2x32", "finished")]
+    assert content["settings"]["axes"] == {"design": "tables", **{name: few[name] for name in TWO}}
+    assert content["settings"]["protocol"].keys() == verbs.part(Sweep(), Protocol).keys()

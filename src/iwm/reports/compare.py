@@ -1,16 +1,17 @@
 """The table of several runs: their results side by side, the best marked, and which settings differ."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from iwm import config, run_folder
+from iwm import config
 from iwm.reports.verdict import Result, data_of, join, number, settings_of, verb_of
+from iwm.run_folder import RunFolder, plain_name
 from iwm.runtime.console import console, in_words
 from iwm.runtime.errors import UserError
+from iwm.verbs.compare import Compare
 
 HIGHER = (
     *("mrr", "hits_at_1", "hits_at_5", "hits_at_10", "top1", "top5", "balanced_top1", "average_top1"),
@@ -33,55 +34,50 @@ SHOWN: dict[str, tuple[str, ...]] = {
 """Rows of each verb; of any other verb, all its numbers."""
 
 
-def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
+def compare(o: Compare) -> list[dict[str, Any]]:
     """Print the results of several runs in one table, the best value of a row marked, and which settings differ.
 
     Returns the rows: {"result", "data", "metric", "values": {run: number or None}, "best": [runs]}. Raises UserError
     naming the run that is none, and when none of them has results.
     """
-    runs = list(dict.fromkeys(runs))
+    runs = list(dict.fromkeys(o.runs))
     if not runs:
         raise UserError("Which runs? Give `iwm compare RUN RUN...`.")
-    folders = {run: _folder(run) for run in runs}
-    found = {run: {r["file"]: r for r in run_folder.read_results(run)} for run in runs}
-    if not any(found.values()):
+    folders = {run: RunFolder.of(run).require("config", "metrics", "eval") for run in runs}
+    results = {run: {result["file"]: result for result in folder.results()} for run, folder in folders.items()}
+    if not any(results.values()):
         raise UserError(f"There are no results in {join(runs)}; measure something first, say `iwm world RUN --data S`.")
-    rows = []
-    for file in sorted({file for of_run in found.values() for file in of_run}):
-        here = {run: of_run[file] for run, of_run in found.items() if file in of_run}
-        first = next(iter(here.values()))
-        for metric in SHOWN.get(verb_of(first)) or _metrics(here.values()):
-            values = {run: number(found[run].get(file, {}), metric) for run in runs}
-            if any(value is not None for value in values.values()):
-                named = file.removesuffix("-" + run_folder.plain_name(data_of(first)))
-                best = _best(metric, values)
-                rows.append({"result": named, "data": data_of(first), "metric": metric, "values": values, "best": best})
+    rows = [row for file in sorted({file for own in results.values() for file in own}) for row in _rows(file, results)]
     names = _short(folders)
     console.print(_table(rows, names))
     for run in runs:
-        if not found[run]:
+        if not results[run]:
             console.print(Text(f"{run} has no results yet.", "yellow"))
-    settings = {run: config.flatten(config.read_unchecked(folder / "config.yaml")) for run, folder in folders.items()}
-    _say_differences("Settings of the runs that differ", {names[run]: values for run, values in settings.items()})
-    for file in sorted(set.intersection(*(set(of_run) for of_run in found.values()))):
-        same = {names[run]: config.flatten(settings_of(found[run][file])) for run in runs}
-        _say_differences(f"Not quite comparable, {file} was measured with different", same)
+    settings = {names[run]: config.flatten(folder.settings_unchecked()) for run, folder in folders.items()}
+    _print_differences("Settings of the runs that differ", settings)
+    for file in sorted(set.intersection(*(set(own) for own in results.values()))):
+        same = {names[run]: config.flatten(settings_of(results[run][file])) for run in runs}
+        _print_differences(f"Not quite comparable, {file} was measured with different", same)
     return rows
 
 
-def _folder(run: str) -> Path:
-    folder = run_folder.run_folder(run)
-    if not any((folder / part).exists() for part in ("config.yaml", "metrics.jsonl", "eval")):
-        raise UserError(
-            f"{run} is not a run: it has no config.yaml, metrics.jsonl or eval/; "
-            "give the --out folder of an `iwm pretrain`."
-        )
-    return folder
+def _rows(file: str, results: Mapping[str, Mapping[str, Result]]) -> list[dict[str, Any]]:
+    """The rows of the results of one name; `results` are those of every run, by their names."""
+    here = {run: own[file] for run, own in results.items() if file in own}
+    first = next(iter(here.values()))
+    title, data = file.removesuffix("-" + plain_name(data_of(first))), data_of(first)
+    rows = []
+    for metric in SHOWN.get(verb_of(first)) or _metrics(here.values()):
+        values = {run: number(here.get(run, {}), metric) for run in results}
+        if any(value is not None for value in values.values()):
+            best = _best(metric, values)
+            rows.append({"result": title, "data": data, "metric": metric, "values": values, "best": best})
+    return rows
 
 
-def _metrics(found: Iterable[Result]) -> list[str]:
+def _metrics(results: Iterable[Result]) -> list[str]:
     """All numeric keys of some results, in order of appearance."""
-    return list(dict.fromkeys(key for r in found for key in r if key != "seed" and number(r, key) is not None))
+    return list(dict.fromkeys(key for r in results for key in r if key != "seed" and number(r, key) is not None))
 
 
 def _best(metric: str, values: Mapping[str, float | None]) -> list[str]:
@@ -94,9 +90,9 @@ def _best(metric: str, values: Mapping[str, float | None]) -> list[str]:
     return winners if len(winners) < len(known) else []
 
 
-def _short(folders: Mapping[str, Path]) -> dict[str, str]:
+def _short(folders: Mapping[str, RunFolder]) -> dict[str, str]:
     """Column names: the folder's name, or the run as given where two would be called alike."""
-    names = {run: folder.resolve().name for run, folder in folders.items()}
+    names = {run: folder.name for run, folder in folders.items()}
     alike = list(names.values())
     return {run: name if alike.count(name) == 1 else run for run, name in names.items()}
 
@@ -127,13 +123,13 @@ def _value(metric: str, value: float) -> str:
     return in_words(int(value) if whole else value)
 
 
-def _say_differences(title: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
+def _print_differences(title: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the names of the settings that are not the same everywhere, with their values in the order of the runs."""
     names = dict.fromkeys(name for values in settings.values() for name in values)
-    told = []
+    differences = []
     for name in names:
-        values = [of_run.get(name) for of_run in settings.values()]
+        values = [own.get(name) for own in settings.values()]
         if name != "run.out" and any(value != values[0] for value in values):
-            told.append(f"{name} ({' | '.join(in_words(value) for value in values)})")
-    if told:
-        console.print(Text(f"{title}: {', '.join(told)}."))
+            differences.append(f"{name} ({' | '.join(in_words(value) for value in values)})")
+    if differences:
+        console.print(Text(f"{title}: {', '.join(differences)}."))

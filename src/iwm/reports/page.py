@@ -31,10 +31,11 @@ from iwm.reports.verdict import (
     number,
     verb_of,
 )
-from iwm.run_folder import read_metrics
+from iwm.run_folder import RunFolder, read_metrics
 from iwm.runtime import drawing, files
 from iwm.runtime.console import console, in_words
 from iwm.runtime.errors import UserError
+from iwm.verbs.report import Report
 
 LONGEST = 3000
 """Characters of a nested value shown on the page; longer ones are in their JSON file."""
@@ -53,6 +54,13 @@ CAPTIONS = {
 """Verbs whose pictures need the width of the page, with what they show."""
 
 Rows = list[list[str]]
+
+
+def report(o: Report) -> Path:
+    """Write the page of a run and say where it lies. Raises UserError when there is no such run."""
+    path = write(RunFolder.of(o.run).path)
+    console.print(f"Written to {path}", soft_wrap=True, markup=False)
+    return path
 
 
 def write(run: Path) -> Path:

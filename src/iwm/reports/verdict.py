@@ -1,6 +1,6 @@
 """What the numbers of a run say: every result beside its controls, in words, with a sign whether it is good.
 
-It reads dictionaries only, those of `metrics.jsonl` and of `results.read_results`.
+It reads dictionaries only, the lines of a RUN's metrics and its results (`RunFolder`).
 """
 
 import json
@@ -42,8 +42,8 @@ def number(result: Mapping[str, Any], key: str) -> float | None:
 
 def numbers(result: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:
     """{name: value} of those keys ({key: name}) that the result holds."""
-    found = {name: number(result, key) for key, name in names.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    values = {name: number(result, key) for key, name in names.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def verb_of(result: Result) -> str:
@@ -110,10 +110,10 @@ def judge_world(result: Result) -> Finding:
     else:
         of_twin = result.get("frozen_random_twin")
         twin_error = number(of_twin, "mrr_standard_error") or 0.0 if isinstance(of_twin, dict) else 0.0
-        placed = standing(mrr, twin, combined_error(error, twin_error))
-        words += f" It is {placed} its twin with a frozen random encoder ({twin:.3f})"
-        words += "." if placed == "above" else ": what it predicts, it could predict without learning a representation."
-        good = good and placed == "above"
+        place = standing(mrr, twin, combined_error(error, twin_error))
+        words += f" It is {place} its twin with a frozen random encoder ({twin:.3f})"
+        words += "." if place == "above" else ": what it predicts, it could predict without learning a representation."
+        good = good and place == "above"
     return Finding(title, good, words, tuple(bars))
 
 
@@ -130,9 +130,9 @@ def judge_probe(result: Result) -> Finding:
     ours = f"The {title[0].lower() + title[1:]} ({top1:.1%} right)"
     if not controls:
         return Finding(title, None, f"{ours} was measured without baselines, so it cannot be judged.", bars)
-    placed = {name: standing(top1, value, _error(top1, value, result)) for name, value in controls.items()}
-    behind = [name for name, place in placed.items() if place != "above"]
-    words = f"{ours} is " + join([f"{place} {name} ({controls[name]:.1%})" for name, place in placed.items()])
+    places = {name: standing(top1, value, _error(top1, value, result)) for name, value in controls.items()}
+    behind = [name for name, place in places.items() if place != "above"]
+    words = f"{ours} is " + join([f"{place} {name} ({controls[name]:.1%})" for name, place in places.items()])
     if "raw pixels" in behind:
         words += ": the representation has learned nothing useful yet."
     elif behind:
@@ -174,16 +174,16 @@ def judge_finetuning(pretrained: Sequence[Result], random: Sequence[Result], oth
         how = f"over {count} seeds, standard error {100 * error:.1f}"
     else:
         error, how = _error(ours, control, first), "one seed"
-    placed = standing(ours, control, error)
-    words = f"The pretrained predictor ({ours:.1%}) is {placed} a random one ({control:.1%}): "
+    place = standing(ours, control, error)
+    words = f"The pretrained predictor ({ours:.1%}) is {place} a random one ({control:.1%}): "
     words += f"{100 * mean:+.1f} points, {how}. "
     words += {
         "above": "What pretraining taught it is of use.",
         "level with": "No use of pretraining it can be shown here.",
         "BELOW": "Pretraining it has done harm here.",
-    }[placed]
+    }[place]
     bars = (("pretrained", ours), ("random", control), *beside, *more.items())
-    return Finding(title, placed == "above", words, bars)
+    return Finding(title, place == "above", words, bars)
 
 
 def judge_multitask(result: Result) -> Finding:
@@ -195,14 +195,14 @@ def judge_multitask(result: Result) -> Finding:
     if ours is None or alone is None:
         return Finding(title, False, "The accuracies are not finite.")
     errors = [_error(number(t, "top1") or 0.0, number(t, "single_task_top1") or 0.0, t) for t in of_tasks]
-    placed = standing(ours, alone, average_error(errors))
-    words = f"One predictor told the task by a token ({ours:.1%} right on average) is {placed} one predictor a task "
+    place = standing(ours, alone, average_error(errors))
+    words = f"One predictor told the task by a token ({ours:.1%} right on average) is {place} one predictor a task "
     words += f"({alone:.1%}): {100 * (ours - alone):+.1f} points"
     sizes = [number(result, key) for key in ("trainable_parameters", "single_task_trainable_parameters")]
     if sizes[0] and sizes[1]:
         words += f", with {sizes[0] / sizes[1]:.0%} of the trained parameters"
     bars = (("one for all", ours), ("one each", alone), *numbers(result, {"average_chance": "chance"}).items())
-    return Finding(title, placed != "BELOW", words + ".", bars)
+    return Finding(title, place != "BELOW", words + ".", bars)
 
 
 def judge_segmentation(result: Result) -> Finding:
@@ -219,9 +219,9 @@ def judge_segmentation(result: Result) -> Finding:
     # Of a difference, as if the control were measured on other images with the same error: on the safe side.
     error = number(result, "miou_standard_error") or 0.0
     error = combined_error(error, error)
-    placed = {name: standing(miou, value, error) for name, value in controls.items()}
-    words = f"mIoU {miou:.3f} is " + join([f"{place} {name} ({controls[name]:.3f})" for name, place in placed.items()])
-    behind = [name for name, place in placed.items() if place != "above"]
+    places = {name: standing(miou, value, error) for name, value in controls.items()}
+    words = f"mIoU {miou:.3f} is " + join([f"{place} {name} ({controls[name]:.3f})" for name, place in places.items()])
+    behind = [name for name, place in places.items() if place != "above"]
     words += ": pretraining is of use here." if not behind else ": no use of pretraining can be shown here."
     return Finding(title, not behind, words, bars)
 
@@ -232,24 +232,24 @@ def _error(a: float, b: float, result: Result) -> float:
     return difference_error(a, b, count) if count else 0.0
 
 
-def judge_results(found: Sequence[Result]) -> list[Finding]:
+def judge_results(results: Sequence[Result]) -> list[Finding]:
     """One finding for every question asked: per data, the plainest result of each kind."""
     findings = []
-    for group in _groups([r for r in found if verb_of(r) == "world"], data_of):
+    for group in _groups([r for r in results if verb_of(r) == "world"], data_of):
         # With a twin the question is answered in full; else the result under the plain name.
         findings.append(judge_world(min(group, key=lambda r: ("frozen_random_twin_mrr" not in r, len(r["file"])))))
-    probes = sorted((r for r in found if verb_of(r) == "probe"), key=lambda r: r.get("kind") != "linear")
+    probes = sorted((r for r in results if verb_of(r) == "probe"), key=lambda r: r.get("kind") != "linear")
     for group in _groups(probes, lambda r: (data_of(r), r.get("kind"))):
         findings.append(judge_probe(min(group, key=_plainest)))
-    tuned = [r for r in found if verb_of(r) == "finetune"]
+    tuned = [r for r in results if verb_of(r) == "finetune"]
     for group in _groups([r for r in tuned if r.get("predictor") == "pretrained"], _tuning):
         random = [r for r in tuned if r.get("predictor") == "random" and _tuning(r) == _tuning(group[0])]
         plain = [r for r in tuned if not r.get("predictor") and data_of(r) == data_of(group[0])]
         findings.append(judge_finetuning(sorted(group, key=_plainest), random, plain))
-    many = [r for r in found if verb_of(r) == "multitask"]
+    many = [r for r in results if verb_of(r) == "multitask"]
     for group in _groups(many, lambda r: (data_of(r), r.get("predictor"))):
         findings.append(judge_multitask(min(group, key=lambda r: len(r["file"]))))
-    segmented = [r for r in found if verb_of(r) == "segment" and r.get("predictor") != "random"]
+    segmented = [r for r in results if verb_of(r) == "segment" and r.get("predictor") != "random"]
     for group in _groups(segmented, lambda r: (data_of(r), r.get("train"), r.get("head"))):
         findings.append(judge_segmentation(min(group, key=_plainest)))
     return findings
@@ -260,17 +260,17 @@ def _plainest(result: Result) -> tuple[bool, int]:
     return not any(key in result for key in ("random_encoder_top1", "random_encoder_miou")), len(result["file"])
 
 
-def _groups(found: Iterable[Result], key: Any) -> list[list[Result]]:
+def _groups(results: Iterable[Result], key: Any) -> list[list[Result]]:
     """Results of equal key together, in order of appearance."""
     groups: dict[Any, list[Result]] = {}
-    for result in found:
+    for result in results:
         groups.setdefault(key(result), []).append(result)
     return list(groups.values())
 
 
-def _by_seed(found: Sequence[Result]) -> dict[Any, Result]:
+def _by_seed(results: Sequence[Result]) -> dict[Any, Result]:
     """The first result of every seed."""
-    return {result.get("seed"): result for result in reversed(found)}
+    return {result.get("seed"): result for result in reversed(results)}
 
 
 def _tuning(result: Result) -> str:

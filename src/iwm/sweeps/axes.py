@@ -5,10 +5,11 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from iwm import config, run_folder
+from iwm import config
 from iwm.config import Config
+from iwm.run_folder import plain_name
 from iwm.runtime.errors import UserError
-from iwm.sweeps.protocol import Axes
+from iwm.verbs.sweep import Axes
 
 CONDITIONINGS: tuple[str, ...] = typing.get_args(typing.get_type_hints(config.Predictor)["conditioning"])
 LEVELS: tuple[str, ...] = typing.get_args(typing.get_type_hints(config.Actions)["level"])
@@ -47,7 +48,7 @@ def size_of(predictor: config.Predictor) -> str:
     return f"{predictor.depth}x{predictor.width}"
 
 
-def named(text: str, known: Sequence[str], option: str) -> list[str]:
+def choices(text: str, known: Sequence[str], option: str) -> list[str]:
     """The words of a comma-separated list. Raises UserError for an unknown one and for none at all."""
     words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     for word in words:
@@ -60,23 +61,23 @@ def named(text: str, known: Sequence[str], option: str) -> list[str]:
 
 def sizes(text: str, own: config.Predictor) -> list[tuple[int, int]]:
     """(depth, width) of every predictor. Raises UserError for a bad spelling and a width that cannot be built."""
-    found = []
+    pairs = []
     for word in (part.strip() for part in text.split(",") if part.strip()):
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", word)
         if not match:
             raise UserError(f"--predictors {word} is no size; write DEPTHxWIDTH, for example {size_of(own)}.")
         if int(match[2]) % 4:
             raise UserError(f"--predictors {word}: the width must be a multiple of 4.")
-        found.append((int(match[1]), int(match[2])))
-    return list(dict.fromkeys(found or [(own.depth, own.width), (max(1, own.depth // 2), own.width)]))
+        pairs.append((int(match[1]), int(match[2])))
+    return list(dict.fromkeys(pairs or [(own.depth, own.width), (max(1, own.depth // 2), own.width)]))
 
 
 def cells_of(base: Config, axes: Axes, others: Sequence[Config] = ()) -> list[Cell]:
     """All cells, the ones that say most first: the reference, what differs from it in one thing, the other recipes as
     they are, the rest.
 
-    The reference has the recipe's own conditioning and level where they are asked for (else the first named) and the
-    first predictor. Raises UserError for what cannot be read, and for a recipe without a predictor to vary.
+    The reference has the recipe's own conditioning and level where they are among the axes (else the first ones) and
+    the first predictor. Raises UserError for what cannot be read, and for a recipe without a predictor to vary.
     """
     if base.objective.kind == "joint":
         raise UserError(
@@ -84,22 +85,22 @@ def cells_of(base: Config, axes: Axes, others: Sequence[Config] = ()) -> list[Ce
             f"and put it beside with --recipes {base.recipe}."
         )
     predictors = sizes(axes.predictors, base.predictor)
-    told = _first(named(axes.conditionings, CONDITIONINGS, "--conditionings"), base.predictor.conditioning)
-    levels = _first(named(axes.levels, LEVELS, "--levels"), base.actions.level)
+    conditionings = _first(choices(axes.conditionings, CONDITIONINGS, "--conditionings"), base.predictor.conditioning)
+    levels = _first(choices(axes.levels, LEVELS, "--levels"), base.actions.level)
     ordered: list[tuple[tuple[float, ...], Cell]] = []
-    for c, conditioning in enumerate(told):
+    for c, conditioning in enumerate(conditionings):
         for d, level in enumerate(levels):
             for p, (depth, width) in enumerate(predictors):
                 if axes.design == "tables" and c and (d or p):
                     continue
-                changed = replace(
+                settings = replace(
                     base,
                     actions=replace(base.actions, level=level),
                     predictor=replace(base.predictor, conditioning=conditioning, depth=depth, width=width),
                 )
                 order = (sum(bool(place) for place in (c, d, p)), c + d + p, p, d)  # ties: the conditioning first
-                ordered.append((order, Cell(f"{conditioning}-{level}-{depth}x{width}", changed)))
-    ordered += [((1.5, place), Cell(run_folder.plain_name(other.recipe), other)) for place, other in enumerate(others)]
+                ordered.append((order, Cell(f"{conditioning}-{level}-{depth}x{width}", settings)))
+    ordered += [((1.5, place), Cell(plain_name(other.recipe), other)) for place, other in enumerate(others)]
     return [cell for _, cell in sorted(ordered, key=lambda pair: pair[0])]
 
 

@@ -56,12 +56,12 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
 def correlations(runs: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """MRR against each accuracy over the runs of the first one's recipe that have both (paper figure 4); the MRR of
     other recipes may be measured in another space."""
-    found = {}
+    by_accuracy = {}
     for name in ACCURACIES:
-        have = [run for run in with_numbers(runs, "mrr", name) if run["recipe"] == runs[0]["recipe"]]
-        found[name] = correlation([run["mrr"] for run in have], [run[name] for run in have])
-        found[name]["paper"] = PAPER_CORRELATIONS.get(name)
-    return found
+        both = [run for run in with_numbers(runs, "mrr", name) if run["recipe"] == runs[0]["recipe"]]
+        numbers = correlation([run["mrr"] for run in both], [run[name] for run in both])
+        by_accuracy[name] = numbers | {"paper": PAPER_CORRELATIONS.get(name)}
+    return by_accuracy
 
 
 def tables(runs: Sequence[Row]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def tables(runs: Sequence[Row]) -> dict[str, Any]:
     def same(run: Row, *names: str) -> bool:
         return all(run[name] == first[name] for name in names)
 
-    told = {run["conditioning"]: run["mrr"] for run in grid if same(run, "difficulty", "predictor")}
+    by_conditioning = {run["conditioning"]: run["mrr"] for run in grid if same(run, "difficulty", "predictor")}
     hard: dict[str, dict[str, float | None]] = {}
     for run in grid:
         if same(run, "conditioning"):
@@ -84,7 +84,7 @@ def tables(runs: Sequence[Row]) -> dict[str, Any]:
         "conditioning": {
             "difficulty": first["difficulty"],
             "predictor": first["predictor"],
-            "mrr": {name: told[name] for name in CONDITIONINGS if name in told},
+            "mrr": {name: by_conditioning[name] for name in CONDITIONINGS if name in by_conditioning},
             "paper": PAPER_CONDITIONING,
         },
         "difficulty": {
@@ -119,8 +119,8 @@ def _against(one: Row, other: Row, name: str) -> str:
 
 def with_numbers(runs: Sequence[Row], *names: str) -> list[Row]:
     """The runs that have these numbers, the best in the first of them first."""
-    have = [run for run in runs if all(number(run, name) is not None for name in names)]
-    return sorted(have, key=lambda run: -run[names[0]])
+    complete = [run for run in runs if all(number(run, name) is not None for name in names)]
+    return sorted(complete, key=lambda run: -run[names[0]])
 
 
 def _which(runs: Sequence[Row]) -> Finding:
@@ -131,29 +131,35 @@ def _which(runs: Sequence[Row]) -> Finding:
     by_linear, by_mrr = with_numbers(runs, "linear"), with_numbers(own, "mrr", "linear")
     if len(by_linear) < 2 or not by_mrr:
         return Finding(title, None, f"Too few runs to say: {len(by_mrr)} with both MRR and a linear probe.")
-    plain, told = by_linear[0], by_mrr[0]
-    comparable = number(plain, "mrr") is not None and plain["recipe"] == told["recipe"]
-    bars = [(f"{run['cell']} linear", run["linear"]) for run in _different(plain, told)]
-    bars += [(f"{run['cell']} MRR", run["mrr"]) for run in _different(*([plain] if comparable else []), told)]
-    chance = number(told, "mrr_chance") or 0.0
-    if standing(told["mrr"], chance, error_of(told, "mrr")) != "above":
-        words = f"No run is equivariant: the highest MRR, {told['mrr']:.3f}, is not above chance ({chance:.3f}). "
-        words += f"The best linear probe is {plain['cell']} ({plain['linear']:.3f})."
+    invariant, equivariant = by_linear[0], by_mrr[0]
+    comparable = number(invariant, "mrr") is not None and invariant["recipe"] == equivariant["recipe"]
+    bars = [(f"{run['cell']} linear", run["linear"]) for run in _different(invariant, equivariant)]
+    bars += [
+        (f"{run['cell']} MRR", run["mrr"]) for run in _different(*([invariant] if comparable else []), equivariant)
+    ]
+    chance = number(equivariant, "mrr_chance") or 0.0
+    if standing(equivariant["mrr"], chance, error_of(equivariant, "mrr")) != "above":
+        words = f"No run is equivariant: the highest MRR, {equivariant['mrr']:.3f}, is not above chance "
+        words += f"({chance:.3f}). The best linear probe is {invariant['cell']} ({invariant['linear']:.3f})."
         return Finding(title, None, words, tuple(bars))
-    if plain is told:
+    if invariant is equivariant:
         runner = by_linear[1]
-        lead = "ahead of" if _against(plain, runner, "linear") == "above" else "within noise of"
+        lead = "ahead of" if _against(invariant, runner, "linear") == "above" else "within noise of"
         words = (
-            f"These runs show no trade-off: {plain['cell']} has both the best linear probe ({plain['linear']:.3f}, "
-            f"{lead} {runner['cell']} with {runner['linear']:.3f}) and the highest MRR ({told['mrr']:.3f})."
+            f"These runs show no trade-off: {invariant['cell']} has both the best linear probe "
+            f"({invariant['linear']:.3f}, {lead} {runner['cell']} with {runner['linear']:.3f}) and the highest MRR "
+            f"({equivariant['mrr']:.3f})."
         )
         return Finding(title, None, words, tuple(bars))
-    ranked = f", MRR {plain['mrr']:.3f}" if comparable else ""
+    ranked = f", MRR {invariant['mrr']:.3f}" if comparable else ""
     numbers = (
-        f"{plain['cell']} (linear probe {plain['linear']:.3f}{ranked})",
-        f"{told['cell']} (linear probe {told['linear']:.3f}, MRR {told['mrr']:.3f})",
+        f"{invariant['cell']} (linear probe {invariant['linear']:.3f}{ranked})",
+        f"{equivariant['cell']} (linear probe {equivariant['linear']:.3f}, MRR {equivariant['mrr']:.3f})",
     )
-    apart = _against(plain, told, "linear") == "above", not comparable or _against(told, plain, "mrr") == "above"
+    apart = (
+        _against(invariant, equivariant, "linear") == "above",
+        not comparable or _against(equivariant, invariant, "mrr") == "above",
+    )
     if all(apart):
         words = f"For an invariant representation take {numbers[0]}; for an equivariant one take {numbers[1]}."
         return Finding(title, True, words, tuple(bars))
@@ -191,42 +197,43 @@ def _telling(runs: Sequence[Row]) -> Finding:
     first = runs[0] if runs else {}
     same = ("recipe", "difficulty", "predictor")
     ranked = with_numbers([run for run in runs if all(run[name] == first[name] for name in same)], "mrr")
-    told = [run for run in ranked if run["conditioning"] != "none"]
-    silent = [run for run in ranked if run["conditioning"] == "none"]
+    conditioned = [run for run in ranked if run["conditioning"] != "none"]
+    unconditioned = [run for run in ranked if run["conditioning"] == "none"]
     bars = tuple((run["conditioning"], run["mrr"]) for run in ranked)
-    if not told or len(ranked) < 2:
+    if not conditioned or len(ranked) < 2:
         return Finding(title, None, "Too few runs to say: two conditionings or more are needed.", bars)
-    best = told[0]
+    best = conditioned[0]
     words = ""
-    if silent:
-        placed = _against(best, silent[0], "mrr")
-        words = f"Told the action by {best['conditioning']}, MRR is {best['mrr']:.3f}; untold {silent[0]['mrr']:.3f}. "
-        if placed != "above":
+    if unconditioned:
+        place = _against(best, unconditioned[0], "mrr")
+        words = f"Told the action by {best['conditioning']}, MRR is {best['mrr']:.3f}; "
+        words += f"untold {unconditioned[0]['mrr']:.3f}. "
+        if place != "above":
             return Finding(
                 title, False, words + "Telling it has brought nothing so far: the predictors ignore it.", bars
             )
-    if len(told) == 1:
-        return Finding(title, True if silent else None, words + "No other way of telling was tried.", bars)
-    runner = told[1]
+    if len(conditioned) == 1:
+        return Finding(title, True if unconditioned else None, words + "No other way of telling was tried.", bars)
+    runner = conditioned[1]
     if _against(best, runner, "mrr") == "above":
         words += f"Take {best['conditioning']}: it is above {runner['conditioning']} ({runner['mrr']:.3f})."
         return Finding(title, True, words, bars)
     words += (
         f"Between {best['conditioning']} and {runner['conditioning']} ({runner['mrr']:.3f}) the numbers do not choose."
     )
-    return Finding(title, True if silent else None, words, bars)
+    return Finding(title, True if unconditioned else None, words, bars)
 
 
 def _correlated(runs: Sequence[Row]) -> Finding:
     """What a high MRR goes with."""
     parts, supported = [], False
-    for name, found in correlations(runs).items():
+    for name, figures in correlations(runs).items():
         called = ACCURACIES[name]
-        if found["r"] is None:
-            parts.append(f"{called}: not computed ({found['note']}).")
+        if figures["r"] is None:
+            parts.append(f"{called}: not computed ({figures['note']}).")
             continue
-        low, high = found["interval"]
-        numbers = f"r = {found['r']:+.2f}, 95 % from {low:+.2f} to {high:+.2f}, n = {found['n']}"
+        low, high = figures["interval"]
+        numbers = f"r = {figures['r']:+.2f}, 95 % from {low:+.2f} to {high:+.2f}, n = {figures['n']}"
         sure = low > 0 or high < 0
         supported |= sure
         meaning = "rises with MRR" if low > 0 else "falls with MRR" if high < 0 else "no sign either way"

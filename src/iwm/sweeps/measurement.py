@@ -1,32 +1,30 @@
-"""One number of a sweep's cell, by the function of its own verb."""
+"""One number of a sweep's cell, by its own verb."""
 
 from typing import Any
 
+from iwm import verbs
 from iwm.config import Config
-from iwm.evaluation.tasks import finetune, probes
-from iwm.evaluation.tasks.fitting import Schedule
-from iwm.evaluation.world import mrr
+from iwm.verbs.finetune import Finetune
 
 NEEDS_PREDICTOR = ("world", "predictor_finetuning")
-"""Evaluations that a joint embedding cannot be asked."""
+"""Evaluations that a joint embedding does not have."""
 
 
-def measure(name: str, run: str, data: str, val: str, settings: Config, asked: dict[str, Any]) -> dict[str, Any]:
-    """One evaluation of a cell by the function of its own verb; returns the written result."""
+def measure(name: str, run: str, data: str, val: str, settings: Config, how: dict[str, Any]) -> dict[str, Any]:
+    """One evaluation of a cell by its own verb; returns the written result. `how` are its own settings."""
     common: dict[str, Any] = {"val": val, "seed": settings.run.seed, "speed": settings.speed}
     if name == "world":
-        return mrr.world(run, data, **asked, **common)
-    if name == "linear":
-        return probes.probe(run, data, "linear", **asked, **common)
-    if name == "attentive":
-        schedule = Schedule(epochs=asked["epochs"])
-        return probes.probe(
-            run, data, "attentive", settings=probes.ProbeSettings(schedule=schedule), baselines=False, **common
-        )
-    return finetune.finetune(run, data, "predictor", "pretrained", settings=finetune_settings(asked), **common)
+        return verbs.call("world", run, data=data, **how, **common)
+    if name == "predictor_finetuning":
+        return verbs.find("finetune").run(finetuning(run, data, how, **common))
+    baselines = {"baselines": False} if name == "attentive" else {}
+    return verbs.call("probe", run, data=data, kind=name, **how, **baselines, **common)
 
 
-def finetune_settings(asked: dict[str, Any]) -> finetune.FinetuneSettings:
-    """The settings of the predictor finetuning. Raises UserError for rates that are none."""
-    schedule = Schedule(epochs=asked["epochs"])
-    return finetune.FinetuneSettings(views=asked["views"], lrs=asked["lrs"], ratios=asked["ratios"], schedule=schedule)
+def finetuning(run: str, data: str, how: dict[str, Any], **common: Any) -> Finetune:
+    """The options of the predictor finetuning. Raises UserError for rates that are none."""
+    options = verbs.find("finetune").fill(
+        run=run, data=data, train="predictor", predictor="pretrained", baselines=False, **how, **common
+    )
+    assert isinstance(options, Finetune)
+    return options

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from iwm import run_folder
 from iwm.data.decode import BrokenImage
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import load_all
 from iwm.data.splits import share_of_each_class
 from iwm.evaluation import ritual
+from iwm.run_folder import plain_name
 from iwm.runtime import files
 
 
@@ -27,7 +27,7 @@ def write(train_set: ImageSet, test_set: ImageSet, counts: tuple[int, int], size
     side = max(size, min(2 * size, *_dimensions(train_set)))
     paths = [images.path(0) for images in (train_set, test_set)]
     mark = ritual.fingerprint({"paths": paths, "side": side, "seed": seed, "all": [len(train_set), len(test_set)]})
-    path = folder / f"{run_folder.plain_name(train_set.name)}-{len(chosen[0])}x{len(chosen[1])}-{mark[:6]}.npz"
+    path = folder / f"{plain_name(train_set.name)}-{len(chosen[0])}x{len(chosen[1])}-{mark[:6]}.npz"
     if path.exists():
         return str(path)
     arrays: dict[str, Any] = {}

@@ -7,11 +7,14 @@ the work takes them whole. Nothing here imports PyTorch, so help and complaints 
 
 import dataclasses
 import importlib
+import inspect
 import pkgutil
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from tyro.conf import Positional
 
 from iwm import config
 from iwm.runtime.errors import UserError
@@ -47,21 +50,30 @@ class Verb:
             return getattr(importlib.import_module(module), name)(options)
         return self.work(options)
 
+    @property
+    def positions(self) -> tuple[str, ...]:
+        """Options that need no name: those that have none on the command line, then those without a default."""
+        hints = typing.get_type_hints(self.options, include_extras=True)
+        bare = [name for name, hint in hints.items() if Positional[Any].__metadata__[0] in _extras(hint)]
+        required = [field.name for field in dataclasses.fields(self.options) if _default(field) is dataclasses.MISSING]
+        return tuple(dict.fromkeys((*bare, *required)))
+
     def fill(self, *values: Any, **keywords: Any) -> Any:
-        """The options from Python: values in the order of the fields, keywords by name, nested ones with dots.
+        """The options from Python: values for `positions`, keywords by name, those of a group with a dot.
 
         `fill("runs/mine", data="photos", **{"speed.threads": 1})`. Raises UserError for unknown and ill-typed options.
         """
-        names = [field.name for field in dataclasses.fields(self.options)]
+        names, caller = self.positions, f"iwm.{self.name}"
         if len(values) > len(names):
             raise UserError(
-                f"iwm.{self.name} takes {len(names)} values, not {len(values)}; see iwm {self.name} --help."
+                f"{caller} takes {len(names)} values, not {len(values)}; give the other options by name, see "
+                f"iwm {self.name} --help."
             )
         given = dict(zip(names, values, strict=False))
-        twice = next((name for name in given if name in keywords), None)
-        if twice:
-            raise UserError(f"iwm.{self.name} was given '{twice}' twice; give it once.")
-        return config.with_changes(self.options, {**given, **keywords}, f"iwm.{self.name}")
+        for name in keywords:
+            if name in given:
+                raise UserError(f"{caller} was given '{name}' twice; give it once.")
+        return config.with_changes(self.options, {**given, **keywords}, caller)
 
 
 _REGISTERED: dict[str, Verb] = {}
@@ -98,6 +110,47 @@ def call(name: str, *values: Any, **keywords: Any) -> Any:
     """Do a verb's work from Python, see `Verb.fill`."""
     verb = find(name)
     return verb.run(verb.fill(*values, **keywords))
+
+
+def from_python(name: str) -> Callable[..., Any]:
+    """A verb's work as a function, with its sentence as docstring and its options as signature."""
+    verb = find(name)
+
+    def work(*values: Any, **keywords: Any) -> Any:
+        return call(name, *values, **keywords)
+
+    work.__name__ = work.__qualname__ = name
+    work.__doc__ = (
+        f"{verb.sentence}\n\n`iwm {name} --help` describes the options; those of a group have a dot in their name, "
+        '**{"speed.threads": 1}.\nRaises UserError for an option that is unknown, missing or ill-typed, and for what '
+        "the work refuses."
+    )
+    work.__signature__ = _signature(verb)
+    return work
+
+
+def _signature(verb: Verb) -> inspect.Signature:
+    """The options as parameters: `positions` first, the others by name only."""
+    bare, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    defaults = {field.name: _default(field) for field in dataclasses.fields(verb.options)}
+    names = dict.fromkeys((*verb.positions, *defaults))
+    parameters = [inspect.Parameter(name, bare if name in verb.positions else named) for name in names]
+    return inspect.Signature(
+        [
+            one if defaults[one.name] is dataclasses.MISSING else one.replace(default=defaults[one.name])
+            for one in parameters
+        ]
+    )
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    """The default of an option; dataclasses.MISSING where there is none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _extras(hint: Any) -> tuple[Any, ...]:
+    """The markers of an annotated type."""
+    return getattr(hint, "__metadata__", ())
 
 
 def _modules() -> list[str]:

@@ -1,0 +1,53 @@
+"""tyro's complaints as one sentence each, with the nearest option."""
+
+import pytest
+
+from iwm import verbs
+from iwm.cli.sentences import parse, sentence
+from iwm.runtime.errors import UserError
+
+BOX = """\x1b[31m╭─ Parsing error ──────────────╮
+│ Unrecognized options: --hlep │
+│ ──────────────────────────── │
+│ Perhaps you meant:           │
+│     --help                   │
+╰──────────────────────────────╯\x1b[0m
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["runs/mine", "--data", "x", "--imags=3"], "Unrecognized options: --imags=3; did you mean --images?"),
+        (["runs/mine", "--data", "x", "--bank", "many"], "invalid literal for int() with base 10: 'many'"),
+        (["runs/mine", "--data"], "Missing value for argument '--data"),
+        (["runs/mine"], "see iwm world --help."),
+        ([], "see iwm world --help."),
+    ],
+)
+def test_a_complaint_is_one_line_that_says_what_to_do(words, complaint):
+    verb = verbs.find("world")
+    with pytest.raises(UserError) as refused:
+        parse(verb.options, words, verb)
+    assert complaint in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert "│" not in str(refused.value)
+
+
+def test_boxes_and_colours_are_taken_off():
+    assert sentence(BOX, "world") == "Unrecognized options: --hlep; did you mean --help?"
+
+
+def test_a_box_without_words_still_says_what_to_do():
+    assert sentence("", "world") == "The options could not be read; see iwm world --help."
+
+
+def test_help_is_tyros_page_with_the_verbs_sentence(capsys):
+    verb = verbs.find("world")
+    with pytest.raises(SystemExit) as ended:
+        parse(verb.options, ["--help", "--nonsense"], verb)
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: iwm world")
+    assert verb.sentence in printed
+    assert "--bank" in printed

@@ -1,0 +1,120 @@
+"""A study knows what its numbers depend on, and which of them lie in its folder already."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import pictures_file, tiny, with_run
+from planted_runs import metrics
+
+from iwm import config, recipe_book
+from iwm.evaluation import ritual
+from iwm.model import weights
+from iwm.model.world_model import ImageWorldModel
+from iwm.runtime.errors import UserError
+from iwm.sweeps import measurement
+from iwm.sweeps.study import Study, is_trained, learned
+from iwm.verbs.sweep import Sweep
+
+ONE: dict[str, Any] = {"conditionings": "adaln", "levels": "destructive", "predictors": "2x32"}
+"""The axes of a single cell."""
+
+
+def study_of(out: Path, settings: config.Config | None = None, **options: Any) -> Study:
+    settings = settings or tiny()
+    settings = replace(with_run(settings, out=str(out)), recipe="demo")
+    return Study(Sweep(settings=settings, **options))
+
+
+def test_a_recipe_without_a_predictor_says_nothing_of_one(tmp_path):
+    moco = recipe_book.of_family("moco", "demo")
+    settings = with_run(tiny(), out=str(tmp_path))
+    whole = Study(Sweep(settings=settings, others=(replace(moco, recipe="moco-demo"),)))
+    cell = next(cell for cell in whole.cells if cell.name == "moco-demo")
+    row = whole.row(cell)
+    assert [row[name] for name in ("conditioning", "difficulty", "predictor", "mrr")] == [None] * 4
+    assert set(whole.evaluations(cell)) == {"linear", "attentive"}, "nothing that it cannot be asked"
+    assert set(whole.evaluations(whole.cells[0])) == {"world", "linear", "attentive", "predictor_finetuning"}
+
+
+def test_everything_a_number_depends_on_is_written_down(tmp_path):
+    study = study_of(tmp_path, bank=8, levels="strong")
+    settings = study.settings
+    assert (settings["recipe"], settings["recipes"], settings["seed"]) == ("demo", [], 0)
+    assert settings["axes"]["levels"] == "strong"
+    assert list(settings["axes"]) == ["conditionings", "levels", "predictors", "design"]
+    assert settings["protocol"]["bank"] == 8
+    assert settings["protocol"]["finetune_lrs"] == [3e-4, 1e-3, 3e-3]
+    assert not {"jobs", "cell", "list", "words", "settings"} & settings["protocol"].keys()
+    assert "predictor.depth" not in settings["pretraining"], "varied"
+    assert settings["pretraining"]["optim.lr"] == tiny().optim.lr
+
+
+def test_a_folder_holds_one_sweep(tmp_path):
+    study = study_of(tmp_path / "out")
+    study.require_same()
+    study.folder.mkdir()
+    (study.folder / "sweep.json").write_text("{}")
+    with pytest.raises(UserError, match=r"sweep\.json is damaged"):
+        study.require_same()
+    (study.folder / "sweep.json").write_text(json.dumps({"settings": study.settings}))
+    study.require_same()
+    study_of(tmp_path / "out", levels="strong").require_same()
+    with pytest.raises(UserError, match=r"with optim\.epochs = 2, now it is 3"):
+        study_of(tmp_path / "out", tiny(optim=replace(tiny().optim, epochs=3))).require_same()
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match="is a file; give a folder"):
+        study_of(file).require_same()
+
+
+def test_weights_count_only_with_the_same_settings(tmp_path):
+    study = study_of(tmp_path, **ONE)
+    (cell,) = study.cells
+    folder = study.run_of(cell)
+    assert not is_trained(folder, cell.settings)
+    weights.export(ImageWorldModel(cell.settings), folder.model)
+    assert is_trained(folder, cell.settings)
+    assert is_trained(folder, with_run(cell.settings, out="elsewhere", log_every=7)), "nothing that is learned"
+    assert not is_trained(folder, with_run(cell.settings, seed=1))
+    assert learned(cell.settings) != learned(with_run(cell.settings, seed=1))
+
+
+def test_a_cell_goes_from_waiting_to_finished(tmp_path, monkeypatch):
+    """Training and measuring are played: what counts is what is done, noted and found again."""
+    source = str(pictures_file(tmp_path / "pictures.npz", labelled=True))
+    settings = replace(tiny(), data=replace(tiny().data, source=source))
+    short = {"attentive_epochs": 0, "finetune_epochs": 0}
+    study = study_of(tmp_path / "out", settings, **ONE, **short).prepare()
+    (cell,) = study.cells
+    folder, done = study.run_of(cell), []
+
+    def train(settings):
+        done.append("train")
+        weights.export(ImageWorldModel(settings), folder.model)
+        config.save(settings, folder.config)
+        folder.metrics.write_text(metrics())
+
+    def measure(name, run, data, val, settings, how):
+        done.append(name)
+        if name == "linear" and done.count("linear") == 1:
+            raise UserError("There are no labels.")
+        number = {"mrr": 0.5, "mrr_standard_error": 0.01} if name == "world" else {"top1": 0.7}
+        return ritual.write(folder.eval / f"{name}.json", number, {"name": name, **how})
+
+    monkeypatch.setattr("iwm.training.loop.pretrain", train)
+    monkeypatch.setattr(measurement, "measure", measure)
+    assert study.row(cell)["state"] == "waiting"
+    assert study.run(cell)
+    row = study.row(cell)
+    assert (row["state"], row["mrr"], row["linear"]) == ("partial", 0.5, None)
+    assert row["refused"] == {"linear": "There are no labels."}
+    assert (row["healthy"], row["mrr_own_range"]) == (True, 0.5)
+    assert study.run(cell)
+    assert (study.row(cell)["state"], study.row(cell)["linear"]) == ("finished", 0.7)
+    assert not study.run(cell)
+    assert done == ["train", "world", "linear", "linear"]
+    other = replace(study, options=replace(study.options, bank=8))
+    assert set(other.results(cell)) == {"linear"}, "the MRR was measured with another bank"
