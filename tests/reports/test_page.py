@@ -11,11 +11,11 @@ from pathlib import Path
 import jinja2
 import pytest
 from planted_runs import PROBE, WORLD, plant, tune
+from planted_runs import save as save_result
 
-from iwm import run_folder
-from iwm.evaluation import ritual
 from iwm.reports.page import card, render, write
 from iwm.reports.verdict import Finding
+from iwm.run_folder import RunFolder
 from iwm.runtime.drawing import Figure, save
 from iwm.runtime.errors import UserError
 
@@ -58,10 +58,10 @@ class Page(HTMLParser):
 
 def test_a_good_run_makes_a_whole_safe_page(tmp_path: Path) -> None:
     run = plant(tmp_path / "a <b>run</b> & more")
-    path = ritual.save(run, "world", "objects", {**WORLD, "data": NASTY, "frozen_random_twin_mrr": 0.3}, {"seed": 0})
+    path = save_result(run, "world", "objects", {**WORLD, "data": NASTY, "frozen_random_twin_mrr": 0.3}, {"seed": 0})
     save(Figure((1, 1)), path.with_suffix(".png"))
     save(Figure((1, 1)), Path(run) / "gallery.png")
-    probe = ritual.save(run, "probe", "objects", {**PROBE, "data": "objects", "note": NASTY}, {NASTY: NASTY})
+    probe = save_result(run, "probe", "objects", {**PROBE, "data": "objects", "note": NASTY}, {NASTY: NASTY})
     probe.with_suffix(".png").write_text("no picture at all")
     tune(run, "pretrained", 0.58)
     tune(run, "random", 0.50)
@@ -77,7 +77,7 @@ def test_a_good_run_makes_a_whole_safe_page(tmp_path: Path) -> None:
     assert page.tags.count("img") == 3  # curves, gallery, strips; the probe's picture is damaged
     assert "cannot be read" in page.text
     assert "The training is healthy, and every evaluation beats its controls." in page.text
-    for file in run_folder.read_results(run):
+    for file in RunFolder(Path(run)).results():
         assert file["file"] in page.text
     for number in ("0.4200", "0.4600", "0.5800", "0.5000"):
         assert number in page.text
@@ -86,7 +86,7 @@ def test_a_good_run_makes_a_whole_safe_page(tmp_path: Path) -> None:
 def test_names_are_text_and_never_markup_or_template_code(tmp_path: Path) -> None:
     name = "<b>&\"' {{ 7 * 7 }} {% if %}"
     run = Path(plant(tmp_path / name))
-    ritual.save(str(run), "world", "objects", {**WORLD, "data": name, name: name}, {name: [name]})
+    save_result(str(run), "world", "objects", {**WORLD, "data": name, name: name}, {name: [name]})
     save(Figure((1, 1)), run / "eval" / "look-objects.png")
     rows = {"fingerprint": "x", "data": name, "rows": {name: {"a_column": 1.0, name: None}}}
     (run / "eval" / "look-objects.json").write_text(json.dumps(rows))
@@ -122,8 +122,8 @@ def test_jinja_is_imported_only_when_a_page_is_written() -> None:
 
 def test_a_bad_run_is_called_bad(tmp_path: Path) -> None:
     run = plant(tmp_path / "run", target_variance=0.001)
-    ritual.save(run, "world", "objects", {**WORLD, "mrr": 0.024}, {})
-    ritual.save(run, "probe", "objects", {**PROBE, "top1": 0.2}, {}, variant="linear")
+    save_result(run, "world", "objects", {**WORLD, "mrr": 0.024}, {})
+    save_result(run, "probe", "objects", {**PROBE, "top1": 0.2}, {}, variant="linear")
     tune(run, "pretrained", 0.4)
     tune(run, "random", 0.5)
     text = Page(write(Path(run)).read_text()).text

@@ -18,7 +18,6 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.markup import escape
 
-from iwm import config, run_folder
 from iwm.reports import figures
 from iwm.reports.verdict import (
     VERBS,
@@ -31,7 +30,7 @@ from iwm.reports.verdict import (
     number,
     verb_of,
 )
-from iwm.run_folder import RunFolder, read_metrics
+from iwm.run_folder import RunFolder
 from iwm.runtime import drawing, files
 from iwm.runtime.console import console, in_words
 from iwm.runtime.errors import UserError
@@ -58,25 +57,20 @@ Rows = list[list[str]]
 
 def report(o: Report) -> Path:
     """Write the page of a run and say where it lies. Raises UserError when there is no such run."""
-    path = write(RunFolder.of(o.run).path)
+    path = write(o.run)
     console.print(f"Written to {path}", soft_wrap=True, markup=False)
     return path
 
 
-def write(run: Path) -> Path:
+def write(run: str | Path) -> Path:
     """Write RUN/report.html from the files of the run; returns its path.
 
     What is missing is left out with a sentence that says which command would fill it. Raises UserError when `run` is
     no run folder.
     """
-    folder = run_folder.run_folder(str(run))
-    if not (folder / "config.yaml").is_file() and not (folder / "metrics.jsonl").is_file():
-        raise UserError(
-            f"{run} is not a run: it has no config.yaml or metrics.jsonl; give the --out folder of an `iwm pretrain`."
-        )
-    path = folder / "report.html"
-    files.write_text(path, render("report.html.jinja", _content(folder)))
-    return path
+    folder = RunFolder.of(run).require("config", "metrics")
+    files.write_text(folder.report, render("report.html.jinja", _content(folder)))
+    return folder.report
 
 
 # ---- what every page is made of ------------------------------------------------------------------------------------
@@ -158,20 +152,20 @@ def _read_picture(path: Path, alt: str, width: str = "", caption: str = "") -> P
 # ---- the page of a run ---------------------------------------------------------------------------------------------
 
 
-def _content(folder: Path) -> dict[str, Any]:
+def _content(folder: RunFolder) -> dict[str, Any]:
     """Everything that `report.html.jinja` needs."""
     order = {verb: place for place, verb in enumerate(VERBS)}
-    results = sorted(run_folder.read_results(folder), key=lambda result: order.get(verb_of(result), len(order)))
+    results = sorted(folder.results(), key=lambda result: order.get(verb_of(result), len(order)))
     metrics = _read_metrics(folder)
     return {
-        "name": folder.resolve().name,
-        "run": shlex.quote(str(folder)),
+        "name": folder.name,
+        "run": shlex.quote(str(folder.path)),
         "facts": _facts(folder, metrics, results),
         **_verdict(metrics, results),
         "lacks": _lacks(metrics, results),
         "curves": _curves(metrics),
         "gallery": _read_picture(
-            folder / "gallery.png",
+            folder.gallery,
             "Gallery of crops, sources, masks and targets",
             "wide",
             "What one step of training works on. The action leads from the source's colours to the target's.",
@@ -185,23 +179,18 @@ def _content(folder: Path) -> dict[str, Any]:
     }
 
 
-def _read_metrics(folder: Path) -> list[dict[str, Any]]:
+def _read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
     """The metrics, or none when the file is missing or damaged (which is said on the console)."""
-    path = folder / "metrics.jsonl"
     try:
-        return read_metrics(path) if path.is_file() else []
+        return folder.metric_lines()
     except UserError as damage:
         console.print(f"[yellow]{escape(str(damage))} It is left out of the report.")
         return []
 
 
-def _picture_path(folder: Path, result: Result) -> Path:
-    return folder / "eval" / f"{result['file']}.png"
-
-
-def _facts(folder: Path, metrics: Sequence[Mapping[str, Any]], results: Sequence[Result]) -> list[str]:
+def _facts(folder: RunFolder, metrics: Sequence[Mapping[str, Any]], results: Sequence[Result]) -> list[str]:
     """What was trained, on what, where and when, in a line or two."""
-    facts = _settings_facts(config.read_unchecked(folder / "config.yaml"))
+    facts = _settings_facts(folder.settings_unchecked())
     if metrics:
         last = metrics[-1]
         speeds = sorted(rate for line in metrics if (rate := number(line, "images_per_second")) is not None)
@@ -277,15 +266,15 @@ def _curves(metrics: Sequence[dict[str, Any]]) -> Picture | None:
     return embed(png_of(figure), "Training curves", "wide", caption)
 
 
-def _exhibits(folder: Path, results: Sequence[Result], verbs: Sequence[str]) -> list[dict[str, Any]]:
+def _exhibits(folder: RunFolder, results: Sequence[Result], verbs: Sequence[str]) -> list[dict[str, Any]]:
     """The pictures of these verbs, with the tables that belong to them."""
     exhibits = (_exhibit(folder, result) for verb in verbs for result in results if verb_of(result) == verb)
     return [exhibit for exhibit in exhibits if exhibit]
 
 
-def _exhibit(folder: Path, result: Result) -> dict[str, Any] | None:
+def _exhibit(folder: RunFolder, result: Result) -> dict[str, Any] | None:
     """The pictures of a result, and what it holds by name and column as tables; None without a picture."""
-    path, verb, data = _picture_path(folder, result), verb_of(result), data_of(result)
+    path, verb, data = folder.picture_of(result), verb_of(result), data_of(result)
     width = "wide" if verb in ("world", "imagine", "look") else "medium"
     alt = f"{'Retrieval strips' if verb == 'world' else verb} on {data}"
     picture = _read_picture(path, alt, width, f"{data}: {CAPTIONS[verb]}")
@@ -309,7 +298,7 @@ def _rows(value: Any) -> Rows:
     return table if has_names else [line[1:] for line in table]
 
 
-def _multitask(folder: Path, results: Sequence[Result]) -> list[dict[str, Any]]:
+def _multitask(folder: RunFolder, results: Sequence[Result]) -> list[dict[str, Any]]:
     """Every task of one predictor beside the predictor trained on that task alone; nothing without such a result."""
     parts = []
     for result in results:
@@ -321,12 +310,12 @@ def _multitask(folder: Path, results: Sequence[Result]) -> list[dict[str, Any]]:
             task = content if isinstance(content, dict) else {}
             values = [in_words(task.get(key)) for key in ("top1", "single_task_top1", "chance")]
             rows.append([str(name), *values, str(len(task.get("classes") or ()))])
-        picture = _read_picture(_picture_path(folder, result), f"Accuracy of every task on {data_of(result)}")
+        picture = _read_picture(folder.picture_of(result), f"Accuracy of every task on {data_of(result)}")
         parts.append({"file": result["file"], "rows": rows, "picture": picture})
     return parts
 
 
-def _segmentation(folder: Path, results: Sequence[Result]) -> list[Picture]:
+def _segmentation(folder: RunFolder, results: Sequence[Result]) -> list[Picture]:
     """Segmented images, where there are any: not every run has a use for them."""
     pictures = []
     for result in results:
@@ -338,11 +327,11 @@ def _segmentation(folder: Path, results: Sequence[Result]) -> list[Picture]:
             f"{in_words(number(result, 'majority_miou'))}."
         )
         alt = f"Segmented images of {data_of(result)}"
-        pictures.append(_read_picture(_picture_path(folder, result), alt, "wide", caption))
+        pictures.append(_read_picture(folder.picture_of(result), alt, "wide", caption))
     return [picture for picture in pictures if picture]
 
 
-def _result(folder: Path, result: Result) -> dict[str, Any]:
+def _result(folder: RunFolder, result: Result) -> dict[str, Any]:
     """One result: its numbers, its picture, and how it was made."""
     own = {key: value for key, value in result.items() if key not in (*ORIGIN, "file", "fingerprint")}
     parts = {key: value for key, value in own.items() if isinstance(value, dict | list)}
@@ -357,7 +346,7 @@ def _result(folder: Path, result: Result) -> dict[str, Any]:
     return {
         "file": result["file"],
         "rows": rows,
-        "picture": None if shows_elsewhere else _read_picture(_picture_path(folder, result), str(result["file"])),
+        "picture": None if shows_elsewhere else _read_picture(folder.picture_of(result), str(result["file"])),
         "details": [(key, _text(value, result["file"])) for key, value in details.items()],
     }
 
@@ -368,8 +357,8 @@ def _text(value: Any, file: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:200]} ... (the whole is in eval/{file}.json)"
 
 
-def _configuration(folder: Path) -> str | None:
+def _configuration(folder: RunFolder) -> str | None:
     try:
-        return (folder / "config.yaml").read_text()
+        return folder.config.read_text()
     except (OSError, ValueError):
         return None
