@@ -1,0 +1,382 @@
+"""Checkpoints and exported weights: what comes back, what a crash or damage leaves, and that nothing is unpickled."""
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from conftest import tiny
+from safetensors.torch import load_file, save_file
+
+from iwm import checkpoint, config
+from iwm.errors import UserError
+from iwm.model import ImageWorldModel
+from iwm.optim import make_optimisers
+from iwm.vit import Attention
+
+Optimisers = list[torch.optim.Optimizer]
+
+
+def made(kind: str = "adamw", seed: int = 0) -> tuple[ImageWorldModel, Optimisers]:
+    """A tiny model and its optimisers, both as drawn."""
+    torch.manual_seed(seed)
+    model = ImageWorldModel(tiny(optim=replace(tiny().optim, kind=kind)))
+    optimisers = make_optimisers(model, model.settings.optim, torch.float32)
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = 1e-2
+    return model, optimisers
+
+
+def step(model: ImageWorldModel, optimisers: Optimisers, seed: int) -> None:
+    """One step down random gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+    for optimiser in optimisers:
+        optimiser.step()
+
+
+def save(folder: Path, *steps: int, keep: int = 9) -> tuple[ImageWorldModel, Optimisers]:
+    """A model that is saved after each of these steps, being moved in between."""
+    model, optimisers = made()
+    for number in steps:
+        step(model, optimisers, number)
+        checkpoint.save(folder, number, model, optimisers, keep, 64)
+    return model, optimisers
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---- what comes back -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_model_and_optimisers_come_back_and_go_on_as_if_never_left(tmp_path, kind):
+    model, optimisers = made(kind)
+    step(model, optimisers, 1)
+    path = checkpoint.save(tmp_path, 7, model, optimisers, 2, 64)
+    assert path == tmp_path / "step-00000007"
+    saved = checkpoint.read(path)
+    assert (saved.path, saved.step, saved.images, saved.settings) == (path, 7, 64, model.settings)
+
+    other, others = made(kind, seed=1)
+    checkpoint.restore(saved, other, others)
+    # A step from an empty state would end elsewhere, so this asks for every momentum and count too.
+    step(model, optimisers, 2)
+    step(other, others, 2)
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_restoring_refuses_what_nothing_takes(tmp_path):
+    model, optimisers = save(tmp_path, 1)
+    saved = checkpoint.read(tmp_path / "step-00000001")
+    (standing,) = (name for name, p in model.named_parameters() if name.endswith("pos_embed") and "target" not in name)
+    for name in ("nowhere.weight", standing):
+        planted = replace(saved, tensors={**saved.tensors, f"optimiser.exp_avg.{name}": torch.zeros(1)})
+        with pytest.raises(UserError, match=rf"step-00000001 holds optimiser\.exp_avg\.{name}, which nothing here"):
+            checkpoint.restore(planted, model, optimisers)
+
+
+def test_a_folder_without_checkpoints_is_a_run_that_has_none_yet(tmp_path):
+    assert checkpoint.newest(tmp_path) == (None, [])
+    assert checkpoint.newest(tmp_path / "absent") == (None, [])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_newest_are_kept(tmp_path, keep):
+    save(tmp_path, 3, 6, 9, 12, keep=keep)
+    assert names(tmp_path) == ["step-00000003", "step-00000006", "step-00000009", "step-00000012"][-keep:]
+
+
+def test_what_lies_there_of_later_steps_and_of_crashes_goes(tmp_path):
+    save(tmp_path, 3, 6, 9)
+    (tmp_path / ".part-00000012").mkdir()
+    (tmp_path / ".part-00000012" / "state.safetensors").write_bytes(b"half")
+    save(tmp_path, 6)
+    assert names(tmp_path) == ["step-00000003", "step-00000006"]
+
+
+# ---- crashes and damage --------------------------------------------------------------------------------------------
+
+
+def torn_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def save_file(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+
+
+def torn_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_text(path: Path, text: str) -> None:
+        path.write_bytes(text[:20].encode())
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+
+
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sync(path: Path) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint.files, "sync", sync)
+
+
+def unnamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rename(path: Path, to: Path) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "rename", rename)
+
+
+@pytest.mark.parametrize("crash", [torn_tensors, torn_text, unsynced, unnamed])
+def test_a_crash_at_any_point_of_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch, crash):
+    model, optimisers = save(tmp_path, 3, 6)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    step(model, optimisers, 9)
+    with monkeypatch.context() as patch:
+        crash(patch)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.save(tmp_path, 9, model, optimisers, 1, 64)
+    saved, complaints = checkpoint.newest(tmp_path)
+    assert saved
+    assert (saved.step, complaints) == (6, [])
+    assert all(torch.equal(saved.tensors[f"model.{name}"], value) for name, value in before.items())
+    checkpoint.save(tmp_path, 9, model, optimisers, 1, 64)  # as soon as there is room again
+    assert names(tmp_path) == ["step-00000009"]
+    assert checkpoint.read(tmp_path / "step-00000009").step == 9
+
+
+def test_nothing_bears_its_name_before_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
+    """After a power cut a file that was renamed but never synced may be empty."""
+    synced: list[str] = []
+    monkeypatch.setattr(checkpoint.files, "sync", lambda path: synced.append(path.name))
+    real = Path.rename
+
+    def rename(path: Path, to: Path) -> Path:
+        assert synced == ["state.safetensors", "state.json", path.name]
+        return real(path, to)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    save(tmp_path, 3)
+    assert synced[3:] == [tmp_path.name]
+
+
+def edit(path: Path, **changes: object) -> None:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in (content | changes).items() if value is not None}))
+
+
+def cut(folder: Path) -> None:
+    file = folder / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip(folder: Path) -> None:
+    file = folder / "state.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1  # a single bit of the last weight: still a valid file
+    file.write_bytes(data)
+
+
+def garble(folder: Path) -> None:
+    file = folder / "state.safetensors"
+    file.write_bytes(b"no tensors")
+    edit(folder / "state.json", sha256=hashlib.sha256(b"no tensors").hexdigest())
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "tensors cut short": cut,
+    "one bit": flip,
+    "no tensors, with a checksum that matches": garble,
+    "no file of tensors": lambda folder: (folder / "state.safetensors").unlink(),
+    "state.json torn": lambda folder: (folder / "state.json").write_text('{"format": 1, "ste'),
+    "no state.json": lambda folder: (folder / "state.json").unlink(),
+    "state.json is no object": lambda folder: (folder / "state.json").write_text("[1, 2]"),
+    "state.json is no text": lambda folder: (folder / "state.json").write_bytes(b"\xff\xfe\x00"),
+    "no step": lambda folder: edit(folder / "state.json", step=None),
+    "no settings": lambda folder: edit(folder / "state.json", settings=None),
+    "an empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_newest_is_passed_over_in_a_sentence(tmp_path, damage):
+    save(tmp_path, 3, 6)
+    DAMAGE[damage](tmp_path / "step-00000006")
+    saved, complaints = checkpoint.newest(tmp_path)
+    assert saved
+    assert saved.step == 3
+    (sentence,) = complaints
+    assert sentence.startswith(f"Checkpoint {tmp_path / 'step-00000006'} is damaged (")
+    assert sentence.endswith("; delete that folder.")
+    DAMAGE[damage](tmp_path / "step-00000003")
+    with pytest.raises(
+        UserError, match=r"No checkpoint in .* can be read; delete the folder or .*step-00000006 is dam"
+    ):
+        checkpoint.newest(tmp_path)
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.write_text, (self.path, "gone off")
+
+
+@pytest.mark.parametrize("pickled", ["pickle", "torch.save"])
+def test_nothing_is_ever_unpickled(tmp_path, pickled):
+    gone_off = tmp_path / "gone off"
+    save(tmp_path / "checkpoints", 3)
+    checkpoint.export(made()[0], tmp_path / "model")
+    folder = tmp_path / "checkpoints" / "step-00000003"
+    assert names(folder) == ["state.json", "state.safetensors"]
+    planted = tmp_path / "planted"
+    if pickled == "pickle":
+        planted.write_bytes(pickle.dumps({"model.x": Bomb(gone_off)}))
+    else:
+        torch.save({"model.x": Bomb(gone_off)}, planted)
+    for file in (folder / "state.safetensors", tmp_path / "model" / "model.safetensors"):
+        file.write_bytes(planted.read_bytes())
+    edit(folder / "state.json", sha256=hashlib.sha256(planted.read_bytes()).hexdigest())
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoint.read(folder)
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load_model(str(tmp_path))
+    assert not gone_off.exists()
+
+
+# ---- weights for use -----------------------------------------------------------------------------------------------
+
+
+def test_an_exported_model_is_loaded_for_use_from_any_of_its_paths(tmp_path):
+    model, _ = made(seed=3)
+    checkpoint.export(model.train(), tmp_path / "run" / "model", step=8)
+    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["step"] == 8
+    for path in ("run", "run/model", "run/model/model.safetensors", "run/model/config.json"):
+        loaded = checkpoint.load_model(str(tmp_path / path))
+        assert not loaded.training
+        assert not any(parameter.requires_grad for parameter in loaded.parameters())
+        assert loaded.settings == model.settings
+        assert loaded.space.spec() == model.space.spec()
+        assert loaded.state_dict().keys() == model.state_dict().keys()
+        assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_action_space_is_the_exported_one_and_not_made_anew(tmp_path):
+    """Whatever a later version makes of the same settings."""
+    model, _ = made()
+    checkpoint.export(model, tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    content["settings"]["actions"]["level"] = "strong"
+    path.write_text(json.dumps(content))
+    assert checkpoint.load_model(str(tmp_path)).space.spec() == model.space.spec()
+
+
+def test_tensors_of_any_memory_layout_are_written_as_they_read(tmp_path):
+    whole = torch.arange(24.0).view(4, 6)
+    checkpoint.write_weights(tmp_path, {"turned": whole.T, "part": whole[1:3, ::2]}, {"of": "a test"})
+    found = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(found["turned"], whole.T)
+    assert torch.equal(found["part"], whole[1:3, ::2])
+    assert json.loads((tmp_path / "config.json").read_text()) == {"format": 1, "of": "a test"}
+
+
+def test_a_crash_while_exporting_leaves_the_old_weights(tmp_path, monkeypatch):
+    checkpoint.export(made(seed=0)[0], tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    torn_tensors(monkeypatch)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.export(made(seed=1)[0], tmp_path, step=9)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_identity_is_that_of_the_weights(tmp_path):
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        checkpoint.export(made(seed=seed)[0], tmp_path / name, called=name)
+    one, same, other = (checkpoint.identity(str(tmp_path / name)) for name in ("one", "same", "other"))
+    assert one == same != other
+    assert one == hashlib.sha256((tmp_path / "one" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("there", "sentence"),
+    [
+        ([], "There is no run at .*run; give the --out folder"),
+        (["run/config.yaml"], "is not a run: it has no model/model.safetensors and config.json"),
+        (["run/model/model.safetensors"], "is not a run"),
+        (["run/model/config.json"], "is not a run"),
+        (["run/checkpoints/step-00000003/state.json"], "has no finished weights yet"),
+    ],
+)
+def test_what_is_no_run_is_said(tmp_path, there, sentence):
+    for name in there:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=sentence):
+        checkpoint.find_weights(str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "torn text", "no settings", "no weight", "another size"])
+def test_weights_that_cannot_be_read_are_named(tmp_path, damage):
+    checkpoint.export(made()[0], tmp_path / "model")
+    weights, text = tmp_path / "model" / "model.safetensors", tmp_path / "model" / "config.json"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "torn text":
+        text.write_text(text.read_text()[:-100])
+    elif damage == "no settings":
+        edit(text, settings=None)
+    else:
+        tensors = load_file(weights)
+        last = tensors.pop("predictor.embed.weight")
+        narrower = {"predictor.embed.weight": last[:, :-1].contiguous()}
+        save_file(tensors if damage == "no weight" else tensors | narrower, weights)
+    with pytest.raises(UserError, match=r"The weights in .*model cannot be read \(.*\); export them again"):
+        checkpoint.load_model(str(tmp_path))
+
+
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    checkpoint.export(made()[0], tmp_path / "run" / "model")
+    assert checkpoint.find_weights("~/run") == tmp_path / "run" / "model"
+
+
+def test_weights_of_the_hub_are_those_two_files_or_a_sentence(tmp_path, monkeypatch):
+    asked = []
+
+    def fetched(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, sorted(allow_patterns)))
+        if name == "user/absent":
+            raise OSError("no route to host\nand more")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    assert checkpoint.find_weights("hf-hub:user/name") == tmp_path
+    assert asked == [("user/name", ["config.json", "model.safetensors"])]
+    with pytest.raises(UserError, match=r"hf-hub:user/absent cannot be fetched \(no route to host\); give a run"):
+        checkpoint.find_weights("hf-hub:user/absent")
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("bf16", False)])
+def test_an_opened_world_takes_the_attention_of_its_precision(tmp_path, precision, fused):
+    checkpoint.export(made()[0], tmp_path)
+    model = checkpoint.open_world(str(tmp_path), config.Speed(precision=precision, device="cpu"))
+    kernels = [layer.fused_attn for layer in model.modules() if isinstance(layer, Attention)]
+    assert kernels
+    assert set(kernels) == {fused}
+    assert not model.training
