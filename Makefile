@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV = .venv
 READY = $(VENV)/.ready
+# A process for every core, of one thread each; a process that has nothing left takes over from another.
+PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-learning lint clean
 
@@ -9,7 +11,7 @@ demo: $(READY)
 	$(VENV)/bin/iwm demo --out runs/demo
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 # Ten minutes of training against the ranges in tests/learning/ranges.json.
 test-learning: $(READY)

@@ -1,11 +1,17 @@
 """Every function of the package is checked for its types and shapes while the tests run."""
 
+import gc
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores; before anything counts them
+
+import hypothesis
 import numpy as np
 import pytest
 from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
@@ -13,6 +19,8 @@ from jaxtyping import install_import_hook
 
 warnings.filterwarnings("ignore", category=BeartypeDecorHintPep585DeprecationWarning)
 install_import_hook("iwm", "checking.typechecked")
+hypothesis.settings.register_profile("tests", deadline=None)  # other processes may take an example's time
+hypothesis.settings.load_profile("tests")
 
 import torch  # noqa: E402
 
@@ -24,6 +32,18 @@ from iwm.runtime import devices  # noqa: E402
 def _threads() -> Iterator[None]:
     with devices.threads(config.Speed()):
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_old_is_collected() -> Iterator[None]:
+    """Garbage collection passes over what the imports made: looking through it took a third of the time of every test
+    that trains. Training thaws what it froze, and with it the imports; here nothing is thawed."""
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "unfreeze", lambda: None)
+        yield
+    gc.unfreeze()  # or libraries complain at the end of what was never freed
 
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]

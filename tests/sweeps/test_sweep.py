@@ -318,7 +318,9 @@ def test_jobs_are_processes_of_their_own(tmp_path, source, monkeypatch):
             started.append((words[3:], env["OMP_NUM_THREADS"]))
 
         def poll(self):
-            self.returncode = cli.main(started[-1][0])
+            with monkeypatch.context() as patch:
+                patch.setenv("OMP_NUM_THREADS", "1")
+                self.returncode = cli.main(started[-1][0])
             return self.returncode
 
     monkeypatch.setattr(sweep.subprocess, "Popen", Process)

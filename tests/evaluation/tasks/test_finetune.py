@@ -218,7 +218,8 @@ def test_drop_path_reaches_only_what_learns():
     assert not torch.equal(last.encoder.blocks[1](embedded), last.encoder.blocks[1](embedded))
 
 
-def test_a_result_tells_how_many_threads_it_ran_on(run, source, monkeypatch):
+def test_a_result_tells_how_many_threads_it_ran_on(run, tmp_path, monkeypatch):
+    source = corners(tmp_path, train=64, val=32)  # few: more threads than there are cores left take their time
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
     asked = before + 1
