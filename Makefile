@@ -5,13 +5,17 @@ READY = $(VENV)/.ready
 # A process for every core, of one thread each; a process that has nothing left takes over from another.
 PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-learning lint clean
+.PHONY: demo test test-long test-learning lint clean
 
 demo: $(READY)
 	$(VENV)/bin/iwm demo --out runs/demo
 
 test: $(READY)
 	$(PYTEST)
+
+# Longer forms of what `make test` asserts in short.
+test-long: $(READY)
+	$(PYTEST) -m long
 
 # Ten minutes of training against the ranges in tests/learning/ranges.json.
 test-learning: $(READY)

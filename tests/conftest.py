@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,6 +27,7 @@ import torch  # noqa: E402
 
 from iwm import config  # noqa: E402
 from iwm.runtime import devices  # noqa: E402
+from iwm.training import loop  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -108,3 +110,24 @@ def trained_on(settings: config.Config, *, source: str, out: str) -> config.Conf
 def with_run(settings: config.Config, **changes: Any) -> config.Config:
     """The settings with changes to their run group."""
     return replace(settings, run=replace(settings.run, **changes))
+
+
+@pytest.fixture(scope="session")
+def _trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    source = pictures_file(folder / "pictures.npz")
+    loop.pretrain(trained_on(tiny(), source=str(source), out=str(folder / "run")))
+    return folder
+
+
+@pytest.fixture
+def trained(_trained_once: Path, tmp_path: Path) -> Path:
+    """The finished run of `tiny` on `pictures_file`, tmp_path/run on tmp_path/pictures.npz, as if trained there.
+
+    It is trained once for all tests and copied for each, its paths made those of the copy: write into it at will.
+    """
+    shutil.copytree(_trained_once, tmp_path, dirs_exist_ok=True)
+    for path in (tmp_path / "run").rglob("*"):
+        if path.suffix in (".json", ".jsonl", ".yaml"):
+            path.write_text(path.read_text().replace(str(_trained_once), str(tmp_path)))
+    return tmp_path / "run"

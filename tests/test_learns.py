@@ -1,5 +1,5 @@
 """Learning itself: a short run on real photos must beat chance, random initialisation and the position-only model, and
-the same check must fail at learning rate 0 and with shuffled actions."""
+the same check must fail at learning rate 0 and with shuffled actions. `make test-long` trains longer, and both ways."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,13 @@ from iwm.training import loop, step
 BANK, IMAGES = 64, 16
 
 
-def learner(out: Path, **optim: float) -> config.Config:
-    """About twenty seconds of one core: the 800 training photos at 32 px, patches of 8."""
+SHORT = 24
+"""Epochs after which the check holds with room to spare."""
+LONG = pytest.param(40, marks=pytest.mark.long)
+
+
+def learner(out: Path, epochs: int = SHORT, **optim: float) -> config.Config:
+    """About fifteen seconds of one core: the 800 training photos at 32 px, patches of 8."""
     base = tiny()
     return replace(
         base,
@@ -27,7 +32,7 @@ def learner(out: Path, **optim: float) -> config.Config:
         encoder=replace(base.encoder, patch_size=8, width=64, depth=2, heads=2),
         predictor=replace(base.predictor, width=64, depth=2),
         objective=config.Objective(target_norm="batch", target_layers=2, variance=0.1, covariance=0.004),
-        optim=replace(base.optim, epochs=40, batch_size=32, lr_batch=32, ema=0.99, **optim),
+        optim=replace(base.optim, epochs=epochs, batch_size=32, lr_batch=32, ema=0.99, **optim),
         run=config.Run(out=str(out), log_every=500, save_every=2000),
     )
 
@@ -50,19 +55,20 @@ def learned(out: Path) -> list[str]:
     return [what for what, holds in wanted.items() if not holds]
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_a_short_run_learns(tmp_path, kind):
-    chosen = learner(tmp_path / "run")
+@pytest.mark.parametrize("epochs", [SHORT, LONG])
+@pytest.mark.parametrize("kind", [pytest.param("adamw", marks=pytest.mark.long), "muon"])
+def test_a_short_run_learns(tmp_path, kind, epochs):
+    chosen = learner(tmp_path / "run", epochs)
     assert learned(loop.pretrain(replace(chosen, optim=replace(chosen.optim, kind=kind)))) == []
 
 
 def test_the_check_fails_at_learning_rate_zero(tmp_path):
-    frozen = learner(tmp_path / "run", lr=0.0, lr_start=0.0, lr_final=0.0)
-    missing = learned(loop.pretrain(replace(frozen, optim=replace(frozen.optim, epochs=4))))
+    missing = learned(loop.pretrain(learner(tmp_path / "run", 4, lr=0.0, lr_start=0.0, lr_final=0.0)))
     assert {"loss below the position-only model", "MRR above three times chance"} <= set(missing)
 
 
-def test_the_check_fails_with_shuffled_actions(tmp_path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("epochs", [SHORT, LONG])
+def test_the_check_fails_with_shuffled_actions(tmp_path, monkeypatch: pytest.MonkeyPatch, epochs):
     real = step.make_views
 
     def shuffled(*args, **more):
@@ -70,4 +76,4 @@ def test_the_check_fails_with_shuffled_actions(tmp_path, monkeypatch: pytest.Mon
         return replace(views, action=views.action.roll(1, dims=0))
 
     monkeypatch.setattr(step, "make_views", shuffled)
-    assert "MRR above three times chance" in learned(loop.pretrain(learner(tmp_path / "run")))
+    assert "MRR above three times chance" in learned(loop.pretrain(learner(tmp_path / "run", epochs)))

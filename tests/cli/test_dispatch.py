@@ -37,10 +37,9 @@ def source(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def run(tmp_path: Path, source: str) -> str:
+def run(trained: Path) -> str:
     """A trained run of a tiny model."""
-    settings = trained_on(tiny(), source=source, out=str(tmp_path / "run"))
-    return str(loop.pretrain(settings))
+    return str(trained)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

@@ -54,8 +54,8 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Training, "step", stepping)
 
 
-def test_a_run_leaves_what_the_contract_says(tmp_path):
-    out = loop.pretrain(settings(tmp_path))
+def test_a_run_leaves_what_the_contract_says(trained):
+    out = trained
     assert {p.name for p in out.iterdir()} >= {"config.yaml", "metrics.jsonl", "checkpoints", "model", "gallery.png"}
     lines = RunFolder(out).metric_lines()
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
@@ -110,9 +110,8 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path, monkeypatch):
     assert [line["step"] for line in RunFolder(out).metric_lines()] == [2, 4, 6, 8]
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch, capsys):
-    chosen = settings(tmp_path)
-    out = loop.pretrain(chosen)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(trained, tmp_path, monkeypatch, capsys):
+    chosen, out = settings(tmp_path), trained
     wanted = weights(out)
     newest = sorted((RunFolder(out).checkpoints).glob("step-*"))[-1]
     state = newest / "state.safetensors"
@@ -122,19 +121,17 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch
     assert all(torch.equal(wanted[name], value) for name, value in weights(out).items())
 
 
-def test_only_damaged_checkpoints_are_an_error(tmp_path):
-    chosen = settings(tmp_path)
-    out = loop.pretrain(chosen)
-    for folder in (RunFolder(out).checkpoints).glob("step-*"):
+def test_only_damaged_checkpoints_are_an_error(trained, tmp_path):
+    chosen, out = settings(tmp_path), trained
+    for folder in RunFolder(out).checkpoints.glob("step-*"):
         (folder / "state.json").write_text("{")
     with pytest.raises(UserError, match="No checkpoint in"):
         loop.pretrain(chosen)
 
 
-def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
-    chosen = settings(tmp_path)
-    out = loop.pretrain(chosen)
-    names = sorted(p.name for p in (RunFolder(out).checkpoints).iterdir())
+def test_a_checkpoint_is_whole_or_absent(trained, tmp_path, monkeypatch):
+    chosen, out = settings(tmp_path), trained
+    names = sorted(p.name for p in RunFolder(out).checkpoints.iterdir())
     assert names == ["step-00000006", "step-00000008"]
 
     def full_disk(*args, **kwargs):
@@ -148,9 +145,8 @@ def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
     assert checkpoint.newest(RunFolder(out).checkpoints)[0].step == 8  # pyright: ignore
 
 
-def test_a_drifted_setting_is_named(tmp_path):
+def test_a_drifted_setting_is_named(trained, tmp_path):
     chosen = settings(tmp_path)
-    loop.pretrain(chosen)
     drifted = replace(chosen, optim=replace(chosen.optim, lr=0.1))
     with pytest.raises(UserError, match=r"optim\.lr = 0\.002, now it is 0\.1"):
         loop.pretrain(drifted)
@@ -159,26 +155,23 @@ def test_a_drifted_setting_is_named(tmp_path):
     loop.pretrain(with_run(replace(chosen, speed=replace(chosen.speed, threads=1)), log_every=7))
 
 
-def test_epochs_may_be_extended(tmp_path):
+def test_epochs_may_be_extended(trained, tmp_path):
     chosen = settings(tmp_path)
-    loop.pretrain(chosen)
     out = loop.pretrain(replace(chosen, optim=replace(chosen.optim, epochs=3)))
     assert RunFolder(out).metric_lines()[-1]["step"] == 12
     with pytest.raises(UserError, match="past the 8 steps"):
         loop.pretrain(chosen)
 
 
-def test_a_replay_elsewhere_gives_the_same_weights(tmp_path):
-    chosen = settings(tmp_path)
-    one = weights(loop.pretrain(chosen))
+def test_a_replay_elsewhere_gives_the_same_weights(trained, tmp_path):
+    one = weights(trained)
     loaded = RunFolder(tmp_path / "run").settings()
     two = weights(loop.pretrain(with_run(loaded, out=str(tmp_path / "replay"))))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_no_resume_refuses_a_folder_with_a_run(tmp_path):
+def test_no_resume_refuses_a_folder_with_a_run(trained, tmp_path):
     chosen = settings(tmp_path)
-    loop.pretrain(chosen)
     with pytest.raises(UserError, match="already holds a run"):
         loop.pretrain(with_run(chosen, resume=False))
 
@@ -315,8 +308,8 @@ def test_both_attention_kernels_give_the_same_gradients(monkeypatch):
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
 
 
-def test_init_starts_from_a_run(tmp_path):
-    first = loop.pretrain(settings(tmp_path))
+def test_init_starts_from_a_run(trained, tmp_path):
+    first = trained
     chosen = replace(settings(tmp_path, "second"), init=str(first))
     frozen = replace(chosen, optim=replace(chosen.optim, lr=0.0, lr_start=0.0, lr_final=0.0, epochs=1))
     second = loop.pretrain(frozen)
@@ -346,9 +339,8 @@ def test_accumulate_must_divide_the_batch(tmp_path):
         loop.pretrain(replace(chosen, optim=replace(chosen.optim, accumulate=3)))
 
 
-def test_a_run_without_checkpoints_is_not_written_over(tmp_path):
-    chosen = settings(tmp_path)
-    out = loop.pretrain(chosen)
+def test_a_run_without_checkpoints_is_not_written_over(trained, tmp_path):
+    chosen, out = settings(tmp_path), trained
     before = weights(out)
     for folder in (RunFolder(out).checkpoints).iterdir():
         for file in folder.iterdir():
@@ -380,9 +372,8 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path,
     assert [line["step"] for line in RunFolder(out).metric_lines()] == [2, 4, 6, 8]
 
 
-def test_a_source_may_move_but_not_change_its_name(tmp_path, capsys):
+def test_a_source_may_move_but_not_change_its_name(trained, tmp_path, capsys):
     chosen = settings(tmp_path)
-    loop.pretrain(chosen)
     longer = replace(chosen, optim=replace(chosen.optim, epochs=3))
     for folder, name in (("elsewhere", "pictures.npz"), ("there", "others.npz")):
         (tmp_path / folder).mkdir()
@@ -393,9 +384,8 @@ def test_a_source_may_move_but_not_change_its_name(tmp_path, capsys):
         loop.pretrain(replace(longer, data=replace(longer.data, source=str(tmp_path / "there" / "others.npz"))))
 
 
-def test_a_changed_source_is_named_on_resume(tmp_path):
+def test_a_changed_source_is_named_on_resume(trained, tmp_path):
     chosen = settings(tmp_path)
-    loop.pretrain(chosen)
     pictures_file(tmp_path / "pictures.npz", count=128)
     with pytest.raises(UserError, match=r"was trained on 64 images, 'pictures' now holds 128"):
         loop.pretrain(replace(chosen, optim=replace(chosen.optim, epochs=3)))
@@ -418,9 +408,8 @@ def test_the_held_out_tenth_is_never_trained_on(tmp_path, monkeypatch):
     assert max(seen) < len(trained) == 64 - len(held)
 
 
-def test_a_finished_run_started_again_ends_at_once(tmp_path, monkeypatch):
+def test_a_finished_run_started_again_ends_at_once(trained, tmp_path, monkeypatch):
     chosen = settings(tmp_path)
-    loop.pretrain(chosen)
     monkeypatch.setattr(Training, "step", lambda self, batch: pytest.fail("trained on"))
     loop.pretrain(chosen)
 
