@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import pictures_file, tiny, with_run
+from iwm.images import ImageSet, open_images
+from iwm.online import OnlineProbe, ridge_accuracy
 from picture_files import noise, write
 from sklearn.linear_model import Ridge
 
 from iwm import online
-from iwm.images import ImageSet, open_images
 from iwm.model import ImageWorldModel
-from iwm.online import OnlineProbe, ridge_accuracy
 
 
 def clouds(seed: int, count: int, width: int = 40) -> tuple[torch.Tensor, torch.Tensor]:

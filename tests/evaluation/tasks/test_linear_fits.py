@@ -7,10 +7,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from iwm.evaluation import linear
-from iwm.evaluation.fitting import hold_out
-from iwm.evaluation.linear import choose_l2, choose_ridge, fit_linear, fit_path, fit_ridge
-from iwm.randomness import permutation
+from iwm.evaluation.tasks import linear
+from iwm.evaluation.tasks.fitting import hold_out
+from iwm.evaluation.tasks.linear import choose_l2, choose_ridge, fit_linear, fit_path, fit_ridge
+from iwm.runtime.randomness import permutation
 
 GRID = (1e-1, 1e-2, 1e-3)
 

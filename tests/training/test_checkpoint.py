@@ -13,11 +13,13 @@ import torch
 from conftest import tiny
 from safetensors.torch import load_file, save_file
 
-from iwm import checkpoint, config
-from iwm.errors import UserError
-from iwm.model import ImageWorldModel
-from iwm.optim import make_optimisers
-from iwm.vit import Attention
+from iwm import config, run_folder
+from iwm.model.vit import Attention
+from iwm.model.weights import export, write_weights
+from iwm.model.world_model import ImageWorldModel
+from iwm.runtime.errors import UserError
+from iwm.training import checkpoint
+from iwm.training.optimisers import make_optimisers
 
 Optimisers = list[torch.optim.Optimizer]
 
@@ -241,7 +243,7 @@ class Bomb:
 def test_nothing_is_ever_unpickled(tmp_path, pickled):
     gone_off = tmp_path / "gone off"
     save(tmp_path / "checkpoints", 3)
-    checkpoint.export(made()[0], tmp_path / "model")
+    export(made()[0], tmp_path / "model")
     folder = tmp_path / "checkpoints" / "step-00000003"
     assert names(folder) == ["state.json", "state.safetensors"]
     planted = tmp_path / "planted"
@@ -255,7 +257,7 @@ def test_nothing_is_ever_unpickled(tmp_path, pickled):
     with pytest.raises(UserError, match="is damaged"):
         checkpoint.read(folder)
     with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load_model(str(tmp_path))
+        run_folder.load_model(str(tmp_path))
     assert not gone_off.exists()
 
 
@@ -264,10 +266,10 @@ def test_nothing_is_ever_unpickled(tmp_path, pickled):
 
 def test_an_exported_model_is_loaded_for_use_from_any_of_its_paths(tmp_path):
     model, _ = made(seed=3)
-    checkpoint.export(model.train(), tmp_path / "run" / "model", step=8)
+    export(model.train(), tmp_path / "run" / "model", step=8)
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["step"] == 8
     for path in ("run", "run/model", "run/model/model.safetensors", "run/model/config.json"):
-        loaded = checkpoint.load_model(str(tmp_path / path))
+        loaded = run_folder.load_model(str(tmp_path / path))
         assert not loaded.training
         assert not any(parameter.requires_grad for parameter in loaded.parameters())
         assert loaded.settings == model.settings
@@ -279,17 +281,17 @@ def test_an_exported_model_is_loaded_for_use_from_any_of_its_paths(tmp_path):
 def test_the_action_space_is_the_exported_one_and_not_made_anew(tmp_path):
     """Whatever a later version makes of the same settings."""
     model, _ = made()
-    checkpoint.export(model, tmp_path)
+    export(model, tmp_path)
     path = tmp_path / "config.json"
     content = json.loads(path.read_text())
     content["settings"]["actions"]["level"] = "strong"
     path.write_text(json.dumps(content))
-    assert checkpoint.load_model(str(tmp_path)).space.spec() == model.space.spec()
+    assert run_folder.load_model(str(tmp_path)).space.spec() == model.space.spec()
 
 
 def test_tensors_of_any_memory_layout_are_written_as_they_read(tmp_path):
     whole = torch.arange(24.0).view(4, 6)
-    checkpoint.write_weights(tmp_path, {"turned": whole.T, "part": whole[1:3, ::2]}, {"of": "a test"})
+    write_weights(tmp_path, {"turned": whole.T, "part": whole[1:3, ::2]}, {"of": "a test"})
     found = load_file(tmp_path / "model.safetensors")
     assert torch.equal(found["turned"], whole.T)
     assert torch.equal(found["part"], whole[1:3, ::2])
@@ -297,18 +299,18 @@ def test_tensors_of_any_memory_layout_are_written_as_they_read(tmp_path):
 
 
 def test_a_crash_while_exporting_leaves_the_old_weights(tmp_path, monkeypatch):
-    checkpoint.export(made(seed=0)[0], tmp_path)
+    export(made(seed=0)[0], tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     torn_tensors(monkeypatch)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.export(made(seed=1)[0], tmp_path, step=9)
+        export(made(seed=1)[0], tmp_path, step=9)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_identity_is_that_of_the_weights(tmp_path):
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
-        checkpoint.export(made(seed=seed)[0], tmp_path / name, called=name)
-    one, same, other = (checkpoint.identity(str(tmp_path / name)) for name in ("one", "same", "other"))
+        export(made(seed=seed)[0], tmp_path / name, called=name)
+    one, same, other = (run_folder.identity(str(tmp_path / name)) for name in ("one", "same", "other"))
     assert one == same != other
     assert one == hashlib.sha256((tmp_path / "one" / "model.safetensors").read_bytes()).hexdigest()
 
@@ -328,12 +330,12 @@ def test_what_is_no_run_is_said(tmp_path, there, sentence):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match=sentence):
-        checkpoint.find_weights(str(tmp_path / "run"))
+        run_folder.find_weights(str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("damage", ["cut", "torn text", "no settings", "no weight", "another size"])
 def test_weights_that_cannot_be_read_are_named(tmp_path, damage):
-    checkpoint.export(made()[0], tmp_path / "model")
+    export(made()[0], tmp_path / "model")
     weights, text = tmp_path / "model" / "model.safetensors", tmp_path / "model" / "config.json"
     if damage == "cut":
         weights.write_bytes(weights.read_bytes()[:-100])
@@ -347,13 +349,13 @@ def test_weights_that_cannot_be_read_are_named(tmp_path, damage):
         narrower = {"predictor.embed.weight": last[:, :-1].contiguous()}
         save_file(tensors if damage == "no weight" else tensors | narrower, weights)
     with pytest.raises(UserError, match=r"The weights in .*model cannot be read \(.*\); export them again"):
-        checkpoint.load_model(str(tmp_path))
+        run_folder.load_model(str(tmp_path))
 
 
 def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    checkpoint.export(made()[0], tmp_path / "run" / "model")
-    assert checkpoint.find_weights("~/run") == tmp_path / "run" / "model"
+    export(made()[0], tmp_path / "run" / "model")
+    assert run_folder.find_weights("~/run") == tmp_path / "run" / "model"
 
 
 def test_weights_of_the_hub_are_those_two_files_or_a_sentence(tmp_path, monkeypatch):
@@ -366,16 +368,16 @@ def test_weights_of_the_hub_are_those_two_files_or_a_sentence(tmp_path, monkeypa
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
-    assert checkpoint.find_weights("hf-hub:user/name") == tmp_path
+    assert run_folder.find_weights("hf-hub:user/name") == tmp_path
     assert asked == [("user/name", ["config.json", "model.safetensors"])]
     with pytest.raises(UserError, match=r"hf-hub:user/absent cannot be fetched \(no route to host\); give a run"):
-        checkpoint.find_weights("hf-hub:user/absent")
+        run_folder.find_weights("hf-hub:user/absent")
 
 
 @pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("bf16", False)])
 def test_an_opened_world_takes_the_attention_of_its_precision(tmp_path, precision, fused):
-    checkpoint.export(made()[0], tmp_path)
-    model = checkpoint.open_world(str(tmp_path), config.Speed(precision=precision, device="cpu"))
+    export(made()[0], tmp_path)
+    model = run_folder.open_world(str(tmp_path), config.Speed(precision=precision, device="cpu"))
     kernels = [layer.fused_attn for layer in model.modules() if isinstance(layer, Attention)]
     assert kernels
     assert set(kernels) == {fused}

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from iwm import log
-from iwm.errors import UserError
-from iwm.log import Metrics, plain, read_metrics
+from iwm.run_folder import read_metrics
+from iwm.runtime import console
+from iwm.runtime.errors import UserError
+from iwm.runtime.files import plain
+from iwm.training.metrics import Metrics
 
 
 def lines(path: Path, *records: str, end: str = "\n") -> Path:
@@ -82,7 +84,7 @@ def test_a_crash_while_cutting_back_leaves_every_line(tmp_path, monkeypatch):
     def full(path: Path) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(log.files, "sync", full)
+    monkeypatch.setattr(console.files, "sync", full)
     with pytest.raises(OSError, match="No space left"):
         Metrics(path).cut_back(2)
     assert [line["step"] for line in read_metrics(path)] == [2, 4]
@@ -127,7 +129,7 @@ def test_plain_values_are_what_json_knows(value, wanted):
 
 
 def test_progress_away_from_a_terminal_ends_in_one_line_of_all_that_counts(capsys):
-    with log.progress("images") as bar:
+    with console.progress("images") as bar:
         task = bar.add_task("encode", total=3, note="")
         bar.update(task, completed=3, note="120 a second")
     said = capsys.readouterr().out.strip()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iwm import listing
-from iwm.errors import UserError
+from iwm.data import file_index
+from iwm.runtime.errors import UserError
 
 ROOT = Path("pets")
 
@@ -20,7 +20,7 @@ def touch(root: Path, *names: str) -> None:
         (root / name).touch()
 
 
-def below(files: list[listing.Named] | None) -> list[str] | None:
+def below(files: list[file_index.Named] | None) -> list[str] | None:
     """What lies below the split of every file, in order."""
     return None if files is None else ["/".join(parts) for _, parts in files]
 
@@ -45,13 +45,13 @@ def test_a_source_has_a_short_name_that_makes_a_file_name(tmp_path, name, short)
         touch(tmp_path, name)
     else:
         (tmp_path / name).mkdir()
-    assert listing.locate(str(tmp_path / name)) == (tmp_path / name, short)
+    assert file_index.locate(str(tmp_path / name)) == (tmp_path / name, short)
 
 
 def test_the_folder_one_is_in_has_a_name_too(tmp_path, monkeypatch):
     (tmp_path / "pets").mkdir()
     monkeypatch.chdir(tmp_path / "pets")
-    assert listing.locate(".") == (Path("."), "pets")
+    assert file_index.locate(".") == (Path("."), "pets")
 
 
 def test_every_file_of_a_folder_and_of_an_archive_is_listed(tmp_path):
@@ -61,8 +61,8 @@ def test_every_file_of_a_folder_and_of_an_archive_is_listed(tmp_path):
         for path in (tmp_path / "set").rglob("*"):
             archive.write(path, path.relative_to(tmp_path / "set"))
     wanted = {str(path.relative_to(tmp_path / "set")) for path in (tmp_path / "set").rglob("*") if path.is_file()}
-    assert sorted(listing.file_names(tmp_path / "set")) == sorted(wanted)
-    assert {name for name in listing.file_names(tmp_path / "set.ZIP") if not name.endswith("/")} == wanted
+    assert sorted(file_index.file_names(tmp_path / "set")) == sorted(wanted)
+    assert {name for name in file_index.file_names(tmp_path / "set.ZIP") if not name.endswith("/")} == wanted
 
 
 def test_links_are_followed_and_a_loop_ends(tmp_path):
@@ -70,7 +70,7 @@ def test_links_are_followed_and_a_loop_ends(tmp_path):
     os.symlink(tmp_path / "elsewhere", tmp_path / "set" / "b")
     os.symlink(tmp_path / "elsewhere" / "2.png", tmp_path / "set" / "3.png")
     os.symlink(tmp_path / "set", tmp_path / "set" / "a" / "loop")
-    found = listing.file_names(tmp_path / "set")
+    found = file_index.file_names(tmp_path / "set")
     assert len(found) < 12
     assert {"3.png", "a/1.png", "b/2.png"} <= set(found)
 
@@ -86,7 +86,7 @@ def test_links_are_followed_and_a_loop_ends(tmp_path):
 def test_what_is_no_source_is_said(tmp_path, name, sentence):
     touch(tmp_path, name)
     with pytest.raises(UserError, match=sentence):
-        listing.file_names(tmp_path / name)
+        file_index.file_names(tmp_path / name)
 
 
 # ---- pictures ------------------------------------------------------------------------------------------------------
@@ -95,16 +95,16 @@ def test_what_is_no_source_is_said(tmp_path, name, sentence):
 @pytest.mark.parametrize("kind", ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pnm"])
 def test_every_documented_type_is_a_picture_in_any_case(kind):
     names = [f"b.{kind}", f"a/c.{kind.upper()}", f"a.{kind.title()}", f"{kind}.txt", f"x.{kind}.part", f"x{kind}"]
-    assert listing.pictures_among(ROOT, names) == [f"a.{kind.title()}", f"a/c.{kind.upper()}", f"b.{kind}"]
+    assert file_index.pictures_among(ROOT, names) == [f"a.{kind.title()}", f"a/c.{kind.upper()}", f"b.{kind}"]
 
 
 @pytest.mark.parametrize(
     "name", [".1.png", ".git/1.png", "a/.cache/b/1.png", "a/._1.png", "__MACOSX/1.png", "a/__MACOSX/b/1.png"]
 )
 def test_hidden_files_and_what_macos_leaves_are_no_pictures(name):
-    assert listing.pictures_among(ROOT, [name, "a.b/1.png", "MACOSX/1.png"]) == ["MACOSX/1.png", "a.b/1.png"]
+    assert file_index.pictures_among(ROOT, [name, "a.b/1.png", "MACOSX/1.png"]) == ["MACOSX/1.png", "a.b/1.png"]
     with pytest.raises(UserError, match="'pets' holds no images; known file types are jpg, jpeg, png, webp"):
-        listing.pictures_among(ROOT, [name])
+        file_index.pictures_among(ROOT, [name])
 
 
 # ---- splits --------------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_hidden_files_and_what_macos_leaves_are_no_pictures(name):
 def test_folders_of_the_splits_in_any_case(train, valid, case):
     names = [f"{case(train)}/cat/1.png", f"{case(train)}/2.png", f"{case(valid)}/cat/3.png", "cat/4.png", "5.png"]
     for order in (names, names[::-1]):
-        first, second, how = listing.split_files(ROOT, order)
+        first, second, how = file_index.split_files(ROOT, order)
         assert below(first) == ["2.png", "cat/1.png"]
         assert below(second) == ["cat/3.png"]
         assert {path for path, _ in [*first, *(second or [])]} == set(names[:3])
@@ -181,14 +181,14 @@ def test_folders_of_the_splits_in_any_case(train, valid, case):
     ],
 )
 def test_how_files_are_parted(names, train, valid, how):
-    first, second, said = listing.split_files(ROOT, names.split())
+    first, second, said = file_index.split_files(ROOT, names.split())
     assert (below(first), below(second), said) == (train.split(), valid.split() if valid else None, how)
 
 
 @pytest.mark.parametrize("names", ["val/a/1.png test/a/2.png", "top/Valid/1.png top/TEST/2.png"])
 def test_validation_folders_alone_are_refused(names):
     with pytest.raises(UserError, match=r"'pets' has val(id)?/ and test/ but no train/ folder; add one, or leave only"):
-        listing.split_files(ROOT, names.split())
+        file_index.split_files(ROOT, names.split())
 
 
 folders = st.sampled_from(["train", "Training", "val", "test", "cat", "dog", "images", "annotations", ".x"])
@@ -197,7 +197,7 @@ paths = st.lists(folders, max_size=3).map(lambda parts: "/".join([*parts, "1.png
 
 def split(names: list[str]) -> object:
     try:
-        train, valid, how = listing.split_files(ROOT, names)
+        train, valid, how = file_index.split_files(ROOT, names)
     except UserError as error:
         return str(error)
     return below(train), below(valid), how
@@ -213,7 +213,7 @@ def test_neither_the_order_nor_a_folder_around_all_changes_anything(names, rando
 @given(st.lists(paths, min_size=1, unique=True))
 def test_no_file_is_in_two_splits_and_every_path_is_one_of_those_given(names):
     try:
-        train, valid, _ = listing.split_files(ROOT, names)
+        train, valid, _ = file_index.split_files(ROOT, names)
     except UserError:
         return
     files = [*train, *(valid or [])]
