@@ -94,7 +94,7 @@ def test_old_classifiers_and_segmenters_say_what_they_said() -> None:
 )
 def test_old_classifiers_are_asked_from_the_command_line(here: Path, folder, words, source, answers) -> None:
     where = ["--out", "said.csv", "--speed.precision", "fp32", "--speed.device", "cpu"]
-    assert main.main(["predict", str(folder), source, *words, *where]) == 0
+    assert main(["predict", str(folder), source, *words, *where]) == 0
     with Path("said.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert {line["prediction"] for line in lines} <= answers
@@ -113,7 +113,7 @@ def test_checkpoints_of_both_optimisers_are_kept() -> None:
 def test_an_old_checkpoint_goes_on(here: Path, run: str, capsys) -> None:
     folder = here / "runs" / run
     before = (folder / "metrics.jsonl").read_text()
-    assert main.main(["pretrain", "--config", f"runs/{run}/config.yaml", "--optim.epochs", "7"]) == 0
+    assert main(["pretrain", "--config", f"runs/{run}/config.yaml", "--optim.epochs", "7"]) == 0
     assert f"Going on from step {STEPS} of {STEPS + 4}." in said(capsys)
     after = (folder / "metrics.jsonl").read_text()
     assert after.startswith(before)
@@ -131,7 +131,7 @@ def test_an_old_checkpoint_goes_on(here: Path, run: str, capsys) -> None:
 @pytest.mark.parametrize("run", RESUMED)
 def test_a_finished_old_run_is_only_exported_anew(here: Path, run: str) -> None:
     shutil.rmtree(here / "runs" / run / "model")
-    assert main.main(["pretrain", "--config", f"runs/{run}/config.yaml"]) == 0
+    assert main(["pretrain", "--config", f"runs/{run}/config.yaml"]) == 0
     require_same(tokens(iwm.load(f"runs/{run}")), EXPECTED["runs"][run])
     before, after = (read(root / "runs" / run / "model" / "config.json") for root in (FIXTURES, here))
     before["settings"]["data"]["source"] = str(here / "pictures.npz")
@@ -140,13 +140,13 @@ def test_a_finished_old_run_is_only_exported_anew(here: Path, run: str) -> None:
 
 def test_old_runs_are_judged(here: Path, capsys) -> None:
     for run in RUNS:
-        assert main.main(["doctor", f"runs/{run}"]) in (0, 1)
+        assert main(["doctor", f"runs/{run}"]) in (0, 1)
         assert re.search(rf"\b(healthy|ill)\b.* at step {STEPS}", said(capsys))
 
 
 def test_old_runs_are_reported(here: Path) -> None:
     for run in RUNS:
-        assert main.main(["report", f"runs/{run}"]) == 0
+        assert main(["report", f"runs/{run}"]) == 0
     page = (here / MAIN / "report.html").read_text()
     for name, metric in (("world-4x8-seed0-pictures", "mrr"), ("probe-linear-pictures", "top1")):
         assert f"{read(here / MAIN / 'eval' / f'{name}.json')[metric]:.3f}" in page
@@ -154,7 +154,7 @@ def test_old_runs_are_reported(here: Path) -> None:
 
 def test_old_runs_are_compared(here: Path, capsys) -> None:
     others = ["runs/feature-adamw", "runs/contrastive"]
-    assert main.main(["compare", str(MAIN), *others]) == 0
+    assert main(["compare", str(MAIN), *others]) == 0
     table = said(capsys)
     for run in (str(MAIN), others[0]):
         assert f"{read(here / run / 'eval' / 'world-4x8-seed0-pictures.json')['mrr']:.4f}" in table
@@ -192,7 +192,7 @@ def test_a_repeat_finds_the_old_result(here: Path, path: str, capsys) -> None:
 
     marked_anew(here / path, absolute)
     before, files = read(here / path), set(here.rglob("*.json"))
-    assert main.main(shlex.split(before["command"])[1:]) == 0
+    assert main(shlex.split(before["command"])[1:]) == 0
     after = read(here / path)
     assert set(here.rglob("*.json")) == files
     assert after["date"] != before["date"]
@@ -206,7 +206,7 @@ def test_a_repeat_finds_the_old_result(here: Path, path: str, capsys) -> None:
 def test_an_old_sweep_is_finished(here: Path, capsys) -> None:
     before = read(here / "sweep" / "sweep.json")
     files = {path: path.stat().st_mtime_ns for path in here.glob("sweep/*/*") if path.is_file()}
-    assert main.main(shlex.split(before["command"])[1:]) == 0
+    assert main(shlex.split(before["command"])[1:]) == 0
     after = read(here / "sweep" / "sweep.json")
     assert after["fingerprint"] == before["fingerprint"]
     assert [run["state"] for run in after["runs"]] == ["finished", "finished"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from iwm.run_folder import read_metrics
-from iwm.runtime import console
+from iwm.runtime import console, files
 from iwm.runtime.errors import UserError
 from iwm.runtime.files import plain
 from iwm.training.metrics import Metrics
@@ -84,7 +84,7 @@ def test_a_crash_while_cutting_back_leaves_every_line(tmp_path, monkeypatch):
     def full(path: Path) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(console.files, "sync", full)
+    monkeypatch.setattr(files, "sync", full)
     with pytest.raises(OSError, match="No space left"):
         Metrics(path).cut_back(2)
     assert [line["step"] for line in read_metrics(path)] == [2, 4]

@@ -13,10 +13,11 @@ import torch
 from conftest import tiny
 from safetensors.torch import load_file, save_file
 
-from iwm import config, run_folder
+from iwm import run_folder
 from iwm.model.vit import Attention
 from iwm.model.weights import export, write_weights
 from iwm.model.world_model import ImageWorldModel
+from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.training import checkpoint
 from iwm.training.optimisers import make_optimisers
@@ -377,7 +378,7 @@ def test_weights_of_the_hub_are_those_two_files_or_a_sentence(tmp_path, monkeypa
 @pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("bf16", False)])
 def test_an_opened_world_takes_the_attention_of_its_precision(tmp_path, precision, fused):
     export(made()[0], tmp_path)
-    model = run_folder.open_world(str(tmp_path), config.Speed(precision=precision, device="cpu"))
+    model = run_folder.open_world(str(tmp_path), Session(torch.device("cpu"), precision))
     kernels = [layer.fused_attn for layer in model.modules() if isinstance(layer, Attention)]
     assert kernels
     assert set(kernels) == {fused}

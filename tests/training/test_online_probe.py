@@ -1,11 +1,157 @@
-"""The online probe's accuracy against scikit-learn."""
+"""The accuracy drawn while training: a ridge regression's, on images that it was not fitted to."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import pictures_file, tiny, with_run
+from picture_files import noise, write
 from sklearn.linear_model import Ridge
 
-from iwm.training.online_probe import ridge_accuracy
+from iwm.data.image_sets import ImageSet
+from iwm.data.sources import open_images
+from iwm.model.world_model import ImageWorldModel
+from iwm.training.online_probe import OnlineProbe, ridge_accuracy
+
+
+def clouds(seed: int, count: int, width: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three overlapping classes of 70, 20 and 10 %, in correlated features of different scales that lie off zero."""
+    fixed = np.random.default_rng(99)
+    centres, mixing = fixed.normal(0, 0.3, (3, width)), fixed.normal(size=(width, width)) * np.logspace(1, -2, width)
+    generator = np.random.default_rng(seed)
+    labels = generator.choice(3, count, p=[0.7, 0.2, 0.1])
+    values = (centres[labels] + generator.normal(size=(count, width))) @ mixing + 5
+    return torch.from_numpy(values).float(), torch.from_numpy(labels)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ridge_accuracy_is_that_of_scikit_learn(seed):
+    (train, labels), (val, truth) = clouds(seed, 60), clouds(100 + seed, 4000)
+    mean, std = train.double().mean(0), train.double().std(0)
+    inputs, held = ((part.double() - mean).div(std).numpy() for part in (train, val))
+    # The trace of the Gram matrix of standardised features is d (n - 1): a hundredth of its mean is the strength.
+    theirs = Ridge(alpha=1e-2 * 59).fit(inputs, np.eye(3)[labels.numpy()])
+    wanted = (theirs.predict(held).argmax(1) == truth.numpy()).mean()
+    assert ridge_accuracy(train, labels, val, truth) == pytest.approx(wanted, abs=1e-9)
+    assert 0.5 < wanted < 0.95, "something to get wrong"
+
+
+def test_a_feature_that_never_varies_and_scales_do_not_matter():
+    (train, labels), (val, truth) = clouds(2, 60), clouds(102, 1000)
+    wanted = ridge_accuracy(train, labels, val, truth)
+    scale = torch.logspace(-2, 2, train.shape[1])
+    assert ridge_accuracy(train * scale + 3, labels, val * scale + 3, truth) == pytest.approx(wanted, abs=2e-3)
+    assert wanted > (truth == 0).double().mean() + 0.03, "more than the most frequent class"
+    constant = [torch.cat([part, torch.full((len(part), 1), 7.0)], dim=1) for part in (train, val)]
+    assert ridge_accuracy(constant[0], labels, constant[1], truth) == pytest.approx(wanted, abs=5e-3)
+
+
+def test_more_features_than_images_have_an_answer():
+    (train, labels), (val, truth) = clouds(0, 20), clouds(100, 500)
+    assert 0.3 < ridge_accuracy(train, labels, val, truth) < 1
+
+
+def test_a_class_that_was_never_shown_is_always_wrong():
+    train, val = torch.tensor([[-1.0], [1.0]] * 10), torch.tensor([[-1.0], [1.0], [5.0], [9.0]])
+    found = ridge_accuracy(train, torch.tensor([0, 1] * 10), val, torch.tensor([0, 1, 2, 3]))
+    assert found == 0.5
+
+
+# ---- the probe -----------------------------------------------------------------------------------------------------
+
+
+def opened(tmp_path: Path, **how: bool) -> ImageSet:
+    return open_images(str(pictures_file(tmp_path / "pictures.npz", count=120, **how)))
+
+
+def test_there_is_none_without_labels_or_with_too_few_images(tmp_path):
+    assert OnlineProbe.for_run(opened(tmp_path), tiny()) is None
+    few = str(pictures_file(tmp_path / "few.npz", count=99, labelled=True))
+    assert OnlineProbe.for_run(open_images(few), tiny()) is None
+    enough = str(pictures_file(tmp_path / "enough.npz", count=100, labelled=True))
+    assert OnlineProbe.for_run(open_images(enough), tiny())
+
+
+def test_two_thirds_to_fit_and_a_third_to_ask_drawn_by_the_seed(tmp_path):
+    source = opened(tmp_path, labelled=True)
+    probe, again = (OnlineProbe.for_run(source, tiny()) for _ in range(2))
+    other = OnlineProbe.for_run(source, with_run(tiny(), seed=1))
+    assert probe
+    assert again
+    assert other
+    assert (len(probe.images), probe.train) == (120, 80)
+    assert torch.equal(probe.images, again.images)
+    assert torch.equal(probe.labels, again.labels)
+    assert not torch.equal(probe.images, other.images)
+    assert len(probe.images.flatten(1).unique(dim=0)) == 120, "each image once: none is fitted to and asked"
+
+
+def test_of_many_images_a_fixed_number_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(online_probe, "TRAIN", 60)
+    monkeypatch.setattr(online_probe, "VAL", 40)
+    probe = OnlineProbe.for_run(opened(tmp_path, labelled=True), tiny())
+    assert probe
+    assert (len(probe.images), len(probe.labels), probe.train) == (100, 100, 60)
+
+
+def test_labels_stay_with_their_images_where_some_are_broken(tmp_path):
+    """Class folders of which every image has its class's colour, and of each the first are broken."""
+    colours = {"a": (250, 0, 0), "b": (0, 250, 0), "c": (0, 0, 250)}
+    for name, colour in colours.items():
+        noise(tmp_path / name, 12, broken=tuple(range(12)))
+        for index in range(40):
+            write(tmp_path / name / f"whole-{index}.png", colour)
+    probe = OnlineProbe.for_run(open_images(str(tmp_path), "all"), tiny())
+    assert probe
+    assert len(probe.images) == len(probe.labels) == 120
+    assert torch.equal(probe.images.float().mean(dim=(2, 3)).argmax(1), probe.labels)
+
+
+def test_the_encoder_that_is_asked_is_the_one_used_afterwards(tmp_path, monkeypatch):
+    probe = OnlineProbe.for_run(opened(tmp_path, labelled=True), tiny())
+    assert probe
+    torch.manual_seed(0)
+    model = ImageWorldModel(tiny()).eval()
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        features, students = (model.encode(probe.images, student=who).pooled for who in (False, True))
+    seen = []
+
+    def accuracy(train: torch.Tensor, labels: torch.Tensor, val: torch.Tensor, truth: torch.Tensor) -> float:
+        seen.append((train, labels, val, truth))
+        return ridge_accuracy(train, labels, val, truth)
+
+    monkeypatch.setattr(online_probe, "ridge_accuracy", accuracy)
+    found = probe.accuracy(model)
+    ((train, labels, val, truth),) = seen
+    torch.testing.assert_close(torch.cat([train, val]), features, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(torch.cat([train, val]), students, atol=1e-2)
+    assert (len(train), len(val)) == (80, 40)
+    assert torch.equal(torch.cat([labels, truth]), probe.labels)
+    assert found == ridge_accuracy(features[:80], probe.labels[:80], features[80:], probe.labels[80:])
+
+
+def test_images_are_encoded_in_parts_that_change_nothing(tmp_path, monkeypatch):
+    source = str(pictures_file(tmp_path / "pictures.npz", count=300, labelled=True))
+    probe = OnlineProbe.for_run(open_images(source), tiny())
+    assert probe
+    torch.manual_seed(0)
+    model = ImageWorldModel(tiny()).eval()
+    real, counts = ImageWorldModel.encode, []
+
+    def counting(self, images, **named):
+        counts.append(len(images))
+        return real(self, images, **named)
+
+    monkeypatch.setattr(ImageWorldModel, "encode", counting)
+    found = probe.accuracy(model)
+    assert sum(counts) == 300
+    assert max(counts) <= 250
+    with torch.no_grad():
+        features = real(model, probe.images).pooled
+    assert found == ridge_accuracy(features[:200], probe.labels[:200], features[200:], probe.labels[200:])
 
 
 def test_the_accuracy_is_that_of_ridge_regression():

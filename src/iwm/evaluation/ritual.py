@@ -9,7 +9,7 @@ so a repeat replaces only itself and nothing is ever lost. Each file also holds 
 fingerprint, the seed, the machine and the date. Pictures and weights of a result lie beside it under the same name.
 
     with ritual.evaluation("probe", options) as work:
-        model = open_world(options.run, work.session)
+        model = work.world_model()
         ...
         return work.conclude(Outcome(data=..., payload=..., settings=..., figures=...), show)
 """
@@ -27,11 +27,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from matplotlib.figure import Figure
 
-from iwm import config
+from iwm import config, verbs
 from iwm.data.sources import source_identity
-from iwm.run_folder import RunFolder, is_remote, plain_name, read_result
+from iwm.model.world_model import ImageWorldModel
+from iwm.run_folder import RunFolder, is_remote, load_model, plain_name, read_result
 from iwm.runtime import devices, drawing, files
-from iwm.runtime.console import console
+from iwm.runtime.console import console, show
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.runtime.files import plain
@@ -84,6 +85,19 @@ class Evaluation:
         """Where results go. Raises UserError when RUN does not exist."""
         return RunFolder.of(self.run, self.out)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What every result says."""
+        return {"run": self.run, "precision": self.session.precision}
+
+    def world_model(self) -> ImageWorldModel:
+        """The RUN's world model on the host, as what is trained starts from. Raises UserError when RUN is none."""
+        if self.run.startswith("timm:"):
+            raise UserError(
+                f"{self.run} is no world model: it has no predictor to finetune; give a RUN, or take `iwm probe`."
+            )
+        return load_model(self.run)
+
     def settings(self, outcome: Outcome) -> dict[str, Any]:
         """The outcome's settings with what tells RUNs apart."""
         return {**outcome.settings, "run": run_identity(self.run, self.out)}
@@ -102,9 +116,16 @@ class Evaluation:
                 return path
         raise UserError(f"{path} is damaged; delete it.")
 
-    def conclude(self, outcome: Outcome, show: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
-        """Write weights, JSON and pictures, print what `show` prints of the content and where it lies; returns the
-        content, with the file under "path"."""
+    def conclude(self, outcome: Outcome, print_content: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+        """Write the outcome, print what `print_content` prints of the content and where it lies; returns the content,
+        with the file under "path"."""
+        content = self.write(outcome)
+        print_content(content)
+        console.print(f"Written to {content['path']}", soft_wrap=True, markup=False)
+        return content
+
+    def write(self, outcome: Outcome) -> dict[str, Any]:
+        """Write weights, JSON and pictures; returns the content, with the file under "path"."""
         path = self.place(outcome)
         payload = dict(outcome.payload)
         if outcome.weights:
@@ -113,8 +134,6 @@ class Evaluation:
         content = write(path, payload, self.settings(outcome))
         for ending, draw in outcome.figures.items():
             drawing.save(draw(), path.with_name(f"{path.stem}{'-' if ending else ''}{ending}.png"))
-        show(content)
-        console.print(f"Written to {path}", soft_wrap=True, markup=False)
         return {**content, "path": str(path)}
 
 
@@ -123,6 +142,16 @@ def evaluation(verb: str, options: Options) -> Iterator[Evaluation]:
     """An evaluation on the device, in the precision and with the threads that the options ask for."""
     with Session.open(options.speed) as session:
         yield Evaluation(verb, options.run, options.out, session)
+
+
+def printing(title: str, names: Sequence[str]) -> Callable[[Mapping[str, Any]], None]:
+    """For `conclude`: prints a table of these entries of a result, as far as it has them."""
+    return lambda content: show(title, {name: content[name] for name in names if name in content})
+
+
+def settings_of(options: Any, kind: type) -> dict[str, Any]:
+    """The settings of that kind among a verb's options, as they are written down."""
+    return config.to_dict(kind(**verbs.part(options, kind)))
 
 
 def identities(**sources: str) -> dict[str, str]:

@@ -10,13 +10,15 @@ from evaluation.planted import corners, exported
 from iwm import config, run_folder
 from iwm.evaluation.tasks import efficiency
 from iwm.evaluation.tasks.classifier import AttentiveHead, MeanHead
-from iwm.evaluation.tasks.finetune import FinetuneSettings
-from iwm.evaluation.tasks.fitting import Schedule
 from iwm.runtime.drawing import save
 from iwm.runtime.errors import UserError
+from iwm.verbs.efficiency import Efficiency
+from iwm.verbs.shared import Schedule
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
-QUICK = FinetuneSettings(lrs=(3e-3,), ratios=(1.0,), views=1, schedule=Schedule(epochs=1, batch_size=64))
+QUICK: dict[str, Any] = {
+    "lrs": (3e-3,), "ratios": (1.0,), "views": 1, "schedule": Schedule(epochs=1, batch_size=64), "speed": SPEED,
+}  # fmt: skip
 
 
 def count(*modules: Any) -> int:
@@ -24,8 +26,9 @@ def count(*modules: Any) -> int:
 
 
 def test_the_default_points(tmp_path):
-    model = run_folder.load_model(exported(tmp_path, predictor=config.Predictor(depth=5, width=32)))
-    names = [point.what for point in efficiency.points_of(model, QUICK)]
+    run = exported(tmp_path, predictor=config.Predictor(depth=5, width=32))
+    model = run_folder.load_model(run)
+    names = [point.what for point in efficiency.points_of(model, Efficiency(run=run, data="any"))]
     assert names == [
         "attentive head",
         *(f"pretrained predictor, {depth} of 5 blocks" for depth in (1, 2, 5)),
@@ -33,9 +36,10 @@ def test_the_default_points(tmp_path):
         "last 1 of 2 encoder blocks",
         "last 2 of 2 encoder blocks",
     ]
-    for wrong in ({"depths": (6,)}, {"depths": (0, 1)}, {"blocks": (3,)}):
+    mistakes: list[dict[str, Any]] = [{"depths": (6,)}, {"depths": (0, 1)}, {"blocks": (3,)}]
+    for wrong in mistakes:
         with pytest.raises(UserError, match="give numbers from 1 to"):
-            efficiency.points_of(model, QUICK, **wrong)
+            efficiency.points_of(model, Efficiency(run=run, data="any", **wrong))
 
 
 def test_points_are_measured_once_and_kept(tmp_path, monkeypatch):
@@ -44,16 +48,16 @@ def test_points_are_measured_once_and_kept(tmp_path, monkeypatch):
     measured: list[str] = []
     measure = efficiency._measure
 
-    def counting(model, work, point, classes):
+    def counting(model, task, point):
         if point.what == "last 1 of 2 encoder blocks" and "stop" in measured:
             raise KeyboardInterrupt
         measured.append(point.what)
-        return measure(model, work, point, classes)
+        return measure(model, task, point)
 
     monkeypatch.setattr(efficiency, "_measure", counting)
 
     def go(**options: Any) -> dict[str, Any]:
-        return efficiency.efficiency(run, train, val=val, settings=QUICK, blocks=(1,), speed=SPEED, **options)
+        return efficiency.efficiency(Efficiency(run=run, data=train, val=val, blocks=(1,), **QUICK, **options))
 
     measured.append("stop")
     with pytest.raises(KeyboardInterrupt):

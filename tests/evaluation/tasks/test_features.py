@@ -11,12 +11,11 @@ from conftest import tiny
 from safetensors.torch import save_file
 
 from evaluation.planted import corners, exported
-from iwm import config, run_folder
-from iwm.data.sources import labelled_splits
+from iwm import run_folder
 from iwm.evaluation.tasks import features
+from iwm.evaluation.tasks.probes import labelled_splits
+from iwm.runtime.devices import CPU
 from iwm.runtime.errors import UserError
-
-SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def test_the_cache_hits_only_on_the_same_weights_pixels_and_settings(run, train,
 
     def extract(looked_at, **options):
         calls.clear()
-        found = features.extract([looked_at], train, speed=SPEED, cache=cache, **options).features[0]
+        found = features.extract([looked_at], train, session=CPU, cache=cache, **options).features[0]
         return found, bool(calls)
 
     first, computed = extract(encoder)
@@ -118,18 +117,18 @@ def test_the_cache_hits_only_on_the_same_weights_pixels_and_settings(run, train,
 def test_a_damaged_cache_is_computed_again(run, train, tmp_path, monkeypatch):
     encoder = features.open_encoder(run)
     cache = tmp_path / "cache"
-    first = features.extract([encoder], train, speed=SPEED, cache=cache).features[0]
+    first = features.extract([encoder], train, session=CPU, cache=cache).features[0]
     for path in cache.iterdir():
         path.write_bytes(b"no features")
-    assert torch.equal(features.extract([encoder], train, speed=SPEED, cache=cache).features[0], first)
+    assert torch.equal(features.extract([encoder], train, session=CPU, cache=cache).features[0], first)
 
 
 def test_chunks_and_batches_change_nothing(run, train, monkeypatch):
     encoder = features.open_encoder(run)
-    whole = features.extract([encoder], train, speed=SPEED)
+    whole = features.extract([encoder], train, session=CPU)
     monkeypatch.setattr(features, "CHUNK", 50 * 3 * 16 * 16)
     monkeypatch.setattr(features, "BATCH", 7)
-    parts = features.extract([encoder], train, speed=SPEED)
+    parts = features.extract([encoder], train, session=CPU)
     torch.testing.assert_close(whole.features[0], parts.features[0])
     assert torch.equal(whole.labels, torch.from_numpy(np.asarray(train.labels)))
     assert torch.equal(whole.labels, parts.labels)
@@ -199,8 +198,8 @@ def test_pixels_normalised_otherwise_are_not_taken_from_the_cache(train, tmp_pat
     names = ("vit_tiny_patch16_224", "deit_tiny_patch16_224")
     for name in names:
         encoder = features.open_encoder(f"timm:{name},weights={path}", size=16)
-        found = features.extract([encoder], train, speed=SPEED, cache=tmp_path / "cache").features[0]
-        torch.testing.assert_close(found, features.extract([encoder], train, speed=SPEED).features[0])
+        found = features.extract([encoder], train, session=CPU, cache=tmp_path / "cache").features[0]
+        torch.testing.assert_close(found, features.extract([encoder], train, session=CPU).features[0])
 
 
 @pytest.mark.parametrize(("size", "layer"), [(40, 0), (8, 3)])

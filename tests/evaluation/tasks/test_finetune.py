@@ -12,17 +12,16 @@ import torch
 from conftest import tiny
 
 from evaluation.planted import corners, exported
-from iwm import config, run_folder
-from iwm.evaluation.tasks import classifier, finetune
-from iwm.evaluation.tasks.fitting import Schedule
+from iwm import config, run_folder, verbs
+from iwm.evaluation.tasks import classifier, finetune, tuning
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices
 from iwm.runtime.errors import UserError
+from iwm.verbs.finetune import Finetune
+from iwm.verbs.shared import Classification, Schedule
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
-QUICK = finetune.FinetuneSettings(
-    lrs=(3e-3,), ratios=(1.0,), views=1, schedule=Schedule(epochs=1, search_epochs=1, batch_size=64)
-)
+QUICK = Classification(lrs=(3e-3,), ratios=(1.0,), views=1, schedule=Schedule(epochs=1, search_epochs=1, batch_size=64))
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +35,15 @@ def run(tmp_path: Path) -> str:
 
 
 def tune(run, source, train="predictor", predictor: Any = "pretrained", settings=QUICK, **options):
-    return finetune.finetune(run, source[0], train, predictor, val=source[1], settings=settings, speed=SPEED, **options)
+    fields = {**verbs.part(settings, Classification), "train": train, "predictor": predictor, "speed": SPEED}
+    return finetune.finetune(
+        Finetune(run=run, data=source[0], val=source[1], **{**fields, "baselines": False, **options})
+    )
 
 
 def test_a_finetuned_predictor_solves_what_a_mean_cannot_and_leaves_the_encoder_as_it_was(run, source):
     before = (Path(run) / "model" / "model.safetensors").read_bytes()
-    settings = finetune.FinetuneSettings(
+    settings = Classification(
         lrs=(1e-3, 5e-3), ratios=(1.0,), views=1, schedule=Schedule(epochs=12, search_epochs=3, batch_size=32)
     )
     found = tune(run, source, predictor="random", settings=settings)
@@ -54,7 +56,7 @@ def test_a_finetuned_predictor_solves_what_a_mean_cannot_and_leaves_the_encoder_
         assert torch.equal(tuned.encoder.state_dict()[name], value), name
     arrays = np.load(source[1])
     images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
-    guesses = classifier.predict(tuned, images, SPEED)
+    guesses = classifier.predict(tuned, images, devices.CPU)
     torch.testing.assert_close(guesses.sum(1), torch.ones(160))
     # The head learned from tokens rounded to float16: a borderline image may tip over.
     top1 = float((guesses.argmax(1).numpy() == arrays["labels"]).mean())
@@ -103,7 +105,7 @@ def test_only_what_is_named_learns(run, source, train, moves):
     tuned = classifier.load_classifier(found["weights"]).state_dict()
     start = classifier.load_classifier(found["started_from"]).state_dict() if train == "both" else None
     fresh = finetune.build(
-        run_folder.load_model(run), finetune.FinetuneSettings(train=train), classes=2, size=16
+        run_folder.load_model(run), Classification(train=train), classes=("a", "b"), size=16
     ).state_dict()
     changed = [n.split(".") for n, value in (start or fresh).items() if not torch.equal(value, tuned[n])]
     parts = {".".join(n[: 3 if n[1] == "blocks" else 2] if n[0] == "encoder" else n[:1]) for n in changed}
@@ -112,8 +114,8 @@ def test_only_what_is_named_learns(run, source, train, moves):
 
 def test_a_random_predictor_shares_nothing_but_its_shape_and_sees_its_context(run):
     model = run_folder.load_model(run)
-    built = finetune.build(model, finetune.FinetuneSettings(predictor="random"), 2, 16)
-    pretrained = finetune.build(model, finetune.FinetuneSettings(), 2, 16)
+    built = finetune.build(model, Classification(predictor="random"), ("a", "b"), 16)
+    pretrained = finetune.build(model, Classification(), ("a", "b"), 16)
     assert built.predictor is not None
     assert pretrained.predictor is not None
     own = dict(model.predictor.named_parameters())
@@ -143,7 +145,7 @@ def test_pictures_that_do_not_fit_into_memory_are_refused(run, source, monkeypat
 
 def test_a_shorter_predictor_is_the_first_blocks_of_the_pretrained_one(run):
     model = run_folder.load_model(run)
-    built = finetune.build(model, finetune.FinetuneSettings(depth=1), 2, 16)
+    built = finetune.build(model, Classification(depth=1), ("a", "b"), 16)
     assert built.predictor is not None
     assert len(built.predictor.blocks) == 1
     own = model.predictor.state_dict()
@@ -153,10 +155,10 @@ def test_a_shorter_predictor_is_the_first_blocks_of_the_pretrained_one(run):
     kept.blocks = kept.blocks[:1]
     null = torch.zeros(2, model.space.dim)
     torch.testing.assert_close(built.predictor(tokens, null), kept(tokens, null))
-    other = finetune.build(model, finetune.FinetuneSettings(depth=1, predictor="random"), 2, 16)
-    assert finetune.trainable_of(other) == finetune.trainable_of(built)
+    other = finetune.build(model, Classification(depth=1, predictor="random"), ("a", "b"), 16)
+    assert tuning.trainable_of(other) == tuning.trainable_of(built)
     with pytest.raises(UserError, match="more than the predictor's 2 blocks"):
-        finetune.build(model, finetune.FinetuneSettings(depth=3), 2, 16)
+        finetune.build(model, Classification(depth=3), ("a", "b"), 16)
 
 
 def sighted() -> ImageWorldModel:
@@ -170,11 +172,11 @@ def test_one_query_is_the_middle_one_and_actions_are_random_in_training_only():
     model = sighted()
     tokens = torch.randn(4, 16, 32)
     null = torch.zeros(4, model.space.dim)
-    one = finetune.build(model, finetune.FinetuneSettings(queries="one"), 2, 16)
+    one = finetune.build(model, Classification(queries="one"), ("a", "b"), 16)
     middle = model.predictor(tokens, null, queries=torch.full((4, 1), 10))
     torch.testing.assert_close(one.classify(tokens), one.head(middle))
-    told = finetune.build(model, finetune.FinetuneSettings(action="random"), 2, 16)
-    plain = finetune.build(model, finetune.FinetuneSettings(), 2, 16).eval()
+    told = finetune.build(model, Classification(action="random"), ("a", "b"), 16)
+    plain = finetune.build(model, Classification(), ("a", "b"), 16).eval()
     first, second = told.train().classify(tokens), told.classify(tokens)
     assert not torch.allclose(first, second)
     torch.testing.assert_close(told.eval().classify(tokens), plain.classify(tokens))
@@ -189,7 +191,7 @@ def test_variants_are_saved_as_they_were_trained(run, source):
     assert tuned.predictor is not None
     assert len(tuned.predictor.blocks) == found["predictor_depth"] == 1
     images = torch.from_numpy(np.load(source[1])["images"]).permute(0, 3, 1, 2)
-    top1 = (classifier.predict(tuned, images, SPEED).argmax(1).numpy() == np.load(source[1])["labels"]).mean()
+    top1 = (classifier.predict(tuned, images, devices.CPU).argmax(1).numpy() == np.load(source[1])["labels"]).mean()
     assert top1 == pytest.approx(found["top1"], abs=0.02)
 
 
@@ -205,14 +207,14 @@ def test_the_whole_recipe_of_augmentation_trains_and_repeats(run, source):
 
 def test_drop_path_reaches_only_what_learns():
     model = sighted()
-    built = finetune.build(model, finetune.FinetuneSettings(drop_path=0.4), 2, 16).train()
+    built = finetune.build(model, Classification(drop_path=0.4), ("a", "b"), 16).train()
     images = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)
     tokens = built.encoder.tokens(images)
     assert torch.equal(tokens, built.encoder.tokens(images))
     assert not torch.equal(built.classify(tokens), built.classify(tokens))
-    moved = finetune.build(model, finetune.FinetuneSettings(train="encoder", drop_path=0.4), 2, 16).train()
+    moved = finetune.build(model, Classification(train="encoder", drop_path=0.4), ("a", "b"), 16).train()
     assert not torch.equal(moved.encoder.tokens(images), moved.encoder.tokens(images))
-    last = finetune.build(model, finetune.FinetuneSettings(train="last-1", drop_path=0.4), 2, 16).train()
+    last = finetune.build(model, Classification(train="last-1", drop_path=0.4), ("a", "b"), 16).train()
     embedded = last.encoder.embed(images)
     assert torch.equal(last.encoder.blocks[0](embedded), last.encoder.blocks[0](embedded))
     assert not torch.equal(last.encoder.blocks[1](embedded), last.encoder.blocks[1](embedded))
@@ -223,7 +225,7 @@ def test_a_result_tells_how_many_threads_it_ran_on(run, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
     asked = before + 1
-    found = finetune.finetune(run, source[0], val=source[1], settings=QUICK, speed=replace(SPEED, threads=asked))
+    found = tune(run, source, speed=replace(SPEED, threads=asked))
     assert found["hardware"]["threads"] == asked
     assert torch.get_num_threads() == before
 
@@ -240,7 +242,7 @@ def test_a_result_tells_how_many_threads_it_ran_on(run, tmp_path, monkeypatch):
 )
 def test_bad_settings(wrong, sentence):
     with pytest.raises(UserError, match=sentence):
-        finetune.FinetuneSettings(**wrong)
+        Classification(**wrong)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The heads against plain formulas, and the training loop."""
+"""The heads against plain formulas, the seeded tenth, and the training loop."""
 
 import copy
 import math
@@ -10,10 +10,10 @@ from timm.data.mixup import mixup_target
 
 from iwm.evaluation.tasks import fitting
 from iwm.evaluation.tasks.classifier import AttentiveHead
+from iwm.runtime.devices import CPU
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation
-
-CPU = {"device": torch.device("cpu"), "precision": "fp32"}
+from iwm.verbs.shared import Schedule
 
 
 def test_attentive_head_against_a_plain_formula():
@@ -82,20 +82,20 @@ def planted(count=300):
 
 def test_choosing_takes_what_learns_and_repeats_bit_for_bit():
     samples, grid = planted(), [{"lr": 1e-6}, {"lr": 3e-2}]
-    schedule = fitting.Schedule(epochs=4, search_epochs=2, search_images=150, batch_size=32)
-    first, second = (fitting.choose(learner, grid, samples, schedule, seed=0, title="", **CPU) for _ in range(2))
+    schedule = Schedule(epochs=4, search_epochs=2, search_images=150, batch_size=32)
+    first, second = (fitting.choose(learner, grid, samples, schedule, seed=0, title="", session=CPU) for _ in range(2))
     assert first.choice == {"lr": 3e-2}
     assert [row["lr"] for row in first.tried] == [1e-6, 3e-2]
     twins = zip(first.learner.model.parameters(), second.learner.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in twins)
-    logits = fitting.logits_of(first.learner.logits, samples.plain(torch.arange(300)), **CPU)
+    logits = fitting.logits_of(first.learner.logits, samples.plain(torch.arange(300)), CPU)
     assert fitting.accuracy(logits, samples.labels) > 0.9
 
 
 def test_a_diverging_choice_is_noted_and_not_taken():
     grid = [{"lr": math.nan}, {"lr": 3e-2}]
-    schedule = fitting.Schedule(epochs=1, batch_size=32)
-    found = fitting.choose(learner, grid, planted(), schedule, seed=0, title="", **CPU)
+    schedule = Schedule(epochs=1, batch_size=32)
+    found = fitting.choose(learner, grid, planted(), schedule, seed=0, title="", session=CPU)
     assert found.tried[0]["diverged"]
     assert found.choice == {"lr": 3e-2}
 
@@ -112,7 +112,7 @@ def test_every_view_is_shown_and_the_plain_one_is_first():
 @pytest.mark.parametrize("alphas", [{"mixup": 0.8}, {"cutmix": 1.0}])
 def test_mixing_is_with_the_batch_in_reverse_by_the_share_it_says(alphas):
     images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
-    schedule = fitting.Schedule(**alphas)
+    schedule = Schedule(**alphas)
     shares = []
     for step in range(8):
         values, share = fitting.mixed(images, schedule, 0, step)
@@ -134,9 +134,11 @@ def test_training_on_mixed_pictures_has_the_gradient_of_timms_soft_targets():
     images, labels = torch.randint(0, 256, (4, 3, 4, 4), dtype=torch.uint8), torch.tensor([0, 1, 2, 1])
     model = torch.nn.Linear(48, 3)
     twin = copy.deepcopy(model)
-    schedule = fitting.Schedule(epochs=1, batch_size=4, mixup=0.8, smoothing=0.1, clip=0.0)
+    schedule = Schedule(epochs=1, batch_size=4, mixup=0.8, smoothing=0.1, clip=0.0)
     made = fitting.Learner(model, lambda x: model(x.flatten(1)), fitting.decay_groups(model, 0.01, 0.0))
-    fitting.fit(made, fitting.Samples(images[None], labels), torch.arange(4), schedule, 1, seed=0, title="", **CPU)
+    fitting.fit(
+        made, fitting.Samples(images[None], labels), torch.arange(4), schedule, 1, seed=0, title="", session=CPU
+    )
     order = torch.from_numpy(permutation(0, "classifier order", 0, 4))
     values, share = fitting.mixed(images[order], schedule, 0, 0)
     assert 0.01 < share < 0.99
@@ -149,10 +151,10 @@ def test_averaged_weights_against_a_loop():
     samples, rows = planted(96), torch.arange(96)
     weights = []
     watched = fitting.Learner(made.model, lambda x: _note(weights, made.model, x), made.groups)
-    schedule = fitting.Schedule(batch_size=32, ema=0.9)
-    fitting.fit(watched, samples, rows, schedule, 2, seed=0, title="", **CPU)
+    schedule = Schedule(batch_size=32, ema=0.9)
+    fitting.fit(watched, samples, rows, schedule, 2, seed=0, title="", session=CPU)
     plain = learner({"lr": 3e-2})
-    fitting.fit(plain, samples, rows, fitting.Schedule(batch_size=32), 2, seed=0, title="", **CPU)
+    fitting.fit(plain, samples, rows, Schedule(batch_size=32), 2, seed=0, title="", session=CPU)
     # What the model was before each of six steps, and, from the twin without averaging, after the last.
     trail = [*weights[1:], plain.model.get_parameter("weight").detach()]
     average = weights[0]
@@ -170,4 +172,4 @@ def _note(weights, model, inputs):
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"mixup": -1.0}, {"smoothing": 1.0}, {"ema": 1.5}, {"batch_size": 0}])
 def test_schedules_that_make_no_sense(wrong):
     with pytest.raises(UserError, match="give"):
-        fitting.Schedule(**wrong)
+        Schedule(**wrong)

@@ -11,19 +11,21 @@ import torch
 from conftest import pictures_file
 
 from evaluation.planted import corners, exported
-from iwm import cli, config, run_folder
-from iwm.data.sources import labelled_splits
+from iwm import cli, config, run_folder, verbs
 from iwm.evaluation.tasks import augment, finetune, multitask
 from iwm.evaluation.tasks.classifier import AttentiveHead, load_classifier, predict, task_names
-from iwm.evaluation.tasks.fitting import Samples, Schedule
+from iwm.evaluation.tasks.fitting import Samples
+from iwm.evaluation.tasks.probes import labelled_splits
 from iwm.reports import verdict
 from iwm.reports.page import write
+from iwm.runtime.devices import CPU
 from iwm.runtime.errors import UserError
+from iwm.verbs.finetune import Finetune
+from iwm.verbs.multitask import Multitask
+from iwm.verbs.shared import Classification, Schedule
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
-QUICK = finetune.FinetuneSettings(
-    lrs=(3e-3,), ratios=(1.0,), views=1, schedule=Schedule(epochs=1, search_epochs=1, batch_size=48)
-)
+QUICK = Classification(lrs=(3e-3,), ratios=(1.0,), views=1, schedule=Schedule(epochs=1, search_epochs=1, batch_size=48))
 
 
 def quadrants(folder: Path, count: int) -> str:
@@ -62,9 +64,14 @@ def run(tmp_path: Path) -> str:
 
 
 def tune(run, sources, settings=QUICK, **options):
-    tasks = {"equal": sources["equal"], "where": sources["where"]}
-    vals = {"equal": sources["equal-val"]}
-    return multitask.multitask(run, tasks, vals=vals, settings=settings, speed=SPEED, **options)
+    fields = {
+        "task": (f"equal={sources['equal']}", f"where={sources['where']}"),
+        "val": (f"equal={sources['equal-val']}",),
+        "speed": SPEED,
+        **verbs.part(settings, Classification),
+        **options,
+    }
+    return multitask.multitask(Multitask(run=run, **fields))
 
 
 def pictures_of(path: str, prefix: str = "") -> tuple[torch.Tensor, np.ndarray]:
@@ -74,7 +81,7 @@ def pictures_of(path: str, prefix: str = "") -> tuple[torch.Tensor, np.ndarray]:
 
 def test_one_predictor_learns_tasks_of_different_classes_and_predicts_each(run, learnable):
     before = (Path(run) / "model" / "model.safetensors").read_bytes()
-    settings = finetune.FinetuneSettings(
+    settings = Classification(
         lrs=(3e-3, 5e-3), ratios=(1.0,), views=1, schedule=Schedule(epochs=10, search_epochs=1, batch_size=48)
     )
     found = tune(run, learnable, settings, predictor="random")
@@ -88,7 +95,7 @@ def test_one_predictor_learns_tasks_of_different_classes_and_predicts_each(run, 
         "where": pictures_of(learnable["where"], "val_"),
     }.items():
         tuned = load_classifier(found["weights"], task=task)
-        guesses = predict(tuned, images, SPEED)
+        guesses = predict(tuned, images, CPU)
         assert guesses.shape == (len(labels), len(tuned.names))
         top1 = float((guesses.argmax(1).numpy() == labels).mean())
         # The head learned from tokens rounded to float16: a borderline image may tip over.
@@ -150,13 +157,14 @@ def ready(sources, settings=QUICK) -> list[multitask.Task]:
     tasks = []
     for name, val in (("equal", sources["equal-val"]), ("where", "")):
         splits = labelled_splits(sources[name], val, size=16)
-        tasks.append(multitask.Task(name, splits, finetune.Work.prepare(splits, settings, 16, SPEED)))
+        work = finetune.ClassificationWork.prepare(splits, settings, 16, CPU)
+        tasks.append(multitask.Task(name, splits, work))
     return tasks
 
 
 def test_one_pass_for_all_equals_each_tasks_own(run, sources):
     model, tasks = run_folder.load_model(run), ready(sources)
-    made = multitask.build(model, tasks, QUICK, 16)
+    made = multitask.classifiers_of(model, tasks, QUICK)
     assert made[0].predictor is made[1].predictor
     assert made[0].encoder is made[1].encoder
     assert made[0].token is not None
@@ -171,9 +179,9 @@ def test_one_pass_for_all_equals_each_tasks_own(run, sources):
 
 def test_only_predictor_heads_and_tokens_are_trained(run, sources):
     model = run_folder.load_model(run)
-    tasks = [multitask.replace(task, work=task.work.encoded(model.target_encoder)) for task in ready(sources)]
-    before = multitask.build(model, tasks, QUICK, 16)
-    after = multitask.tune(model, tasks, QUICK, 16, tasks).classifiers
+    tasks = [replace(task, work=task.work.encoded(model.target_encoder)) for task in ready(sources)]
+    before = multitask.classifiers_of(model, tasks, QUICK)
+    after = multitask.Training(model, tasks, QUICK, tasks).run().classifiers
     for old, new in zip(before, after, strict=True):
         was, now = dict(old.named_parameters()), dict(new.named_parameters())
         assert all(torch.equal(was[name], now[name]) for name in was if name.startswith("encoder."))
@@ -183,7 +191,7 @@ def test_only_predictor_heads_and_tokens_are_trained(run, sources):
 
 def test_the_precision_of_a_users_machine_works_and_agrees(run, sources):
     model, tasks = run_folder.load_model(run), ready(sources)
-    made = multitask.build(model, tasks, QUICK, 16)
+    made = multitask.classifiers_of(model, tasks, QUICK)
     kept = [task.work.encoded(model.target_encoder).test[:6] for task in tasks]
     with torch.no_grad():
         plain = multitask.logits_together(made, kept, tokens_given=True)
@@ -222,10 +230,10 @@ def test_the_batch_is_split_evenly_and_the_losses_are_averaged(run, sources, mon
         return real(samples, rows, seed, batch, step)
 
     monkeypatch.setattr(multitask, "stream", spy)
-    shared = multitask.tune(model, tasks, QUICK, 16, tasks)
+    shared = multitask.Training(model, tasks, QUICK, tasks).run()
     assert seen == [(96, 24), (48, 24)] * shared.steps
     seen.clear()
-    twin = multitask.tune(model, tasks[1:], QUICK, 16, tasks)
+    twin = multitask.Training(model, tasks[1:], QUICK, tasks).run()
     assert seen == [(48, 48)] * twin.steps
     assert 2 * twin.steps == shared.steps
 
@@ -266,7 +274,9 @@ def test_a_task_must_be_named_and_exist(run, sources, tmp_path):
         load_classifier(weights)
     with pytest.raises(UserError, match="did you mean 'where'"):
         load_classifier(weights, task="were")
-    single = finetune.finetune(run, sources["where"], settings=QUICK, speed=SPEED)["weights"]
+    single = finetune.finetune(
+        Finetune(run=run, data=sources["where"], speed=SPEED, baselines=False, **verbs.part(QUICK, Classification))
+    )["weights"]
     assert task_names(single) == ()
     with pytest.raises(UserError, match="classifier of one task"):
         load_classifier(single, task="where")
@@ -304,6 +314,6 @@ def test_fresh_pictures_are_drawn_every_epoch_and_dropped_paths_repeat(run, sour
 
 def test_names_of_many_bytes_still_make_a_file(run, sources):
     names: list[str] = ["\u1e01" * 45, "\u1e03" * 45]
-    tasks: dict[str, str] = {names[0]: sources["equal"], names[1]: sources["where"]}
-    found = multitask.multitask(run, tasks, vals={names[0]: sources["equal-val"]}, settings=QUICK, speed=SPEED)
+    tasks = (f"{names[0]}={sources['equal']}", f"{names[1]}={sources['where']}")
+    found = tune(run, sources, task=tasks, val=(f"{names[0]}={sources['equal-val']}",))
     assert Path(found["path"]).name == "multitask-pretrained-2-tasks.json"

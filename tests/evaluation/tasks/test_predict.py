@@ -15,12 +15,20 @@ from iwm import config
 from iwm.data.loader import load_all
 from iwm.data.sources import open_images
 from iwm.evaluation.tasks import classifier, finetune
-from iwm.evaluation.tasks.predict import COLUMNS, predict
+from iwm.evaluation.tasks.predict import COLUMNS
+from iwm.evaluation.tasks.predict import predict as predict_all
 from iwm.model import weights
 from iwm.model.world_model import ImageWorldModel
+from iwm.runtime.devices import CPU
 from iwm.runtime.errors import UserError
+from iwm.verbs.predict import Predict
+from iwm.verbs.shared import Classification
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
+
+
+def predict(run: str, images: str, out: str) -> list[dict[str, str]]:
+    return predict_all(Predict(run=run, images=images, out=out, speed=SPEED))
 
 
 def saved(folder: Path, names: tuple[str, ...]) -> Path:
@@ -28,10 +36,9 @@ def saved(folder: Path, names: tuple[str, ...]) -> Path:
     torch.manual_seed(0)
     # Not AdaLN, which starts blind.
     model = ImageWorldModel(tiny(predictor=config.Predictor(depth=2, width=32, conditioning="feature", init="xavier")))
-    built = finetune.build(model, finetune.FinetuneSettings(), len(names), 16)
+    built = finetune.build(model, Classification(), names, 16)
     with torch.no_grad():
         built.head.get_submodule("linear").get_parameter("weight").mul_(50)
-    built.names = names
     classifier.save_classifier(built, model, folder)
     return folder
 
@@ -48,13 +55,13 @@ def test_a_line_an_image_with_the_classifiers_own_probabilities(tmp_path, classe
     source = noise(tmp_path / "images" / "test", 9, broken=(4,))
     noise(tmp_path / "images" / "val", 2)
     with caplog.at_level(logging.WARNING, "iwm"):
-        predict(str(folder), str(tmp_path / "images"), out=str(tmp_path / "p.csv"), speed=SPEED)
+        predict(str(folder), str(tmp_path / "images"), out=str(tmp_path / "p.csv"))
     assert caplog.text.count("004.png") == 1
     lines = read(tmp_path / "p.csv")
     assert list(lines[0]) == list(COLUMNS)
     assert [Path(line["file"]).name for line in lines] == [f"{i:03}.png" for i in (0, 1, 2, 3, 5, 6, 7, 8, 0, 1)]
     pixels, _ = load_all(open_images(str(source), "all"), 16)
-    wanted = classifier.predict(classifier.load_classifier(folder), pixels, SPEED)
+    wanted = classifier.predict(classifier.load_classifier(folder), pixels, CPU)
     for line, values in zip(lines, wanted, strict=False):
         order = values.argsort(descending=True).tolist()
         assert line["prediction"] == line["top_1"] == names[order[0]]
@@ -67,14 +74,14 @@ def test_a_line_an_image_with_the_classifiers_own_probabilities(tmp_path, classe
 def test_one_file_an_archive_and_arrays(tmp_path):
     folder = str(saved(tmp_path / "tuned", ("a", "b")))
     source = noise(tmp_path / "images", 3)
-    whole = predict(folder, str(source), out=str(tmp_path / "p.csv"), speed=SPEED)
-    one = predict(folder, str(source / "001.png"), out=str(tmp_path / "p.csv"), speed=SPEED)
+    whole = predict(folder, str(source), out=str(tmp_path / "p.csv"))
+    one = predict(folder, str(source / "001.png"), out=str(tmp_path / "p.csv"))
     assert one == whole[1:2]
-    packed = predict(folder, str(zipped(source, tmp_path / "i.zip")), out=str(tmp_path / "p.csv"), speed=SPEED)
+    packed = predict(folder, str(zipped(source, tmp_path / "i.zip")), out=str(tmp_path / "p.csv"))
     assert [line["probability"] for line in packed] == [line["probability"] for line in whole]
     pixels, _ = load_all(open_images(str(source), "all"), 16)
     np.savez(tmp_path / "i.npz", images=pixels.permute(0, 2, 3, 1).numpy())
-    arrays = predict(folder, str(tmp_path / "i.npz"), out=str(tmp_path / "p.csv"), speed=SPEED)
+    arrays = predict(folder, str(tmp_path / "i.npz"), out=str(tmp_path / "p.csv"))
     assert [line["probability"] for line in arrays] == [line["probability"] for line in whole]
 
 
@@ -85,7 +92,7 @@ def test_the_classifier_of_a_run_is_found(tmp_path):
     with pytest.raises(UserError, match=r"no finetuned classifier in .*iwm finetune"):
         predict(str(run), images, out=out)
     first = saved(run / "eval" / "finetune-predictor-a", ("a", "b"))
-    assert len(predict(str(run), images, out=out, speed=SPEED)) == 2
+    assert len(predict(str(run), images, out=out)) == 2
     shutil.copytree(first, run / "eval" / "finetune-head-b")
     with pytest.raises(
         UserError, match=r"2 finetuned classifiers; name one: .*finetune-head-b, .*finetune-predictor-a"

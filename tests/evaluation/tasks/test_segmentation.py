@@ -11,16 +11,17 @@ import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from evaluation.planted import exported
-from iwm import config, run_folder
+from iwm import config, run_folder, verbs
 from iwm.data.annotations import annotated_splits
 from iwm.data.crops import IGNORED
 from iwm.data.sources import open_images
 from iwm.evaluation.tasks import segmentation
-from iwm.evaluation.tasks.fitting import Schedule, cross_entropy
-from iwm.evaluation.tasks.segmentation import SegmentSettings
+from iwm.evaluation.tasks.fitting import cross_entropy
 from iwm.evaluation.tasks.segmenter import load_segmenter, segment
 from iwm.runtime import devices
 from iwm.runtime.errors import UserError
+from iwm.verbs.segment import Segment, SegmentSettings
+from iwm.verbs.shared import Schedule
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
 QUICK = SegmentSettings(
@@ -54,8 +55,8 @@ def run(tmp_path: Path) -> str:
 
 
 def do(run: str, source: str, train: str = "head", settings: SegmentSettings = QUICK, **options: Any) -> dict[str, Any]:
-    options = {"head": "linear", "baselines": False, "speed": SPEED, **options}
-    return segmentation.segment(run, source, train, settings=settings, **options)
+    fields = {**verbs.part(settings, SegmentSettings), "train": train, "head": "linear", "speed": SPEED}
+    return segmentation.segment(Segment(run=run, data=source, **{**fields, "baselines": False, **options}))
 
 
 def test_pixels_that_do_not_count_teach_nothing():
@@ -202,13 +203,13 @@ def test_bad_runs_and_sources(run, source, tmp_path):
 
 def test_both_stages_measure_their_baselines_once(run, source, monkeypatch):
     titles: list[str] = []
-    fit = segmentation.Work.fit
+    fit = segmentation.SegmentationWork.fit
 
-    def listening(self, model, precision, start, title):
+    def listening(self, model, settings, start="", title=""):
         titles.append(title)
-        return fit(self, model, precision, start, title)
+        return fit(self, model, settings, start, title)
 
-    monkeypatch.setattr(segmentation.Work, "fit", listening)
+    monkeypatch.setattr(segmentation.SegmentationWork, "fit", listening)
     found = do(run, source, "both", baselines=True)
     assert titles == ["segment predictor", "segment both", "random encoder"]
     assert "random_encoder_miou" in found
@@ -248,10 +249,10 @@ def test_what_is_tested_on_is_never_what_pretraining_saw(run, source, tmp_path):
     tested: list[str] = []
     evaluate = segmentation.evaluate
 
-    def listening(segmenter, examples, rows, **where):
+    def listening(segmenter, examples, rows, session):
         if examples.split == "val":
             tested.extend(examples.path(int(row)) for row in rows)
-        return evaluate(segmenter, examples, rows, **where)
+        return evaluate(segmenter, examples, rows, session)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmentation, "evaluate", listening)

@@ -13,6 +13,7 @@ from iwm import config, run_folder
 from iwm.evaluation.tasks import segmentation, segmenter
 from iwm.evaluation.tasks.segmenter import Segmenter, UperNet, at_stride, resample, starts
 from iwm.runtime.errors import UserError
+from iwm.verbs.segment import SegmentSettings
 
 CLASSES = ("a", "b", "c")
 
@@ -23,7 +24,7 @@ def run(tmp_path: Path) -> str:
 
 
 def built(run: str, train: str = "head", head: Any = "linear", size: int = 16) -> Segmenter:
-    settings = segmentation.SegmentSettings(train=train, head=head, channels=8)
+    settings = SegmentSettings(train=train, head=head, channels=8)
     return segmentation.build(run_folder.load_model(run), settings, CLASSES, size).eval()
 
 

@@ -6,6 +6,7 @@ from conftest import tiny
 
 from iwm.evaluation.tasks import finetune, tuning
 from iwm.model.world_model import ImageWorldModel
+from iwm.verbs.shared import Classification
 
 
 @pytest.fixture
@@ -15,16 +16,16 @@ def model() -> ImageWorldModel:
 
 
 def test_pretrained_and_random_try_the_same_grid():
-    settings = finetune.FinetuneSettings()
+    settings = Classification()
     grid = tuning.grid_of(settings)
     assert len(grid) == 6
-    assert grid == tuning.grid_of(finetune.FinetuneSettings(predictor="random"))
-    assert len(tuning.grid_of(finetune.FinetuneSettings(train="head"))) == 3
+    assert grid == tuning.grid_of(Classification(predictor="random"))
+    assert len(tuning.grid_of(Classification(train="head"))) == 3
 
 
 def test_learning_rates_fall_with_depth(model):
-    settings = finetune.FinetuneSettings(train="both")
-    built = finetune.build(model, settings, 2, 16)
+    settings = Classification(train="both")
+    built = finetune.build(model, settings, ("a", "b"), 16)
     groups = tuning.groups_of(built, settings, 1e-3, 0.1)
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
     own = dict(built.named_parameters())
@@ -37,7 +38,7 @@ def test_learning_rates_fall_with_depth(model):
 
 
 def test_flops_against_a_formula(model):
-    built = finetune.build(model, finetune.FinetuneSettings(train="head"), 2, 16)
+    built = finetune.build(model, Classification(train="head"), ("a", "b"), 16)
     n, d, patch = 16, 32, 4
     block = 2 * n * d * (3 * d + d + 8 * d) + 2 * 2 * n * n * d
     head = 2 * (d * d + n * d * 2 * d + 8 * d * d + 2 * d) + 2 * 2 * n * d

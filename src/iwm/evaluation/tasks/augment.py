@@ -9,7 +9,7 @@ View v of an image is a pure function of the settings, the seed, v and the image
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from iwm.runtime.console import progress
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import seeded
 
-Augment = Literal["crops", "timm"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, the scale of the noise that random erasing fills in and the colour around a turned image."""
 
@@ -40,7 +39,8 @@ class Maker:
     size: int
     area: tuple[float, float]
     flip: float
-    augment: Augment
+    augment: str
+    """"crops" or "timm"."""
     seed: int
 
     def view(self, index: int, number: int) -> UInt8[Tensor, "3 s s"]:
@@ -90,15 +90,15 @@ def draw(maker: Maker, views: int) -> Pictures:
         return Pictures(plain[None], kept, lambda rows, epoch: maker.views(kept[rows], epoch + 1))
     if views == 1:
         return Pictures(plain[None], kept)
-    found = torch.empty(views, *plain.shape, dtype=torch.uint8)
-    found[0] = plain
+    values = torch.empty(views, *plain.shape, dtype=torch.uint8)
+    values[0] = plain
     with progress("images") as bar:
         task = bar.add_task("random crops", total=len(kept), note="")
         for row, index in enumerate(kept):
             for number in range(1, views):
-                found[number, row] = maker.view(int(index), number)
+                values[number, row] = maker.view(int(index), number)
             bar.advance(task)
-    return Pictures(found, kept)
+    return Pictures(values, kept)
 
 
 def require_memory(train: int, test: int, views: int, size: int) -> None:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from iwm import config, run_folder
+from iwm import config
 from iwm.actions.action_space import ActionSpace
 from iwm.config import Speed
 from iwm.evaluation.tasks.fitting import logits_of
@@ -31,10 +31,9 @@ from iwm.model.encoder import Encoder
 from iwm.model.predictor import Predictor, for_tasks, seen_width
 from iwm.model.vit import head_count, initialise
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import devices
+from iwm.run_folder import RunFolder
+from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
-
-FORMAT = 1
 
 
 class AttentiveHead(nn.Module):
@@ -100,7 +99,7 @@ class Headed(nn.Module):
         self.space, self.size = space, size
         self.queries: Literal["all", "one"] = "all"
         self.action: Literal["null", "random"] = "null"
-        self.seed = self.drawn = 0
+        self.seed = self.batches = 0
         """Of the random actions; batches they were drawn for."""
         self.token: nn.Parameter | None = None
         """[1, w]: tells a predictor that several tasks share which one is meant."""
@@ -126,17 +125,17 @@ class Classifier(Headed):
         """The part after the encoder."""
         if self.predictor is not None:
             middle = self.grid[0] // 2 * self.grid[1] + self.grid[1] // 2
-            asked = torch.full((len(tokens), 1), middle, device=tokens.device) if self.queries == "one" else None
+            queries = torch.full((len(tokens), 1), middle, device=tokens.device) if self.queries == "one" else None
             task = None if self.token is None else self.token.expand(len(tokens), 1, -1)
-            tokens = self.predictor(tokens, self._actions(tokens), queries=asked, grid=self.grid, task=task)
+            tokens = self.predictor(tokens, self._actions(tokens), queries=queries, grid=self.grid, task=task)
         return self.head(tokens.float())
 
     def _actions(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b k"]:
         if self.action == "null" or not self.training:
             return tokens.new_zeros(len(tokens), self.space.dim)
-        self.drawn += 1
-        drawn = self.space.sample_bank(self.seed, self.drawn, len(tokens))
-        return self.space.difference(self.space.neutral(len(tokens)), drawn).to(tokens)
+        self.batches += 1
+        parameters = self.space.sample_bank(self.seed, self.batches, len(tokens))
+        return self.space.difference(self.space.neutral(len(tokens)), parameters).to(tokens)
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------
@@ -190,7 +189,7 @@ def task_names(folder: str | Path) -> tuple[str, ...]:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     try:
-        meta = json.loads((folder / "config.json").read_text())
+        meta = json.loads((folder / weights.CONFIG).read_text())
         return {**meta, "classifier": dict(meta["classifier"])}
     except FileNotFoundError:
         raise UserError(
@@ -221,7 +220,7 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu", *, t
         head = AttentiveHead(width, count) if what["head"] == "attentive" else MeanHead(width, count)
         classifier = Classifier(encoder, predictor, head, space, what["image_size"])
         classifier.queries = what.get("queries", "all")
-        tensors = load_file(folder / "model.safetensors")
+        tensors = load_file(folder / weights.TENSORS)
         if number is not None:
             classifier.token = nn.Parameter(torch.empty(1, settings.predictor.width))
             own = f"tasks.{number}."
@@ -257,28 +256,25 @@ def find_classifier(run: str) -> Path:
     folder = Path(run).expanduser()
     if _holds_classifier(folder):
         return folder
-    found = [path.parent for path in sorted((run_folder.run_folder(run) / "eval").glob("*/config.json"))]
-    found = [path for path in found if _holds_classifier(path)]
-    if not found:
+    folders = [path for path in RunFolder.of(run).weights_of_results() if _holds_classifier(path)]
+    if not folders:
         raise UserError(f"There is no finetuned classifier in {run}; `iwm finetune` and `iwm multitask` make one.")
-    if len(found) > 1:
-        raise UserError(f"{run} has {len(found)} finetuned classifiers; name one: {', '.join(map(str, found))}.")
-    return found[0]
+    if len(folders) > 1:
+        raise UserError(f"{run} has {len(folders)} finetuned classifiers; name one: {', '.join(map(str, folders))}.")
+    return folders[0]
 
 
 def _holds_classifier(folder: Path) -> bool:
     try:
-        meta = json.loads((folder / "config.json").read_text())
+        meta = json.loads((folder / weights.CONFIG).read_text())
     except (OSError, ValueError):
         return False
     return isinstance(meta, dict) and "classifier" in meta
 
 
 def predict(
-    classifier: Classifier, images: UInt8[Tensor, "n 3 s s"], speed: Speed | None = None
+    classifier: Classifier, images: UInt8[Tensor, "n 3 s s"], session: Session | None = None
 ) -> Float[Tensor, "n c"]:
     """Class probabilities of decoded images."""
-    speed = speed or Speed()
-    device = devices.device_of(speed)
-    precision = devices.precision_of(speed, device)
-    return logits_of(classifier.to(device), images, device=device, precision=precision).softmax(dim=1)
+    session = session or Session.of(Speed())
+    return logits_of(classifier.to(session.device), images, session).softmax(dim=1)

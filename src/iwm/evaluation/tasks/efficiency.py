@@ -9,26 +9,31 @@ one file that is written after each of them, so what was interrupted goes on whe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from iwm import run_folder
-from iwm.config import Speed
-from iwm.data.sources import labelled_splits, source_identity
+from iwm.data.sources import LabelledSplits
 from iwm.evaluation import ritual
-from iwm.evaluation.tasks.finetune import FinetuneSettings, Work, trainable_of
+from iwm.evaluation.ritual import Evaluation, Outcome
+from iwm.evaluation.tasks import features
+from iwm.evaluation.tasks.finetune import ClassificationWork
 from iwm.evaluation.tasks.fitting import scores
+from iwm.evaluation.tasks.probes import facts_of_source, open_labelled
+from iwm.evaluation.tasks.tuning import training_of
 from iwm.evaluation.uncertainty import accuracy_error
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import devices
+from iwm.run_folder import read_result
 from iwm.runtime.console import console, table
-from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE, blank, finite, save, style_axes
+from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE, blank, finite, style_axes
 from iwm.runtime.errors import UserError
+from iwm.verbs.efficiency import Efficiency
+from iwm.verbs.shared import Classification
 
 FAMILIES = {
     "pretrained": ("predictor, pretrained", BLUE, "o", (-9, 6)),
@@ -45,133 +50,112 @@ class Point:
 
     what: str
     family: str
-    settings: FinetuneSettings
+    settings: Classification
 
 
-def points_of(
-    model: ImageWorldModel, settings: FinetuneSettings, depths: Sequence[int] = (), blocks: Sequence[int] = ()
-) -> list[Point]:
+def points_of(model: ImageWorldModel, o: Efficiency) -> list[Point]:
     """The points of the figure: head, predictors of several depths, pretrained and random, and last-K encoder blocks.
 
     By default one block, half and all of the predictor; 1, 2 and 4 blocks of the encoder as far as it has them. Raises
     UserError for a number of blocks that there is not.
     """
     whole, tall = model.settings.predictor.depth, model.settings.encoder.depth
-    depths = sorted(set(depths or (1, max(1, whole // 2), whole)))
-    blocks = sorted(set(blocks or (count for count in (1, 2, 4) if count <= tall)))
-    for name, asked, there in (("--depths", depths, whole), ("--blocks", blocks, tall)):
-        if asked[0] < 1 or asked[-1] > there:
-            wrong = asked[0] if asked[0] < 1 else asked[-1]
+    depths = sorted(set(o.depths or (1, max(1, whole // 2), whole)))
+    blocks = sorted(set(o.blocks or (count for count in (1, 2, 4) if count <= tall)))
+    for name, counts, there in (("--depths", depths, whole), ("--blocks", blocks, tall)):
+        if counts[0] < 1 or counts[-1] > there:
+            wrong = counts[0] if counts[0] < 1 else counts[-1]
             raise UserError(f"{name} {wrong}: there are {there} blocks; give numbers from 1 to {there}.")
-    found = [Point("attentive head", "head", replace(settings, train="head", predictor="pretrained", depth=0))]
+    points = [Point("attentive head", "head", replace(o, train="head", predictor="pretrained", depth=0))]
     for start in ("pretrained", "random"):
         for depth in depths:
-            tuned = replace(settings, train="predictor", predictor=start, depth=depth)
-            found.append(Point(f"{start} predictor, {depth} of {whole} blocks", start, tuned))
+            settings = replace(o, train="predictor", predictor=start, depth=depth)
+            points.append(Point(f"{start} predictor, {depth} of {whole} blocks", start, settings))
     for count in blocks:
-        tuned = replace(settings, train=f"last-{count}", predictor="pretrained", depth=0)
-        found.append(Point(f"last {count} of {tall} encoder blocks", "encoder", tuned))
-    return found
+        settings = replace(o, train=f"last-{count}", predictor="pretrained", depth=0)
+        points.append(Point(f"last {count} of {tall} encoder blocks", "encoder", settings))
+    return points
 
 
-def efficiency(
-    run: str,
-    data: str,
-    *,
-    val: str = "",
-    seed: int = 0,
-    settings: FinetuneSettings | None = None,
-    depths: Sequence[int] = (),
-    blocks: Sequence[int] = (),
-    size: int = 0,
-    speed: Speed | None = None,
-    out: str = "",
-) -> dict[str, Any]:
-    """Measure the points of figure 3 for a RUN, write `RUN/eval/efficiency-DATA.json` and .png, print and return it.
+def efficiency(o: Efficiency) -> dict[str, Any]:
+    """Measure the points of figure 3 for a RUN; writes RUN/eval/efficiency-DATA.json and .png, returns the result.
 
     Points that the file already holds with the same settings are not measured again, and those of other depths or
     blocks stay in it. Raises UserError for bad input.
     """
-    settings = replace(settings or FinetuneSettings(), seed=seed)
-    if run.startswith("timm:"):
-        raise UserError(f"{run} has no predictor to finetune; give a RUN.")
-    speed = speed or Speed()
-    model = run_folder.load_model(run)
-    model.require_predictor()
-    size = size or model.settings.data.image_size
-    wanted = points_of(model, settings, depths, blocks)
-    splits = labelled_splits(data, val, size=size)
-    console.print(f"{splits.train.name}: {splits.sentence}.")
-    common = {
-        **{k: v for k, v in vars(settings).items() if k not in ("train", "predictor", "depth")},
-        "schedule": vars(settings.schedule),
-        "data": source_identity(data),
-        "val": source_identity(val) if val else "",
-        "run": ritual.run_identity(run, out),
-        "size": size,
-        "weights": run_folder.identity(run),
-    }
-    path = ritual.place(run, "efficiency", splits.train.name, common, variant=f"seed{seed}" if seed else "", out=out)
-    there = {point["what"]: point for point in run_folder.read_result(path).get("points", [])}
-    missing = [point for point in wanted if point.what not in there]
-    if len(missing) < len(wanted):
-        console.print(f"{len(wanted) - len(missing)} of {len(wanted)} points are there already.")
-    with devices.threads(speed):
-        payload = {
-            "run": run,
-            "data": splits.train.name,
-            "chance": 1 / len(splits.classes),
-            "encoder": "student encoder" if settings.student else "EMA encoder",
-            "image_size": size,
-            "precision": devices.precision_of(speed, devices.device_of(speed)),
-            "split": splits.sentence,
-        }
-        work = Work.prepare(splits, settings, size, speed) if missing else None
-        for number, point in enumerate(missing, start=1):
-            assert work is not None
-            console.print(f"Point {number} of {len(missing)}: {point.what}")
-            there[point.what] = _measure(model, work, point, len(splits.classes))
-            _write(path, payload, there, common)
-        content = _write(path, payload, there, common)
-    rows = [(p["what"], p["trainable_parameters"], p["top1"]) for p in content["points"]]
-    title = f"Finetuning efficiency of {run_folder.run_folder(run, out).resolve().name} on {splits.train.name}"
-    console.print(table(title, ["what", "trainable parameters", "top-1"], rows))
-    console.print(f"Written to {path}", soft_wrap=True, markup=False)
-    return {**content, "path": str(path)}
+    with ritual.evaluation("efficiency", o) as work:
+        model = work.world_model()
+        model.require_predictor()
+        size = o.size or model.settings.data.image_size
+        wanted = points_of(model, o)
+        splits = open_labelled(o, size)
+        outcome = _outcome(o, work, splits, size)
+        points = {point["what"]: point for point in read_result(work.place(outcome)).get("points", [])}
+        missing = [point for point in wanted if point.what not in points]
+        if len(missing) < len(wanted):
+            console.print(f"{len(wanted) - len(missing)} of {len(wanted)} points are there already.")
+        if missing:
+            task = ClassificationWork.prepare(splits, o, size, work.session)
+            for number, point in enumerate(missing, start=1):
+                console.print(f"Point {number} of {len(missing)}: {point.what}")
+                points[point.what] = _measure(model, task, point)
+                work.write(_with_points(outcome, points))
+        title = f"Finetuning efficiency of {work.folder.name} on {splits.train.name}"
+        return work.conclude(_with_points(outcome, points), lambda content: _show(content, title))
 
 
-def _measure(model: ImageWorldModel, work: Work, point: Point, classes: int) -> dict[str, Any]:
-    trained, classifier, logits, fed = work.fit(model, point.settings, classes, "", point.what)
-    found = scores(logits, work.labels)
+def _outcome(o: Efficiency, work: Evaluation, splits: LabelledSplits, size: int) -> Outcome:
+    """The result but for its points."""
+    varied = ("train", "predictor", "depth")
+    common = {name: value for name, value in ritual.settings_of(o, Classification).items() if name not in varied}
+    return Outcome(
+        data=splits.train.name,
+        payload={**work.facts, **facts_of_source(splits), "encoder": features.name_of(o.student), "image_size": size},
+        settings={
+            **common,
+            **ritual.identities(data=o.data, val=o.val),
+            "size": size,
+            "weights": run_folder.identity(o.run),
+        },
+        variant=(f"seed{o.seed}" if o.seed else "",),
+    )
+
+
+def _with_points(outcome: Outcome, points: Mapping[str, Mapping[str, Any]]) -> Outcome:
+    """The result with the points that are there, and its picture."""
+    order = {family: place for place, family in enumerate(FAMILIES)}
+    rows = sorted(points.values(), key=lambda point: (order[point["family"]], point["trainable_parameters"]))
+    figure = partial(draw, rows, outcome.payload["chance"], outcome.data)
+    return replace(outcome, payload={**outcome.payload, "points": rows}, figures={"": figure})
+
+
+def _measure(model: ImageWorldModel, task: ClassificationWork, point: Point) -> dict[str, Any]:
+    finetuning = task.fit(model, point.settings, title=point.what)
+    accuracies = scores(finetuning.logits, task.labels)
+    training = training_of(finetuning.model, finetuning.trained)
     return {
         "what": point.what,
         "family": point.family,
-        "trainable_parameters": trainable_of(classifier),
-        **{name: found[name] for name in ("top1", "top5", "top5_is", "balanced_top1")},
-        "train_images_per_second": trained.images_per_second,
-        "chosen": trained.choice,
-        "tried": trained.tried,
-        "n_train": len(work.train.labels),
-        "n_val": len(work.labels),
+        **{name: accuracies[name] for name in ("top1", "top5", "top5_is", "balanced_top1")},
+        **{name: training[name] for name in ("trainable_parameters", "train_images_per_second", "chosen", "tried")},
+        "n_train": len(task.samples.labels),
+        "n_val": len(task.labels),
         "train": point.settings.train,
         "predictor": point.settings.predictor if point.settings.uses_predictor else None,
         "predictor_depth": point.settings.depth or None,
-        **fed,
+        **finetuning.feeding,
     }
 
 
-def _write(
-    path: Path, payload: dict[str, Any], there: dict[str, dict[str, Any]], common: dict[str, Any]
-) -> dict[str, Any]:
-    """Write what is there so far, and its picture."""
-    order = {family: place for place, family in enumerate(FAMILIES)}
-    points = sorted(there.values(), key=lambda point: (order[point["family"]], point["trainable_parameters"]))
-    content = ritual.write(path, {**payload, "points": points}, common)
-    save(draw(points, payload["chance"], payload["data"]), path.with_suffix(".png"))
-    return content
+def _show(content: Mapping[str, Any], title: str) -> None:
+    rows = [(point["what"], point["trainable_parameters"], point["top1"]) for point in content["points"]]
+    console.print(table(title, ["what", "trainable parameters", "top-1"], rows))
 
 
-def draw(points: Sequence[dict[str, Any]], chance: float, data: str) -> Figure:
+# ---- picture -------------------------------------------------------------------------------------------------------
+
+
+def draw(points: Sequence[Mapping[str, Any]], chance: float, data: str) -> Figure:
     """The paper's figure 3: top-1 against the number of finetuned parameters, on a logarithmic axis.
 
     A point has "family", "trainable_parameters", "top1", "n_val" and how many blocks ("predictor_depth", or K of

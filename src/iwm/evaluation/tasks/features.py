@@ -26,14 +26,14 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from iwm import run_folder
-from iwm.config import Speed
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import load_chunks
 from iwm.model import pretrained
 from iwm.model.encoder import Encoder
 from iwm.model.vit import choose_attention
-from iwm.runtime import devices, files
+from iwm.runtime import files
 from iwm.runtime.console import console, progress
+from iwm.runtime.devices import CPU, Session
 from iwm.runtime.errors import UserError
 
 Pooling = Literal["mean", "max", "tokens"]
@@ -142,9 +142,9 @@ class TimmEncoder(FrozenEncoder):
     def drawn_anew(self, seed: int) -> "TimmEncoder":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            drawn = TimmEncoder(self.model_name, pretrained.timm_model(self.model_name), self.size, self.layer)
-        drawn.name = "random encoder"
-        return drawn
+            twin = TimmEncoder(self.model_name, pretrained.timm_model(self.model_name), self.size, self.layer)
+        twin.name = "random encoder"
+        return twin
 
 
 class RawPixels(FrozenEncoder):
@@ -191,9 +191,12 @@ def open_encoder(run: str, *, student: bool = False, layer: int = 0, size: int =
         return open_timm(run, layer=layer, size=size)
     model = run_folder.load_model(run)
     body = model.encoder if student else model.target_encoder
-    return WorldEncoder(
-        body, "student encoder" if student else "EMA encoder", size or model.settings.data.image_size, layer
-    )
+    return WorldEncoder(body, name_of(student), size or model.settings.data.image_size, layer)
+
+
+def name_of(student: bool) -> str:
+    """What results call a world model's encoder."""
+    return "student encoder" if student else "EMA encoder"
 
 
 def open_timm(name: str, *, layer: int = 0, size: int = 0) -> TimmEncoder:
@@ -223,20 +226,17 @@ def extract(
     encoders: Sequence[FrozenEncoder],
     images: ImageSet,
     *,
+    session: Session,
     pooling: Pooling = "mean",
-    speed: Speed | None = None,
     cache: Path | None = None,
 ) -> Labelled:
     """Features of all images under all encoders; every image is decoded once, broken ones are left out.
 
     `cache` is a folder for features found by content. All encoders must be shown the same size.
     """
-    speed = speed or Speed()
     size = encoders[0].size
     assert all(encoder.size == size for encoder in encoders)
     assert images.labels is not None
-    device = devices.device_of(speed)
-    precision = devices.precision_of(speed, device)
     marks = [encoder.identity() if cache else "" for encoder in encoders]
     parts: list[list[Tensor]] = [[] for _ in encoders]
     kept: list[np.ndarray] = []
@@ -246,22 +246,22 @@ def extract(
         for encoder, mark, part in zip(encoders, marks, parts, strict=True):
             path = None
             if cache and mark:
-                key = f"{mark} {content} {pooling} {precision} {device.type}"
+                key = f"{mark} {content} {pooling} {session.precision} {session.device.type}"
                 path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-            part.append(_remembered(path, encoder, pixels, pooling, device, precision))
+            part.append(_remembered(path, encoder, pixels, pooling, session))
     labels = torch.from_numpy(np.asarray(images.labels)[np.concatenate(kept)].astype(np.int64))
     return Labelled([torch.cat(part) for part in parts], labels)
 
 
 def _remembered(
-    path: Path | None, encoder: FrozenEncoder, pixels: Pixels, pooling: Pooling, device: torch.device, precision: str
+    path: Path | None, encoder: FrozenEncoder, pixels: Pixels, pooling: Pooling, session: Session
 ) -> Tensor:
     if path and path.is_file():
         try:
             return load_file(path)["features"]
         except (OSError, KeyError, SafetensorError):
             console.print(f"[yellow]{path} is damaged; its features are computed again.")
-    features = encode(encoder, pixels, pooling=pooling, device=device, precision=precision)
+    features = encode(encoder, pixels, pooling=pooling, session=session)
     if path and features.nbytes <= CACHE_LIMIT:
         with files.replacing(path) as part:
             save_file({"features": features}, part)
@@ -275,24 +275,16 @@ def pooled(tokens: Float[Tensor, "b n d"], pooling: Pooling) -> Tensor:
     return tokens.float().mean(dim=1) if pooling == "mean" else tokens.float().amax(dim=1)
 
 
-def encode(
-    encoder: FrozenEncoder,
-    pixels: Pixels,
-    *,
-    pooling: Pooling = "mean",
-    device: torch.device | str = "cpu",
-    precision: str = "fp32",
-) -> Tensor:
+def encode(encoder: FrozenEncoder, pixels: Pixels, *, pooling: Pooling = "mean", session: Session = CPU) -> Tensor:
     """Features of decoded images on the CPU: float32 [n, d] for "mean" and "max", float16 [n, t, d] for "tokens"."""
-    device = torch.device(device)
-    encoder = encoder.to(device).eval()
-    choose_attention(encoder, device, precision)
+    encoder = encoder.to(session.device).eval()
+    choose_attention(encoder, session.device, session.precision)
     done = []
     with progress("images") as bar:
         task = bar.add_task(encoder.name, total=len(pixels), note="")
         for batch in pixels.split(BATCH):
-            with devices.autocast(device, precision):
-                tokens = encoder(batch.to(device))
+            with session.autocast():
+                tokens = encoder(batch.to(session.device))
             done.append(pooled(tokens, pooling).cpu())
             bar.advance(task, len(batch))
     return torch.cat(done)

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from iwm.data.crops import IGNORED
 from iwm.data.splits import tenth_of_each_class
-from iwm.runtime import devices
 from iwm.runtime.algebra import cosine
-from iwm.runtime.bounds import AtLeast, Fraction, check
 from iwm.runtime.console import progress
+from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation, seeded, uniforms
+from iwm.verbs.shared import Schedule
 
 T = TypeVar("T")
 
@@ -62,42 +62,6 @@ def scores(logits: Float[Tensor, "n c"], labels: Int64[Tensor, " n"]) -> dict[st
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How a classifier is trained: AdamW, linear warm-up, cosine to zero."""
-
-    epochs: Annotated[int, AtLeast(1)] = 20
-    search_epochs: Annotated[int, AtLeast(0)] = 0
-    """Length of the trials that choose the learning rate; 0: a quarter of `epochs`."""
-    search_images: int = 0
-    """Training images of those trials, a seeded choice; 0: all nine tenths."""
-    batch_size: Annotated[int, AtLeast(1)] = 128
-    weight_decay: float = 0.05
-    warmup: float = 0.1
-    """Share of the steps."""
-    smoothing: Annotated[float, Fraction(below_one=True)] = 0.0
-    """Label smoothing."""
-    mixup: Annotated[float, AtLeast(0)] = 0.0
-    """Alpha of mixup: pixels and labels of two images are mixed with a Beta(alpha, alpha) share; 0: none."""
-    cutmix: Annotated[float, AtLeast(0)] = 0.0
-    """Alpha of cutmix, a box of the other image; with both, a coin decides for each batch."""
-    ema: Annotated[float, Fraction(below_one=True)] = 0.0
-    """Decay a step of an exponential moving average of the weights, which is then used instead; 0: none."""
-    clip: float = 1.0
-    """Largest gradient norm; 0: no clipping."""
-
-    def __post_init__(self) -> None:
-        check(self, "--")
-
-    @property
-    def mixes(self) -> bool:
-        return self.mixup > 0 or self.cutmix > 0
-
-    @property
-    def search(self) -> int:
-        return self.search_epochs or max(1, self.epochs // 4)
-
-
 class TrainingSet:
     """What `fit` and `choose` learn from: indexed examples whose inputs may differ from epoch to epoch."""
 
@@ -119,7 +83,7 @@ class TrainingSet:
         """Indices of the rest and of a seeded tenth."""
         raise NotImplementedError
 
-    def score(self, learner: "Learner", rows: Int64[Tensor, " t"], *, device: torch.device, precision: str) -> float:
+    def score(self, learner: "Learner", rows: Int64[Tensor, " t"], session: Session) -> float:
         """How well a trained learner does on these examples, the more the better."""
         raise NotImplementedError
 
@@ -155,8 +119,8 @@ class Samples(TrainingSet):
     def hold_out(self, seed: int) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " t"]]:
         return tenth_of_each_class(self.labels, seed)
 
-    def score(self, learner: "Learner", rows: Int64[Tensor, " t"], *, device: torch.device, precision: str) -> float:
-        logits = logits_of(learner.logits, self.plain(rows), device=device, precision=precision)
+    def score(self, learner: "Learner", rows: Int64[Tensor, " t"], session: Session) -> float:
+        logits = logits_of(learner.logits, self.plain(rows), session)
         return accuracy(logits, self.labels[rows])
 
 
@@ -197,8 +161,7 @@ def fit(
     epochs: int,
     *,
     seed: int,
-    device: torch.device,
-    precision: str,
+    session: Session,
     title: str,
 ) -> float:
     """Train on `rows` of the samples, deterministically by seed; returns images a second.
@@ -214,14 +177,14 @@ def fit(
             for number, batch in enumerate(order[: per_epoch * size].reshape(per_epoch, size)):
                 yield epoch, epoch * per_epoch + number, batch
 
-    def loss_of(drawn: tuple[int, int, np.ndarray]) -> Tensor:
-        epoch, step, batch = drawn
-        inputs = devices.upload(samples.batch(batch, seed, epoch), device)
-        labels = devices.upload(samples.targets(batch, seed, epoch), device)
+    def loss_of(stretch: tuple[int, int, np.ndarray]) -> Tensor:
+        epoch, step, batch = stretch
+        inputs = session.upload(samples.batch(batch, seed, epoch))
+        labels = session.upload(samples.targets(batch, seed, epoch))
         share = 1.0
         if schedule.mixes:
             inputs, share = mixed(inputs, schedule, seed, step)
-        with devices.autocast(device, precision):
+        with session.autocast():
             logits = learner.logits(inputs).float()
         loss = cross_entropy(logits, labels, schedule.smoothing)
         if share < 1:  # cross-entropy is linear in the target: this is that of the mixed label
@@ -230,7 +193,7 @@ def fit(
 
     learner.model.train()
     steps = epochs * per_epoch
-    how: dict[str, Any] = {"seed": seed, "checked_every": per_epoch, "device": device, "title": title}
+    how: dict[str, Any] = {"seed": seed, "checked_every": per_epoch, "session": session, "title": title}
     seconds = descend(learner.groups, batches(), loss_of, steps, schedule, **how)
     learner.model.eval()
     return steps * size / seconds
@@ -245,7 +208,7 @@ def descend(
     *,
     seed: int,
     checked_every: int,
-    device: torch.device,
+    session: Session,
     title: str,
 ) -> float:
     """One AdamW step a batch, each group's "lr" being its peak; returns the seconds it took.
@@ -255,10 +218,10 @@ def descend(
     optimiser = torch.optim.AdamW(groups, fused=True)
     peaks = [group["lr"] for group in optimiser.param_groups]
     trainable = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    average = [parameter.detach().clone() for parameter in trainable] if schedule.ema else []
-    total, summed = torch.zeros((), device=device), 0
+    average = WeightAverage(trainable, schedule.ema)
+    total, summed = torch.zeros((), device=session.device), 0
     since = time.perf_counter()
-    generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    generators = torch.random.fork_rng(devices=[session.device] if session.device.type == "cuda" else [])
     with generators, progress("steps") as bar:
         torch.manual_seed(seed)  # drop path draws from the global generator
         task = bar.add_task(title, total=steps, note="")
@@ -272,10 +235,7 @@ def descend(
             if schedule.clip:
                 torch.nn.utils.clip_grad_norm_(trainable, schedule.clip, foreach=True)
             optimiser.step()
-            if average:
-                # A short memory first, or a short training would end at its start (as in TensorFlow).
-                weight = 1 - min(schedule.ema, (step + 1) / (step + 10))
-                torch._foreach_lerp_(average, [p.detach() for p in trainable], weight)  # pyright: ignore[reportPrivateImportUsage]
+            average.update(step)
             total += loss.detach()
             summed += 1
             bar.advance(task)
@@ -284,11 +244,31 @@ def descend(
                 if not math.isfinite(mean):
                     raise FloatingPointError("the loss is not finite")
                 bar.update(task, note=f"loss {mean:.3f}")
-                total, summed = torch.zeros((), device=device), 0
-    with torch.no_grad():
-        for parameter, mean in zip(trainable if average else (), average, strict=True):
-            parameter.copy_(mean)
+                total, summed = torch.zeros((), device=session.device), 0
+    average.take()
     return time.perf_counter() - since
+
+
+class WeightAverage:
+    """A moving average of weights over the steps of a training; without a decay there is none."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = parameters, decay
+        self.values = [parameter.detach().clone() for parameter in parameters] if decay else []
+
+    def update(self, step: int) -> None:
+        """Take in the weights after a step, from 0."""
+        if self.values:
+            # A short memory first, or a short training would end at its start (as in TensorFlow).
+            weight = 1 - min(self.decay, (step + 1) / (step + 10))
+            now = [parameter.detach() for parameter in self.parameters]
+            torch._foreach_lerp_(self.values, now, weight)  # pyright: ignore[reportPrivateImportUsage]
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Put the average in the place of the weights."""
+        for parameter, mean in zip(self.parameters if self.values else (), self.values, strict=True):
+            parameter.copy_(mean)
 
 
 def cross_entropy(logits: Float[Tensor, "b c *s"], labels: Int64[Tensor, "b *s"], smoothing: float = 0.0) -> Tensor:
@@ -321,13 +301,13 @@ def factor_at(step: int, steps: int, warmup: float) -> float:
 
 @torch.no_grad()
 def logits_of(
-    logits: Callable[[Tensor], Tensor], inputs: Tensor, *, device: torch.device, precision: str, batch: int = 256
+    logits: Callable[[Tensor], Tensor], inputs: Tensor, session: Session, batch: int = 256
 ) -> Float[Tensor, "n c"]:
     """Logits of all inputs in float32 on the CPU."""
     done = []
     for part in inputs.split(batch):
-        with devices.autocast(device, precision):
-            done.append(logits(part.to(device)).float().cpu())
+        with session.autocast():
+            done.append(logits(part.to(session.device)).float().cpu())
     return torch.cat(done)
 
 
@@ -338,8 +318,7 @@ def choose(
     schedule: Schedule,
     *,
     seed: int,
-    device: torch.device,
-    precision: str,
+    session: Session,
     title: str,
 ) -> Trained:
     """Try every choice of the grid on nine tenths for `schedule.search` epochs, take the one that does best on the
@@ -348,12 +327,12 @@ def choose(
     `make` builds a fresh learner, the same one for the same choice. Raises UserError when the chosen training diverges.
     """
     rest, tenth = search_rows(samples, schedule, seed)
-    where: dict[str, Any] = {"seed": seed, "device": device, "precision": precision}
+    where: dict[str, Any] = {"seed": seed, "session": session}
 
-    def trial(choice: dict[str, Any], named: str) -> float:
+    def trial(choice: dict[str, Any], caption: str) -> float:
         learner = make(choice)
-        fit(learner, samples, rest, schedule, schedule.search, title=named, **where)
-        return samples.score(learner, tenth, device=device, precision=precision)
+        fit(learner, samples, rest, schedule, schedule.search, title=caption, **where)
+        return samples.score(learner, tenth, session)
 
     def train(choice: dict[str, Any]) -> tuple[Learner, float]:
         learner = make(choice)

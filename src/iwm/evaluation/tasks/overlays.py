@@ -51,30 +51,21 @@ def overlays(shown: Sequence[Overlay], classes: Sequence[str], most: int = 24) -
         for kinds in (each.truth, each.predicted):
             covered += np.bincount(kinds[kinds >= 0], minlength=len(classes))
     order = np.argsort(-covered, kind="stable")[: int((covered > 0).sum())]
-    named = np.sort(order[:most])
+    legend = np.sort(order[:most])
     tall = [each.image.shape[1] / each.image.shape[2] for each in shown]
     side, gap, margin, head, line = 2.3, 0.12, 0.14, 0.36, 0.22
     heights = [side * min(ratio, 2.0) for ratio in tall]
     columns, total = 4, 2 * margin + 4 * side + 3 * gap
-    entries = [(colours[kind], classes[kind]) for kind in named]
+    entries = [(colours[kind], classes[kind]) for kind in legend]
     entries += [(np.ones(3), "does not count")] if any((each.truth < 0).any() for each in shown) else []
-    left_out = len(order) - len(named)
+    left_out = len(order) - len(legend)
     below = line * -(-len(entries) // columns) + (line if left_out else 0)
     figure = blank(total, head + sum(heights) + gap * len(shown) + below + 0.12)
     for number, name in enumerate(("image", "truth", "prediction", "mistakes (black)")):
         put_words(figure, name, margin + number * (side + gap), 0.1, 10, weight="bold")
     top = head
     for each, height in zip(shown, heights, strict=True):
-        wrong = (each.truth != each.predicted) & (each.truth >= 0)
-        right = np.where(wrong[..., None], 0.0, 1.0).repeat(3, axis=2)
-        right[~wrong & (each.truth >= 0)] = 0.82
-        panels = (
-            each.image,
-            _coloured(each.image, each.truth, colours),
-            _coloured(each.image, each.predicted, colours),
-            torch.from_numpy(right).permute(2, 0, 1),
-        )
-        for number, panel in enumerate(panels):
+        for number, panel in enumerate(_panels(each, colours)):
             put_picture(figure, panel, margin + number * (side + gap), top, side, height)
         top += height + gap
     step = (total - 2 * margin) / columns
@@ -87,6 +78,19 @@ def overlays(shown: Sequence[Overlay], classes: Sequence[str], most: int = 24) -
     if left_out:
         put_words(figure, f"and {left_out} rarer classes", margin, top + line * -(-len(entries) // columns), 8.5)
     return figure
+
+
+def _panels(each: Overlay, colours: Float[np.ndarray, "c 3"]) -> tuple[Tensor, ...]:
+    """Image, truth, prediction, and mistakes in black."""
+    wrong = (each.truth != each.predicted) & (each.truth >= 0)
+    right = np.where(wrong[..., None], 0.0, 1.0).repeat(3, axis=2)
+    right[~wrong & (each.truth >= 0)] = 0.82
+    return (
+        each.image,
+        _coloured(each.image, each.truth, colours),
+        _coloured(each.image, each.predicted, colours),
+        torch.from_numpy(right).permute(2, 0, 1),
+    )
 
 
 def _coloured(

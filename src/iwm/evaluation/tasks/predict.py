@@ -4,15 +4,16 @@ import csv
 import io
 from pathlib import Path
 
-from iwm.config import Speed
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import load_chunks
 from iwm.data.sources import open_pictures
 from iwm.evaluation.tasks.classifier import Classifier, find_classifier, load_classifier
 from iwm.evaluation.tasks.classifier import predict as probabilities_of
-from iwm.runtime import devices, files
+from iwm.runtime import files
 from iwm.runtime.console import console, progress, table
+from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
+from iwm.verbs.predict import Predict
 
 BEST = 5
 """Classes named for an image, most probable first."""
@@ -21,25 +22,21 @@ AT_ONCE = 2**26
 """Bytes of decoded pictures held at once."""
 
 
-def predict(
-    run: str, images: str, *, out: str = "predictions.csv", task: str = "", speed: Speed | None = None
-) -> list[dict[str, str]]:
+def predict(o: Predict) -> list[dict[str, str]]:
     """Classify every readable image of a source, or one image file, write the CSV and return its lines.
 
-    RUN is the folder of a finetuned classifier, or a run that has exactly one; `task` names which of several tasks is
-    meant. Each picture is squared as in finetuning: shorter side to the classifier's size, the middle cut out. Columns
+    Each picture is squared as in finetuning: shorter side to the classifier's size, the middle cut out. Columns
     beyond the number of classes stay empty. Raises UserError when there is no such classifier, no image, or no place
     for the CSV.
     """
-    folder = find_classifier(run)
-    classifier = load_classifier(folder, task=task)
-    opened = open_pictures(images, classifier.size)
-    path = Path(out).expanduser()
+    folder = find_classifier(o.run)
+    classifier = load_classifier(folder, task=o.task)
+    images = open_pictures(o.images, classifier.size)
+    path = Path(o.out).expanduser()
     if path.is_dir():
         raise UserError(f"{path} is a folder; give --out the name of a .csv file.")
-    speed = speed or Speed()
-    with devices.threads(speed):
-        lines = classify(classifier, opened, speed)
+    with Session.open(o.speed) as session:
+        lines = classify(classifier, images, session)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -47,15 +44,15 @@ def predict(
     files.write_text(path, text.getvalue())
     counts = {name: sum(line["prediction"] == name for line in lines) for name in classifier.names}
     rows = sorted(((name, count) for name, count in counts.items() if count), key=lambda row: -row[1])
-    console.print(table(f"{folder.name} on {opened.name}", ["prediction", "images"], rows))
-    left_out = len(opened) - len(lines)
+    console.print(table(f"{folder.name} on {images.name}", ["prediction", "images"], rows))
+    left_out = len(images) - len(lines)
     if left_out:
         console.print(f"[yellow]{left_out} broken image{'s were' if left_out > 1 else ' was'} left out.")
     console.print(f"Written to {path}", soft_wrap=True, markup=False)
     return lines
 
 
-def classify(classifier: Classifier, images: ImageSet, speed: Speed) -> list[dict[str, str]]:
+def classify(classifier: Classifier, images: ImageSet, session: Session) -> list[dict[str, str]]:
     """One line an image that can be decoded: its path, the most probable class and its probability, the best five.
 
     Raises UserError when no image can be decoded.
@@ -66,8 +63,8 @@ def classify(classifier: Classifier, images: ImageSet, speed: Speed) -> list[dic
     with progress("images") as bar:
         task = bar.add_task("predict", total=len(images), note="")
         for pixels, rows in load_chunks(images, classifier.size, at_once):
-            found = probabilities_of(classifier, pixels, speed).topk(best, dim=1)
-            for row, values, order in zip(rows, found.values.tolist(), found.indices.tolist(), strict=True):
+            likely = probabilities_of(classifier, pixels, session).topk(best, dim=1)
+            for row, values, order in zip(rows, likely.values.tolist(), likely.indices.tolist(), strict=True):
                 names = [classifier.names[number] for number in order]
                 line = {"file": images.path(int(row)), "prediction": names[0], "probability": f"{values[0]:.6f}"}
                 lines.append(line | {f"top_{place}": name for place, name in enumerate(names, start=1)})

@@ -122,7 +122,7 @@ class Segmenter(Headed):
         height, width = images.shape[2:]
         high, wide = min(self.size, height), min(self.size, width)
         total = torch.zeros(())
-        seen = images.new_zeros(height, width, dtype=torch.float32)
+        windows = images.new_zeros(height, width, dtype=torch.float32)
         for top in starts(height, high, overlap):
             for left in starts(width, wide, overlap):
                 logits = self(images[:, :, top : top + high, left : left + wide])
@@ -131,8 +131,8 @@ class Segmenter(Headed):
                 if not total.ndim:
                     total = logits.new_zeros(len(images), logits.shape[1], height, width)
                 total[:, :, top : top + high, left : left + wide] += logits
-                seen[top : top + high, left : left + wide] += 1
-        return total / seen
+                windows[top : top + high, left : left + wide] += 1
+        return total / windows
 
 
 def starts(side: int, window: int, overlap: float) -> list[int]:
@@ -172,7 +172,7 @@ def load_segmenter(folder: str | Path, device: str | torch.device = "cpu") -> Se
     """
     folder = Path(folder).expanduser()
     try:
-        meta = json.loads((folder / "config.json").read_text())
+        meta = json.loads((folder / weights.CONFIG).read_text())
         what, settings = meta["segmenter"], config.from_dict(config.Config, meta["settings"])
         space = ActionSpace.from_spec(meta["actions"])
         encoder = Encoder(settings.encoder, settings.data.image_size)
@@ -182,7 +182,7 @@ def load_segmenter(folder: str | Path, device: str | torch.device = "cpu") -> Se
         width = settings.predictor.width if predictor else settings.encoder.width
         head = head_of(what["head"], width, len(what["classes"]), what["channels"])
         segmenter = Segmenter(encoder, predictor, head, space, what["window"])
-        segmenter.load_state_dict(load_file(folder / "model.safetensors"))
+        segmenter.load_state_dict(load_file(folder / weights.TENSORS))
     except FileNotFoundError:
         raise UserError(f"There is no trained segmenter in {folder}; `iwm segment` makes one.") from None
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:

@@ -6,76 +6,48 @@ it, an encoder block at `layer_decay` of the rate of the block above (0.65)
 
 import copy
 import itertools
-import re
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import torch
 from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from iwm import config
 from iwm.evaluation.tasks import features
 from iwm.evaluation.tasks.classifier import Headed
-from iwm.evaluation.tasks.fitting import Schedule, decay_groups
+from iwm.evaluation.tasks.fitting import Learner, Trained, TrainingSet, choose, decay_groups
 from iwm.model.encoder import Encoder
 from iwm.model.predictor import Predictor, for_tasks
+from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime.bounds import AtLeast, Positives, check
+from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
+from iwm.verbs.finetune import Finetune
+from iwm.verbs.segment import Segment
+from iwm.verbs.shared import Tuning
+
+Model = TypeVar("Model", bound=Headed)
+Verb = TypeVar("Verb", Finetune, Segment)
+
+# ---- what is trained -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """What finetuning for any task depends on, beside the run and the data."""
+def parts_of(
+    model: ImageWorldModel, settings: Tuning, head: Callable[[], nn.Module]
+) -> tuple[Encoder, Predictor | None, nn.Module]:
+    """Encoder, predictor and a head, the same for the same seed; only what is to be trained takes gradients.
 
-    train: str = "predictor"
-    """predictor, head, encoder, both, or last-K."""
-    predictor: Literal["pretrained", "random"] = "pretrained"
-    """Where the predictor starts (train predictor, both)."""
-    student: bool = False
-    """Finetune on the student encoder instead of the EMA encoder."""
-    seed: Annotated[int, AtLeast(0)] = 0
-    lrs: Annotated[tuple[float, ...], Positives()] = (3e-4, 1e-3, 3e-3)
-    """Learning rates of the head."""
-    ratios: Annotated[tuple[float, ...], Positives()] = (0.1, 1.0)
-    """Learning rate of what was there before (predictor, encoder) as a multiple of the head's; tried with every lr."""
-    layer_decay: float = 0.65
-    """Learning rate of an encoder block over that of the next one (encoder, both, last-K)."""
-    depth: Annotated[int, AtLeast(0)] = 0
-    """Blocks of the predictor that are kept, from the first; 0: all."""
-    views: Annotated[int, AtLeast(0)] = 4
-    """Pictures an image is trained on: itself and views - 1 random ones, drawn once. 1: no augmentation; 0: a new one
-    every epoch, which a frozen encoder then sees anew every time."""
-    flip: float = 0.5
-    """Probability that such a crop is mirrored."""
-    schedule: Schedule = field(default_factory=Schedule)
-
-    def __post_init__(self) -> None:
-        check(self, "--")
-
-    @property
-    def blocks(self) -> int:
-        """K of last-K; 0 for every other way. Raises UserError when `train` is none of them."""
-        found = re.fullmatch(r"last-([1-9]\d*)", self.train)
-        if not found and self.train not in ("predictor", "head", "encoder", "both"):
-            known = ("predictor", "head", "encoder", "both", "last-1")
-            raise UserError(f"There is no way to train '{self.train}'; {config.did_you_mean(self.train, known)}")
-        return int(found.group(1)) if found else 0
-
-    def require_use_of(self, start: str) -> None:
-        """Raises UserError when a starting point is given and not used."""
-        if start and self.train != "both":
-            raise UserError(f"--start {start} is where --train both starts; leave it out with --train {self.train}.")
-
-    @property
-    def uses_predictor(self) -> bool:
-        return self.train in ("predictor", "both")
-
-    @property
-    def moves_encoder(self) -> bool:
-        return self.train not in ("predictor", "head")
+    The world model itself is left as it is. Raises UserError when more blocks are asked for than there are.
+    """
+    encoder = encoder_of(model, settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        fresh = head()
+        return encoder, predictor_of(model, settings), fresh
 
 
 def encoder_of(model: ImageWorldModel, settings: Tuning) -> Encoder:
@@ -85,16 +57,16 @@ def encoder_of(model: ImageWorldModel, settings: Tuning) -> Encoder:
     """
     encoder = copy.deepcopy(model.encoder if settings.student else model.target_encoder)
     depth = len(encoder.blocks)
-    if settings.blocks > depth:
+    if settings.last_blocks > depth:
         raise UserError(
             f"--train {settings.train} asks for more than the encoder's {depth} blocks; give at most last-{depth}."
         )
     encoder.requires_grad_(settings.moves_encoder)
     assert encoder.pos_embed is not None
     encoder.pos_embed.requires_grad_(False)
-    if settings.blocks:
+    if settings.last_blocks:
         encoder.patch_embed.requires_grad_(False)
-        for block in list(encoder.blocks)[: depth - settings.blocks]:
+        for block in list(encoder.blocks)[: depth - settings.last_blocks]:
             block.requires_grad_(False)
     return encoder
 
@@ -119,15 +91,6 @@ def predictor_of(model: ImageWorldModel, settings: Tuning) -> Predictor | None:
     there = predictor.state_dict()
     predictor.load_state_dict({name: value for name, value in model.predictor.state_dict().items() if name in there})
     return predictor
-
-
-def require_start(folder: str, start: Headed, fresh: Headed, classes: tuple[str, ...]) -> None:
-    """Raises UserError unless `start`, read from `folder`, is what `fresh` becomes by training predictor and head for
-    these classes: the encoder is still this run's."""
-    there, wanted = start.state_dict(), fresh.state_dict()
-    fits = start.names == classes and {n: v.shape for n, v in there.items()} == {n: v.shape for n, v in wanted.items()}
-    if not fits or not all(there[n].equal(v) for n, v in wanted.items() if n.startswith("encoder.")):
-        raise UserError(f"{folder} does not hold a predictor trained on this run for these classes; give one that was.")
 
 
 def groups_of(classifier: Headed, settings: Tuning, lr: float, ratio: float) -> list[dict[str, Any]]:
@@ -157,6 +120,122 @@ def grid_of(settings: Tuning) -> list[dict[str, float]]:
     return [{"lr": lr, "ratio": ratio} for lr, ratio in itertools.product(settings.lrs, settings.ratios)]
 
 
+def nothing_pretrained(model: ImageWorldModel, settings: Verb) -> tuple[ImageWorldModel, Verb]:
+    """The control of any finetuning: a world model of the same shape with encoders drawn anew, and settings that draw
+    the predictor anew too."""
+    frozen = features.WorldEncoder(model.target_encoder, "", model.settings.data.image_size)
+    frozen = frozen.drawn_anew(settings.seed + 1)
+    twin = ImageWorldModel(model.settings, model.space)
+    twin.encoder.load_state_dict(frozen.body.state_dict())
+    twin.target_encoder.load_state_dict(frozen.body.state_dict())
+    return twin.eval(), replace(settings, predictor="random")
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work(Generic[Model]):
+    """The images of a task, ready to be learned from: what finetuning for classes and for pixels have in common."""
+
+    classes: tuple[str, ...]
+    size: int
+    """Side of the pictures a model is trained on, px."""
+    session: Session
+
+    def build(self, model: ImageWorldModel, settings: Any) -> Model:
+        """A fresh model for the task, the same for the same seed."""
+        raise NotImplementedError
+
+    def load(self, folder: str) -> Model:
+        """A model that an earlier training wrote. Raises UserError when there is none."""
+        raise NotImplementedError
+
+    def train(
+        self,
+        model: ImageWorldModel,
+        settings: Tuning,
+        samples: TrainingSet,
+        logits: Callable[[Model, Tensor], Tensor],
+        start: str,
+        title: str,
+    ) -> tuple[Model, Trained]:
+        """Choose learning rates and train on the samples, from the weights in the folder `start` where it is given;
+        `logits` are a model's answers to a batch of the samples."""
+        initial = self.load(start).state_dict() if start else None
+        latest: list[Model] = []
+
+        def make(choice: dict[str, Any]) -> Learner:
+            fresh = self.build(model, settings)
+            if initial is not None:
+                fresh.load_state_dict(initial)
+            choose_attention(fresh.to(self.session.device), self.session.device, self.session.precision)
+            latest[:] = [fresh]
+            return Learner(fresh, partial(logits, fresh), groups_of(fresh, settings, **choice))
+
+        how: dict[str, Any] = {"seed": settings.seed, "session": self.session, "title": title}
+        trained = choose(make, grid_of(settings), samples, settings.schedule, **how)
+        return latest[0], trained
+
+
+def start_of(
+    o: Verb, work: Callable[[Verb], dict[str, Any]], load: Callable[[str], Headed], build: Callable[[], Headed]
+) -> str:
+    """The folder of weights that training goes on from; "" for none.
+
+    What is trained end to end starts from a finished predictor training, which `work` does first where none is given.
+    Raises UserError unless the weights there are what `build` builds after training predictor and head: of this run's
+    encoder, for the same classes.
+    """
+    o.require_use_of(o.start)
+    start = o.start
+    if o.train == "both" and not start:
+        start = work(replace(o, train="predictor", baselines=False))["weights"]
+    if start:
+        require_start(start, load(start), build())
+    return start
+
+
+def require_start(folder: str, start: Headed, fresh: Headed) -> None:
+    """Raises UserError unless `start`, read from `folder`, is what `fresh` becomes by training predictor and head: the
+    encoder is still this run's, the classes are the same."""
+    there, wanted = start.state_dict(), fresh.state_dict()
+    fits = start.names == fresh.names
+    fits = fits and {n: v.shape for n, v in there.items()} == {n: v.shape for n, v in wanted.items()}
+    if not fits or not all(there[n].equal(v) for n, v in wanted.items() if n.startswith("encoder.")):
+        raise UserError(f"{folder} does not hold a predictor trained on this run for these classes; give one that was.")
+
+
+# ---- what a result says --------------------------------------------------------------------------------------------
+
+
+def facts_of(o: Tuning, start: str) -> dict[str, Any]:
+    """What was trained, from where."""
+    return {
+        "train": o.train,
+        "predictor": o.predictor if o.uses_predictor else None,
+        "encoder": features.name_of(o.student),
+        "started_from": start or None,
+    }
+
+
+def training_of(model: Headed, trained: Trained) -> dict[str, Any]:
+    """How large a model is that was trained, how fast that went, and what was chosen."""
+    return {
+        "trainable_parameters": trainable_of(model),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops_per_image": flops_of(model),
+        "train_images_per_second": trained.images_per_second,
+        "chosen": trained.choice,
+        "tried": trained.tried,
+    }
+
+
+def trainable_of(module: nn.Module) -> int:
+    """Number of parameters that learn."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
 def flops_of(classifier: Headed) -> int:
     """Floating-point operations of one image's forward pass: torch's counter over matrix products, convolutions and
     attention, two for a multiply-add."""
@@ -167,12 +246,3 @@ def flops_of(classifier: Headed) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         classifier(image)
     return counter.get_total_flops()
-
-
-def untrained(model: ImageWorldModel, seed: int) -> ImageWorldModel:
-    """A world model of the same shape, its encoders drawn anew by the seed."""
-    frozen = features.WorldEncoder(model.target_encoder, "", model.settings.data.image_size).drawn_anew(seed)
-    twin = ImageWorldModel(model.settings, model.space)
-    twin.encoder.load_state_dict(frozen.body.state_dict())
-    twin.target_encoder.load_state_dict(frozen.body.state_dict())
-    return twin.eval()

@@ -16,7 +16,6 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from iwm import config
 from iwm.actions.action_space import reference_space
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all
@@ -33,7 +32,7 @@ from iwm.evaluation.world.strips import source_only
 from iwm.evaluation.world.undo import load_labelled, pooled_prediction
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import open_world
-from iwm.runtime import drawing
+from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress, table
 from iwm.verbs.look import Look
 
@@ -281,7 +280,7 @@ def probe_averages(
         for kind in ("knn", "linear"):
             settings = ProbeSettings(kind=kind, seed=seed)
             with full_precision():
-                outcome = evaluate(lessons[name], train[1], exam[name], classes, settings, config.Speed(device="cpu"))
+                outcome = evaluate(lessons[name], train[1], exam[name], classes, settings, devices.CPU)
             row[kind] = accuracy(outcome.logits, test[1])
         rows.append(row)
     return rows
