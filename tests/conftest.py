@@ -102,9 +102,21 @@ def images() -> torch.Tensor:
     return torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture
+def pictures(tmp_path: Path) -> str:
+    """The path of 64 labelled pictures, and 16 to validate on."""
+    return str(pictures_file(tmp_path / "pictures.npz", labelled=True))
+
+
 def trained_on(settings: config.Config, *, source: str, out: str) -> config.Config:
     """The same settings for another source and another run folder."""
     return replace(settings, data=replace(settings.data, source=source), run=replace(settings.run, out=out))
+
+
+def fingerprint(module: torch.nn.Module) -> float:
+    """A sum over all weights in which each has another share."""
+    values = (value.double().flatten() for value in module.state_dict().values())
+    return sum(float(value @ torch.linspace(0.5, 1.5, len(value), dtype=torch.float64)) for value in values)
 
 
 def with_run(settings: config.Config, **changes: Any) -> config.Config:

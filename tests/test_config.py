@@ -7,6 +7,7 @@ from conftest import tiny
 from iwm import config, recipe_book
 from iwm.config import Config
 from iwm.runtime.errors import UserError
+from iwm.training.validation import validate
 
 
 @pytest.mark.parametrize("name", recipe_book.RECIPES)
@@ -42,7 +43,7 @@ def test_an_unknown_setting_is_named_with_its_neighbour():
         ({"optim": {"epochs": True}}, "'optim.epochs' must be int"),
         ({"optim": {"lr": "1e-3x"}}, "'optim.lr' must be float"),
         ({"data": {"crop_area": [0.3]}}, "'data.crop_area' must be"),
-        ({"predictor": {"conditioning": "adalm"}}, "did you mean 'adaln'"),
+        ({"predictor": {"init": "xavir"}}, "did you mean 'xavier'"),
         ({"optim": 3}, "'optim' must be a group"),
         ({"run": {"resume": 1}}, "'run.resume' must be bool"),
     ],
@@ -111,7 +112,7 @@ def test_families_are_transformations_of_the_sizes():
 
 @pytest.mark.parametrize("name", recipe_book.RECIPES)
 def test_every_recipe_makes_sense(name):
-    config.validate(recipe_book.get(name))
+    validate(recipe_book.get(name))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_every_recipe_makes_sense(name):
 )
 def test_nonsense_is_refused_before_anything_is_done(values, said):
     with pytest.raises(UserError) as caught:
-        config.validate(config.from_dict(Config, values))
+        validate(config.from_dict(Config, values))
     assert said in str(caught.value)
 
 
@@ -157,4 +158,4 @@ def test_nonsense_is_refused_before_anything_is_done(values, said):
 )
 def test_settings_that_do_not_go_together_are_named(change, sentence):
     with pytest.raises(UserError, match=sentence):
-        config.validate(tiny(**change))
+        validate(tiny(**change))

@@ -14,6 +14,7 @@ from iwm.actions.views import make_views
 from iwm.config import Config
 from iwm.evaluation.tasks.classifier import load_classifier
 from iwm.model.masks import sample_masks
+from iwm.model.objectives.joint import comparison_of
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder
 from iwm.runtime.errors import UserError
@@ -173,13 +174,14 @@ def test_moco_leaves_its_patch_projection_and_moves_its_projectors():
     torch.manual_seed(0)
     model = ImageWorldModel(small("moco")).train()
     assert not any(p.requires_grad for p in model.encoder.patch_embed.parameters())
-    before = [p.clone() for p in model.joint.target_projector.parameters()]
+    joint = comparison_of(model)
+    before = [p.clone() for p in joint.target_projector.parameters()]
     with torch.no_grad():
-        for p in model.joint.projector.parameters():
+        for p in joint.projector.parameters():
             p.add_(1.0)
     model.after_step(0.9)
     for old, student, teacher in zip(
-        before, model.joint.projector.parameters(), model.joint.target_projector.parameters(), strict=True
+        before, joint.projector.parameters(), joint.target_projector.parameters(), strict=True
     ):
         torch.testing.assert_close(teacher, 0.9 * old + 0.1 * student.detach())
 

@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from iwm.actions.transformation import Transformation
     from iwm.config import Config
     from iwm.data.sources import open_images
+    from iwm.evaluation.tasks.probe_kinds import FeatureProbe, register_probe
+    from iwm.model.conditioning import Conditioning, register_conditioning
+    from iwm.model.objectives import Objective, register_objective
     from iwm.model.world_model import ImageWorldModel, Tokens
     from iwm.run_folder import load_model as load
     from iwm.runtime.errors import UserError
     from iwm.training.loop import pretrain
+    from iwm.training.optimisers import Optimiser, register_optimiser
     from iwm.verbs import Verb
     from iwm.verbs import register as register_verb
 
@@ -53,8 +57,12 @@ world: Work
 
 _HOMES = {
     "ActionSpace": "actions.action_space",
+    "Conditioning": "model.conditioning",
     "Config": "config",
+    "FeatureProbe": "evaluation.tasks.probe_kinds",
     "ImageWorldModel": "model.world_model",
+    "Objective": "model.objectives",
+    "Optimiser": "training.optimisers",
     "Tokens": "model.world_model",
     "Transformation": "actions.transformation",
     "UserError": "runtime.errors",
@@ -65,13 +73,21 @@ _HOMES = {
     "pretrain": "training.loop",
     "register": "actions.action_sets",
     "register_verb": "verbs:register",
+    "register_conditioning": "model.conditioning",
+    "register_objective": "model.objectives",
+    "register_probe": "evaluation.tasks.probe_kinds",
+    "register_optimiser": "training.optimisers",
 }
 """Where the public names live, "module" or "module:another name". All other verbs live in `iwm.verbs`."""
 
 __all__ = [
     "ActionSpace",
+    "Conditioning",
     "Config",
+    "FeatureProbe",
     "ImageWorldModel",
+    "Objective",
+    "Optimiser",
     "Tokens",
     "Transformation",
     "UserError",
@@ -93,6 +109,10 @@ __all__ = [
     "probe",
     "recipes",
     "register",
+    "register_conditioning",
+    "register_objective",
+    "register_optimiser",
+    "register_probe",
     "register_verb",
     "report",
     "segment",

@@ -130,8 +130,9 @@ class Predictor:
 
     depth: Annotated[int, AtLeast(1)] = 18
     width: Annotated[int, AtLeast(4)] = 384
-    conditioning: Literal["none", "sequence", "feature", "adaln"] = "feature"
-    """How the predictor is told the action (paper section 3.2; adaln is ours)."""
+    conditioning: str = "feature"
+    """How the predictor is told the action: none, sequence or feature (paper section 3.2), adaln (ours), or one of your
+    own (docs/classes.md)."""
     mlp_ratio: Annotated[float, AtLeast(0.1)] = 4.0
     init: Literal["trunc_normal", "xavier"] = "trunc_normal"
     """As the encoder's; xavier also draws the conditioning MLP by He's rule."""
@@ -141,9 +142,10 @@ class Predictor:
 class Objective:
     """What is predicted (docs/families.md)."""
 
-    kind: Literal["latent", "pixels", "joint"] = "latent"
+    kind: str = "latent"
     """latent: the teacher's tokens of the target (IWM, I-JEPA); pixels: the target's patches (MAE, generative world
-    models); joint: nothing, two views of an image are to be embedded alike (MoCo v3, BYOL)."""
+    models); joint: nothing, two views of an image are to be embedded alike (MoCo v3, BYOL); or one of your own
+    (docs/classes.md)."""
     target_norm: Literal["token", "batch"] = "token"
     """token: LayerNorm without affine, of pixels MAE's normalisation of each patch; batch: per channel, with running
     statistics."""
@@ -169,9 +171,9 @@ class Objective:
 class Optim:
     """The optimiser and the schedules (reference: I-JEPA's, stretched by 1.25)."""
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    """muon: the matrices of attention and MLPs are moved by orthogonalised momentum (Jordan et al. 2024), the rest by
-    AdamW; learning rate and weight decay mean the same for both."""
+    kind: str = "adamw"
+    """adamw; muon: the matrices of attention and MLPs are moved by orthogonalised momentum (Jordan et al. 2024), the
+    rest by AdamW, learning rate and weight decay mean the same for both; or one of your own (docs/classes.md)."""
     epochs: Annotated[int, AtLeast(1)] = 300
     batch_size: Annotated[int, AtLeast(1)] = 2048
     accumulate: Annotated[int, AtLeast(1)] = 1
@@ -254,43 +256,12 @@ class Config:
     run: Annotated[Run, arg(name="")] = field(default_factory=Run)
 
 
-def validate(config: Config) -> None:
-    """Check that numbers make sense and that settings go together, before anything is done.
-
-    Raises UserError naming the first setting that does not.
-    """
+def check_bounds(config: Config) -> None:
+    """Check that numbers make sense. Raises UserError naming the first setting that does not."""
     for group in dataclasses.fields(config):
         settings = getattr(config, group.name)
         if dataclasses.is_dataclass(settings):
             check(settings, f"{group.name}.")
-    _validate_objective(config)
-
-
-def _validate_objective(config: Config) -> None:
-    """What the kinds of objective do not go together with, so that no setting is passed over in silence."""
-    s, kind = config.objective, config.objective.kind
-    if kind != "joint" and config.views.geometry == "independent":
-        raise UserError(
-            f"views.geometry independent leaves objective.kind {kind} without patches that correspond; give "
-            "views.geometry shared, or objective.kind joint."
-        )
-    if kind != "latent" and s.target_layers != 1:
-        raise UserError(f"objective.target_layers averages latent targets, objective.kind {kind} has none; give 1.")
-    if kind != "joint" and config.masks.sampler == "none" and config.masks.predict == "dropped":
-        raise UserError("masks.sampler none drops no patch to predict; give masks.predict all, or another sampler.")
-    if kind != "joint":
-        return
-    if s.variance or s.covariance:
-        raise UserError("objective.variance and objective.covariance are no part of objective.kind joint; give 0.")
-    if config.masks.sampler != "none":
-        raise UserError("objective.kind joint masks nothing; give masks.sampler none.")
-    if not s.temperature > 0:
-        raise UserError(f"objective.temperature is {s.temperature}; give a number above 0.")
-    if config.optim.batch_size < 2 * config.optim.accumulate:
-        raise UserError(
-            "objective.kind joint compares images with one another: optim.batch_size must be at least twice "
-            "optim.accumulate."
-        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

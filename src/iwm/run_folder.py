@@ -113,6 +113,11 @@ class RunFolder:
         """`config.yaml` as it stands, empty when it cannot be read: old runs must still be shown."""
         return read_unchecked(self.config)
 
+    def objective_kind(self) -> str:
+        """The objective.kind of a run, of any age; empty where its `config.yaml` does not say."""
+        group = self.settings_unchecked().get("objective")
+        return str(group.get("kind", "")) if isinstance(group, dict) else ""
+
     def metric_lines(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`; none where there is no such file. Raises UserError when it is damaged."""
         return read_metrics(self.metrics) if self.metrics.is_file() else []

@@ -70,7 +70,7 @@ def test_pretrain_resumes_from_its_own_configuration(tmp_path, source, capsys):
         (["pretrain", "demo", "--optim.batchsize", "3"], "did you mean --optim.batch-size?"),
         (["pretrain", "demo", "--optim.batch-size", "many"], "invalid literal for int() with base 10: 'many'"),
         (["pretrain", "demo", "--optim.lr"], "Missing value for argument '--optim.lr'"),
-        (["pretrain", "demo", "--predictor.conditioning", "adalm"], "invalid choice 'adalm'"),
+        (["pretrain", "demo", "--predictor.conditioning", "adalm"], "did you mean 'adaln'?"),
         (["pretrain", "demo", "--config"], "--config needs a value"),
         (["pretrain", "--config", "absent.yaml"], "There is no file absent.yaml"),
         (["pretrain", "demo", "--data.source", "absent"], "absent"),

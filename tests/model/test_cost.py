@@ -10,6 +10,8 @@ from iwm import config, recipe_book
 from iwm.actions.views import make_views
 from iwm.model.cost import cost
 from iwm.model.masks import sample_masks
+from iwm.model.objectives import objective_of
+from iwm.model.objectives.joint import comparison_of
 from iwm.model.world_model import ImageWorldModel
 
 
@@ -42,8 +44,9 @@ FAMILIES = [f"{family}-cifar10" for family in recipe_book.FAMILIES]
 def test_parameters_against_the_real_model(name):
     settings = recipe_book.get(name)
     model, counted = ImageWorldModel(settings), cost(settings)
-    joint = settings.objective.kind == "joint"
-    said = [model.joint.projector, model.joint.predictor] if joint else [model.predictor]
+    predicts = objective_of(settings).predicts
+    comparison = None if predicts else comparison_of(model)
+    said = [model.predictor] if comparison is None else [comparison.projector, comparison.predictor]
     assert counted.encoder_parameters == sum(p.numel() for p in model.encoder.parameters())
     assert counted.predictor_parameters == sum(p.numel() for part in said for p in part.parameters())
 

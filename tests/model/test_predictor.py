@@ -66,7 +66,7 @@ def test_the_small_initialisation_lets_the_action_through(kind):
     for init in ("xavier", "trunc_normal"):
         predictor = build(kind, init)
         if kind == "adaln":
-            signal[init] = float(predictor.condition(torch.eye(7)).detach().std())
+            signal[init] = float(predictor.get_submodule("condition")(torch.eye(7)).detach().std())
             continue
         tokens = torch.randn(4, 16, 24)
         change = predictor(tokens, torch.ones(4, 7)) - predictor(tokens, torch.zeros(4, 7))

@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 from iwm.data.image_sets import ImageSet
 from iwm.data.sources import open_images
 from iwm.model.world_model import ImageWorldModel
+from iwm.training import online_probe
 from iwm.training.online_probe import OnlineProbe, ridge_accuracy
 
 

@@ -2,12 +2,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import DEVICES, tiny
+from conftest import DEVICES, tiny, trained_on
 
+import iwm
 from iwm.config import Optim
 from iwm.model.world_model import ImageWorldModel
+from iwm.run_folder import RunFolder
 from iwm.runtime.errors import UserError
-from iwm.training.optimisers import Muon, make_optimisers, orthogonal
+from iwm.training import checkpoint, loop
+from iwm.training.optimisers import OPTIMISERS, Muon, Named, decay_groups, make_optimisers, orthogonal
 
 
 @pytest.mark.parametrize("conditioning", ["adaln", "sequence", "feature"])
@@ -129,3 +132,27 @@ def test_muon_leaves_everything_untouched_where_a_step_is_not_finite():
     muon.step()
     torch.testing.assert_close(weight.detach(), before, rtol=0, atol=0)
     torch.testing.assert_close(muon.state[weight]["momentum_buffer"], momentum, rtol=0, atol=0)
+
+
+class Momentum(iwm.Optimiser):
+    """Gradient descent with momentum."""
+
+    name = "momentum"
+
+    def make(self, parameters: Named) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(decay_groups(parameters), lr=0.0, momentum=0.9, fused=True)]
+
+
+def test_one_of_your_own_trains_and_resumes(tmp_path, pictures, monkeypatch):
+    settings = trained_on(
+        tiny(optim=replace(tiny().optim, kind="momentum")), source=pictures, out=str(tmp_path / "run")
+    )
+    with pytest.raises(UserError, match=r"optim\.kind is 'momentum'.*iwm\.register_optimiser"):
+        loop.pretrain(settings)
+    monkeypatch.setitem(OPTIMISERS, "momentum", Momentum)  # so that it is gone again after the test
+    assert iwm.register_optimiser(Momentum) is Momentum
+    run = loop.pretrain(settings)
+    saved, _ = checkpoint.newest(RunFolder(run).checkpoints)
+    assert saved is not None
+    assert [name for name in saved.tensors if name.startswith("optimiser.momentum_buffer.encoder.blocks.0.")]
+    assert loop.pretrain(replace(settings, optim=replace(settings.optim, epochs=3))) == run

@@ -4,6 +4,7 @@ from rich.table import Table
 
 from iwm import recipe_book
 from iwm.model.cost import cost
+from iwm.model.objectives import objective_of
 from iwm.runtime.console import console
 from iwm.verbs.recipes import Recipes
 
@@ -17,8 +18,7 @@ def show(options: Recipes) -> None:
     for name in recipe_book.RECIPES:
         s = recipe_book.get(name)
         c = cost(s)
-        e, p, o = s.encoder, s.predictor, s.objective
-        joint = o.kind == "joint"
+        e, objective = s.encoder, objective_of(s)
         before, family = family, next((known for known in recipe_book.FAMILIES if name.startswith(f"{known}-")), "")
         if family != before:
             table.add_row()
@@ -26,8 +26,8 @@ def show(options: Recipes) -> None:
             name,
             f"{s.data.image_size}/{e.patch_size}",
             f"{e.depth}x{e.width}",
-            f"MLP {o.projector_width}" if joint else f"{p.depth}x{p.width}",
-            "" if joint else p.conditioning,
+            objective.size,
+            s.predictor.conditioning if objective.predicts else "",
             f"{(c.encoder_parameters + c.predictor_parameters) / 1e6:.3g} M",
             f"{c.train_flops / 1e9:.3g}",
         )

@@ -4,15 +4,15 @@
     loss = mean_i || p(f(x_visible), a)_i - norm(patches of y)_i ||^2    (generative world models, MAE; pixels)
     loss = d(q(g(f(x))), g-bar(f-bar(y))) and back                       (joint embedding, no predictor p; joint)
 
-The EMA lives inside the module, so whatever saves or shards the module takes it along; every kind keeps it, for f-bar
-is what is used after training.
+The objective (`iwm.model.objectives`) says which. The EMA lives inside the module, so whatever saves or shards the
+module takes it along; every kind keeps it, for f-bar is what is used after training.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from iwm import config
@@ -21,17 +21,11 @@ from iwm.actions.views import Views
 from iwm.model.action_search import Search, descend
 from iwm.model.encoder import Encoder
 from iwm.model.masks import Masks
-from iwm.model.objectives.joint import Joint
-from iwm.model.objectives.latent import latent_loss
-from iwm.model.objectives.pixels import patches_of
-from iwm.model.objectives.spread import variance_covariance
-from iwm.model.objectives.target_norm import TargetNorm
+from iwm.model.objectives import OBJECTIVES, objective_of
+from iwm.model.objectives.objective import ModelParts, Output, Pixels
 from iwm.model.predictor import Predictor
-from iwm.model.vit import Grid, gather_tokens
+from iwm.model.vit import Grid
 from iwm.runtime.errors import UserError
-
-Pixels = Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
-"""Images of any size: uint8, or float in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -47,43 +41,29 @@ class Tokens:
         return self.values.mean(dim=1)
 
 
-@dataclass(frozen=True)
-class Output:
-    """One training forward pass. All tensors are on the device and in target space; of a joint embedding they are the
-    queries of the two views, and the keys each is compared with."""
-
-    loss: Float[Tensor, ""]
-    """What is minimised."""
-    latent: Float[Tensor, ""]
-    """The same without the spread terms: what the health numbers are compared with."""
-    prediction: Float[Tensor, "b q d"]
-    target: Float[Tensor, "b q d"]
-
-
-class ImageWorldModel(nn.Module):
+class ImageWorldModel(ModelParts):
     """Train with `forward`, use with `encode`, `action`, `predict`, `target`.
 
-    Everything after training uses the EMA encoder unless `student=True` is given. A joint embedding has `joint` in
-    place of `predictor`, and can only `encode`.
-    """
+    Everything after training uses the EMA encoder unless `student=True` is given. A model whose objective does not
+    predict (a joint embedding) has no `predictor`, and can only `encode`.
 
-    predictor: Predictor
-    joint: Joint
+    Raises UserError when the settings name no known objective or conditioning, or sizes that do not fit.
+    """
 
     def __init__(self, settings: config.Config, space: ActionSpace | None = None) -> None:
         super().__init__()
         self.settings = settings
-        size = settings.data.image_size
+        self.objective = objective_of(settings)
+        size, width = settings.data.image_size, settings.encoder.width
         self.space = space or ActionSpace.from_config(settings.actions, size)
         self.encoder = Encoder(settings.encoder, size)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        objective, width = settings.objective, settings.encoder.width
-        said = 3 * settings.encoder.patch_size**2 if objective.kind == "pixels" else width
-        if objective.kind == "joint":
-            self.joint = Joint(objective, width)
-        else:
-            self.predictor = Predictor(settings.predictor, width, self.space.dim, self.encoder.grid, said)
-        self.target_norm = TargetNorm(objective, said)
+        if self.objective.predicts:
+            output = self.objective.output_width
+            self.predictor = Predictor(settings.predictor, width, self.space.dim, self.encoder.grid, output)
+        for name, module in self.objective.modules().items():
+            self.add_module(name, module)
+        self.target_norm = self.objective.normalisation()
         if not 1 <= settings.objective.target_layers <= settings.encoder.depth:
             raise UserError(
                 f"objective.target_layers is {settings.objective.target_layers}; it must lie between 1 and "
@@ -91,7 +71,7 @@ class ImageWorldModel(nn.Module):
             )
         if settings.optim.freeze_encoder:
             self.encoder.requires_grad_(False)
-        if objective.freeze_patches:
+        if settings.objective.freeze_patches:
             self.encoder.patch_embed.requires_grad_(False)
 
     @property
@@ -105,56 +85,24 @@ class ImageWorldModel(nn.Module):
 
     def require_predictor(self) -> None:
         """Raises UserError when there is no world model to ask: a joint embedding predicts nothing."""
-        if self.settings.objective.kind == "joint":
+        if not self.objective.predicts:
+            kinds = " or ".join(name for name, kind in OBJECTIVES.items() if kind.predicts)
             raise UserError(
-                "This run is a joint embedding (objective.kind joint) without a predictor, so there is no world model "
-                "to ask or finetune; use its encoder (iwm probe, --train head, encoder or last-K), or take a run of "
-                "kind latent or pixels."
+                f"This run is {self.objective.noun} (objective.kind {self.objective.name}) without a predictor, so "
+                "there is no world model to ask or finetune; use its encoder (iwm probe, --train head, encoder or "
+                f"last-K), or take a run of kind {kinds}."
             )
 
     # ---- training ----------------------------------------------------------------------------------------------
 
     def forward(self, views: Views, masks: Masks) -> Output:
-        """One micro-batch: the target is made of the whole target view, the student sees the source's context.
-
-        A joint embedding sees all of both views, whatever the masks.
-        """
-        if self.settings.objective.kind == "joint":
-            return self._joined(views)
-        with torch.no_grad():
-            raw = self.raw_target(views.target)
-            if self.training:
-                self.target_norm.observe(raw)
-            target = self.target_norm(raw)
-        context = self.encoder.tokens(views.source, masks.context)
-        prediction = self.predictor(context, views.action, context=masks.context, queries=masks.predicted)
-        target = gather_tokens(target, masks.predicted)
-        latent = latent_loss(prediction, target)
-        return Output(latent + self._spread(context, masks), latent, prediction, target)
-
-    def _joined(self, views: Views) -> Output:
-        """Both views through student and teacher: each one's query against the other's key."""
-        both = torch.cat([views.source, views.target])
-        queries = [self.joint.query(part) for part in self.encoder.tokens(both).mean(dim=1).chunk(2)]
-        with torch.no_grad():
-            keys = [self.joint.key(part) for part in self.target_encoder.tokens(both).mean(dim=1).chunk(2)]
-        query, key = torch.stack(queries, dim=1), torch.stack(keys[::-1], dim=1)
-        loss = self.joint.loss(query, key)
-        return Output(loss, loss, query, key)
-
-    def _spread(self, context: Float[Tensor, "b c d"], masks: Masks) -> Float[Tensor, ""] | float:
-        """The weighted variance and covariance terms; nothing where both weights are 0, as in the paper."""
-        s = self.settings.objective
-        if not s.variance and not s.covariance:
-            return 0.0
-        variance, covariance = variance_covariance(context, masks.context, self.grid[0] * self.grid[1])
-        return s.variance * variance + s.covariance * covariance
+        """One micro-batch: what the objective makes of the views under the masks."""
+        return self.objective.forward(self, views, masks)
 
     @torch.no_grad()
     def calibrate(self, views: Views) -> None:
         """Let the target statistics see a micro-batch before the first step; `after_step` is not involved."""
-        if self.settings.objective.kind != "joint":
-            self.target_norm.observe(self.raw_target(views.target))
+        self.objective.calibrate(self, views)
 
     @torch.no_grad()
     def after_step(self, ema: float) -> None:
@@ -162,8 +110,7 @@ class ImageWorldModel(nn.Module):
         moving: list[tuple[nn.Module, nn.Module]] = []
         if not self.settings.optim.freeze_encoder:
             moving.append((self.target_encoder, self.encoder))
-        if self.settings.objective.kind == "joint":
-            moving.append((self.joint.target_projector, self.joint.projector))
+        moving.extend(self.objective.averages(self))
         for teacher, student in moving:
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
                 list(teacher.parameters()), list(student.parameters()), 1 - ema
@@ -172,9 +119,7 @@ class ImageWorldModel(nn.Module):
 
     def raw_target(self, images: Pixels) -> Float[Tensor, "b n d"]:
         """The teacher's tokens, or the pixels of the patches, before target normalisation."""
-        if self.settings.objective.kind == "pixels":
-            return patches_of(self.encoder.normalise(images), self.encoder.patch_size)
-        return self.target_encoder.tokens(images, average=self.settings.objective.target_layers)
+        return self.objective.raw_target(self, images)
 
     # ---- use ---------------------------------------------------------------------------------------------------
 
@@ -223,3 +168,17 @@ class ImageWorldModel(nn.Module):
             return (guess - still[rows] - change[rows]).square().mean(dim=(1, 2)).to(actions.device)
 
         return descend(energy, self.space, len(images), search or Search()).to(self.device)
+
+
+def for_tasks(settings: config.Config, actions: int, grid: Grid, depth: int = 0) -> Predictor:
+    """A fresh predictor of `depth` blocks (0: all) as tasks use it: one that predicts no tokens (pixels, say) without
+    its last Linear, so that heads see its own."""
+    own = replace(settings.predictor, depth=depth or settings.predictor.depth)
+    output = None if objective_of(settings).predicts_tokens else 0
+    return Predictor(own, settings.encoder.width, actions, grid, output)
+
+
+def seen_width(settings: config.Config, predicts: bool) -> int:
+    """Width of the tokens a task's head sees: the encoder's, or those `for_tasks` says (`predicts`)."""
+    own = predicts and not objective_of(settings).predicts_tokens
+    return settings.predictor.width if own else settings.encoder.width

@@ -18,7 +18,7 @@ def doctor(o: Doctor) -> int:
     lines = folder.metric_lines()
     if not lines:
         raise UserError(f"{folder.metrics} is empty; let the run reach its first log line.")
-    verdict = health.judge(lines[-1])
+    verdict = health.judge(lines[-1], folder.objective_kind())
     console.print(f"[{'green' if verdict.healthy else 'red'}]{verdict.word}[/] at step {lines[-1]['step']}")
     for finding in verdict.findings:
         console.print(f"  {finding}")

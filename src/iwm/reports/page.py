@@ -18,6 +18,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.markup import escape
 
+from iwm import config
+from iwm.model.objectives import OBJECTIVES, PatchPrediction
 from iwm.reports import figures
 from iwm.reports.verdict import (
     VERBS,
@@ -161,7 +163,7 @@ def _content(folder: RunFolder) -> dict[str, Any]:
         "name": folder.name,
         "run": shlex.quote(str(folder.path)),
         "facts": _facts(folder, metrics, results),
-        **_verdict(metrics, results),
+        **_verdict(folder, metrics, results),
         "lacks": _lacks(metrics, results),
         "curves": _curves(metrics),
         "gallery": _read_picture(
@@ -213,25 +215,22 @@ def _settings_facts(settings: Mapping[str, Any]) -> list[str]:
     if not settings:
         return []
 
-    def of(group: str, name: str) -> Any:
-        values = settings.get(group)
-        return values.get(name, "?") if isinstance(values, dict) else "?"
+    values = config.flatten(settings)
 
-    predictor = f"predictor IWM({of('predictor', 'depth')}, {of('predictor', 'width')}), "
-    joint = of("objective", "kind") == "joint"
+    def of(name: str) -> Any:
+        return values.get(name, "?")
+
     return [
-        f"recipe {settings.get('recipe', '?')}",
-        f"images {of('data', 'source')} at {of('data', 'image_size')} px",
-        f"encoder {of('encoder', 'depth')} x {of('encoder', 'width')}, patches of {of('encoder', 'patch_size')} px",
-        f"joint embedding, {of('objective', 'invariance')}, no predictor"
-        if joint
-        else f"{predictor}{of('predictor', 'conditioning')}",
+        f"recipe {of('recipe')}",
+        f"images {of('data.source')} at {of('data.image_size')} px",
+        f"encoder {of('encoder.depth')} x {of('encoder.width')}, patches of {of('encoder.patch_size')} px",
+        OBJECTIVES.get(str(of("objective.kind")), PatchPrediction).summary(values),
     ]
 
 
-def _verdict(metrics: Sequence[Mapping[str, Any]], results: Sequence[Result]) -> dict[str, Any]:
+def _verdict(folder: RunFolder, metrics: Sequence[Mapping[str, Any]], results: Sequence[Result]) -> dict[str, Any]:
     """The headline with its tone, and a card for each finding."""
-    training, findings = judge_training(metrics), judge_results(results)
+    training, findings = judge_training(metrics, folder.objective_kind()), judge_results(results)
     signs = [finding.good for finding in (training, *findings)]
     return {
         "tone": "bad" if False in signs else "good" if True in signs and findings else "",

@@ -65,11 +65,11 @@ def join(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
 
 
-def judge_training(lines: Sequence[Mapping[str, Any]]) -> Finding:
-    """The health verdict on the last line of metrics."""
+def judge_training(lines: Sequence[Mapping[str, Any]], kind: str = "") -> Finding:
+    """The health verdict on the last line of metrics of a run with this objective.kind."""
     last = lines[-1] if lines else {}
     try:
-        verdict = health.judge(last)
+        verdict = health.judge(last, kind)
     except UserError:
         return Finding("Training", None, "The metrics hold no health numbers yet.")
     words = f"Training is {verdict.word} at step {last.get('step', '?')}. "

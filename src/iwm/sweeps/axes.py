@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from iwm import config
 from iwm.config import Config
+from iwm.model.conditioning import CONDITIONINGS
+from iwm.model.objectives import objective_of
 from iwm.run_folder import plain_name
 from iwm.runtime.errors import UserError
 from iwm.verbs.sweep import Axes
 
-CONDITIONINGS: tuple[str, ...] = typing.get_args(typing.get_type_hints(config.Predictor)["conditioning"])
 LEVELS: tuple[str, ...] = typing.get_args(typing.get_type_hints(config.Actions)["level"])
 
 
@@ -25,7 +26,7 @@ class Cell:
     @property
     def predicts(self) -> bool:
         """Whether there is a predictor: a joint embedding has none, whatever its settings say of one."""
-        return self.settings.objective.kind != "joint"
+        return objective_of(self.settings).predicts
 
     @property
     def conditioning(self) -> str | None:
@@ -79,13 +80,16 @@ def cells_of(base: Config, axes: Axes, others: Sequence[Config] = ()) -> list[Ce
     The reference has the recipe's own conditioning and level where they are among the axes (else the first ones) and
     the first predictor. Raises UserError for what cannot be read, and for a recipe without a predictor to vary.
     """
-    if base.objective.kind == "joint":
+    objective = objective_of(base)
+    if not objective.predicts:
         raise UserError(
-            f"Recipe {base.recipe} is a joint embedding without a predictor to vary; sweep a world model, say cifar10, "
+            f"Recipe {base.recipe} is {objective.noun} without a predictor to vary; sweep a world model, say cifar10, "
             f"and put it beside with --recipes {base.recipe}."
         )
     predictors = sizes(axes.predictors, base.predictor)
-    conditionings = _first(choices(axes.conditionings, CONDITIONINGS, "--conditionings"), base.predictor.conditioning)
+    conditionings = _first(
+        choices(axes.conditionings, list(CONDITIONINGS), "--conditionings"), base.predictor.conditioning
+    )
     levels = _first(choices(axes.levels, LEVELS, "--levels"), base.actions.level)
     ordered: list[tuple[tuple[float, ...], Cell]] = []
     for c, conditioning in enumerate(conditionings):

@@ -10,13 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
+from iwm.model.conditioning import CONDITIONINGS
 from iwm.reports.verdict import number
 from iwm.runtime import drawing
 from iwm.runtime.console import in_words
 from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE
-from iwm.sweeps.guidance import ACCURACIES, Row, correlations, error_of, with_numbers
+from iwm.sweeps.guidance import ACCURACIES, Row, columns, correlations, error_of, with_numbers
 
-COLOURS = {"none": GREY, "sequence": ORANGE, "feature": GREEN, "adaln": BLUE}
+COLOURS = (GREY, ORANGE, GREEN, BLUE, "#CC79A7", "#56B4E9", "#E69F00")
+"""Of the conditionings, in the order of their table; INK for further ones and those that are not known here."""
 """Conditionings."""
 MARKERS = {"jitter": "o", "destructive": "s", "strong": "^"}
 """Difficulties."""
@@ -32,6 +34,11 @@ DIAMOND: dict[str, Any] = {
     "clip_on": False,
 }
 """The paper's numbers."""
+
+
+def colour_of(conditioning: str | None) -> str:
+    """The colour of a conditioning's runs."""
+    return dict(zip(CONDITIONINGS, COLOURS, strict=False)).get(conditioning or "", INK)
 
 
 def _sheet(height: float, columns: int, widths: Sequence[float] | None = None) -> tuple[Figure, Any]:
@@ -127,7 +134,7 @@ def _random_encoder(axes: Axes, runs: Sequence[Row]) -> None:
 def _style(run: Row, first: Row) -> dict[str, Any]:
     """Colour: conditioning; shape: difficulty; a star: another recipe; hollow: another predictor."""
     other = run["recipe"] != first["recipe"]
-    colour = INK if other else COLOURS.get(run["conditioning"], INK)
+    colour = INK if other else colour_of(run["conditioning"])
     hollow = not other and run["predictor"] != first["predictor"]
     return {
         "color": colour,
@@ -146,9 +153,9 @@ def _legend(runs: Sequence[Row]) -> list[Line2D]:
     def entry(label: str, **style: Any) -> None:
         entries.append(Line2D([], [], linestyle="", label=label, markersize=7, **style))
 
-    for name, colour in COLOURS.items():
+    for name in columns(run["conditioning"] for run in grid):
         if any(run["conditioning"] == name for run in grid):
-            entry(name, marker="o", color=colour)
+            entry(name, marker="o", color=colour_of(name))
     for name, marker in MARKERS.items():
         if any(run["difficulty"] == name for run in grid):
             entry(name, marker=marker, color=INK)
@@ -232,10 +239,11 @@ def bars(tables: Mapping[str, Any]) -> Figure:
 
 def _conditioning_bars(axes: Axes, table: Mapping[str, Any], label: str) -> None:
     """Table 1: one bar for each conditioning."""
-    _bar_group(axes, {name: table["mrr"].get(name) for name in COLOURS}, 0, 0.6, list(COLOURS.values()))
-    paper = [(place, table["paper"][name]) for place, name in enumerate(COLOURS) if name in table["paper"]]
+    names = columns(table["mrr"])
+    _bar_group(axes, {name: table["mrr"].get(name) for name in names}, 0, 0.6, [colour_of(name) for name in names])
+    paper = [(place, table["paper"][name]) for place, name in enumerate(names) if name in table["paper"]]
     axes.plot(*zip(*paper, strict=True), marker="D", label=label, **DIAMOND)
-    axes.set_xticks(range(len(COLOURS)), list(COLOURS))
+    axes.set_xticks(range(len(names)), names)
     axes.legend(fontsize=7.5, frameon=False, labelcolor=INK, loc="upper left")
     axes.set_ylim(0, 1.12)
 

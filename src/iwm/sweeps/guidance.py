@@ -5,14 +5,15 @@ It reads the rows of a sweep.json only, never a model or data. A row whose numbe
 that number.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from iwm.evaluation.uncertainty import accuracy_error, combined_error, correlation_interval, standing
+from iwm.model.conditioning import CONDITIONINGS, Conditioning
 from iwm.reports.verdict import Finding, join, number
-from iwm.sweeps.axes import CONDITIONINGS, LEVELS
+from iwm.sweeps.axes import LEVELS
 
 Row = Mapping[str, Any]
 
@@ -27,7 +28,6 @@ FEWEST = 4
 
 PAPER = "ImageNet-1k, ViT-B/16, 300 epochs"
 PAPER_CORRELATIONS = {"linear": -0.85, "predictor_finetuning": 0.93}
-PAPER_CONDITIONING = {"none": 0.00, "sequence": 0.82, "feature": 0.79}
 PAPER_DIFFICULTY = {
     "12x384": {"jitter": 0.11, "destructive": 0.09, "strong": 0.81},
     "18x384": {"jitter": 0.25, "destructive": 0.79, "strong": 0.85},
@@ -84,8 +84,8 @@ def tables(runs: Sequence[Row]) -> dict[str, Any]:
         "conditioning": {
             "difficulty": first["difficulty"],
             "predictor": first["predictor"],
-            "mrr": {name: by_conditioning[name] for name in CONDITIONINGS if name in by_conditioning},
-            "paper": PAPER_CONDITIONING,
+            "mrr": {name: by_conditioning[name] for name in columns(by_conditioning) if name in by_conditioning},
+            "paper": {name: kind.paper_mrr for name, kind in CONDITIONINGS.items() if kind.paper_mrr is not None},
         },
         "difficulty": {
             "conditioning": first["conditioning"],
@@ -94,6 +94,16 @@ def tables(runs: Sequence[Row]) -> dict[str, Any]:
         },
         "paper_setting": PAPER,
     }
+
+
+def uses_action(conditioning: str | None) -> bool:
+    """Whether the predictor of such a run is told the action; so it is taken where the name is not known here."""
+    return CONDITIONINGS.get(conditioning or "", Conditioning).uses_action
+
+
+def columns(names: Iterable[str | None]) -> list[str]:
+    """The conditionings of a table: all that are known here, then those of these runs that are not."""
+    return list(dict.fromkeys([*CONDITIONINGS, *(name for name in names if name)]))
 
 
 # ---- guidance ------------------------------------------------------------------------------------------------------
@@ -197,8 +207,8 @@ def _telling(runs: Sequence[Row]) -> Finding:
     first = runs[0] if runs else {}
     same = ("recipe", "difficulty", "predictor")
     ranked = with_numbers([run for run in runs if all(run[name] == first[name] for name in same)], "mrr")
-    conditioned = [run for run in ranked if run["conditioning"] != "none"]
-    unconditioned = [run for run in ranked if run["conditioning"] == "none"]
+    conditioned = [run for run in ranked if uses_action(run["conditioning"])]
+    unconditioned = [run for run in ranked if not uses_action(run["conditioning"])]
     bars = tuple((run["conditioning"], run["mrr"]) for run in ranked)
     if not conditioned or len(ranked) < 2:
         return Finding(title, None, "Too few runs to say: two conditionings or more are needed.", bars)

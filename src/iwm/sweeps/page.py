@@ -10,8 +10,8 @@ from iwm.reports.verdict import join
 from iwm.runtime import files
 from iwm.runtime.console import console, in_words, table
 from iwm.sweeps import figures
-from iwm.sweeps.figures import COLOURS, MARKERS
-from iwm.sweeps.guidance import ACCURACIES, PAPER, Row, advise
+from iwm.sweeps.figures import MARKERS
+from iwm.sweeps.guidance import ACCURACIES, PAPER, Row, advise, columns
 
 COLUMNS = ("cell", "state", "mrr", "mrr_own_range", *ACCURACIES, "healthy")
 
@@ -104,7 +104,7 @@ def _conditioning_rows(tables: Mapping[str, Any]) -> Rows:
     """Table 1, the columns' names first."""
     one = tables["conditioning"]
     rows = {"ours": one["mrr"], f"paper ({tables['paper_setting']})": one["paper"]}
-    return _mrr_rows(rows, list(COLOURS))
+    return _mrr_rows(rows, columns(one["mrr"]))
 
 
 def _difficulty_rows(tables: Mapping[str, Any]) -> Rows:

@@ -28,6 +28,7 @@ from iwm.runtime.files import plain
 from iwm.sweeps import guidance, measurement, page, subset
 from iwm.sweeps.axes import Cell, cells_of
 from iwm.training import loop
+from iwm.training.validation import validate
 from iwm.verbs.sweep import Axes, Protocol, Sweep
 
 VARIED = ("predictor.conditioning", "predictor.depth", "predictor.width", "actions.level")
@@ -125,7 +126,7 @@ class Study:
         source, val = self.base.data.source, o.val
         data = o.eval_data or source
         for cell in self.cells:
-            config.validate(cell.settings)
+            validate(cell.settings)
         if o.needs_labels:
             labelled_splits(data, val, size=size)
         if any(o.eval_images):
@@ -284,5 +285,5 @@ def _health(folder: RunFolder) -> tuple[bool | None, str | None]:
     """The doctor's verdict on a cell's training."""
     if not folder.metrics.is_file():
         return None, None
-    finding = judge_training(folder.metric_lines())
+    finding = judge_training(folder.metric_lines(), folder.objective_kind())
     return finding.good, finding.sentence

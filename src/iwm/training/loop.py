@@ -28,6 +28,7 @@ from iwm.training.checkpoint import Checkpoint
 from iwm.training.metrics import Metrics
 from iwm.training.online_probe import OnlineProbe
 from iwm.training.step import Training
+from iwm.training.validation import validate
 from iwm.training.watch import HealthBatch, Watch
 
 
@@ -39,7 +40,7 @@ def pretrain(settings: config.Config, source: ImageSet | None = None) -> Path:
     if not settings.run.out:
         raise UserError("Where should the run go? Give --out FOLDER.")
     run = RunFolder(Path(settings.run.out).expanduser())
-    config.validate(settings)
+    validate(settings)
     if run.path.exists() and not run.path.is_dir():
         raise UserError(f"{run.path} is a file; give a folder as --out.")
     source = source or open_images(settings.data.source, "train", size=settings.data.image_size)
@@ -239,7 +240,7 @@ class _StopSignal:
 
 
 def _show_verdict(watch: Watch, loader: Loader) -> None:
-    verdict = health.judge(watch.last) if watch.last else None
+    verdict = health.judge(watch.last, watch.training.settings.objective.kind) if watch.last else None
     if verdict:
         console.print(f"[{'green' if verdict.healthy else 'red'}]{verdict.word}[/]: " + " ".join(verdict.findings))
     if loader.broken:

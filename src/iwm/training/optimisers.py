@@ -1,13 +1,15 @@
-"""What moves the weights: AdamW, and Muon for the matrices of attention and MLPs."""
+"""What moves the weights: AdamW, or Muon for the matrices of attention and MLPs. One class for each, by its name."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from iwm.config import Optim
+from iwm.registry import Registry
 from iwm.runtime.errors import UserError
 
 
@@ -75,24 +77,78 @@ def orthogonal(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
     return (x.mT if tall else x).view_as(matrices)
 
 
-def make_optimisers(model: nn.Module, settings: Optim, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
-    """What trains the trainable parameters: AdamW, or with `kind: muon` Muon (multiplying in `dtype`) for the matrices
-    of attention and MLPs and AdamW for the rest. No weight decay on biases, stacked ones too, nor on other 1-D ones.
+Named = Sequence[tuple[str, nn.Parameter]]
+"""Trainable parameters with their names in the model."""
 
-    Raises UserError when there is nothing for Muon to move.
+
+class Optimiser:
+    """How the trainable parameters are moved; AdamW by itself. Your own inherits and overrides `make`.
+
+    Every step sets `lr` and `weight_decay` of each group by the schedule (weight_decay only where the group says
+    `decays: True`), and `found_inf` of each optimiser: where that tensor is 1, the step was not finite and must leave
+    weights and state untouched, as PyTorch's `fused=True` optimisers do. All state must be tensors, for checkpoints.
+    `iwm.register_optimiser(CLASS)` lets `optim.kind` name it.
+    """
+
+    name: ClassVar[str] = ""
+    """What `optim.kind` says."""
+
+    def __init__(self, settings: Optim, dtype: torch.dtype) -> None:
+        self.settings, self.dtype = settings, dtype
+
+    def make(self, parameters: Named) -> list[torch.optim.Optimizer]:
+        """The optimisers that together move all of these, each parameter by one of them. `dtype` is the precision in
+        which they may multiply. Raises UserError when that cannot be."""
+        return [torch.optim.AdamW(decay_groups(parameters), lr=0.0, betas=self.settings.betas, fused=True)]
+
+
+class AdamWAlone(Optimiser):
+    """AdamW for all parameters (Loshchilov and Hutter 2019)."""
+
+    name = "adamw"
+
+
+class MuonForBlocks(Optimiser):
+    """Muon for the matrices of attention and MLPs (Jordan et al. 2024), AdamW for the rest."""
+
+    name = "muon"
+
+    def make(self, parameters: Named) -> list[torch.optim.Optimizer]:
+        hidden = [p for name, p in parameters if _is_hidden(name, p)]
+        if not hidden:
+            raise UserError("optim.kind muon finds no attention or MLP to train here; give optim.kind adamw.")
+        rest = [(name, p) for name, p in parameters if not _is_hidden(name, p)]
+        return [Muon(hidden, self.dtype), *super().make(rest)]
+
+
+OPTIMISERS = Registry(Optimiser, "optim.kind", "register_optimiser", AdamWAlone, MuonForBlocks)
+"""Every optimiser by its name."""
+
+
+def register_optimiser(own: type[Optimiser]) -> type[Optimiser]:
+    """Let `optim.kind` name a class of your own, which inherits from `iwm.Optimiser`.
+
+    Raises UserError when it does not, or when its name is missing or a built-in one's.
+    """
+    return OPTIMISERS.register(own)
+
+
+def make_optimisers(model: nn.Module, settings: Optim, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+    """What trains the trainable parameters, by `settings.kind`; `dtype` is the precision in which Muon multiplies.
+
+    Raises UserError when no optimiser has that name, or when there is nothing for it to move.
     """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in trainable if settings.kind == "muon" and _is_hidden(name, p)]
-    if settings.kind == "muon" and not hidden:
-        raise UserError("optim.kind muon finds no attention or MLP to train here; give optim.kind adamw.")
-    taken = {id(p) for p in hidden}
-    rest = [(p.ndim > 1 and not name.endswith("bias"), p) for name, p in trainable if id(p) not in taken]
-    groups = [
+    return OPTIMISERS.find(settings.kind)(settings, dtype).make(trainable)
+
+
+def decay_groups(parameters: Named) -> list[dict[str, Any]]:
+    """Two groups: what weight decay shrinks, and what it does not, biases (stacked ones too) and other 1-D ones."""
+    rest = [(p.ndim > 1 and not name.endswith("bias"), p) for name, p in parameters]
+    return [
         {"params": [p for decays, p in rest if decays], "decays": True},
         {"params": [p for decays, p in rest if not decays], "decays": False, "weight_decay": 0.0},
     ]
-    adamw = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, fused=True)
-    return [Muon(hidden, dtype), adamw] if hidden else [adamw]
 
 
 def _is_hidden(name: str, parameter: nn.Parameter) -> bool:

@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 
+import iwm
 from evaluation.planted import corners, exported
 from iwm import cli, config
 from iwm.evaluation.tasks import probe_kinds, probes
 from iwm.evaluation.tasks.fitting import accuracy
 from iwm.evaluation.tasks.linear import fit_linear
+from iwm.evaluation.tasks.probe_kinds import PROBES
 from iwm.runtime.devices import CPU
 from iwm.runtime.errors import UserError
 from iwm.verbs.probe import Probe, ProbeSettings
@@ -192,12 +194,14 @@ def test_sources_that_cannot_be_probed(tmp_path, train, val, sentence):
 def test_there_are_three_kinds(run, source):
     with pytest.raises(UserError, match="did you mean 'linear'"):
         probe(run, source[0], "liner")
-    with pytest.raises(UserError, match="no probe 'knnn'; did you mean 'knn'"):
+    with pytest.raises(UserError, match="--kind is 'knnn'; did you mean 'knn'"):
         probe("absent", "nowhere", "knnn")  # before any work
 
 
 class Nearest(probe_kinds.FeatureProbe):
     """One neighbour by squared distance."""
+
+    name = "mine"
 
     @property
     def words(self):
@@ -209,18 +213,19 @@ class Nearest(probe_kinds.FeatureProbe):
 
 
 def test_a_kind_of_ones_own_is_a_class_in_the_table(run, source, monkeypatch, capsys):
-    monkeypatch.setattr(probe_kinds, "PROBES", dict(probe_kinds.PROBES))
     command = ["probe", run, "--data", source[0], "--val", source[1], "--kind", "mine", "--speed.device", "cpu"]
     assert cli.main(command) == 2
-    assert "There is no probe 'mine'" in capsys.readouterr().err
-    probe_kinds.register_probe("mine", Nearest)
+    assert "iwm.register_probe(CLASS)" in capsys.readouterr().err
+    monkeypatch.setitem(PROBES, "mine", Nearest)  # so that it is gone again after the test
+    assert iwm.register_probe(Nearest) is Nearest
     assert cli.main(command) == 0
     content = json.loads((Path(run) / "eval" / "probe-mine-squared-corners.json").read_text())
     assert (content["kind"], content["pooling"], content["raw_pixels_probe"]) == ("mine", "mean", "mine")
     assert content["top1"] > 0.5
     assert len(content["raw_pixels_tried"]) == 2
-    with pytest.raises(UserError, match="a probe 'knn' already"):
-        probe_kinds.register_probe("knn", Nearest)
+    monkeypatch.setattr(Nearest, "name", "knn")
+    with pytest.raises(UserError, match="'knn' is a built-in --kind"):
+        iwm.register_probe(Nearest)
 
 
 def test_images_are_never_both_learned_from_and_asked(source, tmp_path):

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from iwm.config import Objective
-from iwm.model.objectives.joint import Joint, info_nce, regression
+from iwm.model.objectives.joint import Comparison, info_nce, regression
 
 
-def joint(invariance: str) -> Joint:
+def joint(invariance: str) -> Comparison:
     torch.manual_seed(0)
-    return Joint(Objective(kind="joint", invariance=invariance, projector_width=32, projector_dim=8), 16)  # pyright: ignore[reportArgumentType]
+    return Comparison(Objective(kind="joint", invariance=invariance, projector_width=32, projector_dim=8), 16)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,25 @@ def test_chance_is_the_loss_of_whoever_knows_nothing():
     mean = torch.nn.functional.normalize(keys, dim=-1).mean(0).expand(50, -1, -1)
     byol = joint("regression")
     assert byol.chance(keys) == pytest.approx(byol.loss(mean, keys).item(), rel=1e-5)
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def test_info_nce_is_moco_v3s_formula_in_float64():
+    queries, keys = torch.randn(6, 5), torch.randn(6, 5)
+    total = 0.0
+    for i in range(6):
+        alike = [math.exp(cosine(queries[i].double(), keys[j].double()) / 0.2) for j in range(6)]
+        total -= math.log(alike[i] / sum(alike))
+    assert info_nce(queries, keys, 0.2).item() == pytest.approx(2 * 0.2 * total / 6, rel=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert info_nce(queries, keys, 0.2).item() == pytest.approx(2 * 0.2 * total / 6, rel=1e-5)
+
+
+def test_regression_is_byols_formula_in_float64():
+    queries, keys = torch.randn(6, 5), torch.randn(6, 5)
+    pairs = list(zip(queries.double(), keys.double(), strict=True))
+    wanted = sum(float((q / q.norm() - k / k.norm()).square().sum()) for q, k in pairs) / 6
+    assert regression(queries, keys).item() == pytest.approx(wanted, rel=1e-5)

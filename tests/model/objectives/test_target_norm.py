@@ -1,13 +1,7 @@
-import math
-
 import pytest
 import torch
 
 from iwm.config import Objective
-from iwm.model.objectives.joint import info_nce, regression
-from iwm.model.objectives.latent import latent_loss
-from iwm.model.objectives.pixels import patches_of
-from iwm.model.objectives.spread import variance_covariance
 from iwm.model.objectives.target_norm import FLOOR, TargetNorm
 
 
@@ -83,72 +77,3 @@ def test_evaluation_observes_nothing_by_itself():
     norm(torch.randn(10, 3, 2))
     norm.fold()
     assert torch.equal(norm.mean, torch.zeros(2))
-
-
-def test_loss_is_the_mean_squared_error():
-    a, b = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
-    wanted = ((a.double() - b.double()) ** 2).sum() / 24
-    assert latent_loss(a, b).item() == pytest.approx(wanted.item())
-
-
-def test_variance_and_covariance_against_the_formula():
-    tokens = torch.randn(40, 3, 4) * torch.tensor([0.3, 0.5, 2.0, 1.0])
-    positions = torch.arange(3).expand(40, -1)
-    z = (tokens - tokens.mean(0)).flatten(0, 1).double()
-    cov = z.T @ z / (len(z) - 1)
-    wanted = (
-        torch.relu(1 - (cov.diagonal() + 1e-4).sqrt()).mean(),
-        (cov.square().sum() - cov.diagonal().square().sum()) / 4,
-    )
-    for term, value in zip(variance_covariance(tokens, positions, 3), wanted, strict=True):
-        assert term.item() == pytest.approx(value.item(), rel=1e-4)
-
-
-def test_features_that_know_only_the_position_do_not_satisfy_the_variance_term():
-    by_position = torch.randn(1, 9, 4).mul(10).expand(32, -1, -1)
-    keep = torch.stack([torch.randperm(9)[:5] for _ in range(32)])
-    context = by_position.gather(1, keep[..., None].expand(-1, -1, 4))
-    variance, covariance = variance_covariance(context, keep, 9)
-    assert variance.item() == pytest.approx(0.99, abs=1e-3)
-    assert covariance.item() == pytest.approx(0, abs=1e-6)
-
-
-def test_the_terms_stay_in_float32_under_autocast():
-    tokens = torch.randn(40, 3, 4)
-    positions = torch.arange(3).expand(40, -1)
-    plain = variance_covariance(tokens, positions, 3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = variance_covariance(tokens, positions, 3)
-    assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(cast, plain, strict=True))
-
-
-def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(a @ b / (a.norm() * b.norm()))
-
-
-def test_info_nce_is_moco_v3s_formula_in_float64():
-    queries, keys = torch.randn(6, 5), torch.randn(6, 5)
-    total = 0.0
-    for i in range(6):
-        alike = [math.exp(cosine(queries[i].double(), keys[j].double()) / 0.2) for j in range(6)]
-        total -= math.log(alike[i] / sum(alike))
-    assert info_nce(queries, keys, 0.2).item() == pytest.approx(2 * 0.2 * total / 6, rel=1e-5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert info_nce(queries, keys, 0.2).item() == pytest.approx(2 * 0.2 * total / 6, rel=1e-5)
-
-
-def test_regression_is_byols_formula_in_float64():
-    queries, keys = torch.randn(6, 5), torch.randn(6, 5)
-    pairs = list(zip(queries.double(), keys.double(), strict=True))
-    wanted = sum(float((q / q.norm() - k / k.norm()).square().sum()) for q, k in pairs) / 6
-    assert regression(queries, keys).item() == pytest.approx(wanted, rel=1e-5)
-
-
-def test_patches_are_cut_in_maes_order():
-    images = torch.arange(2 * 3 * 4 * 6, dtype=torch.float32).view(2, 3, 4, 6)
-    patches = patches_of(images, 2)
-    assert patches.shape == (2, 6, 12)
-    for number, (row, column) in enumerate((r, c) for r in (0, 2) for c in (0, 2, 4)):
-        assert torch.equal(
-            patches[1, number], images[1, :, row : row + 2, column : column + 2].permute(1, 2, 0).flatten()
-        )

@@ -28,9 +28,9 @@ from iwm.config import Speed
 from iwm.evaluation.tasks.fitting import logits_of
 from iwm.model import weights
 from iwm.model.encoder import Encoder
-from iwm.model.predictor import Predictor, for_tasks, seen_width
+from iwm.model.predictor import Predictor
 from iwm.model.vit import head_count, initialise
-from iwm.model.world_model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel, for_tasks, seen_width
 from iwm.run_folder import RunFolder
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError

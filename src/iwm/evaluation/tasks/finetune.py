@@ -32,9 +32,8 @@ from iwm.evaluation.tasks.fitting import Samples, Trained, accuracy, logits_of, 
 from iwm.evaluation.tasks.probes import open_labelled
 from iwm.evaluation.tasks.tuning import nothing_pretrained, parts_of, start_of, training_of
 from iwm.model.encoder import Encoder
-from iwm.model.predictor import seen_width
 from iwm.model.vit import set_drop_path
-from iwm.model.world_model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel, seen_width
 from iwm.runtime import devices
 from iwm.runtime.devices import Session
 from iwm.verbs.finetune import Finetune

@@ -7,30 +7,31 @@
 A kind is a class in the table PROBES; `register_probe` adds one of your own, which `iwm probe --kind NAME` then takes:
 
     class Nearest(FeatureProbe):
+        name = "nearest"
+
         def evaluate(self, train, labels, test, classes, tried=()):
             nearest = torch.cdist(test, train).argmin(dim=1)
             return Answer(F.one_hot(labels[nearest], classes).float())
 
-    register_probe("nearest", Nearest)
+    register_probe(Nearest)
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from iwm.config import did_you_mean
 from iwm.data.splits import tenth_of_each_class
 from iwm.evaluation.tasks.classifier import AttentiveHead
 from iwm.evaluation.tasks.features import Pooling
 from iwm.evaluation.tasks.fitting import Learner, Samples, accuracy, choose, decay_groups, logits_of
 from iwm.evaluation.tasks.linear import choose_l2, fit_linear
+from iwm.registry import Registry
 from iwm.runtime.devices import Session
-from iwm.runtime.errors import UserError
 from iwm.verbs.probe import ProbeSettings
 
 
@@ -49,6 +50,8 @@ class Answer:
 class FeatureProbe:
     """One way to classify frozen features. Nothing in it sees a test label."""
 
+    name: ClassVar[str] = ""
+    """What `--kind` takes."""
     settings: ProbeSettings
     session: Session
 
@@ -88,6 +91,8 @@ class FeatureProbe:
 class Knn(FeatureProbe):
     """The k nearest neighbours by cosine."""
 
+    name = "knn"
+
     def evaluate(
         self,
         train: Float[Tensor, "n d"],
@@ -104,6 +109,8 @@ class Knn(FeatureProbe):
 
 class LinearProbe(FeatureProbe):
     """Multinomial logistic regression."""
+
+    name = "linear"
 
     @property
     def words(self) -> list[str]:
@@ -133,6 +140,8 @@ class LinearProbe(FeatureProbe):
 
 class AttentiveProbe(FeatureProbe):
     """The attentive head, trained on all tokens."""
+
+    name = "attentive"
 
     @property
     def pooling(self) -> Pooling:
@@ -182,20 +191,15 @@ def knn_scores(
 
 # ---- the table -----------------------------------------------------------------------------------------------------
 
-PROBES: dict[str, type[FeatureProbe]] = {"knn": Knn, "linear": LinearProbe, "attentive": AttentiveProbe}
+PROBES = Registry(FeatureProbe, "--kind", "register_probe", Knn, LinearProbe, AttentiveProbe)
 """Every kind of probe by its name."""
 
 
-def register_probe(name: str, probe: type[FeatureProbe]) -> type[FeatureProbe]:
-    """Add a kind of probe of your own. Raises UserError when another one has its name."""
-    if PROBES.get(name, probe) is not probe:
-        raise UserError(f"There is a probe '{name}' already; give yours another name.")
-    PROBES[name] = probe
-    return probe
+def register_probe(own: type[FeatureProbe]) -> type[FeatureProbe]:
+    """Let `iwm probe --kind` name a class of your own. Raises UserError as `Registry.register` does."""
+    return PROBES.register(own)
 
 
 def probe_of(settings: ProbeSettings, session: Session) -> FeatureProbe:
     """The probe of `settings.kind`. Raises UserError with the nearest kind when there is none."""
-    if settings.kind not in PROBES:
-        raise UserError(f"There is no probe '{settings.kind}'; {did_you_mean(settings.kind, PROBES)}")
-    return PROBES[settings.kind](settings, session)
+    return PROBES.find(settings.kind)(settings, session)

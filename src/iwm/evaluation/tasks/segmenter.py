@@ -25,9 +25,8 @@ from iwm.actions.action_space import ActionSpace
 from iwm.evaluation.tasks.classifier import Headed
 from iwm.model import weights
 from iwm.model.encoder import Encoder
-from iwm.model.predictor import for_tasks
 from iwm.model.vit import depths
-from iwm.model.world_model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel, for_tasks
 from iwm.runtime.errors import UserError
 
 HeadKind = Literal["linear", "upernet"]

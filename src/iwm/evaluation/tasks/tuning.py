@@ -21,9 +21,9 @@ from iwm.evaluation.tasks import features
 from iwm.evaluation.tasks.classifier import Headed
 from iwm.evaluation.tasks.fitting import Learner, Trained, TrainingSet, choose, decay_groups
 from iwm.model.encoder import Encoder
-from iwm.model.predictor import Predictor, for_tasks
+from iwm.model.predictor import Predictor
 from iwm.model.vit import choose_attention
-from iwm.model.world_model import ImageWorldModel
+from iwm.model.world_model import ImageWorldModel, for_tasks
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.verbs.finetune import Finetune

@@ -1,4 +1,6 @@
-"""The joint embedding's own parts, thrown away after training: projector g, its EMA twin g-bar, predictor MLP q.
+"""The joint embedding: two views of an image are to be embedded alike.
+
+Its own parts are thrown away after training: projector g, its EMA twin g-bar, predictor MLP q.
 
     query = q(g(mean of f(view))),   key = g-bar(mean of f-bar(other view)), no gradient
     loss  = d(query_1, key_2) + d(query_2, key_1)
@@ -11,7 +13,9 @@ has no class token.
 
 import copy
 import math
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +23,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iwm import config
+from iwm.actions.views import Views
+from iwm.model.flops import encoder_flops, patch_count, student_passes
+from iwm.model.masks import Masks
+from iwm.model.objectives.objective import Examination, ModelParts, Objective, Output
+from iwm.runtime.errors import UserError
 
 
 def info_nce(queries: Float[Tensor, "b e"], keys: Float[Tensor, "b e"], temperature: float) -> Float[Tensor, ""]:
@@ -35,7 +44,7 @@ def regression(queries: Float[Tensor, "b e"], keys: Float[Tensor, "b e"]) -> Flo
     return 2 - 2 * F.cosine_similarity(queries.float(), keys.float(), dim=-1).mean()
 
 
-class Joint(nn.Module):
+class Comparison(nn.Module):
     """Compares the embeddings of two views; `width` is the encoder's."""
 
     def __init__(self, settings: config.Objective, width: int) -> None:
@@ -83,3 +92,92 @@ def mlp(widths: list[int], last_norm: bool) -> nn.Sequential:
         if not last:
             layers.append(nn.ReLU())
     return nn.Sequential(*layers)
+
+
+class Joint(Objective):
+    """Embed two views of an image alike (MoCo v3, BYOL); there is no predictor of patches, and masks play no part."""
+
+    name = "joint"
+    noun = "a joint embedding"
+    predicts = False
+    baseline = "chance_loss"
+    ignorance = "nothing of the image"
+    learner = "the embedding"
+
+    def check(self) -> None:
+        super().check()
+        s, settings = self.settings.objective, self.settings
+        if s.variance or s.covariance:
+            raise UserError("objective.variance and objective.covariance are no part of objective.kind joint; give 0.")
+        if settings.masks.sampler != "none":
+            raise UserError("objective.kind joint masks nothing; give masks.sampler none.")
+        if not s.temperature > 0:
+            raise UserError(f"objective.temperature is {s.temperature}; give a number above 0.")
+        if settings.optim.batch_size < 2 * settings.optim.accumulate:
+            raise UserError(
+                "objective.kind joint compares images with one another: optim.batch_size must be at least twice "
+                "optim.accumulate."
+            )
+
+    @classmethod
+    def summary(cls, values: Mapping[str, Any]) -> str:
+        return f"joint embedding, {values.get('objective.invariance', '?')}, no predictor"
+
+    @property
+    def size(self) -> str:
+        return f"MLP {self.settings.objective.projector_width}"
+
+    # ---- training ----------------------------------------------------------------------------------------------
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"joint": Comparison(self.settings.objective, self.settings.encoder.width)}
+
+    def forward(self, model: ModelParts, views: Views, masks: Masks) -> Output:
+        """Both views whole through student and teacher: each one's query against the other's key."""
+        comparison, both = comparison_of(model), torch.cat([views.source, views.target])
+        queries = [comparison.query(part) for part in model.encoder.tokens(both).mean(dim=1).chunk(2)]
+        with torch.no_grad():
+            keys = [comparison.key(part) for part in model.target_encoder.tokens(both).mean(dim=1).chunk(2)]
+        query, key = torch.stack(queries, dim=1), torch.stack(keys[::-1], dim=1)
+        loss = comparison.loss(query, key)
+        return Output(loss, loss, query, key)
+
+    def averages(self, model: ModelParts) -> list[tuple[nn.Module, nn.Module]]:
+        comparison = comparison_of(model)
+        return [(comparison.target_projector, comparison.projector)]
+
+    # ---- health ------------------------------------------------------------------------------------------------
+
+    def health(self, model: ModelParts, seen: Examination) -> dict[str, float]:
+        return {"chance_loss": comparison_of(model).chance(seen.output.target)}
+
+    @classmethod
+    def remarks(cls, line: Mapping[str, Any]) -> list[str]:
+        return ["A joint embedding has no predictor, so no world model is judged."]
+
+    # ---- cost --------------------------------------------------------------------------------------------------
+
+    def _layers(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """(inputs, outputs) of the Linears of the projector, and of the predictor MLP."""
+        s = self.settings.objective
+        hidden, dim = s.projector_width, s.projector_dim
+        middle = [(hidden, hidden)] if s.invariance == "contrastive" else []
+        return [(self.settings.encoder.width, hidden), *middle, (hidden, dim)], [(dim, hidden), (hidden, dim)]
+
+    def parameter_count(self, actions: int) -> int:
+        """Weights, affines of the inner BatchNorms, and the last layers' biases where no BatchNorm follows them."""
+        s, (projector, mlp) = self.settings.objective, self._layers()
+        affine = 2 * s.projector_width * (len(projector) + len(mlp) - 2)
+        biases = 0 if s.invariance == "contrastive" else 2 * s.projector_dim
+        return sum(map(math.prod, projector + mlp)) + affine + biases
+
+    def step_flops(self, actions: int) -> float:
+        """Two views through student and teacher, their projectors and the predictor MLP."""
+        projector, mlp = (2 * sum(map(math.prod, layers)) for layers in self._layers())
+        encoder = encoder_flops(self.settings, patch_count(self.settings))
+        return 2 * ((1 + student_passes(self.settings)) * encoder + 4 * projector + 3 * mlp)
+
+
+def comparison_of(model: nn.Module) -> Comparison:
+    """The projectors and predictor MLP of a joint embedding."""
+    return cast(Comparison, model.get_submodule("joint"))

@@ -1,8 +1,16 @@
-"""Pixels of patches as targets (MAE, generative world models)."""
+"""Pixels of patches as targets (MAE, generative world models).
+
+L = mean_i || p(f(x_visible), a)_i - norm(patch_i of y) ||^2
+"""
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from iwm.model.objectives.objective import ModelParts
+from iwm.model.objectives.objective import Pixels as Images
+from iwm.model.objectives.prediction import PatchPrediction
+from iwm.model.objectives.target_norm import TargetNorm
 
 
 def patches_of(images: Float[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b n d"]:
@@ -11,3 +19,22 @@ def patches_of(images: Float[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b 
     return (
         F.pixel_unshuffle(images, size).unflatten(1, (3, size * size)).permute(0, 3, 4, 2, 1).flatten(3).flatten(1, 2)
     )
+
+
+class Pixels(PatchPrediction):
+    """Predict the pixels of the target's patches: a generative world model, or MAE without actions."""
+
+    name = "pixels"
+    noun = "a generative world model"
+    predicts_tokens = False
+
+    @property
+    def output_width(self) -> int:
+        return 3 * self.settings.encoder.patch_size**2
+
+    def normalisation(self) -> TargetNorm:
+        return TargetNorm(self.settings.objective, self.output_width, of_pixels=True)
+
+    def raw_target(self, model: ModelParts, images: Images) -> Float[Tensor, "b n r"]:
+        """The pixels of the patches."""
+        return patches_of(model.encoder.normalise(images), model.encoder.patch_size)

@@ -20,7 +20,7 @@ FLOOR = 1e-4
 
 class TargetNorm(nn.Module):
     """Maps the teacher's tokens, or patches of pixels, to target space. Its buffers serve training, MRR, prediction and
-    inference alike. `token` on patches is MAE's normalisation, whose deviation is the unbiased one."""
+    inference alike. `token` on patches (`of_pixels`) is MAE's normalisation, whose deviation is the unbiased one."""
 
     mean: Tensor
     variance: Tensor
@@ -28,9 +28,9 @@ class TargetNorm(nn.Module):
     pending: Tensor | None = None
     """Sums of a step's micro-batches: no buffer, or DDP would overwrite every rank's with the first one's."""
 
-    def __init__(self, settings: config.Objective, width: int) -> None:
+    def __init__(self, settings: config.Objective, width: int, of_pixels: bool = False) -> None:
         super().__init__()
-        self.kind, self.of_pixels = settings.target_norm, settings.kind == "pixels"
+        self.kind, self.of_pixels = settings.target_norm, of_pixels
         if self.kind == "batch":
             self.register_buffer("mean", torch.zeros(width))
             self.register_buffer("variance", torch.ones(width))
