@@ -14,6 +14,7 @@ import iwm
 from iwm import cli, config, recipe_book, verbs
 from iwm.cli import sentences
 from iwm.model import weights
+from iwm.model.conditioning import CONDITIONINGS
 from iwm.model.world_model import ImageWorldModel
 from iwm.sweeps.axes import cells_of
 from iwm.training import loop
@@ -80,6 +81,17 @@ def test_the_transformation_of_your_own_is_short_and_works_as_written(tmp_path, 
     with torch.no_grad():
         exec(blocks(page, "python")[1], names)
     assert names["action"].tolist()[1] == pytest.approx(0.5 / 1.6)
+
+
+def test_the_conditioning_of_your_own_works_as_written(tmp_path, monkeypatch):
+    """docs/classes.md's class trains."""
+    names = {}
+    monkeypatch.setitem(CONDITIONINGS, "scale", CONDITIONINGS["none"])  # so that it is gone again after the test
+    exec(blocks(ROOT / "docs" / "classes.md", "python")[0], names)
+    assert CONDITIONINGS["scale"] is names["Scale"]
+    settings = tiny(predictor=replace(tiny().predictor, conditioning="scale"), optim=replace(tiny().optim, epochs=1))
+    source = str(pictures_file(tmp_path / "pictures.npz"))
+    assert loop.pretrain(trained_on(settings, source=source, out=str(tmp_path / "run"))).is_dir()
 
 
 def test_the_python_example_runs_as_written(tmp_path, monkeypatch, images):
