@@ -109,7 +109,7 @@ def test_bad_input_is_one_sentence(argv, said, capsys, tmp_path, monkeypatch):
         (["probe", "--size=-1"], "--size -1"),
         (["probe", "--seed=-1"], "--seed -1"),
         (["finetune", "--size=-1"], "--size -1"),
-        (["finetune", "--epochs=0"], "0 epochs"),
+        (["finetune", "--epochs=0"], "--epochs 0: give 1 or more"),
         (["finetune", "--lrs"], "--lrs"),
         (["finetune", "--lrs", "-0.001"], "--lrs -0.001"),
         (["finetune", "--ratios", "0"], "--ratios 0"),

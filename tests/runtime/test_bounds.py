@@ -32,17 +32,17 @@ class Further(Options):
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        ({"batch_size": 0}, "--batch-size is 0; give 1 or more."),
-        ({"flip": 7.0}, "--flip is 7.0; give a number from 0 to 1."),
-        ({"flip": math.nan}, "--flip is nan; give a number from 0 to 1."),
-        ({"betas": (0.9, 1.0)}, "--betas is 0.9 1.0; give numbers from 0 to below 1."),
-        ({"lrs": (1e-3, -1.0)}, "--lrs is 0.001 -1.0; give one number or more, all above 0."),
-        ({"lrs": (math.inf,)}, "--lrs is inf; give one number or more, all above 0."),
-        ({"lrs": ()}, "--lrs is empty; give one number or more, all above 0."),
-        ({"sigma": (2.0, 1.0)}, "--sigma is 2.0 1.0; give two positive numbers, the smaller one first."),
-        ({"area": (2, 3)}, "--area is 2 3; an area is a fraction of the image, give at most 1."),
-        ({"area": (0, 1)}, "--area is 0 1; give two positive numbers, the smaller one first."),
-        ({"counts": (3, -1)}, "--counts is 3 -1; give numbers of 0 or more."),
+        ({"batch_size": 0}, "--batch-size 0: give 1 or more."),
+        ({"flip": 7.0}, "--flip 7.0: give a number from 0 to 1."),
+        ({"flip": math.nan}, "--flip nan: give a number from 0 to 1."),
+        ({"betas": (0.9, 1.0)}, "--betas 0.9 1.0: give numbers from 0 to below 1."),
+        ({"lrs": (1e-3, -1.0)}, "--lrs 0.001 -1.0: give one number or more, all above 0."),
+        ({"lrs": (math.inf,)}, "--lrs inf: give one number or more, all above 0."),
+        ({"lrs": ()}, "--lrs nothing: give one number or more, all above 0."),
+        ({"sigma": (2.0, 1.0)}, "--sigma 2.0 1.0: give two positive numbers, the smaller one first."),
+        ({"area": (2, 3)}, "--area 2 3: an area is a fraction of the image, give at most 1."),
+        ({"area": (0, 1)}, "--area 0 1: give two positive numbers, the smaller one first."),
+        ({"counts": (3, -1)}, "--counts 3 -1: give numbers of 0 or more."),
     ],
 )
 def test_a_value_outside_of_its_bounds_is_named_with_its_mend(value, sentence):
@@ -63,7 +63,7 @@ def test_settings_are_named_with_their_group():
 
 def test_bounds_are_inherited():
     check(Further())
-    with pytest.raises(UserError, match="--layers is -1"):
+    with pytest.raises(UserError, match="--layers -1"):
         check(Further(layers=-1), "--")
-    with pytest.raises(UserError, match="--flip is 2"):
+    with pytest.raises(UserError, match="--flip 2"):
         check(Further(flip=2), "--")

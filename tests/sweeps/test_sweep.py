@@ -286,8 +286,8 @@ def test_the_list_does_the_foldersone_by_one_and_collects(tmp_path, source, caps
         (["demo", "--jobs", "0"], "--jobs 0"),
         (["demo", "--bank", "1"], "--bank 2 or more"),
         (["demo", "--finetune-lrs", "0"], "--lrs 0"),
-        (["demo", "--finetune-epochs=-1"], "--finetune-epochs is -1"),
-        (["demo", "--eval-images", "-1", "2"], "--eval-images takes two numbers"),
+        (["demo", "--finetune-epochs=-1"], "--finetune-epochs -1: give 0 or more"),
+        (["demo", "--eval-images", "-1", "2"], "--eval-images -1 2: give numbers of 0 or more"),
         (
             ["demo", "--world-images=0", "--no-linear", "--attentive-epochs=0", "--finetune-epochs=0"],
             "Nothing is left to measure",

@@ -105,7 +105,7 @@ def test_groups_without_a_name_on_the_command_line_have_none_in_python() -> None
         ({"run": "again"}, r"iwm\.probe was given '?run'? twice"),
         ({"k": "many"}, r"'k' must be int, got 'many'"),
         ({"pooling": "sum"}, r"'pooling' is 'sum'"),
-        ({"k": 0}, r"--k 0 neighbours"),
+        ({"k": 0}, r"--k 0: give 1 or more"),
     ],
 )
 def test_wrong_options_are_one_sentence(keywords, complaint) -> None:

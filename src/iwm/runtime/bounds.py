@@ -74,16 +74,17 @@ class Area(Rising):
 def check(options: Any, prefix: str = "") -> None:
     """Check the fields of a dataclass against the bounds beside them; None is always allowed.
 
-    Raises UserError naming the first field outside of its bounds as users type it: `optim.batch_size` with the prefix
-    "optim.", `--batch-size` with the prefix "--".
+    Raises UserError naming the first field out of bounds as users type it: "optim.batch_size is 0; ..." with the
+    prefix "optim.", "--batch-size 0: ..." with the prefix "--".
     """
     for name, bound in _bounds(type(options)):
         value = getattr(options, name)
         values = value if isinstance(value, tuple | list) else (value,)
         mend = bound.mend(*values) if value is not None else ""
         if mend:
-            typed = name.replace("_", "-") if prefix == "--" else name
-            raise UserError(f"{prefix}{typed} is {' '.join(map(str, values)) or 'empty'}; {mend}.")
+            shown = " ".join(map(str, values)) or "nothing"
+            typed = f"--{name.replace('_', '-')} {shown}:" if prefix == "--" else f"{prefix}{name} is {shown};"
+            raise UserError(f"{typed} {mend}.")
 
 
 @functools.cache
