@@ -6,6 +6,7 @@ from conftest import tiny
 
 from iwm import config, recipe_book
 from iwm.config import Config
+from iwm.runtime import fields
 from iwm.runtime.errors import UserError
 from iwm.training.validation import validate
 
@@ -18,7 +19,7 @@ def test_yaml_round_trip(name, tmp_path):
 
 
 def test_flatten():
-    assert config.flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "d": [2]}
+    assert fields.flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "d": [2]}
 
 
 def test_an_unreadable_file_is_empty_when_unchecked(tmp_path):
@@ -33,7 +34,7 @@ def test_an_unreadable_file_is_empty_when_unchecked(tmp_path):
 
 def test_an_unknown_setting_is_named_with_its_neighbour():
     with pytest.raises(UserError, match=r"'optim.batchsize': did you mean 'batch_size'"):
-        config.from_dict(Config, {"optim": {"batchsize": 3}})
+        fields.from_dict(Config, {"optim": {"batchsize": 3}})
 
 
 @pytest.mark.parametrize(
@@ -50,13 +51,13 @@ def test_an_unknown_setting_is_named_with_its_neighbour():
 )
 def test_a_wrong_type_is_named(values, said):
     with pytest.raises(UserError) as caught:
-        config.from_dict(Config, values)
+        fields.from_dict(Config, values)
     assert said in str(caught.value)
 
 
 def test_whole_numbers_and_yamls_idea_of_a_fraction_are_welcome():
-    assert config.from_dict(Config, {"optim": {"lr": 1}}).optim.lr == 1.0
-    assert config.from_dict(Config, yaml.safe_load("optim: {lr: 1e-3}")).optim.lr == 1e-3
+    assert fields.from_dict(Config, {"optim": {"lr": 1}}).optim.lr == 1.0
+    assert fields.from_dict(Config, yaml.safe_load("optim: {lr: 1e-3}")).optim.lr == 1e-3
 
 
 @pytest.mark.parametrize(("text", "said"), [("a: [", "not valid YAML"), ("3", "no settings")])
@@ -139,7 +140,7 @@ def test_every_recipe_makes_sense(name):
 )
 def test_nonsense_is_refused_before_anything_is_done(values, said):
     with pytest.raises(UserError) as caught:
-        validate(config.from_dict(Config, values))
+        validate(fields.from_dict(Config, values))
     assert said in str(caught.value)
 
 

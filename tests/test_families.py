@@ -17,6 +17,7 @@ from iwm.model.masks import sample_masks
 from iwm.model.objectives.joint import comparison_of
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder
+from iwm.runtime import fields
 from iwm.runtime.errors import UserError
 from iwm.training import loop
 
@@ -193,9 +194,9 @@ def test_init_from_another_kind_is_refused(tmp_path):
 
 
 def test_settings_written_before_there_were_families_still_load():
-    old = config.to_dict(tiny())
+    old = fields.to_dict(tiny())
     del old["views"]
     for name in ("kind", "invariance", "temperature", "projector_width", "projector_dim", "freeze_patches"):
         del old["objective"][name]
     del old["masks"]["ratio"]
-    assert config.from_dict(Config, old) == tiny()
+    assert fields.from_dict(Config, old) == tiny()

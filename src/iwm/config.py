@@ -6,11 +6,7 @@ values live in `recipe_book.py`. The bounds of a setting stand beside it (`iwm.r
 """
 
 import dataclasses
-import difflib
-import os
-import types
 import typing
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +16,7 @@ from tyro.conf import Positional, arg
 
 from iwm.runtime.bounds import Area, AtLeast, Fraction, Rising, check
 from iwm.runtime.errors import UserError
+from iwm.runtime.fields import from_dict, to_dict
 
 T = typing.TypeVar("T")
 
@@ -262,135 +259,6 @@ def check_bounds(config: Config) -> None:
         settings = getattr(config, group.name)
         if dataclasses.is_dataclass(settings):
             check(settings, f"{group.name}.")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain nested dictionary of a settings dataclass, tuples as lists (YAML and JSON safe)."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-    return plain(dataclasses.asdict(config))
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """', did you mean X?' for the nearest known word, or the list of them."""
-    known = list(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(known)}."
-
-
-def from_dict(kind: type[T], values: dict[str, Any], where: str = "") -> T:
-    """Build a settings dataclass from nested dictionaries, checking names and types.
-
-    Raises UserError naming the unknown or ill-typed setting.
-    """
-    hints = typing.get_type_hints(kind)
-    unknown = [name for name in values if name not in hints]
-    if unknown:
-        raise UserError(f"Unknown setting '{where}{unknown[0]}': {did_you_mean(unknown[0], hints)}")
-    built = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, dict):
-                raise UserError(f"Setting '{where}{name}' must be a group of settings, got {value!r}.")
-            built[name] = from_dict(typing.cast(type, hint), value, f"{where}{name}.")
-        else:
-            built[name] = _checked(hint, value, f"{where}{name}")
-    return kind(**built)
-
-
-def with_changes(kind: type[T], values: Mapping[str, Any], caller: str) -> T:
-    """Build an options dataclass from keywords: nested fields by dots, or bare where the command line has them bare.
-
-    Raises UserError naming the caller and the option that is unknown, ill-typed or missing.
-    """
-    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind)) if field.init}
-    defaults = {name: _default(field) for name, field in fields.items()}
-    built = _changed(kind, defaults, values, caller)
-    missing = [name for name, value in built.items() if value is dataclasses.MISSING]
-    if missing:
-        raise UserError(f"{caller} needs {missing[0]}; give {missing[0]}=...")
-    return kind(**built)
-
-
-def _default(field: "dataclasses.Field[Any]") -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
-def _changed(kind: Any, now: dict[str, Any], values: Mapping[str, Any], caller: str) -> dict[str, Any]:
-    """The fields `now` with the values worked in."""
-    hints, annotated = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
-    bare = {
-        inner.name: outer
-        for outer, hint in hints.items()
-        if dataclasses.is_dataclass(hint)
-        and any(getattr(extra, "name", None) == "" for extra in _extras(annotated[outer]))
-        for inner in dataclasses.fields(hint)
-    }
-    nested: dict[str, dict[str, Any]] = {}
-    for key, value in values.items():
-        head, _, rest = key.partition(".")
-        if head in now and rest and dataclasses.is_dataclass(hints[head]):
-            nested.setdefault(head, {})[rest] = value
-        elif key in now:
-            whole = dataclasses.is_dataclass(hints[key]) and isinstance(value, typing.cast(type, hints[key]))
-            now[key] = value if whole else _checked(hints[key], value, key)
-        elif head in bare:
-            nested.setdefault(bare[head], {})[key] = value
-        else:
-            raise UserError(f"{caller} has no option '{key}'; {did_you_mean(key, [*now, *bare])}")
-    for name, changes in nested.items():
-        inner = {field.name: getattr(now[name], field.name) for field in dataclasses.fields(now[name])}
-        now[name] = type(now[name])(**_changed(type(now[name]), inner, changes, caller))
-    return now
-
-
-def _extras(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
-
-
-def _checked(hint: Any, value: Any, name: str) -> Any:
-    if hint is str and isinstance(value, os.PathLike):
-        return os.fspath(value)
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise UserError(
-                f"Setting '{name}' is {value!r}; {did_you_mean(str(value), map(str, typing.get_args(hint)))}"
-            )
-        return value
-    if origin is tuple:
-        parts = typing.get_args(hint)
-        if isinstance(value, list | tuple) and parts[1:] == (...,):
-            return tuple(_checked(parts[0], item, name) for item in value)
-        if isinstance(value, list | tuple) and len(value) == len(parts):
-            return tuple(_checked(part, item, name) for part, item in zip(parts, value, strict=True))
-    elif origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _checked(next(part for part in typing.get_args(hint) if part is not type(None)), value, name)
-    elif hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except ValueError:
-            pass
-    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    raise UserError(f"Setting '{name}' must be {getattr(hint, '__name__', hint)}, got {value!r}.")
 
 
 def save(config: Config, path: Path) -> None:

@@ -8,21 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from iwm.config import (
-    Actions,
-    Config,
-    Data,
-    Encoder,
-    Masks,
-    Objective,
-    Optim,
-    Predictor,
-    Run,
-    Speed,
-    Views,
-    did_you_mean,
-)
-from iwm.runtime.errors import UserError
+from iwm.config import Actions, Config, Data, Encoder, Masks, Objective, Optim, Predictor, Run, Speed, Views
+from iwm.runtime.errors import UserError, did_you_mean
 
 
 def small(image_size: int, patch_size: int, epochs: int) -> Config:

@@ -19,6 +19,7 @@ from iwm.actions.transformation import (
     set_name,
     try_out,
 )
+from iwm.runtime import errors
 from iwm.runtime.errors import UserError
 
 # ---- sets of transformations ---------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ def members_of(cfg: config.Actions, image_size: int) -> tuple[Transformation, ..
             f"{cfg.set} to the command, or call iwm.import_set('{cfg.set}') first."
         )
     if members is None:
-        known = config.did_you_mean(cfg.set, (*BUILT_IN, *USERS))
+        known = errors.did_you_mean(cfg.set, (*BUILT_IN, *USERS))
         raise UserError(f"There is no action set '{cfg.set}', {known.rstrip('.')} (your own: PATH.py:NAME).")
     plain = config.Actions()
     changed = [name for name in OF_PHOTOMETRIC if getattr(cfg, name) != getattr(plain, name)]

@@ -31,6 +31,7 @@ from iwm.actions.transformation import (
     require_set,
     set_name,
 )
+from iwm.runtime import errors
 from iwm.runtime.devices import upload
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import uniforms
@@ -185,7 +186,7 @@ class ActionSpace:
         action = torch.zeros(self.dim)
         for name, change in changes.items():
             if name not in self.names:
-                raise UserError(f"Unknown action '{name}': {config.did_you_mean(name, self.names)}")
+                raise UserError(f"Unknown action '{name}': {errors.did_you_mean(name, self.names)}")
             position = self.names.index(name)
             transformation = self.transformations[position]
             if not math.isfinite(change):

@@ -31,7 +31,7 @@ from iwm import config, verbs
 from iwm.data.sources import source_identity
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder, is_remote, load_model, plain_name, read_result
-from iwm.runtime import devices, drawing, files
+from iwm.runtime import devices, drawing, fields, files
 from iwm.runtime.console import console, show
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
@@ -151,7 +151,7 @@ def printing(title: str, names: Sequence[str]) -> Callable[[Mapping[str, Any]], 
 
 def settings_of(options: Any, kind: type) -> dict[str, Any]:
     """The settings of that kind among a verb's options, as they are written down."""
-    return config.to_dict(kind(**verbs.part(options, kind)))
+    return fields.to_dict(kind(**verbs.part(options, kind)))
 
 
 def identities(**sources: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from iwm import config
 from iwm.model.vit import AdaLNBlock, PlainBlock, head_count
-from iwm.registry import Registry
+from iwm.runtime.registry import Registry
 
 Block = Callable[..., Tensor]
 """Maps tokens [b, n, w] to tokens of the same shape; `count=q` asks for the first q of them only."""

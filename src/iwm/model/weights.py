@@ -12,7 +12,7 @@ from torch import Tensor
 from iwm import config
 from iwm.actions.action_space import ActionSpace
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import files
+from iwm.runtime import fields, files
 from iwm.runtime.errors import UserError
 
 TENSORS, CONFIG = "model.safetensors", "config.json"
@@ -30,7 +30,7 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]
 
 def export(model: ImageWorldModel, folder: Path, **extra: Any) -> None:
     """Write a model for use: its weights, settings and action space."""
-    meta = {"settings": config.to_dict(model.settings), "actions": model.space.spec(), **extra}
+    meta = {"settings": fields.to_dict(model.settings), "actions": model.space.spec(), **extra}
     write_weights(folder, model.state_dict(), meta)
 
 
@@ -44,7 +44,7 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> ImageWorldMo
     try:
         meta = json.loads((folder / CONFIG).read_text())
         tensors = load_file(folder / TENSORS)
-        settings = config.from_dict(config.Config, meta["settings"])
+        settings = fields.from_dict(config.Config, meta["settings"])
         model = ImageWorldModel(settings, ActionSpace.from_spec(meta["actions"]))
         model.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:

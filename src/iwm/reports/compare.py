@@ -6,9 +6,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from iwm import config
 from iwm.reports.verdict import Result, data_of, join, number, settings_of, verb_of
 from iwm.run_folder import RunFolder, plain_name
+from iwm.runtime import fields
 from iwm.runtime.console import console, in_words
 from iwm.runtime.errors import UserError
 from iwm.verbs.compare import Compare
@@ -53,10 +53,10 @@ def compare(o: Compare) -> list[dict[str, Any]]:
     for run in runs:
         if not results[run]:
             console.print(Text(f"{run} has no results yet.", "yellow"))
-    settings = {names[run]: config.flatten(folder.settings_unchecked()) for run, folder in folders.items()}
+    settings = {names[run]: fields.flatten(folder.settings_unchecked()) for run, folder in folders.items()}
     _print_differences("Settings of the runs that differ", settings)
     for file in sorted(set.intersection(*(set(own) for own in results.values()))):
-        same = {names[run]: config.flatten(settings_of(results[run][file])) for run in runs}
+        same = {names[run]: fields.flatten(settings_of(results[run][file])) for run in runs}
         _print_differences(f"Not quite comparable, {file} was measured with different", same)
     return rows
 

@@ -18,7 +18,6 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.markup import escape
 
-from iwm import config
 from iwm.model.objectives import OBJECTIVES, PatchPrediction
 from iwm.reports import figures
 from iwm.reports.verdict import (
@@ -33,7 +32,7 @@ from iwm.reports.verdict import (
     verb_of,
 )
 from iwm.run_folder import RunFolder
-from iwm.runtime import drawing, files
+from iwm.runtime import drawing, fields, files
 from iwm.runtime.console import console, in_words
 from iwm.runtime.errors import UserError
 from iwm.verbs.report import Report
@@ -215,7 +214,7 @@ def _settings_facts(settings: Mapping[str, Any]) -> list[str]:
     if not settings:
         return []
 
-    values = config.flatten(settings)
+    values = fields.flatten(settings)
 
     def of(name: str) -> Any:
         return values.get(name, "?")

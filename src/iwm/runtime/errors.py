@@ -1,5 +1,8 @@
 """The exceptions a user is meant to read: a sentence each."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Bad input. The command line prints the sentence and exits with code 2, without a traceback."""
@@ -7,3 +10,10 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM: the run was saved; the sentence says how to go on."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """', did you mean X?' for the nearest known word, or the list of them."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(known)}."

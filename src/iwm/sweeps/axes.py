@@ -10,6 +10,7 @@ from iwm.config import Config
 from iwm.model.conditioning import CONDITIONINGS
 from iwm.model.objectives import objective_of
 from iwm.run_folder import plain_name
+from iwm.runtime import errors
 from iwm.runtime.errors import UserError
 from iwm.verbs.sweep import Axes
 
@@ -54,7 +55,7 @@ def choices(text: str, known: Sequence[str], option: str) -> list[str]:
     words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     for word in words:
         if word not in known:
-            raise UserError(f"{option} {word}: there is no such thing; {config.did_you_mean(word, known)}")
+            raise UserError(f"{option} {word}: there is no such thing; {errors.did_you_mean(word, known)}")
     if not words:
         raise UserError(f"{option} names nothing; give one or more of {', '.join(known)}.")
     return words

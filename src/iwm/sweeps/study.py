@@ -14,14 +14,14 @@ from typing import Any
 
 from rich.markup import escape
 
-from iwm import config, verbs
+from iwm import verbs
 from iwm.config import Config
 from iwm.data.sources import labelled_splits, open_splits, source_identity
 from iwm.evaluation import ritual
 from iwm.model import weights
 from iwm.reports.verdict import judge_training, number
 from iwm.run_folder import RunFolder, read_result
-from iwm.runtime import devices, files
+from iwm.runtime import devices, fields, files
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 from iwm.runtime.files import plain
@@ -265,7 +265,7 @@ class Study:
 def learned(settings: Config) -> dict[str, Any]:
     """The settings that decide what is learned, flat; the source as anybody finds it again."""
     settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
-    flat = config.flatten(config.to_dict(settings))
+    flat = fields.flatten(fields.to_dict(settings))
     return {k: v for k, v in flat.items() if k == "run.seed" or k.split(".")[0] not in ("speed", "run", "recipe")}
 
 
@@ -274,7 +274,7 @@ def is_trained(folder: RunFolder, settings: Config) -> bool:
     trained_with = read_result(folder.model / weights.CONFIG).get("settings")
     if not isinstance(trained_with, dict) or not weights.are_in(folder.model):
         return False
-    return learned(config.from_dict(Config, trained_with)) == learned(settings)
+    return learned(fields.from_dict(Config, trained_with)) == learned(settings)
 
 
 def _source_mark(source: str) -> str:

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from iwm import config
-from iwm.runtime import devices
+from iwm.runtime import devices, errors
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import Interrupted, UserError
 from iwm.sweeps import measurement, page
@@ -75,7 +74,7 @@ def _require_sense(study: Study) -> None:
         measurement.finetuning("RUN", "DATA", o.evaluations(controls=False)["predictor_finetuning"])
     names = [cell.name for cell in study.cells]
     if o.cell and o.cell not in names:
-        raise UserError(f"This sweep has no cell '{o.cell}'; {config.did_you_mean(o.cell, names)}")
+        raise UserError(f"This sweep has no cell '{o.cell}'; {errors.did_you_mean(o.cell, names)}")
 
 
 def _command(words: Sequence[str], cell: str) -> str:

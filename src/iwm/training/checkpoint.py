@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from iwm import config
 from iwm.model.weights import FORMAT
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import files
+from iwm.runtime import fields, files
 from iwm.runtime.errors import UserError
 from iwm.runtime.files import sha256_of
 
@@ -59,7 +59,7 @@ def save(
     file = part / "state.safetensors"
     save_file({name: value.contiguous() for name, value in tensors.items()}, file)
     meta = {"format": FORMAT, "step": step, "images": images, "sha256": sha256_of(file)}
-    meta["settings"] = config.to_dict(model.settings)
+    meta["settings"] = fields.to_dict(model.settings)
     (part / "state.json").write_text(json.dumps(meta, indent=1))
     for entry in (file, part / "state.json", part):
         files.sync(entry)
@@ -82,7 +82,7 @@ def read(path: Path) -> Checkpoint:
         if sha256_of(file) != meta["sha256"]:
             raise UserError(f"Checkpoint {path} is damaged (its checksum does not match); delete that folder.")
         return Checkpoint(
-            path, meta["step"], meta["images"], config.from_dict(config.Config, meta["settings"]), load_file(file)
+            path, meta["step"], meta["images"], fields.from_dict(config.Config, meta["settings"]), load_file(file)
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(

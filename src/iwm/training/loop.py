@@ -19,7 +19,7 @@ from iwm.data.sources import open_images, source_identity
 from iwm.model import pretrained, weights
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder, load_model
-from iwm.runtime import devices, drawing
+from iwm.runtime import devices, drawing, fields
 from iwm.runtime.console import console, progress
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import Interrupted, UserError
@@ -120,7 +120,7 @@ def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
     if source != now_at and _names(source) == _names(now_at):
         console.print(f"The pictures of {out} were at {source}, now they are at {now_at}.")
         old = replace(old, data=replace(old.data, source=now_at))
-    was, now = config.flatten(config.to_dict(old)), config.flatten(config.to_dict(new))
+    was, now = fields.flatten(fields.to_dict(old)), fields.flatten(fields.to_dict(new))
     free = {"optim.epochs", "recipe"}
     for name, value in now.items():
         group = name.split(".")[0]

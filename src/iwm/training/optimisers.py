@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iwm.config import Optim
-from iwm.registry import Registry
 from iwm.runtime.errors import UserError
+from iwm.runtime.registry import Registry
 
 
 class Muon(torch.optim.Optimizer):

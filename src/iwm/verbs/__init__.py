@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from tyro.conf import Positional
 
-from iwm import config
+from iwm.runtime import errors, fields
 from iwm.runtime.errors import UserError
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class Verb:
         for name in keywords:
             if name in given:
                 raise UserError(f"{caller} was given '{name}' twice; give it once.")
-        return config.with_changes(self.options, {**given, **keywords}, caller)
+        return fields.with_changes(self.options, {**given, **keywords}, caller)
 
 
 _REGISTERED: dict[str, Verb] = {}
@@ -100,7 +100,7 @@ def find(name: str) -> Verb:
     if name in _REGISTERED:
         return _REGISTERED[name]
     if name not in _modules():
-        raise UserError(f"There is no verb '{name}': {config.did_you_mean(name, names())}")
+        raise UserError(f"There is no verb '{name}': {errors.did_you_mean(name, names())}")
     module: Any = importlib.import_module(f"iwm.verbs.{name}")
     sentence = " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
     return Verb(name, sentence, module.OPTIONS, module.WORK, getattr(module, "read", None))

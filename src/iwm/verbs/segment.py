@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from iwm import config
+from iwm.runtime import errors
 from iwm.runtime.bounds import Rising
 from iwm.runtime.errors import UserError
 from iwm.verbs.shared import Measured, Schedule, Source, Tuning
@@ -33,7 +33,7 @@ class SegmentSettings(Tuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.train not in WAYS:
-            raise UserError(f"There is no way to train '{self.train}'; {config.did_you_mean(self.train, WAYS)}")
+            raise UserError(f"There is no way to train '{self.train}'; {errors.did_you_mean(self.train, WAYS)}")
         if self.head == "upernet" and self.schedule.batch_size < 2:
             raise UserError("--batch-size 1 is too few for UperNet's batch norm; give 2 or more, or --head linear.")
 

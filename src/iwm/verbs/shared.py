@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from iwm import config
+from iwm.runtime import errors
 from iwm.runtime.bounds import AtLeast, Fraction, Positives, check
 from iwm.runtime.errors import UserError
 
@@ -128,7 +129,7 @@ class Tuning(Options):
         """K of last-K; 0 for every other way. Raises UserError when `train` is none of them."""
         last = re.fullmatch(r"last-([1-9]\d*)", self.train)
         if not last and self.train not in WAYS:
-            raise UserError(f"There is no way to train '{self.train}'; {config.did_you_mean(self.train, WAYS)}")
+            raise UserError(f"There is no way to train '{self.train}'; {errors.did_you_mean(self.train, WAYS)}")
         return int(last.group(1)) if last else 0
 
     def require_use_of(self, start: str) -> None:

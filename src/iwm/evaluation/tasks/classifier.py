@@ -32,6 +32,7 @@ from iwm.model.predictor import Predictor
 from iwm.model.vit import head_count, initialise
 from iwm.model.world_model import ImageWorldModel, for_tasks, seen_width
 from iwm.run_folder import RunFolder
+from iwm.runtime import errors, fields
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 
@@ -176,7 +177,7 @@ def _meta(classifier: Classifier, model: ImageWorldModel) -> dict[str, Any]:
         "queries": classifier.queries,
         "image_size": classifier.size,
     }
-    return {"settings": config.to_dict(model.settings), "actions": model.space.spec(), "classifier": what}
+    return {"settings": fields.to_dict(model.settings), "actions": model.space.spec(), "classifier": what}
 
 
 def task_names(folder: str | Path) -> tuple[str, ...]:
@@ -209,7 +210,7 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu", *, t
     meta = _read_meta(folder)
     number = _number_of(task, task_names(folder), folder)
     try:
-        what, settings = meta["classifier"], config.from_dict(config.Config, meta["settings"])
+        what, settings = meta["classifier"], fields.from_dict(config.Config, meta["settings"])
         space = ActionSpace.from_spec(meta["actions"])
         encoder = Encoder(settings.encoder, settings.data.image_size)
         classes = what["classes"] if number is None else what["tasks"][number]["classes"]
@@ -244,7 +245,7 @@ def _number_of(task: str, tasks: Sequence[str], folder: Path) -> int | None:
     if not task:
         raise UserError(f"{folder} holds several tasks; name one of them: {', '.join(tasks)}.")
     if task not in tasks:
-        raise UserError(f"{folder} holds no task '{task}'; {config.did_you_mean(task, tasks)}")
+        raise UserError(f"{folder} holds no task '{task}'; {errors.did_you_mean(task, tasks)}")
     return tasks.index(task)
 
 

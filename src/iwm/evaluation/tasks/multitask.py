@@ -19,7 +19,6 @@ from jaxtyping import Float, Int64
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from iwm import config
 from iwm.data.sources import LabelledSplits, labelled_splits
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
@@ -31,7 +30,7 @@ from iwm.evaluation.tasks.probes import facts_of_source
 from iwm.evaluation.tasks.tuning import grid_of, trainable_of
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import drawing
+from iwm.runtime import drawing, errors
 from iwm.runtime.console import console, show, table
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
@@ -120,7 +119,7 @@ def _check(o: Multitask, sources: Mapping[str, str], vals: Mapping[str, str]) ->
         raise UserError(f"{count} given; give 2 to {MOST}, each as --task NAME=S{mend}.")
     for name in vals:
         if name not in sources:
-            raise UserError(f"--val names the task '{name}', which is none; {config.did_you_mean(name, sources)}")
+            raise UserError(f"--val names the task '{name}', which is none; {errors.did_you_mean(name, sources)}")
     if o.schedule.batch_size < len(sources):
         raise UserError(
             f"A batch of {o.schedule.batch_size} cannot be split between {len(sources)} tasks; give a larger "

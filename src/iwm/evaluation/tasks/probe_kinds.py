@@ -30,8 +30,8 @@ from iwm.evaluation.tasks.classifier import AttentiveHead
 from iwm.evaluation.tasks.features import Pooling
 from iwm.evaluation.tasks.fitting import Learner, Samples, accuracy, choose, decay_groups, logits_of
 from iwm.evaluation.tasks.linear import choose_l2, fit_linear
-from iwm.registry import Registry
 from iwm.runtime.devices import Session
+from iwm.runtime.registry import Registry
 from iwm.verbs.probe import ProbeSettings
 
 

@@ -27,6 +27,7 @@ from iwm.model import weights
 from iwm.model.encoder import Encoder
 from iwm.model.vit import depths
 from iwm.model.world_model import ImageWorldModel, for_tasks
+from iwm.runtime import fields
 from iwm.runtime.errors import UserError
 
 HeadKind = Literal["linear", "upernet"]
@@ -149,7 +150,7 @@ def save_segmenter(segmenter: Segmenter, model: ImageWorldModel, folder: Path, *
     `load_segmenter` needs, the encoder included."""
     head = segmenter.head
     meta = {
-        "settings": config.to_dict(model.settings),
+        "settings": fields.to_dict(model.settings),
         "actions": model.space.spec(),
         "segmenter": {
             "head": "upernet" if isinstance(head, UperNet) else "linear",
@@ -172,7 +173,7 @@ def load_segmenter(folder: str | Path, device: str | torch.device = "cpu") -> Se
     folder = Path(folder).expanduser()
     try:
         meta = json.loads((folder / weights.CONFIG).read_text())
-        what, settings = meta["segmenter"], config.from_dict(config.Config, meta["settings"])
+        what, settings = meta["segmenter"], fields.from_dict(config.Config, meta["settings"])
         space = ActionSpace.from_spec(meta["actions"])
         encoder = Encoder(settings.encoder, settings.data.image_size)
         predictor = None

@@ -6,7 +6,7 @@ from iwm.model.objectives.latent import Latent
 from iwm.model.objectives.objective import Objective
 from iwm.model.objectives.pixels import Pixels
 from iwm.model.objectives.prediction import PatchPrediction
-from iwm.registry import Registry
+from iwm.runtime.registry import Registry
 
 __all__ = ["OBJECTIVES", "Objective", "PatchPrediction", "objective_of", "register_objective"]
 

@@ -2,8 +2,8 @@ from typing import ClassVar
 
 import pytest
 
-from iwm.registry import Registry
 from iwm.runtime.errors import UserError
+from iwm.runtime.registry import Registry
 
 
 class Base:

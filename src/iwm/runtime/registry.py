@@ -2,8 +2,7 @@
 
 from typing import Generic, TypeVar
 
-from iwm.config import did_you_mean
-from iwm.runtime.errors import UserError
+from iwm.runtime.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
