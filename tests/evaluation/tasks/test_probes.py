@@ -1,7 +1,6 @@
 """kNN against brute force, the linear probe against scikit-learn, and what a probe may and may not look at."""
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,12 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from sklearn.linear_model import LogisticRegression
 
-import iwm
 from evaluation.planted import corners, exported
-from iwm import cli, config
-from iwm.evaluation.tasks import probe_kinds, probes
-from iwm.evaluation.tasks.fitting import accuracy
-from iwm.evaluation.tasks.linear import fit_linear
-from iwm.evaluation.tasks.probe_kinds import PROBES
-from iwm.runtime.devices import CPU
+from iwm import config
+from iwm.evaluation.tasks import probes
 from iwm.runtime.errors import UserError
-from iwm.verbs.probe import Probe, ProbeSettings
+from iwm.verbs.probe import Probe
 from iwm.verbs.shared import Schedule
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
@@ -43,58 +36,6 @@ def clouds(count: int, width: int, classes: int, seed: int = 0) -> tuple[torch.T
     values = (centres[labels] + torch.randn(count, width, generator=generator)) @ mixing
     values[:, 3] = 7.0
     return values, labels
-
-
-def test_knn_against_brute_force():
-    train, labels = clouds(120, 16, 4)
-    test, _ = clouds(30, 16, 4, seed=1)
-    found = probe_kinds.knn_scores(train, labels, test, 4, k=7, temperature=0.1)
-    for image in range(30):
-        cosines = [float(test[image] @ z / (test[image].norm() * z.norm())) for z in train]
-        wanted = [0.0] * 4
-        for near in sorted(range(120), key=lambda i: -cosines[i])[:7]:
-            wanted[int(labels[near])] += math.exp((cosines[near] - 1) / 0.1)
-        torch.testing.assert_close(found[image].tolist(), wanted, rtol=1e-4, atol=1e-9)
-
-
-def test_knn_takes_no_more_neighbours_than_there_are():
-    train, labels = clouds(10, 16, 2)
-    outcome = probes.evaluate(train, labels, train, 2, ProbeSettings(kind="knn", k=50), CPU)
-    assert outcome.chosen["k"] == 10
-
-
-@pytest.mark.parametrize("l2", [1e-1, 1e-3, 1e-5])
-def test_logistic_regression_is_scikit_learns(l2):
-    train, labels = clouds(1500, 24, 5)
-    test, truth = clouds(1000, 24, 5, seed=1)
-    ours = fit_linear(train, labels, 5, l2)
-    scale = train.std(0, correction=0).clamp_min(1e-6)
-    theirs = LogisticRegression(C=1 / (l2 * 1500), max_iter=10000, tol=1e-8)
-    theirs.fit(((train - train.mean(0)) / scale).double().numpy(), labels.numpy())
-    there = torch.from_numpy(theirs.predict_proba(((test - train.mean(0)) / scale).double().numpy())).float()
-    here = ours.logits(test).softmax(1)
-    assert abs(accuracy(here, truth) - accuracy(there, truth)) <= 0.01
-    assert (here - there).abs().max() < 0.02
-    assert accuracy(here, truth) > 0.3
-
-
-def test_features_are_left_at_their_scale_when_asked():
-    train, labels = clouds(800, 24, 5)
-    ours = fit_linear(train, labels, 5, 1e-3, standardise=False)
-    theirs = LogisticRegression(C=1 / (1e-3 * 800), max_iter=10000, tol=1e-8)
-    theirs.fit(train.double().numpy(), labels.numpy())
-    there = torch.from_numpy(theirs.predict_proba(train.double().numpy())).float()
-    assert (ours.logits(train).softmax(1) - there).abs().max() < 0.02
-    assert (fit_linear(train, labels, 5, 1e-3).logits(train).softmax(1) - there).abs().max() > 0.05
-
-
-def test_the_linear_probe_lists_every_strength_and_takes_the_best():
-    train, labels = clouds(600, 24, 5)
-    settings = ProbeSettings(kind="linear")
-    outcome = probes.evaluate(train, labels, train, 5, settings, CPU)
-    assert [row["l2"] for row in outcome.tried] == list(settings.l2)
-    best = max(row["tenth_top1"] for row in outcome.tried)
-    assert {"l2": outcome.chosen["l2"], "tenth_top1": best} in outcome.tried
 
 
 @pytest.fixture
@@ -196,36 +137,6 @@ def test_there_are_three_kinds(run, source):
         probe(run, source[0], "liner")
     with pytest.raises(UserError, match="--kind is 'knnn'; did you mean 'knn'"):
         probe("absent", "nowhere", "knnn")  # before any work
-
-
-class Nearest(probe_kinds.FeatureProbe):
-    """One neighbour by squared distance."""
-
-    name = "mine"
-
-    @property
-    def words(self):
-        return ["squared"]
-
-    def evaluate(self, train, labels, test, classes, tried=()):
-        nearest = torch.cdist(test, train).argmin(dim=1)
-        return probe_kinds.Answer(torch.nn.functional.one_hot(labels[nearest], classes).float())
-
-
-def test_a_kind_of_ones_own_is_a_class_in_the_table(run, source, monkeypatch, capsys):
-    command = ["probe", run, "--data", source[0], "--val", source[1], "--kind", "mine", "--speed.device", "cpu"]
-    assert cli.main(command) == 2
-    assert "iwm.register_probe(CLASS)" in capsys.readouterr().err
-    monkeypatch.setitem(PROBES, "mine", Nearest)  # so that it is gone again after the test
-    assert iwm.register_probe(Nearest) is Nearest
-    assert cli.main(command) == 0
-    content = json.loads((Path(run) / "eval" / "probe-mine-squared-corners.json").read_text())
-    assert (content["kind"], content["pooling"], content["raw_pixels_probe"]) == ("mine", "mean", "mine")
-    assert content["top1"] > 0.5
-    assert len(content["raw_pixels_tried"]) == 2
-    monkeypatch.setattr(Nearest, "name", "knn")
-    with pytest.raises(UserError, match="'knn' is a built-in --kind"):
-        iwm.register_probe(Nearest)
 
 
 def test_images_are_never_both_learned_from_and_asked(source, tmp_path):

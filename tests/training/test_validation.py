@@ -1,0 +1,61 @@
+"""Nonsense is refused before any work, in a sentence that names the setting."""
+
+import pytest
+from conftest import tiny
+
+from iwm import config, recipe_book
+from iwm.config import Config
+from iwm.runtime import fields
+from iwm.runtime.errors import UserError
+from iwm.training.validation import validate
+
+
+@pytest.mark.parametrize("name", recipe_book.RECIPES)
+def test_every_recipe_makes_sense(name):
+    validate(recipe_book.get(name))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"optim": {"batch_size": 0}}, "optim.batch_size is 0; give 1 or more"),
+        ({"optim": {"batch_size": -4}}, "give 1 or more"),
+        ({"optim": {"epochs": 0}}, "optim.epochs is 0"),
+        ({"optim": {"accumulate": 0}}, "optim.accumulate is 0"),
+        ({"optim": {"lr": float("nan")}}, "optim.lr is nan"),
+        ({"optim": {"ema": 2}}, "optim.ema is 2.0; give a number from 0 to 1"),
+        ({"optim": {"betas": [2, 3]}}, "optim.betas"),
+        ({"optim": {"stretch": 0}}, "optim.stretch is 0"),
+        ({"encoder": {"heads": 0}}, "encoder.heads is 0"),
+        ({"encoder": {"patch_size": 0}}, "encoder.patch_size is 0"),
+        ({"predictor": {"width": 0}}, "predictor.width is 0"),
+        ({"run": {"log_every": 0}}, "run.log_every is 0"),
+        ({"run": {"save_every": 0}}, "run.save_every is 0"),
+        ({"data": {"flip": 7}}, "data.flip is 7.0"),
+        ({"data": {"crop_area": [1.0, 0.3]}}, "the smaller one first"),
+        ({"data": {"crop_area": [2, 3]}}, "an area is a fraction"),
+        ({"speed": {"threads": -1}}, "speed.threads is -1"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_done(values, said):
+    with pytest.raises(UserError) as caught:
+        validate(fields.from_dict(Config, values))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"views": config.Views(geometry="independent")}, "views.geometry independent"),
+        ({"objective": config.Objective(kind="pixels", target_layers=2)}, "objective.target_layers averages"),
+        ({"objective": config.Objective(kind="joint")}, "masks.sampler none"),
+        ({"masks": config.Masks(sampler="none")}, "drops no patch to predict"),
+        (
+            {"objective": config.Objective(kind="joint", variance=0.1), "masks": config.Masks(sampler="none")},
+            "no part of objective.kind joint",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        validate(tiny(**change))
