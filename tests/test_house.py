@@ -27,7 +27,6 @@ WITHOUT_A_TEST: dict[str, str] = {
     "actions/action_sets.py": "actions/test_transformation.py",
     "evaluation/tasks/classifier.py": "evaluation/tasks/test_finetune.py",
     "evaluation/tasks/overlays.py": "runtime/test_drawing.py",
-    "model/weights.py": "evaluation/tasks/test_predict.py",
     "recipe_book.py": "test_config.py",
     "reports/figures.py": "runtime/test_drawing.py",
     "runtime/errors.py": "cli/test_dispatch.py",

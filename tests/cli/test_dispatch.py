@@ -117,8 +117,8 @@ def test_bad_input_is_one_sentence(argv, said, capsys, tmp_path, monkeypatch):
         (["efficiency", "--depths", "9"], "--depths 9"),
         (["efficiency", "--blocks", "0"], "--blocks 0"),
         (["world", "--seed=-1"], "--seed -1"),
-        (["world", "--images=0"], "--images 1 or more"),
-        (["world", "--bank=1"], "--bank 2 or more"),
+        (["world", "--images=0"], "--images 0: give 1 or more"),
+        (["world", "--bank=1"], "--bank 1: give 2 or more"),
     ],
 )
 def test_numbers_that_make_no_sense(model, labelled, argv, said, capsys):

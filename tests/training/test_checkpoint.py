@@ -7,17 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from conftest import tiny
-from safetensors.torch import load_file, save_file
 
 from iwm import run_folder
-from iwm.model.vit import Attention
-from iwm.model.weights import export, write_weights
+from iwm.model.weights import export
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.training import checkpoint
 from iwm.training.optimisers import make_optimisers
@@ -263,123 +259,3 @@ def test_nothing_is_ever_unpickled(tmp_path, pickled):
 
 
 # ---- weights for use -----------------------------------------------------------------------------------------------
-
-
-def test_an_exported_model_is_loaded_for_use_from_any_of_its_paths(tmp_path):
-    model, _ = made(seed=3)
-    export(model.train(), tmp_path / "run" / "model", step=8)
-    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["step"] == 8
-    for path in ("run", "run/model", "run/model/model.safetensors", "run/model/config.json"):
-        loaded = run_folder.load_model(str(tmp_path / path))
-        assert not loaded.training
-        assert not any(parameter.requires_grad for parameter in loaded.parameters())
-        assert loaded.settings == model.settings
-        assert loaded.space.spec() == model.space.spec()
-        assert loaded.state_dict().keys() == model.state_dict().keys()
-        assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
-
-
-def test_the_action_space_is_the_exported_one_and_not_made_anew(tmp_path):
-    """Whatever a later version makes of the same settings."""
-    model, _ = made()
-    export(model, tmp_path)
-    path = tmp_path / "config.json"
-    content = json.loads(path.read_text())
-    content["settings"]["actions"]["level"] = "strong"
-    path.write_text(json.dumps(content))
-    assert run_folder.load_model(str(tmp_path)).space.spec() == model.space.spec()
-
-
-def test_tensors_of_any_memory_layout_are_written_as_they_read(tmp_path):
-    whole = torch.arange(24.0).view(4, 6)
-    write_weights(tmp_path, {"turned": whole.T, "part": whole[1:3, ::2]}, {"of": "a test"})
-    found = load_file(tmp_path / "model.safetensors")
-    assert torch.equal(found["turned"], whole.T)
-    assert torch.equal(found["part"], whole[1:3, ::2])
-    assert json.loads((tmp_path / "config.json").read_text()) == {"format": 1, "of": "a test"}
-
-
-def test_a_crash_while_exporting_leaves_the_old_weights(tmp_path, monkeypatch):
-    export(made(seed=0)[0], tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    torn_tensors(monkeypatch)
-    with pytest.raises(OSError, match="No space left"):
-        export(made(seed=1)[0], tmp_path, step=9)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_identity_is_that_of_the_weights(tmp_path):
-    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
-        export(made(seed=seed)[0], tmp_path / name, called=name)
-    one, same, other = (run_folder.identity(str(tmp_path / name)) for name in ("one", "same", "other"))
-    assert one == same != other
-    assert one == hashlib.sha256((tmp_path / "one" / "model.safetensors").read_bytes()).hexdigest()
-
-
-@pytest.mark.parametrize(
-    ("there", "sentence"),
-    [
-        ([], "There is no run at .*run; give the --out folder"),
-        (["run/config.yaml"], "is not a run: it has no model/model.safetensors and config.json"),
-        (["run/model/model.safetensors"], "is not a run"),
-        (["run/model/config.json"], "is not a run"),
-        (["run/checkpoints/step-00000003/state.json"], "has no finished weights yet"),
-    ],
-)
-def test_what_is_no_run_is_said(tmp_path, there, sentence):
-    for name in there:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError, match=sentence):
-        run_folder.find_weights(str(tmp_path / "run"))
-
-
-@pytest.mark.parametrize("damage", ["cut", "torn text", "no settings", "no weight", "another size"])
-def test_weights_that_cannot_be_read_are_named(tmp_path, damage):
-    export(made()[0], tmp_path / "model")
-    weights, text = tmp_path / "model" / "model.safetensors", tmp_path / "model" / "config.json"
-    if damage == "cut":
-        weights.write_bytes(weights.read_bytes()[:-100])
-    elif damage == "torn text":
-        text.write_text(text.read_text()[:-100])
-    elif damage == "no settings":
-        edit(text, settings=None)
-    else:
-        tensors = load_file(weights)
-        last = tensors.pop("predictor.embed.weight")
-        narrower = {"predictor.embed.weight": last[:, :-1].contiguous()}
-        save_file(tensors if damage == "no weight" else tensors | narrower, weights)
-    with pytest.raises(UserError, match=r"The weights in .*model cannot be read \(.*\); export them again"):
-        run_folder.load_model(str(tmp_path))
-
-
-def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    export(made()[0], tmp_path / "run" / "model")
-    assert run_folder.find_weights("~/run") == tmp_path / "run" / "model"
-
-
-def test_weights_of_the_hub_are_those_two_files_or_a_sentence(tmp_path, monkeypatch):
-    asked = []
-
-    def fetched(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, sorted(allow_patterns)))
-        if name == "user/absent":
-            raise OSError("no route to host\nand more")
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
-    assert run_folder.find_weights("hf-hub:user/name") == tmp_path
-    assert asked == [("user/name", ["config.json", "model.safetensors"])]
-    with pytest.raises(UserError, match=r"hf-hub:user/absent cannot be fetched \(no route to host\); give a run"):
-        run_folder.find_weights("hf-hub:user/absent")
-
-
-@pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("bf16", False)])
-def test_an_opened_world_takes_the_attention_of_its_precision(tmp_path, precision, fused):
-    export(made()[0], tmp_path)
-    model = run_folder.open_world(str(tmp_path), Session(torch.device("cpu"), precision))
-    kernels = [layer.fused_attn for layer in model.modules() if isinstance(layer, Attention)]
-    assert kernels
-    assert set(kernels) == {fused}
-    assert not model.training

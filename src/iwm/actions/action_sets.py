@@ -63,8 +63,8 @@ def import_set(text: str) -> str:
     return set_name(text)
 
 
-OF_PHOTOMETRIC = ("brightness", "contrast", "saturation", "hue", "grayscale", "blur", "solarize", "blur_sigma")
-"""Settings that mean something for the photometric set only."""
+OF_ANY_SET = ("set", "level", "jitter_probability", "jitter_order", "source_from")
+"""Settings that mean something for every set; the others are the photometric set's alone."""
 
 
 def members_of(cfg: config.Actions, image_size: int) -> tuple[Transformation, ...]:
@@ -81,7 +81,8 @@ def members_of(cfg: config.Actions, image_size: int) -> tuple[Transformation, ..
         known = errors.did_you_mean(cfg.set, (*BUILT_IN, *USERS))
         raise UserError(f"There is no action set '{cfg.set}', {known.rstrip('.')} (your own: PATH.py:NAME).")
     plain = config.Actions()
-    changed = [name for name in OF_PHOTOMETRIC if getattr(cfg, name) != getattr(plain, name)]
+    own = [field.name for field in dataclasses.fields(cfg) if field.name not in OF_ANY_SET]
+    changed = [name for name in own if getattr(cfg, name) != getattr(plain, name)]
     if changed or cfg.level == "strong":
         name = f"actions.{changed[0]}" if changed else "actions.level strong"
         raise UserError(f"Setting '{name}' belongs to the photometric set, but actions.set is {cfg.set}; leave it out.")

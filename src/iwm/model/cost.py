@@ -9,11 +9,12 @@ teacher and the MLPs that compare them.
 
 from dataclasses import dataclass
 
+from iwm.actions.photometric import PHOTOMETRIC
 from iwm.config import Config
 from iwm.model.flops import encoder_flops, encoder_parameters, patch_count
 from iwm.model.objectives import objective_of
 
-ACTIONS = 7
+ACTIONS = len(PHOTOMETRIC)
 """Components of the photometric action."""
 
 

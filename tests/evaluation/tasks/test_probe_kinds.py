@@ -8,25 +8,13 @@ import pytest
 import torch
 
 import iwm
-from evaluation.planted import corners, exported
+from evaluation.planted import clouds, corners, exported
 from iwm import cli
 from iwm.evaluation.tasks import probe_kinds, probes
 from iwm.evaluation.tasks.probe_kinds import PROBES
 from iwm.runtime.devices import CPU
 from iwm.runtime.errors import UserError
 from iwm.verbs.probe import ProbeSettings
-
-
-def clouds(count: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Overlapping classes in features of very different scales, correlated, one constant."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, classes, (count,), generator=generator)
-    fixed = torch.Generator().manual_seed(99)
-    centres = torch.randn(classes, width, generator=fixed) * 0.4
-    mixing = torch.randn(width, width, generator=fixed) * torch.logspace(0, -2, width)
-    values = (centres[labels] + torch.randn(count, width, generator=generator)) @ mixing
-    values[:, 3] = 7.0
-    return values, labels
 
 
 def test_knn_against_brute_force():

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
-import torch
 from safetensors.torch import save_file
 
 from evaluation.planted import corners, exported
@@ -24,18 +23,6 @@ QUICK: dict[str, Any] = {"lrs": (3e-3,), "schedule": Schedule(epochs=3, batch_si
 
 def probe(run: str, data: str, kind: str = "linear", **options: Any) -> dict[str, Any]:
     return probes.probe(Probe(run=run, data=data, kind=kind, **{"speed": SPEED, **options}))
-
-
-def clouds(count: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Overlapping classes in features of very different scales, correlated, one constant."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, classes, (count,), generator=generator)
-    fixed = torch.Generator().manual_seed(99)
-    centres = torch.randn(classes, width, generator=fixed) * 0.4
-    mixing = torch.randn(width, width, generator=fixed) * torch.logspace(0, -2, width)
-    values = (centres[labels] + torch.randn(count, width, generator=generator)) @ mixing
-    values[:, 3] = 7.0
-    return values, labels
 
 
 @pytest.fixture
@@ -117,19 +104,6 @@ def classed(path: Path, labels: list[int] | None) -> str:
         arrays["labels"] = np.array(labels)
     np.savez(path, **arrays)
     return str(path)
-
-
-@pytest.mark.parametrize(
-    ("train", "val", "sentence"),
-    [
-        (None, None, "has no labels"),
-        ([0, 0, 0, 0], [0, 0, 0, 0], "one class"),
-        ([0, 0, 1, 1], [0, 1, 2, 2], "class"),
-    ],
-)
-def test_sources_that_cannot_be_probed(tmp_path, train, val, sentence):
-    with pytest.raises(UserError, match=sentence):
-        probes.labelled_splits(classed(tmp_path / "train.npz", train), classed(tmp_path / "val.npz", val))
 
 
 def test_there_are_three_kinds(run, source):
