@@ -126,13 +126,13 @@ def mae(base: Config) -> Config:
 
     The crops' area of 0.2-1, the betas (0.9, 0.95) and Glorot's initialisation are the authors'.
     """
-    made = _generative(base, Objective(kind="pixels", target_norm="token"))
+    settings = _generative(base, Objective(kind="pixels", target_norm="token"))
     return replace(
-        made,
+        settings,
         data=replace(base.data, crop_area=(0.2, 1.0)),
         actions=_clean(base.actions),
         masks=Masks(sampler="random", ratio=0.75),
-        predictor=replace(made.predictor, conditioning="none"),
+        predictor=replace(settings.predictor, conditioning="none"),
     )
 
 
@@ -223,9 +223,9 @@ takes MoCo v3's AdamW, with which that paper trained it on vision transformers, 
 def of_family(family: str, size: str) -> Config:
     """The configuration of FAMILY-SIZE; one whose size has a run folder gets its own."""
     base = SIZES[size]()
-    made = replace(FAMILIES[family](base), run=replace(base.run, out=base.run.out and f"runs/{family}-{size}"))
+    settings = replace(FAMILIES[family](base), run=replace(base.run, out=base.run.out and f"runs/{family}-{size}"))
     own = IMAGENET[family] if size.startswith("imagenet-") else {}
-    return replace(made, **{group: replace(getattr(made, group), **values) for group, values in own.items()})
+    return replace(settings, **{group: replace(getattr(settings, group), **values) for group, values in own.items()})
 
 
 RECIPES: dict[str, Callable[[], Config]] = {

@@ -119,9 +119,9 @@ class ActionSpace:
         """`count` targets of one image for the mean reciprocal rank: every graded transformation of both views, in the
         fixed order."""
         space = dataclasses.replace(self, random_order=False)
-        drawn = space._draw(seed, "bank", image_index, np.arange(count), always=True)
+        parameters = space._draw(seed, "bank", image_index, np.arange(count), always=True)
         graded = torch.tensor([transformation.graded for transformation in self.transformations])
-        return self._keep(self._only_both(drawn), graded)
+        return self._keep(self._only_both(parameters), graded)
 
     def neutral(self, count: int) -> Parameters:
         """Parameters that leave `count` images as they are."""
@@ -230,8 +230,8 @@ class ActionSpace:
             named = spec.get("set", "photometric")
             for fields in spec["transformations"]:
                 known = known_transformation(fields, named)
-                told = {name: value for name, value in fields.items() if name != "origin"}
-                transformations.append(_adapted(dataclasses.replace(known, **told)))
+                values = {name: value for name, value in fields.items() if name != "origin"}
+                transformations.append(_adapted(dataclasses.replace(known, **values)))
             return cls(tuple(transformations), spec["random_order"], named)
         except (KeyError, TypeError) as error:
             raise UserError(
@@ -243,13 +243,13 @@ class ActionSpace:
 
     def _draw(self, seed: int, purpose: str, step: int, indices: np.ndarray, always: bool) -> Parameters:
         # Two numbers a transformation, whether and how much: one more transformation leaves the others' draws alone.
-        drawn = uniforms(seed, f"actions {purpose}", step, indices, 2 * self.dim)
-        values = np.empty((len(drawn), self.dim), dtype=np.float32)
-        applied = np.empty((len(drawn), self.dim), dtype=bool)
+        uniform = uniforms(seed, f"actions {purpose}", step, indices, 2 * self.dim)
+        values = np.empty((len(uniform), self.dim), dtype=np.float32)
+        applied = np.empty((len(uniform), self.dim), dtype=bool)
         leaders: dict[str, int] = {}
         for position, transformation in enumerate(self.transformations):
             leader = leaders.setdefault(transformation.group or transformation.name, position)
-            whether, value = drawn[:, 2 * leader], drawn[:, 2 * position + 1]
+            whether, value = uniform[:, 2 * leader], uniform[:, 2 * position + 1]
             certain = always and transformation.graded and transformation.both
             applied[:, position] = whether < (1.0 if certain else transformation.probability)
             values[:, position] = np.where(applied[:, position], transformation.draw(value), transformation.neutral)

@@ -90,13 +90,13 @@ def read_transformations(text: str) -> tuple[Transformation, ...]:
         raise UserError(f"'{text}' names no transformations; give PATH.py:NAME, as in mine.py:SET.")
     if not file.is_file():
         raise UserError(f"There is no file {path}; give the PATH.py:NAME of your transformations.")
-    found = importlib.util.spec_from_file_location(f"iwm_own_{file.stem}", file)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # where dataclasses and pickle look a module up
+    spec = importlib.util.spec_from_file_location(f"iwm_own_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and pickle look a module up
     try:
-        found.loader.exec_module(module)
+        spec.loader.exec_module(module)
     except Exception as error:  # it is anybody's code
         raise UserError(f"{path} cannot be run ({type(error).__name__}: {error}); mend it.") from error
     held = getattr(module, name, None)
@@ -137,15 +137,15 @@ def try_out(transformation: Transformation) -> None:
             f"The neutral value of '{name}' is {neutral:g}, outside its range {low:g} to {high:g}: actions would leave "
             "[-1, 1]; widen the range."
         )
-    drawn = transformation.draw(np.array([0.0, 0.5, 1 - 1e-9]))
-    if not (np.shape(drawn) == (3,) and np.all(drawn >= low - 1e-6) and np.all(drawn <= high + 1e-6)):
+    samples = transformation.draw(np.array([0.0, 0.5, 1 - 1e-9]))
+    if not (np.shape(samples) == (3,) and np.all(samples >= low - 1e-6) and np.all(samples <= high + 1e-6)):
         raise UserError(f"What '{name}' samples is not within its range {low:g} to {high:g}; mend its sample.")
     images = torch.rand(3, 3, 16, 24, generator=torch.Generator().manual_seed(0))
     try:
-        made = transformation.apply(images.clone(), torch.tensor([low, neutral, high]))
+        outputs = transformation.apply(images.clone(), torch.tensor([low, neutral, high]))
     except Exception as error:  # it is anybody's code
         raise UserError(f"Applying '{name}' fails ({type(error).__name__}: {error}); mend it.") from error
-    if not isinstance(made, Tensor) or made.shape != images.shape or made.dtype != images.dtype:
+    if not isinstance(outputs, Tensor) or outputs.shape != images.shape or outputs.dtype != images.dtype:
         raise UserError(f"Applying '{name}' to images [b, 3, h, w] must give as many of the same size and type.")
-    if not bool(((made >= -1e-4) & (made <= 1 + 1e-4)).all()):
+    if not bool(((outputs >= -1e-4) & (outputs <= 1 + 1e-4)).all()):
         raise UserError(f"Applying '{name}' leaves [0, 1]; clamp what it returns.")

@@ -79,10 +79,10 @@ def make_independent_views(
     Both carry every transformation of the space, with its probability, blur and solarize with those of `cfg`.
     """
     source, target = _every(space, cfg, 0), _every(space, cfg, 1)
-    drawn = source.sample(seed, step, indices, "source"), target.sample(seed, step, indices, "target")
+    parameters = source.sample(seed, step, indices, "source"), target.sample(seed, step, indices, "target")
     first, second = (upload(images, device).float().div_(255) for images in (crops, others))
     action = space.null(len(indices), device)
-    return Views(source.apply(first, drawn[0]), target.apply(second, drawn[1]), action, indices, *drawn)
+    return Views(source.apply(first, parameters[0]), target.apply(second, parameters[1]), action, indices, *parameters)
 
 
 def _every(space: ActionSpace, cfg: config.Views, view: int) -> ActionSpace:

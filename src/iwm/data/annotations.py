@@ -113,8 +113,8 @@ def open_annotated(source: str, size: int) -> tuple[Annotated, Annotated | None,
 
 def _scenes(scenes: ImageSet, size: int) -> Annotated:
     def mask(index: int) -> Mask:
-        drawn = samples.scene(scenes.split, index, size)
-        return drawn.mask.astype(np.int64) * (drawn.label + 1)
+        scene = samples.scene(scenes.split, index, size)
+        return scene.mask.astype(np.int64) * (scene.label + 1)
 
     assert scenes.classes is not None
     return Annotated(scenes, mask, lambda index: f"of {scenes.path(index)}", ("background", *scenes.classes))
@@ -143,13 +143,13 @@ def _open_arrays(path: Path, name: str) -> tuple[Annotated, Annotated | None, st
 
 def _class_names(root: Path, below: Sequence[str]) -> tuple[str, ...] | None:
     """The lines of the uppermost `classes.txt`, or None."""
-    found = sorted((name for name in below if PurePosixPath(name).name == "classes.txt"), key=lambda n: n.count("/"))
-    if not found:
+    lists = sorted((name for name in below if PurePosixPath(name).name == "classes.txt"), key=lambda n: n.count("/"))
+    if not lists:
         return None
-    text = Files(root, found[:1], "", "").read(0).decode("utf-8", errors="replace")
+    text = Files(root, lists[:1], "", "").read(0).decode("utf-8", errors="replace")
     names = tuple(line.strip() for line in text.strip().splitlines())
     if "" in names or len(set(names)) < len(names):
-        raise UserError(f"{root / found[0]} must name every class once, one a line; correct it.")
+        raise UserError(f"{root / lists[0]} must name every class once, one a line; correct it.")
     return names
 
 
@@ -175,8 +175,10 @@ def _paired(
     if alone:
         console.print(f"{len(alone)} masks of {name} ({split}) have no image and are left out, e.g. {alone[0]}.")
     shown = Files(root, list(pictures.values()), name, split)
-    drawn = Files(root, [masks[stem] for stem in pictures], name, split)
-    return Annotated(shown, lambda index: decode_mask(drawn.read(index), drawn.path(index)), drawn.path, names)
+    annotations = Files(root, [masks[stem] for stem in pictures], name, split)
+    return Annotated(
+        shown, lambda index: decode_mask(annotations.read(index), annotations.path(index)), annotations.path, names
+    )
 
 
 def decode_mask(data: bytes, name: str = "mask") -> Mask:
@@ -223,9 +225,9 @@ class Examples:
                 continue
             rows.append(row)
             shorter.append(min(pair[1].shape))
-            seen = np.bincount(pair[1][pair[1] != IGNORED].numpy(), minlength=len(self.pixels))
-            seen[: len(self.pixels)] += self.pixels
-            self.pixels = seen
+            pixel_counts = np.bincount(pair[1][pair[1] != IGNORED].numpy(), minlength=len(self.pixels))
+            pixel_counts[: len(self.pixels)] += self.pixels
+            self.pixels = pixel_counts
             if keep:
                 decoded.append(pair)
         if not rows:
@@ -319,33 +321,33 @@ def _classes_of(names: tuple[str, ...] | None, train: Examples, val: Examples, i
         values = range(count + 1 if 0 <= ignore_index <= count else count)
         names = tuple(map(str, values))
     classes = tuple(name for value, name in enumerate(names) if value != ignore_index)
-    seen, asked = (np.pad(part.pixels, (0, len(classes) - len(part.pixels))) for part in (train, val))
-    if (seen > 0).sum() < 2:
-        only = "".join(f" ('{classes[number]}')" for number in np.flatnonzero(seen))
+    pixels, val_pixels = (np.pad(part.pixels, (0, len(classes) - len(part.pixels))) for part in (train, val))
+    if (pixels > 0).sum() < 2:
+        only = "".join(f" ('{classes[number]}')" for number in np.flatnonzero(pixels))
         raise UserError(
             f"The training masks of '{train.name}' hold one class only{only}, beside the ignored value {ignore_index}; "
             "two are needed. A foreground that is stored as that value needs --ignore-index -1 or another value."
         )
-    strange = np.flatnonzero((seen == 0) & (asked > 0))
+    strange = np.flatnonzero((pixels == 0) & (val_pixels > 0))
     if len(strange):
         raise UserError(
             f"Training and validation masks of '{train.name}' have different classes: "
             f"{', '.join(repr(classes[number]) for number in strange[:5])} only in validation; add training images of "
             "it, or take it out of validation."
         )
-    absent = np.flatnonzero(seen == 0)
+    absent = np.flatnonzero(pixels == 0)
     if len(absent):
         raise UserError(
             f"Class '{classes[absent[0]]}' of '{train.name}' has no training image; add some, or number the classes "
             "without it."
         )
-    if not asked.any():
+    if not val_pixels.any():
         raise UserError(
             f"Every pixel of the validation masks of '{val.name}' holds the ignored value {ignore_index}; give masks "
             "with classes, or another --ignore-index."
         )
-    unasked = np.flatnonzero(asked == 0)
+    unasked = np.flatnonzero(val_pixels == 0)
     if len(unasked):
-        told = ", ".join(classes[number] for number in unasked[:5]) + ", ..." * (len(unasked) > 5)
-        console.print(f"{len(unasked)} of {len(classes)} classes occur in no validation mask: {told}.")
+        listed = ", ".join(classes[number] for number in unasked[:5]) + ", ..." * (len(unasked) > 5)
+        console.print(f"{len(unasked)} of {len(classes)} classes occur in no validation mask: {listed}.")
     return classes

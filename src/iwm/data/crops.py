@@ -52,12 +52,12 @@ def crop_boxes(
     box_widths, box_heights = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))
     fits = (box_widths > 0) & (box_widths <= widths[:, None]) & (box_heights > 0) & (box_heights <= heights[:, None])
     first, rows = fits.argmax(1), np.arange(len(indices))
-    found = fits[rows, first]
-    box_width = np.where(found, box_widths[rows, first], np.minimum(widths, np.rint(heights * 4 / 3)))
-    box_height = np.where(found, box_heights[rows, first], np.minimum(heights, np.rint(widths * 4 / 3)))
+    fitting = fits[rows, first]
+    box_width = np.where(fitting, box_widths[rows, first], np.minimum(widths, np.rint(heights * 4 / 3)))
+    box_height = np.where(fitting, box_heights[rows, first], np.minimum(heights, np.rint(widths * 4 / 3)))
     top, left = heights - box_height, widths - box_width
-    top = np.floor(np.where(found, u[:, -3] * (top + 1), top / 2))
-    left = np.floor(np.where(found, u[:, -2] * (left + 1), left / 2))
+    top = np.floor(np.where(fitting, u[:, -3] * (top + 1), top / 2))
+    left = np.floor(np.where(fitting, u[:, -2] * (left + 1), left / 2))
     return np.stack([top, left, box_height, box_width], 1).astype(np.int64), u[:, -1] < flip
 
 

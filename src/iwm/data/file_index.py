@@ -51,12 +51,12 @@ def _archive_names(path: Path) -> list[str]:
 def _folder_names(root: Path) -> list[str]:
     """Paths of all files below a folder, links followed."""
     names = []
-    seen: set[str] = set()  # links are followed, but a loop only once
+    visits: set[str] = set()  # links are followed, but a loop only once
     for folder, below, files in os.walk(root, followlinks=True):
         below[:] = [
             name
             for name in below
-            if (real := os.path.realpath(os.path.join(folder, name))) not in seen and not seen.add(real)
+            if (real := os.path.realpath(os.path.join(folder, name))) not in visits and not visits.add(real)
         ]
         inside = Path(folder).relative_to(root).as_posix()
         names += [name if inside == "." else f"{inside}/{name}" for name in files]

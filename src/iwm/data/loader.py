@@ -128,7 +128,7 @@ class Loader:
         yield from self._batches(iter(parts))
 
     def _batches(self, parts: Iterator["_Part"]) -> Iterator[Batch]:
-        asked = time.perf_counter()
+        since = time.perf_counter()
         gathered: list[_Part] = []
         for part in parts:
             self._note(part.broken)
@@ -142,8 +142,8 @@ class Loader:
             others = None if part.others is None else torch.cat([cast(Tensor, one.others) for one in gathered])
             labels = None if self.images.labels is None else torch.from_numpy(self.images.labels[indices])
             gathered = []
-            yield Batch(part.step, indices, crops, labels, time.perf_counter() - asked, others)
-            asked = time.perf_counter()
+            yield Batch(part.step, indices, crops, labels, time.perf_counter() - since, others)
+            since = time.perf_counter()
 
     def _note(self, broken: Sequence[BrokenImage]) -> None:
         for one in broken:
@@ -191,8 +191,8 @@ class _Maker(Dataset[_Part]):
         start = batch * self.batch_size + chunk * CHUNK
         end = min(start + CHUNK, (batch + 1) * self.batch_size)
         broken: list[BrokenImage] = []
-        found = [self._next_whole(int(i), broken) for i in _order(self.seed, epoch, len(self.images))[start:end]]
-        rows = [one for one in found if one is not None]
+        loaded = [self._next_whole(int(i), broken) for i in _order(self.seed, epoch, len(self.images))[start:end]]
+        rows = [one for one in loaded if one is not None]
         indices = np.array([index for index, _ in rows], dtype=np.int64)
         if not rows:
             return _Part(step, indices, torch.empty(0, 3, 0, 0, dtype=torch.uint8), broken)
@@ -297,14 +297,14 @@ def load_chunks(
 
     Raises UserError at the end when no image at all could be decoded.
     """
-    found = False
+    any_image = False
     for start in range(0, len(images), at_once):
         rows = np.arange(start, min(len(images), start + at_once))
         whole, kept = _named_broken(_decode_squared(Subset(images, rows), len(rows), size))
         if whole:
-            found = True
+            any_image = True
             yield torch.stack(whole), rows[kept]
-    if not found:
+    if not any_image:
         raise UserError(_none_left(images))
 
 

@@ -84,6 +84,6 @@ def descend(energy: Energy, space: ActionSpace, count: int, search: Search) -> F
             solver.step()
             with torch.no_grad():
                 actions.copy_(torch.where(slides, actions.clamp(low, high), actions))
-    found = actions.detach()
-    lowest = energy(rows, found).detach().view(count, -1).nan_to_num(nan=torch.inf).argmin(dim=1)
-    return found.view(count, len(starts), -1)[torch.arange(count), lowest]
+    ends = actions.detach()
+    lowest = energy(rows, ends).detach().view(count, -1).nan_to_num(nan=torch.inf).argmin(dim=1)
+    return ends.view(count, len(starts), -1)[torch.arange(count), lowest]

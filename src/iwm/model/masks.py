@@ -47,8 +47,8 @@ def dropped_count(cfg: config.Masks, grid: tuple[int, int]) -> int:
     if cfg.sampler == "random":
         return int(np.clip(round(cfg.ratio * patches), 1, patches - 1))
     # Fixed draws, so that K is a property of the grid; 8192 pin the mean to a sixth of a patch at 14 x 14.
-    drawn = uniforms(0, "mask size", 0, np.arange(8192), _PER_BLOCK * cfg.blocks)
-    mean = _union(cfg, grid, drawn).mean(dtype=np.float64) * patches
+    uniform = uniforms(0, "mask size", 0, np.arange(8192), _PER_BLOCK * cfg.blocks)
+    mean = _union(cfg, grid, uniform).mean(dtype=np.float64) * patches
     return int(np.clip(round(mean), 1, patches - 1))
 
 
@@ -91,8 +91,8 @@ def sample_masks(
     count = query_count(cfg, predicted.shape[1])
     if count < predicted.shape[1]:
         keys = uniforms(seed, "queries", step, indices, predicted.shape[1])
-        drawn = np.argpartition(keys, count - 1, axis=1)[:, :count]
-        predicted = np.take_along_axis(predicted, np.sort(drawn, axis=1), axis=1)
+        subset = np.argpartition(keys, count - 1, axis=1)[:, :count]
+        predicted = np.take_along_axis(predicted, np.sort(subset, axis=1), axis=1)
     if is_whole(cfg, step):
         context = np.broadcast_to(np.arange(grid[0] * grid[1]), dropped.shape).copy()
     return Masks(*(upload(torch.from_numpy(p), device) for p in (context, predicted)))
@@ -138,9 +138,9 @@ def _covered(
     return union
 
 
-def _union(cfg: config.Masks, grid: tuple[int, int], drawn: Float[np.ndarray, "b r"]) -> Bool[np.ndarray, "b h w"]:
+def _union(cfg: config.Masks, grid: tuple[int, int], uniform: Float[np.ndarray, "b r"]) -> Bool[np.ndarray, "b h w"]:
     """Rectangles of the sampler "exact": each its own size, every place it fits in equally likely."""
-    area, aspect, top, left = drawn.reshape(len(drawn), _PER_BLOCK, cfg.blocks).transpose(1, 0, 2)
+    area, aspect, top, left = uniform.reshape(len(uniform), _PER_BLOCK, cfg.blocks).transpose(1, 0, 2)
     height, width = _sides(cfg, grid, area, aspect)
     top = (top * (grid[0] - height + 1)).astype(np.int64)
     left = (left * (grid[1] - width + 1)).astype(np.int64)
@@ -153,14 +153,14 @@ def _exact(
     """Exactly K dropped patches an image: the union, trimmed where it is thinnest or grown where it is nearest."""
     patches, count = grid[0] * grid[1], dropped_count(cfg, grid)
     numbers = _PER_BLOCK * cfg.blocks
-    drawn = uniforms(seed, "masks", step, indices, numbers + patches)
-    union = _union(cfg, grid, drawn[:, :numbers])
+    uniform = uniforms(seed, "masks", step, indices, numbers + patches)
+    union = _union(cfg, grid, uniform[:, :numbers])
     # Covered patches among the 3 x 3 around each; the border is repeated, or the image's rim would be trimmed first.
     padded = np.pad(union.astype(np.int8), ((0, 0), (1, 1), (1, 1)), mode="edge")
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     around = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
     # Covered ones first, then by neighbourhood; the random part below 1 only breaks ties.
-    score = (10 * union + around).reshape(len(union), patches) + drawn[:, numbers:]
+    score = (10 * union + around).reshape(len(union), patches) + uniform[:, numbers:]
     chosen = np.argpartition(score, patches - count, axis=1)[:, patches - count :]
     dropped = np.zeros((len(union), patches), dtype=bool)
     np.put_along_axis(dropped, chosen, True, axis=1)
@@ -171,8 +171,8 @@ def _random(
     cfg: config.Masks, grid: tuple[int, int], seed: int, step: int, indices: np.ndarray
 ) -> Bool[np.ndarray, "b n"]:
     """K patches of the image, every set of them as likely."""
-    drawn = uniforms(seed, "masks", step, indices, grid[0] * grid[1])
-    return drawn.argsort(axis=1).argsort(axis=1) < dropped_count(cfg, grid)
+    uniform = uniforms(seed, "masks", step, indices, grid[0] * grid[1])
+    return uniform.argsort(axis=1).argsort(axis=1) < dropped_count(cfg, grid)
 
 
 def _published(
@@ -183,10 +183,10 @@ def _published(
     height, width = _sides(cfg, grid, area, aspect)
     # Sizes stop one short of the grid, and so do the positions: the upper bound drawn was exclusive.
     height, width = min(height.item(), max(1, grid[0] - 1)), min(width.item(), max(1, grid[1] - 1))
-    drawn = uniforms(seed, "masks", step, indices, 2 * cfg.blocks)
-    top = (drawn[:, : cfg.blocks] * max(1, grid[0] - height)).astype(np.int64)
-    left = (drawn[:, cfg.blocks :] * max(1, grid[1] - width)).astype(np.int64)
-    return _covered(top, left, np.full_like(top, height), np.full_like(top, width), grid).reshape(len(drawn), -1)
+    uniform = uniforms(seed, "masks", step, indices, 2 * cfg.blocks)
+    top = (uniform[:, : cfg.blocks] * max(1, grid[0] - height)).astype(np.int64)
+    left = (uniform[:, cfg.blocks :] * max(1, grid[1] - width)).astype(np.int64)
+    return _covered(top, left, np.full_like(top, height), np.full_like(top, width), grid).reshape(len(uniform), -1)
 
 
 def _positions(chosen: Bool[np.ndarray, "b n"]) -> Int64[np.ndarray, "b c"]:

@@ -51,14 +51,14 @@ def block_outputs(
 
     The last block's goes through `norm`, which was fitted to it, an earlier one's through a LayerNorm without affine.
     """
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     stack = list(blocks)
     for number, block in enumerate(stack[: max(numbers)], start=1):
         x = block(x)
         if number in numbers:
             normed = norm(x) if number == len(stack) else F.layer_norm(x, x.shape[-1:])
-            found += [normed] * list(numbers).count(number)
-    return found
+            outputs += [normed] * list(numbers).count(number)
+    return outputs
 
 
 def depths(count: int) -> tuple[int, int, int, int]:
@@ -122,10 +122,10 @@ def attend(attention: Attention, x: Float[Tensor, "b n d"], count: int | None) -
     query = F.linear(x[:, :count], weights[0], biases[0]).view(shape).transpose(1, 2)
     key, value = (part.view(shape).transpose(1, 2) for part in F.linear(x, weights[1], biases[1]).chunk(2, dim=-1))
     if attention.fused_attn:
-        seen = F.scaled_dot_product_attention(query, key, value)
+        attended = F.scaled_dot_product_attention(query, key, value)
     else:
-        seen = (query * attention.scale @ key.transpose(-2, -1)).softmax(dim=-1) @ value
-    return attention.proj(seen.transpose(1, 2).reshape(batch, count, width))
+        attended = (query * attention.scale @ key.transpose(-2, -1)).softmax(dim=-1) @ value
+    return attention.proj(attended.transpose(1, 2).reshape(batch, count, width))
 
 
 class PlainBlock(Block):

@@ -109,12 +109,12 @@ def threads(speed: Speed) -> Iterator[int]:
     fp32 means fp32 in it: cuDNN's convolutions would multiply with TF32's 10 bits by default.
     """
     before, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list names the nesting levels
-    asked = speed.threads or (int(given) if given.isdigit() and int(given) else cores())
-    torch.set_num_threads(asked)
+    environment = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list names the nesting levels
+    count = speed.threads or (int(environment) if environment.isdigit() and int(environment) else cores())
+    torch.set_num_threads(count)
     torch.backends.cudnn.allow_tf32 = False
     try:
-        yield asked
+        yield count
     finally:
         torch.set_num_threads(before)
         torch.backends.cudnn.allow_tf32 = tf32

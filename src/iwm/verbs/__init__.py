@@ -69,11 +69,11 @@ class Verb:
                 f"{caller} takes {len(names)} values, not {len(values)}; give the other options by name, see "
                 f"iwm {self.name} --help."
             )
-        given = dict(zip(names, values, strict=False))
+        by_position = dict(zip(names, values, strict=False))
         for name in keywords:
-            if name in given:
+            if name in by_position:
                 raise UserError(f"{caller} was given '{name}' twice; give it once.")
-        return fields.with_changes(self.options, {**given, **keywords}, caller)
+        return fields.with_changes(self.options, {**by_position, **keywords}, caller)
 
 
 _REGISTERED: dict[str, Verb] = {}

@@ -63,17 +63,17 @@ class Protocol:
 
     def evaluations(self, controls: bool) -> dict[str, dict[str, Any]]:
         """Name and settings of every evaluation; `controls` adds random encoder and raw pixels to the linear probe."""
-        asked: dict[str, dict[str, Any]] = {}
+        plan: dict[str, dict[str, Any]] = {}
         if self.world_images:
-            asked["world"] = {"images": self.world_images, "bank": self.bank}
+            plan["world"] = {"images": self.world_images, "bank": self.bank}
         if self.linear:
-            asked["linear"] = {"baselines": controls}
+            plan["linear"] = {"baselines": controls}
         if self.attentive_epochs:
-            asked["attentive"] = {"epochs": self.attentive_epochs}
+            plan["attentive"] = {"epochs": self.attentive_epochs}
         if self.finetune_epochs:
             budget = ("epochs", "views", "lrs", "ratios")
-            asked["predictor_finetuning"] = {name: getattr(self, f"finetune_{name}") for name in budget}
-        return asked
+            plan["predictor_finetuning"] = {name: getattr(self, f"finetune_{name}") for name in budget}
+        return plan
 
 
 @dataclass(frozen=True, kw_only=True)

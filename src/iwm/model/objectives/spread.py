@@ -24,9 +24,9 @@ def variance_covariance(
         tokens, where = tokens.float(), positions.unsqueeze(2)
         # No position is twice in an image: spread out and summed over the images, which on a GPU is the same every time
         # and waits for nobody, as adding by index (atomically) and counting (asks for the largest) are not.
-        placed = tokens.new_zeros(len(tokens), count, tokens.shape[2]).scatter(1, where.expand_as(tokens), tokens)
-        seen = tokens.new_zeros(len(tokens), count, 1).scatter(1, where, 1.0).sum(0).clamp_min(1)
-        centred = (tokens - (placed.sum(0) / seen)[positions]).flatten(0, 1)
+        spread_out = tokens.new_zeros(len(tokens), count, tokens.shape[2]).scatter(1, where.expand_as(tokens), tokens)
+        counts = tokens.new_zeros(len(tokens), count, 1).scatter(1, where, 1.0).sum(0).clamp_min(1)
+        centred = (tokens - (spread_out.sum(0) / counts)[positions]).flatten(0, 1)
         covariance = centred.T @ centred / max(1, len(centred) - 1)
         spread = (covariance.diagonal() + 1e-4).sqrt()
         others = covariance.square().sum() - covariance.diagonal().square().sum()
