@@ -112,7 +112,7 @@ def test_the_verb_of_your_own_runs_as_written(tmp_path, monkeypatch):
     model = ImageWorldModel(tiny())
     weights.export(model, tmp_path / "model")
     exec(blocks(ROOT / "CONTRIBUTING.md", "python")[0], {})
-    assert cli.main(["count", "--run", str(tmp_path)]) == 0
+    assert cli.main(["count", str(tmp_path)]) == 0
     assert verbs.call("count", tmp_path) == {"parameters": sum(p.numel() for p in model.parameters())}
 
 

@@ -10,7 +10,7 @@ TESTS = Path(__file__).parent
 SOURCE = TESTS.parent / "src" / "iwm"
 
 ORDER = (
-    *("runtime", "config", "registry", "recipe_book", "verbs", "data", "actions", "model", "validation"),
+    *("runtime", "config", "recipe_book", "verbs", "data", "actions", "model"),
     *("run_folder", "training", "evaluation", "reports", "sweeps", "cli"),
 )
 """The rooms from the ground up: each may import from those before it. `iwm/__init__.py`, the public face, is none."""

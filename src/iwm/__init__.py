@@ -5,7 +5,7 @@ world = iwm.load("RUN")
 tokens = world.encode(images)
 future = world.predict(tokens, world.action(brightness=0.3))
 
-Every verb of the command line is a function too, its options are keywords:
+Every verb of the command line is a function too, its options are keywords (`iwm.pretrain` takes an `iwm.Config`):
 
 iwm.probe("RUN", data="photos", kind="knn")
 """

@@ -24,8 +24,8 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Further(Options):
-    batch_size: int = 0
-    """Another annotation leaves the bound out."""
+    batch_size: int = 16
+    """Another default; the bound is inherited."""
     layers: Annotated[int, AtLeast(0)] = 0
 
 
@@ -65,5 +65,7 @@ def test_bounds_are_inherited():
     check(Further())
     with pytest.raises(UserError, match="--layers -1"):
         check(Further(layers=-1), "--")
+    with pytest.raises(UserError, match="--batch-size 0"):
+        check(Further(batch_size=0), "--")
     with pytest.raises(UserError, match="--flip 2"):
         check(Further(flip=2), "--")

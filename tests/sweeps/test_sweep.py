@@ -255,9 +255,16 @@ def test_a_cell_that_fails_leaves_the_others(tmp_path, source, monkeypatch, caps
 
 def test_the_list_does_the_foldersone_by_one_and_collects(tmp_path, source, capsys):
     out = tmp_path / "out"
-    argv = [*command(source, out, images=32, **SHORT), "--eval-images", "40", "8"]
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import iwm\n"
+        "SET = iwm.Transformation(name='plain', apply=lambda images, value: images, graded=True, both=True, low=0.5,\n"
+        "                         high=2.0, neutral=1.0, probability=1.0)\n"
+    )
+    argv = [*command(source, out, images=32, **SHORT), "--eval-images", "40", "8", "--actions", f"{own}:SET"]
     assert cli.main([*argv, "--list"]) == 0
     listed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(f"{own}:SET" in words for words in listed)
     assert [words[-1] for words in listed] == ["adaln-destructive-2x32", "none-destructive-2x32"]
     assert not out.exists()
     assert cli.main(listed[1][1:]) == 0

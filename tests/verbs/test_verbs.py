@@ -11,7 +11,7 @@ import pytest
 from tyro.conf import Positional
 
 import iwm
-from iwm import cli, config, verbs
+from iwm import cli, config, recipe_book, verbs
 from iwm.cli import sentences
 from iwm.runtime.errors import UserError
 from iwm.verbs import Verb
@@ -94,6 +94,15 @@ def test_groups_without_a_name_on_the_command_line_have_none_in_python() -> None
     assert options.schedule.batch_size == Finetune(run="run", data="data").schedule.batch_size
     assert verbs.find("segment").fill("run", "data", epochs=3).schedule.batch_size == 16
     assert verbs.find("sweep").fill(**{"optim.lr": 0.1, "run.seed": 3}).settings.optim.lr == 0.1
+    with pytest.raises(UserError, match="--views -3"):
+        verbs.find("segment").fill("run", "data", views=-3)
+
+
+def test_a_sweep_from_python_starts_at_its_recipe() -> None:
+    settings = verbs.find("sweep").fill(recipe="demo", out="out").settings
+    assert (settings.recipe, settings.encoder) == ("demo", recipe_book.get("demo").encoder)
+    with pytest.raises(UserError, match="dem"):
+        verbs.find("sweep").fill(recipe="dem")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +110,8 @@ def test_groups_without_a_name_on_the_command_line_have_none_in_python() -> None
     [
         ({"kin": "knn"}, r"iwm\.probe has no option 'kin'; did you mean 'kind'\?"),
         ({"epoch": 3}, r"iwm\.probe has no option 'epoch'; did you mean 'epochs'\?"),
-        ({"speed.thread": 1}, r"iwm\.probe has no option 'thread'; did you mean 'threads'\?"),
+        ({"speed.thread": 1}, r"iwm\.probe has no option 'speed\.thread'; did you mean 'speed\.threads'\?"),
+        ({"mixup": 0.5}, r"mixup"),
         ({"run": "again"}, r"iwm\.probe was given '?run'? twice"),
         ({"k": "many"}, r"'k' must be int, got 'many'"),
         ({"pooling": "sum"}, r"'pooling' is 'sum'"),
@@ -197,6 +207,27 @@ def test_a_verb_of_your_own_runs_from_the_command_line_and_from_python(capsys) -
     assert "  count      Count words." in capsys.readouterr().out
     assert cli.main(["count", "--twce"]) == 2
     assert "did you mean --twice?" in capsys.readouterr().err
+
+
+def test_a_file_of_your_own_brings_a_verb(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(verbs, "_REGISTERED", {})
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from dataclasses import dataclass\n"
+        "import iwm\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Greet:\n"
+        "    words: tuple[str, ...] = ()\n"
+        "def greet(o):\n"
+        "    print(*o.words)\n"
+        "iwm.register_verb(iwm.Verb('greet', 'Greet.', Greet, greet))\n"
+        "def gamma(images, value):\n"
+        "    return images ** value[:, None, None, None]\n"
+        "SET = iwm.Transformation(name='gamma', apply=gamma, graded=True, both=True, low=0.5, high=2.0, neutral=1.0,\n"
+        "                         probability=1.0)\n"
+    )
+    assert cli.main(["greet", f"--actions={own}:SET", "--words", "hello", "there"]) == 0
+    assert capsys.readouterr().out == "hello there\n"
 
 
 def test_a_verb_of_your_own_takes_no_built_in_name(count: Verb) -> None:

@@ -55,22 +55,25 @@ def _dispatch(words: list[str]) -> int:
 
         print(f"iwm {version('iwm')}")
         return 0
+    _, own_code = _without_own_code(words[1:])
+    for text in own_code:  # first, for it may register the verb
+        _import_set(text)
     verb = verbs.find(words[0])
-    rest = _load_own_code(words[1:])
-    options = _read(verb, rest)
-    _load_own_set(rest)
+    options = _read(verb, words[1:])
+    _, own_set = verbs.without_option(words[1:], "--actions.set")
+    if ":" in own_set:  # typed here and now; a file that a configuration names is not run
+        _import_set(own_set)
     code = verb.run(options)
     return code if isinstance(code, int) else 0
 
 
 def _read(verb: verbs.Verb, words: Sequence[str]) -> Any:
-    if verb.read is None:
-        return parse(verb.options, words, verb)
+    """The verb's options. A verb with a `read` gets all words; those of `--actions` are no options of any verb."""
 
     def of_verb(kind: type, words: Sequence[str], default: Any = None) -> Any:
-        return parse(kind, words, verb, default)
+        return parse(kind, _without_own_code(words)[0], verb, default)
 
-    return verb.read(words, of_verb)
+    return verb.read(words, of_verb) if verb.read else of_verb(verb.options, words)
 
 
 def _print_verbs() -> None:
@@ -81,22 +84,17 @@ def _print_verbs() -> None:
     print("your own that weights were trained with (docs/actions.md).")
 
 
-def _load_own_code(words: list[str]) -> list[str]:
-    """The words without any `--actions PATH.py:NAME`, whose transformations are now known."""
-    while any(word.split("=")[0] == "--actions" for word in words):
-        from iwm.actions import action_sets
-
-        at = max(place for place, word in enumerate(words) if word.split("=")[0] == "--actions")
-        last, text = verbs.without_option(words[at:], "--actions")
-        action_sets.import_set(text)
-        words = words[:at] + last
-    return words
+def _without_own_code(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without any `--actions PATH.py:NAME`, and those files."""
+    rest, texts = list(words), []
+    while any(word.split("=")[0] == "--actions" for word in rest):
+        at = max(place for place, word in enumerate(rest) if word.split("=")[0] == "--actions")
+        last, text = verbs.without_option(rest[at:], "--actions")
+        rest, texts = rest[:at] + last, [*texts, text]
+    return rest, texts
 
 
-def _load_own_set(words: Sequence[str]) -> None:
-    """Run the file that `--actions.set PATH.py:NAME` names: typed here and now; one that a file names is not run."""
-    _, text = verbs.without_option(words, "--actions.set")
-    if ":" in text:
-        from iwm.actions import action_sets
+def _import_set(text: str) -> None:
+    from iwm.actions import action_sets
 
-        action_sets.import_set(text)
+    action_sets.import_set(text)

@@ -89,10 +89,14 @@ def check(options: Any, prefix: str = "") -> None:
 
 @functools.cache
 def _bounds(kind: type) -> list[tuple[str, Bound]]:
-    """Field and bound of every bounded field."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    bounds = [(name, bound) for name, hint in hints.items() for bound in getattr(hint, "__metadata__", ())]
-    return [(name, bound) for name, bound in bounds if isinstance(bound, Bound)]
+    """Field and bound of every bounded field; a field that a subclass defines anew keeps its bounds."""
+    hints = [typing.get_type_hints(base, include_extras=True) for base in reversed(kind.__mro__)]
+    metadata = [(name, extra) for each in hints for name, hint in each.items() for extra in _extras(hint)]
+    return list(dict.fromkeys((name, bound) for name, bound in metadata if isinstance(bound, Bound)))
+
+
+def _extras(hint: Any) -> tuple[Any, ...]:
+    return getattr(hint, "__metadata__", ())
 
 
 def _numbers(one: str, several: str, values: tuple[float, ...]) -> str:

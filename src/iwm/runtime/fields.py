@@ -52,13 +52,14 @@ def from_dict(kind: type[T], values: dict[str, Any], where: str = "") -> T:
     return kind(**built)
 
 
-def with_changes(kind: type[T], values: Mapping[str, Any], caller: str) -> T:
+def with_changes(kind: type[T], values: Mapping[str, Any], caller: str, base: T | None = None) -> T:
     """Build an options dataclass from keywords: nested fields by dots, or bare where the command line has them bare.
 
-    Raises UserError naming the caller and the option that is unknown, ill-typed or missing.
+    What is not given is as in `base`, or at its default. Raises UserError naming the caller and the option that is
+    unknown, ill-typed or missing.
     """
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind)) if field.init}
-    defaults = {name: _default(field) for name, field in fields.items()}
+    defaults = {name: getattr(base, name) if base else _default(field) for name, field in fields.items()}
     built = _changed(kind, defaults, values, caller)
     missing = [name for name, value in built.items() if value is dataclasses.MISSING]
     if missing:
@@ -72,16 +73,23 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
     return field.default
 
 
-def _changed(kind: Any, now: dict[str, Any], values: Mapping[str, Any], caller: str) -> dict[str, Any]:
-    """The fields `now` with the values worked in."""
+def _bare(kind: Any) -> dict[str, str]:
+    """Names that the command line takes without that of their group, with the field that is the group."""
     hints, annotated = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
-    bare = {
-        inner.name: outer
-        for outer, hint in hints.items()
-        if dataclasses.is_dataclass(hint)
-        and any(getattr(extra, "name", None) == "" for extra in _extras(annotated[outer]))
-        for inner in dataclasses.fields(hint)
-    }
+    names: dict[str, str] = {}
+    for group, hint in hints.items():
+        if dataclasses.is_dataclass(hint) and any(
+            getattr(one, "name", None) == "" for one in _extras(annotated[group])
+        ):
+            names |= dict.fromkeys([*(field.name for field in dataclasses.fields(hint)), *_bare(hint)], group)
+    return names
+
+
+def _changed(
+    kind: Any, now: dict[str, Any], values: Mapping[str, Any], caller: str, prefix: str = ""
+) -> dict[str, Any]:
+    """The fields `now` with the values worked in."""
+    hints, bare = typing.get_type_hints(kind), _bare(kind)
     nested: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         head, _, rest = key.partition(".")
@@ -93,10 +101,12 @@ def _changed(kind: Any, now: dict[str, Any], values: Mapping[str, Any], caller: 
         elif head in bare:
             nested.setdefault(bare[head], {})[key] = value
         else:
-            raise UserError(f"{caller} has no option '{key}'; {did_you_mean(key, [*now, *bare])}")
+            known = [f"{prefix}{name}" for name in (*now, *bare)]
+            raise UserError(f"{caller} has no option '{prefix}{key}'; {did_you_mean(prefix + key, known)}")
     for name, changes in nested.items():
         inner = {field.name: getattr(now[name], field.name) for field in dataclasses.fields(now[name])}
-        now[name] = type(now[name])(**_changed(type(now[name]), inner, changes, caller))
+        within = prefix if name in bare.values() else f"{prefix}{name}."
+        now[name] = type(now[name])(**_changed(type(now[name]), inner, changes, caller, within))
     return now
 
 

@@ -1,5 +1,6 @@
 """Classes that a setting names: those of the package, and those that a user registers."""
 
+import difflib
 from typing import Generic, TypeVar
 
 from iwm.runtime.errors import UserError, did_you_mean
@@ -37,10 +38,9 @@ class Registry(dict[str, type[T]], Generic[T]):
     def find(self, name: str) -> type[T]:
         """The class of this name. Raises UserError with the nearest known name, and with how to add one."""
         if name not in self:
-            raise UserError(
-                f"{self.setting} is '{name}'; {did_you_mean(name, self)} A class of your own must be registered first: "
-                f"iwm.{self.hook}(CLASS)."
-            )
+            typo = difflib.get_close_matches(name, self, n=1, cutoff=0.75)
+            own = f" A class of your own must be registered first: iwm.{self.hook}(CLASS)."
+            raise UserError(f"{self.setting} is '{name}'; {did_you_mean(name, self)}{'' if typo else own}")
         return self[name]
 
 

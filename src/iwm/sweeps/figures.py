@@ -19,7 +19,6 @@ from iwm.sweeps.guidance import ACCURACIES, Row, columns, correlations, error_of
 
 COLOURS = (GREY, ORANGE, GREEN, BLUE, "#CC79A7", "#56B4E9", "#E69F00")
 """Of the conditionings, in the order of their table; INK for further ones and those that are not known here."""
-"""Conditionings."""
 MARKERS = {"jitter": "o", "destructive": "s", "strong": "^"}
 """Difficulties."""
 ACCURACY_STYLES = {"linear": (BLUE, "o"), "attentive": (GREEN, "D"), "predictor_finetuning": (ORANGE, "s")}

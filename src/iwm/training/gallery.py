@@ -74,11 +74,11 @@ def gallery(
             put_words(figure, "To be embedded alike; nothing is masked or predicted", margin, below, 9)
             continue
         action = space.describe(views.action[index].detach().cpu())
-        seen, asked = patches - int(dropped.sum()), patches - int(unasked.sum())
+        context, queries = patches - int(dropped.sum()), patches - int(unasked.sum())
         put_words(figure, f"Action: {action}", margin, below, 9)
         put_words(
             figure,
-            f"{seen} of {patches} seen, {asked} predicted",
+            f"{context} of {patches} seen, {queries} predicted",
             margin + width,
             below,
             9,

@@ -10,11 +10,11 @@ import importlib
 import inspect
 import pkgutil
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tyro.conf import Positional
+from tyro.conf import Fixed, Positional
 
 from iwm.runtime import errors, fields
 from iwm.runtime.errors import UserError
@@ -42,6 +42,8 @@ class Verb:
     """The function that takes the options, or "module:function"; a whole number it returns is the exit code."""
     read: Callable[[Sequence[str], Parse], Any] | None = None
     """read(words, parse): the options, where they cannot be parsed in one go."""
+    base: Callable[[Mapping[str, Any]], Any] | None = None
+    """base(keywords): the options that Python's keywords change, where those are not the defaults."""
 
     def run(self, options: Any) -> Any:
         """Import the work and do it."""
@@ -73,7 +75,8 @@ class Verb:
         for name in keywords:
             if name in by_position:
                 raise UserError(f"{caller} was given '{name}' twice; give it once.")
-        return fields.with_changes(self.options, {**by_position, **keywords}, caller)
+        given = {**by_position, **keywords}
+        return fields.with_changes(self.options, given, caller, self.base(given) if self.base else None)
 
 
 _REGISTERED: dict[str, Verb] = {}
@@ -103,7 +106,9 @@ def find(name: str) -> Verb:
         raise UserError(f"There is no verb '{name}': {errors.did_you_mean(name, names())}")
     module: Any = importlib.import_module(f"iwm.verbs.{name}")
     sentence = " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
-    return Verb(name, sentence, module.OPTIONS, module.WORK, getattr(module, "read", None))
+    return Verb(
+        name, sentence, module.OPTIONS, module.WORK, getattr(module, "read", None), getattr(module, "base", None)
+    )
 
 
 def call(name: str, *values: Any, **keywords: Any) -> Any:
@@ -132,7 +137,13 @@ def from_python(name: str) -> Callable[..., Any]:
 def _signature(verb: Verb) -> inspect.Signature:
     """The options as parameters: `positions` first, the others by name only."""
     bare, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    defaults = {field.name: _default(field) for field in dataclasses.fields(verb.options)}
+    hints = typing.get_type_hints(verb.options, include_extras=True)
+    changeable = [
+        field
+        for field in dataclasses.fields(verb.options)
+        if Fixed[Any].__metadata__[0] not in _extras(hints[field.name])
+    ]
+    defaults = {field.name: _default(field) for field in changeable}
     names = dict.fromkeys((*verb.positions, *defaults))
     parameters = [inspect.Parameter(name, bare if name in verb.positions else named) for name in names]
     return inspect.Signature(

@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tyro.conf import Suppress
+from tyro.conf import Fixed, Suppress
 
 from iwm.verbs.shared import Classification, Measured, Source
 
 
 @dataclass(frozen=True, kw_only=True)
 class Efficiency(Classification, Measured, Source):
-    train: Suppress[str] = "predictor"
-    predictor: Suppress[Literal["pretrained", "random"]] = "pretrained"
-    depth: Suppress[int] = 0
+    train: Suppress[Fixed[str]] = "predictor"
+    predictor: Suppress[Fixed[Literal["pretrained", "random"]]] = "pretrained"
+    depth: Suppress[Fixed[int]] = 0
     depths: tuple[int, ...] = ()
     """Numbers of predictor blocks; by default one, half and all of them."""
     blocks: tuple[int, ...] = ()

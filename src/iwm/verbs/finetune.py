@@ -14,6 +14,10 @@ class Finetune(Classification, Measured, Source):
     baselines: bool = True
     """Also the same training with nothing pretrained, and raw pixels."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_use_of(self.start)
+
 
 OPTIONS = Finetune
 WORK = "iwm.evaluation.tasks.finetune:finetune"

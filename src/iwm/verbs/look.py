@@ -12,6 +12,8 @@ from iwm.verbs.shared import Measured, Source
 class Look(Measured, Source):
     data: str
     """A source of images; with labels, averaging over actions is probed too."""
+    val: str = ""
+    """Source of the images that are shown and reported on; by default the source's own."""
     images: Annotated[int, AtLeast(20)] = 500
     """Training images and, as many, test images of the probes; a tenth of them is changed twice in a row."""
     views: tuple[int, ...] = (1, 8, 32, 128)

@@ -2,20 +2,28 @@
 
 from dataclasses import dataclass
 
-from tyro.conf import Suppress, UseAppendAction
+from tyro.conf import Fixed, Suppress, UseAppendAction
 
+from iwm.runtime.errors import UserError
 from iwm.verbs.shared import Classification, Measured, OneRun
 
 
 @dataclass(frozen=True, kw_only=True)
 class Multitask(Classification, Measured, OneRun):
-    train: Suppress[str] = "predictor"
+    train: Suppress[Fixed[str]] = "predictor"
     task: UseAppendAction[tuple[str, ...]] = ()
     """NAME=S, a labelled source under a name of yours; once for each of 2 to 8 tasks."""
     val: UseAppendAction[tuple[str, ...]] = ()
     """NAME=S2, source of the images a task is reported on; by default the source's own."""
     size: int = 0
     """Side of the pictures; 0: the run's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train != "predictor":
+            raise UserError(
+                f"Several tasks share a predictor, so nothing else is trained; leave out train={self.train}."
+            )
 
 
 OPTIONS = Multitask

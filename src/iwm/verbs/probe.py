@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Fixed, Positional, Suppress, arg
 
 from iwm.runtime.bounds import AtLeast, Positives
 from iwm.verbs.shared import LEARNING_RATES, Measured, Options, Schedule, Source
@@ -18,18 +18,22 @@ class ProbeSettings(Options):
     seed: Annotated[int, AtLeast(0)] = 0
     k: Annotated[int, AtLeast(1)] = 20
     """Neighbours of kNN."""
-    temperature: float = 0.07
+    temperature: Suppress[Fixed[Annotated[float, Positives()]]] = 0.07
     """kNN: cosine similarities are divided by it."""
     pooling: Literal["mean", "max"] = "mean"
     """How kNN and linear make one vector of the patch tokens."""
     standardise: bool = True
     """Linear: on features of zero mean and unit deviation (a BatchNorm without affine)."""
-    l2: Annotated[tuple[float, ...], Positives()] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+    l2: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
     """Linear: strengths of the penalty; the best on a tenth of train is taken."""
-    lrs: Annotated[tuple[float, ...], Positives()] = LEARNING_RATES
+    lrs: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = LEARNING_RATES
     """Attentive: learning rates; the best on a tenth of train is taken."""
-    schedule: Annotated[Schedule, arg(name="")] = field(default_factory=Schedule)
+    schedule: Suppress[Fixed[Annotated[Schedule, arg(name="")]]] = field(default_factory=Schedule)
     """Training of the attentive probe."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.schedule.require_no_mixing("and a probe sees features")
 
 
 @dataclass(frozen=True, kw_only=True)

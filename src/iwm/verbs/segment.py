@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from iwm.runtime import errors
-from iwm.runtime.bounds import Rising
+from iwm.runtime.bounds import AtLeast, Rising
 from iwm.runtime.errors import UserError
 from iwm.verbs.shared import Measured, Schedule, Source, Tuning
 
@@ -20,7 +20,7 @@ class SegmentSettings(Tuning):
     train: str = "head"
     """head, predictor, encoder, or both (encoder and predictor end to end)."""
     head: Literal["linear", "upernet"] = "upernet"
-    channels: int = 0
+    channels: Annotated[int, AtLeast(0)] = 0
     """Of UperNet; 0: 128 for crops below 224 px, 512 from there."""
     ignore_index: int = 255
     """Mask value of pixels that are neither learned nor counted; -1 for none."""
@@ -31,9 +31,10 @@ class SegmentSettings(Tuning):
     schedule: Annotated[Schedule, arg(name="")] = field(default_factory=lambda: Schedule(batch_size=16))
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.train not in WAYS:
             raise UserError(f"There is no way to train '{self.train}'; {errors.did_you_mean(self.train, WAYS)}")
+        super().__post_init__()
+        self.schedule.require_no_mixing("and segmentation has one of every pixel")
         if self.head == "upernet" and self.schedule.batch_size < 2:
             raise UserError("--batch-size 1 is too few for UperNet's batch norm; give 2 or more, or --head linear.")
 
@@ -48,6 +49,10 @@ class Segment(SegmentSettings, Measured, Source):
     """train both: folder of a finished predictor segmentation; made first where not given."""
     baselines: bool = True
     """Also the same training with nothing pretrained."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_use_of(self.start)
 
 
 OPTIONS = Segment

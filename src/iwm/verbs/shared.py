@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from iwm import config
 from iwm.runtime import errors
-from iwm.runtime.bounds import AtLeast, Fraction, Positives, check
+from iwm.runtime.bounds import Area, AtLeast, Fraction, Positives, check
 from iwm.runtime.errors import UserError
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
@@ -62,12 +62,12 @@ class Schedule(Options):
     """Passes over the training images; of several tasks, over all tasks' images together."""
     search_epochs: Annotated[int, AtLeast(0)] = 0
     """Length of the trials that choose the learning rate; 0: a quarter of the epochs."""
-    search_images: int = 0
+    search_images: Annotated[int, AtLeast(0)] = 0
     """Training images of those trials, a seeded choice; 0: all nine tenths."""
     batch_size: Annotated[int, AtLeast(1)] = 128
     """Images of a step; of several tasks, of all of them together."""
-    weight_decay: float = 0.05
-    warmup: float = 0.1
+    weight_decay: Annotated[float, AtLeast(0)] = 0.05
+    warmup: Annotated[float, Fraction()] = 0.1
     """Share of the steps."""
     smoothing: Annotated[float, Fraction(below_one=True)] = 0.0
     """Label smoothing."""
@@ -77,12 +77,17 @@ class Schedule(Options):
     """Alpha of cutmix, a box of the other image; with both, a coin decides for each batch; 0: none."""
     ema: Annotated[float, Fraction(below_one=True)] = 0.0
     """Decay a step of a moving average of the weights, which is then used instead; 0: none."""
-    clip: float = 1.0
+    clip: Annotated[float, AtLeast(0)] = 1.0
     """Largest gradient norm; 0: no clipping."""
 
     @property
     def mixes(self) -> bool:
         return self.mixup > 0 or self.cutmix > 0
+
+    def require_no_mixing(self, what: str) -> None:
+        """Raises UserError when pictures are to be mixed that are none, or have no label as a whole."""
+        if self.mixes:
+            raise UserError(f"--mixup and --cutmix mix whole pictures and their labels, {what}; leave them out.")
 
     @property
     def search(self) -> int:
@@ -109,14 +114,14 @@ class Tuning(Options):
     """Learning rates of the head; the best on a tenth of train is taken."""
     ratios: Annotated[tuple[float, ...], Positives()] = RATIOS
     """Learning rate of predictor or encoder as a multiple of the head's; tried with every one."""
-    layer_decay: float = 0.65
+    layer_decay: Annotated[float, Fraction()] = 0.65
     """Learning rate of an encoder block over that of the next one (encoder, both, last-K)."""
     depth: Annotated[int, AtLeast(0)] = 0
     """Blocks of the predictor that are kept, from the first; 0: all."""
     views: Annotated[int, AtLeast(0)] = 4
     """Pictures an image is trained on: itself and views - 1 random ones, drawn once. 1: no augmentation; 0: a new one
     every epoch, which a frozen encoder then sees anew every time."""
-    flip: float = 0.5
+    flip: Annotated[float, Fraction()] = 0.5
     """Probability that such a crop is mirrored."""
     schedule: Annotated[Schedule, arg(name="")] = field(default_factory=Schedule)
 
@@ -150,7 +155,7 @@ class Tuning(Options):
 class Classification(Tuning):
     """What finetuning for classification depends on."""
 
-    crop_area: tuple[float, float] = (0.5, 1.0)
+    crop_area: Annotated[tuple[float, float], Area()] = (0.5, 1.0)
     """Area of the random crops, as a fraction of the image."""
     queries: Literal["all", "one"] = "all"
     """What the predictor is asked for: all positions, or the one in the middle."""

@@ -1,10 +1,10 @@
 """Train conditioning x difficulty x predictor, measure all alike: iwm sweep RECIPE --data.source S --out DIR."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Fixed, arg
+from tyro.conf import Fixed, Suppress, arg
 
 from iwm import config, recipe_book
 from iwm.runtime.bounds import AtLeast, check
@@ -87,14 +87,20 @@ class Sweep(Protocol, Axes):
     """Print one command for each run, for a cluster; the same command without --list collects."""
     cell: str = ""
     """Do this run only."""
-    others: Fixed[tuple[config.Config, ...]] = ()
+    others: Suppress[Fixed[tuple[config.Config, ...]]] = ()
     """The settings of the further recipes."""
-    words: Fixed[tuple[str, ...]] = ()
+    words: Suppress[Fixed[tuple[str, ...]]] = ()
     """The command line's own words, which the processes of single runs repeat."""
 
 
 OPTIONS = Sweep
 WORK = "iwm.sweeps.sweep:sweep"
+
+
+def base(keywords: Mapping[str, Any]) -> Sweep:
+    """The options on which Python's keywords build: the recipe's settings. Raises UserError for an unknown recipe."""
+    recipe = keywords.get("recipe") or keywords.get("settings.recipe")
+    return Sweep(settings=recipe_book.get(recipe)) if recipe else Sweep()
 
 
 def read(words: Sequence[str], parse: Parse) -> Sweep:

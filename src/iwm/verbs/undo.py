@@ -9,6 +9,8 @@ from iwm.verbs.shared import Measured, Source
 
 @dataclass(frozen=True, kw_only=True)
 class Undo(Measured, Source):
+    val: str = ""
+    """Source of the images that are corrupted; by default the source's own."""
     images: Annotated[int, AtLeast(1)] = 500
     """Test images, each corrupted in every way."""
     train_images: Annotated[int, AtLeast(20)] = 5000

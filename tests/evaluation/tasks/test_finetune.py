@@ -255,7 +255,7 @@ def test_bad_ways_to_train(run, source, train, sentence):
 
 
 def test_bad_runs(run, source, tmp_path):
-    with pytest.raises(UserError, match="no predictor"):
+    with pytest.raises(UserError, match="encoder without a predictor"):
         tune("timm:vit_tiny_patch16_224", source)
     with pytest.raises(UserError, match="no finetuned classifier"):
         classifier.load_classifier(tmp_path / "nothing")

@@ -260,7 +260,7 @@ def test_bad_tasks_are_one_sentence(run, sources, tmp_path, capsys):
     np.savez(same, images=np.zeros((20, 16, 16, 3), np.uint8), labels=np.zeros(20, np.int64))
     assert "one class only" in refused(capsys, run, "--task", one, "--task", f"c={same}")
     assert "did you mean 'a'" in refused(capsys, run, "--task", one, "--task", two, "--val", "aa=x")
-    assert "no predictor" in refused(capsys, "timm:vit_tiny_patch16_224", "--task", one, "--task", two)
+    assert "encoder without a predictor" in refused(capsys, "timm:vit_tiny_patch16_224", "--task", one, "--task", two)
     assert "cannot be split" in refused(capsys, run, "--task", one, "--task", two, "--batch-size=1")
     for change in ({"queries": "one"}, {"action": "random"}, {"schedule": replace(QUICK.schedule, mixup=0.8)}):
         with pytest.raises(UserError, match="asked at all positions"):

@@ -190,7 +190,7 @@ def test_bad_options(run, source, options, sentence):
 
 
 def test_bad_runs_and_sources(run, source, tmp_path):
-    with pytest.raises(UserError, match="no world model"):
+    with pytest.raises(UserError, match="encoder without a predictor"):
         do("timm:vit_tiny_patch16_224", source)
     arrays = dict(np.load(source))
     few = tmp_path / "few.npz"
