@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -18,20 +17,12 @@ from iwm.model.weights import export, write_weights
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
-from iwm.training.optimisers import make_optimisers
-
-Optimisers = list[torch.optim.Optimizer]
 
 
-def made(kind: str = "adamw", seed: int = 0) -> tuple[ImageWorldModel, Optimisers]:
-    """A tiny model and its optimisers, both as drawn."""
+def made(seed: int = 0) -> ImageWorldModel:
+    """A tiny model as drawn."""
     torch.manual_seed(seed)
-    model = ImageWorldModel(tiny(optim=replace(tiny().optim, kind=kind)))
-    optimisers = make_optimisers(model, model.settings.optim, torch.float32)
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["lr"] = 1e-2
-    return model, optimisers
+    return ImageWorldModel(tiny())
 
 
 def torn_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,26 +38,8 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({key: value for key, value in (content | changes).items() if value is not None}))
 
 
-def cut(folder: Path) -> None:
-    file = folder / "state.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def flip(folder: Path) -> None:
-    file = folder / "state.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1  # a single bit of the last weight: still a valid file
-    file.write_bytes(data)
-
-
-def garble(folder: Path) -> None:
-    file = folder / "state.safetensors"
-    file.write_bytes(b"no tensors")
-    edit(folder / "state.json", sha256=hashlib.sha256(b"no tensors").hexdigest())
-
-
 def test_an_exported_model_is_loaded_for_use_from_any_of_its_paths(tmp_path):
-    model, _ = made(seed=3)
+    model = made(seed=3)
     export(model.train(), tmp_path / "run" / "model", step=8)
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["step"] == 8
     for path in ("run", "run/model", "run/model/model.safetensors", "run/model/config.json"):
@@ -81,7 +54,7 @@ def test_an_exported_model_is_loaded_for_use_from_any_of_its_paths(tmp_path):
 
 def test_the_action_space_is_the_exported_one_and_not_made_anew(tmp_path):
     """Whatever a later version makes of the same settings."""
-    model, _ = made()
+    model = made()
     export(model, tmp_path)
     path = tmp_path / "config.json"
     content = json.loads(path.read_text())
@@ -100,17 +73,17 @@ def test_tensors_of_any_memory_layout_are_written_as_they_read(tmp_path):
 
 
 def test_a_crash_while_exporting_leaves_the_old_weights(tmp_path, monkeypatch):
-    export(made(seed=0)[0], tmp_path)
+    export(made(seed=0), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     torn_tensors(monkeypatch)
     with pytest.raises(OSError, match="No space left"):
-        export(made(seed=1)[0], tmp_path, step=9)
+        export(made(seed=1), tmp_path, step=9)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_identity_is_that_of_the_weights(tmp_path):
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
-        export(made(seed=seed)[0], tmp_path / name, called=name)
+        export(made(seed=seed), tmp_path / name, called=name)
     one, same, other = (run_folder.identity(str(tmp_path / name)) for name in ("one", "same", "other"))
     assert one == same != other
     assert one == hashlib.sha256((tmp_path / "one" / "model.safetensors").read_bytes()).hexdigest()
@@ -136,7 +109,7 @@ def test_what_is_no_run_is_said(tmp_path, there, sentence):
 
 @pytest.mark.parametrize("damage", ["cut", "torn text", "no settings", "no weight", "another size"])
 def test_weights_that_cannot_be_read_are_named(tmp_path, damage):
-    export(made()[0], tmp_path / "model")
+    export(made(), tmp_path / "model")
     weights, text = tmp_path / "model" / "model.safetensors", tmp_path / "model" / "config.json"
     if damage == "cut":
         weights.write_bytes(weights.read_bytes()[:-100])
@@ -155,7 +128,7 @@ def test_weights_that_cannot_be_read_are_named(tmp_path, damage):
 
 def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    export(made()[0], tmp_path / "run" / "model")
+    export(made(), tmp_path / "run" / "model")
     assert run_folder.find_weights("~/run") == tmp_path / "run" / "model"
 
 
@@ -177,7 +150,7 @@ def test_weights_of_the_hub_are_those_two_files_or_a_sentence(tmp_path, monkeypa
 
 @pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("bf16", False)])
 def test_an_opened_world_takes_the_attention_of_its_precision(tmp_path, precision, fused):
-    export(made()[0], tmp_path)
+    export(made(), tmp_path)
     model = run_folder.open_world(str(tmp_path), Session(torch.device("cpu"), precision))
     kernels = [layer.fused_attn for layer in model.modules() if isinstance(layer, Attention)]
     assert kernels

@@ -75,8 +75,8 @@ class Verb:
         for name in keywords:
             if name in by_position:
                 raise UserError(f"{caller} was given '{name}' twice; give it once.")
-        given = {**by_position, **keywords}
-        return fields.with_changes(self.options, given, caller, self.base(given) if self.base else None)
+        options = {**by_position, **keywords}
+        return fields.with_changes(self.options, options, caller, self.base(options) if self.base else None)
 
 
 _REGISTERED: dict[str, Verb] = {}

@@ -98,14 +98,6 @@ def test_another_encoder_beside_goes_through_the_same_probe(run, source, tmp_pat
         probe(run, source[0], encoder="timm:no_such_model", **how)
 
 
-def classed(path: Path, labels: list[int] | None) -> str:
-    arrays: dict[str, Any] = {"images": np.zeros((4, 16, 16, 3), dtype=np.uint8)}
-    if labels is not None:
-        arrays["labels"] = np.array(labels)
-    np.savez(path, **arrays)
-    return str(path)
-
-
 def test_there_are_three_kinds(run, source):
     with pytest.raises(UserError, match="did you mean 'linear'"):
         probe(run, source[0], "liner")
