@@ -119,6 +119,7 @@ def test_bad_input_is_one_sentence(argv, said, capsys, tmp_path, monkeypatch):
         (["world", "--seed=-1"], "--seed -1"),
         (["world", "--images=0"], "--images 0: give 1 or more"),
         (["world", "--bank=1"], "--bank 1: give 2 or more"),
+        (["world", "--speed.threads=-3"], "--speed.threads -3: give 0 or more"),
     ],
 )
 def test_numbers_that_make_no_sense(model, labelled, argv, said, capsys):

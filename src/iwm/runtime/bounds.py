@@ -83,7 +83,9 @@ def check(options: Any, prefix: str = "") -> None:
         mend = bound.mend(*values) if value is not None else ""
         if mend:
             shown = " ".join(map(str, values)) or "nothing"
-            typed = f"--{name.replace('_', '-')} {shown}:" if prefix == "--" else f"{prefix}{name} is {shown};"
+            typed = (
+                f"{prefix}{name.replace('_', '-')} {shown}:" if prefix[:2] == "--" else f"{prefix}{name} is {shown};"
+            )
             raise UserError(f"{typed} {mend}.")
 
 

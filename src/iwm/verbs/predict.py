@@ -1,14 +1,14 @@
 """Say what is on images with a finetuned classifier; writes a CSV."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-from iwm import config
+from iwm.verbs.shared import Computation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict:
+class Predict(Computation):
     run: Positional[str]
     """The folder of a finetuned classifier, or a run that has exactly one."""
     images: Positional[str]
@@ -16,7 +16,6 @@ class Predict:
     out: str = "predictions.csv"
     task: str = ""
     """Which of the tasks, for weights of `iwm multitask`."""
-    speed: config.Speed = field(default_factory=config.Speed)
 
 
 OPTIONS = Predict

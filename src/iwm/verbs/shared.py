@@ -45,13 +45,23 @@ class Source(OneRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured(Options):
+class Computation(Options):
+    """On what device, how precisely and how fast."""
+
+    speed: config.Speed = field(default_factory=config.Speed)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.speed, "--speed.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Computation):
     """What every number depends on or goes by."""
 
     seed: Annotated[int, AtLeast(0)] = 0
     out: str = ""
     """Where results go when RUN is not a local run folder."""
-    speed: config.Speed = field(default_factory=config.Speed)
 
 
 @dataclass(frozen=True, kw_only=True)
