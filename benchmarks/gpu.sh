@@ -27,7 +27,7 @@ RUN=$STATE/cifar10-vits
 piece() {
     case $1 in
     tests)
-        exec "$PYTHON" -m pytest tests/test_train.py tests/test_optim.py tests/test_model.py tests/test_vit.py tests/test_benchmarks.py
+        exec "$PYTHON" -m pytest -n 8 -p no:benchmark tests/training tests/model tests/actions tests/test_benchmarks.py
         ;;
     vit-s | vit-b) bench "$1" ;;
     vit-s-compiled | vit-b-compiled) bench "${1%-compiled}" --compile ;;

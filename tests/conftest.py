@@ -113,6 +113,10 @@ def trained_on(settings: config.Config, *, source: str, out: str) -> config.Conf
     return replace(settings, data=replace(settings.data, source=source), run=replace(settings.run, out=out))
 
 
+SAME_DRAWS = torch.__version__.startswith("2.15.")
+"""Whether this PyTorch draws the same weights from a seed as the one that the tests' stored sums come from."""
+
+
 def fingerprint(module: torch.nn.Module) -> float:
     """A sum over all weights in which each has another share."""
     values = (value.double().flatten() for value in module.state_dict().values())

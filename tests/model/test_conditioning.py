@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import fingerprint, tiny, trained_on
+from conftest import SAME_DRAWS, fingerprint, tiny, trained_on
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -52,7 +52,7 @@ def test_weights_keep_their_names_their_order_and_their_draws(kind, init):
     predictor = build(kind, init)
     names = ["BLOCKS" if name.startswith("blocks.") else name for name in predictor.state_dict()]
     assert list(dict.fromkeys(names)) == [*NAMES[kind], "project.weight", "project.bias"]
-    assert fingerprint(predictor) == pytest.approx(FINGERPRINTS[kind, init], rel=1e-6)
+    assert not SAME_DRAWS or fingerprint(predictor) == pytest.approx(FINGERPRINTS[kind, init], rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", CONDITIONINGS)

@@ -14,6 +14,7 @@ from iwm.model.vit import (
     gather_tokens,
     head_count,
     initialise,
+    patch_product,
     rescale_residuals,
     set_drop_path,
     sincos_positions,
@@ -38,6 +39,17 @@ def test_gather_picks_rows():
     picked = gather_tokens(tokens, torch.tensor([[3, 0], [1, 1]]))
     assert torch.equal(picked, torch.stack([tokens[0, [3, 0]], tokens[1, [1, 1]]]))
     assert gather_tokens(tokens, None) is tokens
+
+
+def test_patch_product_is_the_convolution_with_its_gradients():
+    projection = nn.Conv2d(3, 8, 4, stride=4).double()
+    assert projection.bias is not None
+    images = torch.randn(2, 3, 8, 12, dtype=torch.float64, requires_grad=True)
+    results = []
+    for output in (projection(images).permute(0, 2, 3, 1), patch_product(images, projection)):
+        gradients = torch.autograd.grad(output.square().sum(), [images, projection.weight, projection.bias])
+        results.append((output, *gradients))
+    torch.testing.assert_close(results[1], results[0])
 
 
 @pytest.mark.parametrize(("width", "heads"), [(384, 12), (128, 4), (36, 1), (100, 2)])

@@ -14,7 +14,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from iwm import config
-from iwm.model.vit import Grid, block_outputs, gather_tokens, initialise, rescale_residuals, sincos_positions
+from iwm.model.vit import (
+    Grid,
+    block_outputs,
+    gather_tokens,
+    initialise,
+    patch_product,
+    rescale_residuals,
+    sincos_positions,
+)
 from iwm.runtime.errors import UserError
 
 
@@ -86,11 +94,20 @@ class Encoder(VisionTransformer):
             images = F.pad(images, (0, -width % patch, 0, -height % patch))
         return images
 
+    def _patches(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b r c d"]:
+        """The patch convolution; on a GPU as the matrix product it is, for cuDNN's convolution of patches as large as
+        its stride took 7 times as long in bf16 (ViT-S/16, 256 images, H100: 1.8 against 0.3 ms)."""
+        if images.device.type != "cuda":
+            return self.patch_embed(images)
+        projection = self.patch_embed.proj
+        assert isinstance(projection, nn.Conv2d)
+        return patch_product(images, projection)
+
     def embed(
         self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], keep: Int64[Tensor, "b k"] | None = None
     ) -> Float[Tensor, "b k d"]:
         """Patch embeddings with positions, only the kept ones: the input of block 0."""
-        tokens = self.patch_embed(self.normalise(images))  # [b, h, w, d]
+        tokens = self._patches(self.normalise(images))
         grid = (tokens.shape[1], tokens.shape[2])
         positions = self.pos_embed
         assert positions is not None

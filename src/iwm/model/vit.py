@@ -34,6 +34,14 @@ def sincos_positions(grid: Grid, width: int) -> Float[Tensor, "n d"]:
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
 
 
+def patch_product(images: Float[Tensor, "b c h w"], projection: nn.Conv2d) -> Float[Tensor, "b r k d"]:
+    """A convolution whose stride is its kernel, patches of p px, as a matrix product: [b, h / p, w / p, d]."""
+    batch, channels, height, width = images.shape
+    side = projection.kernel_size[0]
+    patches = images.reshape(batch, channels, height // side, side, width // side, side).permute(0, 2, 4, 1, 3, 5)
+    return F.linear(patches.flatten(3), projection.weight.flatten(1), projection.bias)
+
+
 def gather_tokens(tokens: Float[Tensor, "b n d"], indices: Int64[Tensor, "b k"] | None) -> Float[Tensor, "b k d"]:
     """tokens[b, indices[b]] for every b; None keeps all."""
     if indices is None:
