@@ -33,7 +33,6 @@ WITHOUT_A_TEST: dict[str, str] = {
     "runtime/files.py": "training/test_loop.py",
     "training/gallery.py": "runtime/test_drawing.py",
     "training/metrics.py": "training/test_loop.py",
-    "training/step.py": "training/test_loop.py",
 }
 """Modules without a test file of their own, with the file that tests them."""
 

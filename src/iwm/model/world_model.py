@@ -12,7 +12,7 @@ import copy
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from iwm import config
@@ -105,17 +105,23 @@ class ImageWorldModel(ModelParts):
         self.objective.calibrate(self, views)
 
     @torch.no_grad()
-    def after_step(self, ema: float) -> None:
-        """Move the teacher towards the student and fold the step's target statistics in."""
+    def after_step(self, ema: float, finite: Bool[Tensor, ""] | None = None) -> None:
+        """Move the teacher towards the student and fold the step's target statistics in.
+
+        Where `finite`, on the model's device, is False, both stay as they are; None is True.
+        """
         moving: list[tuple[nn.Module, nn.Module]] = []
         if not self.settings.optim.freeze_encoder:
             moving.append((self.target_encoder, self.encoder))
         moving.extend(self.objective.averages(self))
+        share = torch.full((), 1 - ema, device=self.device)
+        share = share if finite is None else share * finite
         for teacher, student in moving:
+            teachers = list(teacher.parameters())
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-                list(teacher.parameters()), list(student.parameters()), 1 - ema
+                teachers, list(student.parameters()), [share] * len(teachers)
             )
-        self.target_norm.fold()
+        self.target_norm.fold(finite=finite)
 
     def raw_target(self, images: Pixels) -> Float[Tensor, "b n d"]:
         """The teacher's tokens, or the pixels of the patches, before target normalisation."""

@@ -8,6 +8,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +29,8 @@ class Checkpoint:
 
     path: Path
     step: int
+    updates: int
+    """Steps that moved the weights: the schedule's position."""
     images: int
     settings: config.Config
     tensors: dict[str, Tensor]
@@ -43,12 +46,19 @@ def _optimiser_tensors(model: nn.Module, optimisers: list[torch.optim.Optimizer]
 
 
 def save(
-    folder: Path, step: int, model: ImageWorldModel, optimisers: list[torch.optim.Optimizer], keep: int, images: int
+    folder: Path,
+    step: int,
+    model: ImageWorldModel,
+    optimisers: list[torch.optim.Optimizer],
+    keep: int,
+    images: int,
+    updates: int | None = None,
 ) -> Path:
     """Write the state after `step` optimiser steps and delete all but the newest `keep` checkpoints.
 
-    `images`, the size of the training set, is recorded: the order of the images depends on it. Whatever lies there of
-    later steps is a damaged checkpoint that was passed over on resume, or half of one; it goes.
+    `images`, the size of the training set, is recorded: the order of the images depends on it; so is `updates`, how
+    many of the steps were finite (None: all): there the schedule goes on. Whatever lies there of later steps is a
+    damaged checkpoint that was passed over on resume, or half of one; it goes.
     """
     final = folder / f"step-{step:08d}"
     part = folder / f".part-{step:08d}"
@@ -58,7 +68,8 @@ def save(
     tensors |= _optimiser_tensors(model, optimisers)
     file = part / "state.safetensors"
     save_file({name: value.contiguous() for name, value in tensors.items()}, file)
-    meta = {"format": FORMAT, "step": step, "images": images, "sha256": sha256_of(file)}
+    meta: dict[str, Any] = {"format": FORMAT, "step": step, "updates": step if updates is None else updates}
+    meta |= {"images": images, "sha256": sha256_of(file)}
     meta["settings"] = fields.to_dict(model.settings)
     (part / "state.json").write_text(json.dumps(meta, indent=1))
     for entry in (file, part / "state.json", part):
@@ -81,9 +92,9 @@ def read(path: Path) -> Checkpoint:
         meta = json.loads((path / "state.json").read_text())
         if sha256_of(file) != meta["sha256"]:
             raise UserError(f"Checkpoint {path} is damaged (its checksum does not match); delete that folder.")
-        return Checkpoint(
-            path, meta["step"], meta["images"], fields.from_dict(config.Config, meta["settings"]), load_file(file)
-        )
+        settings = fields.from_dict(config.Config, meta["settings"])
+        updates = meta.get("updates", meta["step"])  # older checkpoints hold none: their schedule went by the step
+        return Checkpoint(path, meta["step"], updates, meta["images"], settings, load_file(file))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
             f"Checkpoint {path} is damaged ({type(error).__name__}: {error}); delete that folder."

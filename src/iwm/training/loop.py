@@ -27,6 +27,7 @@ from iwm.training import checkpoint, gallery, health
 from iwm.training.checkpoint import Checkpoint
 from iwm.training.metrics import Metrics
 from iwm.training.online_probe import OnlineProbe
+from iwm.training.schedule import Updates
 from iwm.training.step import Training
 from iwm.training.validation import validate
 from iwm.training.watch import HealthBatch, Watch
@@ -62,6 +63,7 @@ def _pretrain(settings: config.Config, source: ImageSet, run: RunFolder, session
     training = Training.start(settings, loader.steps_per_epoch, session)
     if state:
         checkpoint.restore(state, training.model, training.optimisers)
+        training.updates = Updates(state.updates)
     elif settings.init:
         initialise_from(training.model, settings.init)
     steps = training.schedule.steps
@@ -200,7 +202,10 @@ def _loop(training: Training, loader: Loader, watch: Watch, run: RunFolder, star
                 if not console.is_terminal:  # a log file shows no bar: say it in lines
                     console.print(f"step {done:,} of {steps:,}  {note}")
             if final or done % s.run.save_every == 0 or stop.pending:
-                checkpoint.save(run.checkpoints, done, training.model, training.optimisers, s.run.keep, watch.images)
+                updates = training.updates.settle()
+                checkpoint.save(
+                    run.checkpoints, done, training.model, training.optimisers, s.run.keep, watch.images, updates
+                )
                 last_save = done
             bar.update(task, completed=done)
             if final or stop.pending:

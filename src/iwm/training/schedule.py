@@ -4,9 +4,12 @@ Schedules run to `stretch` times the training length, so training stops before t
 """
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from iwm.config import Optim
 from iwm.runtime.algebra import cosine
@@ -59,3 +62,46 @@ def apply_schedule(optimiser: torch.optim.Optimizer, schedule: Schedule, step: i
         group["lr"] = schedule.lr(step)
         if group["decays"]:
             group["weight_decay"] = schedule.weight_decay(step)
+
+
+LAG = 2
+"""Steps after which `Updates` looks at what a GPU said of one: long done by then, so nobody waits."""
+
+
+class Updates:
+    """Counts the steps that moved the weights: the schedule's position, which a skipped step leaves where it is.
+
+    On the CPU the count is exact at once. Asking a GPU right away would make the host wait for it; there a step counts
+    as finite until it is looked at, LAG steps later, so a skipped one puts the schedule ahead by one for LAG steps.
+    """
+
+    def __init__(self, count: int = 0) -> None:
+        self.count = count
+        self.pending: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+
+    @property
+    def position(self) -> int:
+        """Updates so far: the step of the schedule that comes next."""
+        return self.count + len(self.pending)
+
+    def add(self, finite: Bool[Tensor, ""]) -> None:
+        """Count one more step, if it was finite."""
+        if finite.is_cuda:
+            flag, event = torch.empty((), dtype=torch.bool, pin_memory=True), torch.cuda.Event()
+            flag.copy_(finite, non_blocking=True)
+            event.record()
+            self.pending.append((flag, event))
+            self.settle(LAG)
+        else:
+            self.pending.append((finite, None))
+            if finite.device.type == "cpu":  # other devices are asked when a line of metrics is due
+                self.settle()
+
+    def settle(self, lag: int = 0) -> int:
+        """Look at all steps but the latest `lag`; returns the position."""
+        while len(self.pending) > lag:
+            flag, event = self.pending.popleft()
+            if event:
+                event.synchronize()
+            self.count += int(flag)
+        return self.position

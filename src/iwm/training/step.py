@@ -1,6 +1,6 @@
 """The state of a run and one optimiser step: crops -> views -> masks -> loss -> finite check -> step -> EMA."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from iwm.runtime import devices
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.training.optimisers import make_optimisers
-from iwm.training.schedule import Schedule, apply_schedule
+from iwm.training.schedule import Schedule, Updates, apply_schedule
 
 Crops = tuple[Tensor, Tensor | None]
 """Crops of images, uint8 [b, 3, s, s], and where views share no geometry as many others."""
@@ -38,6 +38,7 @@ class Training:
     optimisers: list[torch.optim.Optimizer]
     schedule: Schedule
     session: Session
+    updates: Updates = field(default_factory=Updates)
 
     @classmethod
     def start(cls, settings: config.Config, steps_per_epoch: int, session: Session) -> "Training":
@@ -80,7 +81,8 @@ class Training:
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One optimiser step. Returns loss and whether it was finite, both on the device: nothing is synchronised.
 
-        A step with a non-finite loss or gradient is skipped on the device: the weights stay as they are.
+        A step with a non-finite loss or gradient is skipped on the device: weights, optimiser, teacher, target
+        statistics and the schedule's position stay as they are (`Updates` says when a GPU's is known).
         """
         parts = self.micro_batches(batch)
         if batch.step == 0:
@@ -95,14 +97,15 @@ class Training:
         limit = self.settings.optim.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(trainable, limit, foreach=True)
         finite = torch.isfinite(total) & torch.isfinite(norm)
-        skipped = (~finite).float()
+        skipped, position = (~finite).float(), self.updates.position
         for optimiser in self.optimisers:
             # The fused AdamW, and our Muon, leave everything untouched where `found_inf` is 1, without asking the host.
             optimiser.found_inf = skipped  # pyright: ignore[reportAttributeAccessIssue]
             optimiser.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
-            apply_schedule(optimiser, self.schedule, batch.step)
+            apply_schedule(optimiser, self.schedule, position)
             optimiser.step()
-        self.model.after_step(self.schedule.ema(batch.step))
+        self.model.after_step(self.schedule.ema(position), finite)
+        self.updates.add(finite)
         return total, finite
 
     @torch.no_grad()

@@ -74,14 +74,14 @@ class Watch:
         count = len(self.losses)
         skipped = count - int(torch.stack(self.finite).sum()) if count else 0
         seconds = time.perf_counter() - self.since
-        schedule = training.schedule
+        schedule, latest = training.schedule, max(0, training.updates.settle() - 1)
         line: dict[str, Any] = {
             "step": done,
             "epoch": round(done / schedule.steps_per_epoch, 4),
-            "loss": float(torch.stack(self.losses).mean()) if count else float("nan"),
-            "lr": schedule.lr(done - 1),
-            "weight_decay": schedule.weight_decay(done - 1),
-            "ema": schedule.ema(done - 1),
+            "loss": float(torch.stack(self.losses)[torch.stack(self.finite)].mean()) if count else float("nan"),
+            "lr": schedule.lr(latest),
+            "weight_decay": schedule.weight_decay(latest),
+            "ema": schedule.ema(latest),
             "images_per_second": round(count * s.optim.batch_size / seconds, 2),
             "waited_share": round(self.waited / seconds, 4),
             "skipped": skipped,

@@ -9,7 +9,7 @@ before it, so neither the number of micro-batches nor of ranks changes the targe
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from iwm import config
@@ -56,8 +56,11 @@ class TargetNorm(nn.Module):
             self.pending = sums if self.pending is None else self.pending + sums
 
     @torch.no_grad()
-    def fold(self, momentum: float = 0.95) -> None:
-        """Take the pending sums into the running statistics, once a step; a plain average over the first steps."""
+    def fold(self, momentum: float = 0.95, finite: Bool[Tensor, ""] | None = None) -> None:
+        """Take the pending sums into the running statistics, once a step; a plain average over the first steps.
+
+        Sums of a step that was not `finite` are forgotten; None: it was.
+        """
         if self.kind != "batch" or self.pending is None:
             return
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -68,6 +71,7 @@ class TargetNorm(nn.Module):
         weight = torch.clamp(1 / (self.folded + 1), min=1 - momentum)
         # A batch with a non-finite value (or none at all) leaves the statistics as they are, on the device.
         usable = torch.isfinite(self.pending).all() & (count[0] > 0)
+        usable = usable if finite is None else usable & finite
         weight = torch.where(usable, weight, 0)
         self.mean.lerp_(torch.where(usable, mean.float(), self.mean), weight)
         self.variance.lerp_(torch.where(usable, variance.float(), self.variance), weight)
