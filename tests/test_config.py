@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,22 @@ def test_yaml_round_trip(name, tmp_path):
     settings = replace(recipe_book.get(name), actions=config.Actions(blur_sigma=(0.3, 1.5)))
     config.save(settings, tmp_path / "config.yaml")
     assert config.load(tmp_path / "config.yaml") == settings
+
+
+def test_a_crash_while_saving_leaves_the_old_settings(tmp_path, monkeypatch):
+    """A run whose config.yaml is torn can be neither resumed nor shown."""
+
+    def torn(path: Path, text: str) -> None:
+        path.write_bytes(text[:20].encode())
+        raise OSError("No space left on device")
+
+    settings = recipe_book.get("demo")
+    config.save(settings, tmp_path / "config.yaml")
+    monkeypatch.setattr(Path, "write_text", torn)
+    with pytest.raises(OSError, match="No space left"):
+        config.save(recipe_book.get("cifar10"), tmp_path / "config.yaml")
+    assert config.load(tmp_path / "config.yaml") == settings
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_an_unreadable_file_is_empty_when_unchecked(tmp_path):

@@ -17,6 +17,7 @@ from tyro.conf import Positional, arg
 from iwm.runtime.bounds import Area, AtLeast, Fraction, Rising, check
 from iwm.runtime.errors import UserError
 from iwm.runtime.fields import from_dict, to_dict
+from iwm.runtime.files import write_text
 
 T = typing.TypeVar("T")
 
@@ -262,7 +263,8 @@ def check_bounds(config: Config) -> None:
 
 
 def save(config: Config, path: Path) -> None:
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    """Write a config.yaml, whole or not at all."""
+    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def load(path: Path) -> Config:
