@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import huggingface_hub
@@ -11,6 +12,8 @@ from conftest import tiny
 from safetensors.torch import load_file, save_file
 
 from iwm import run_folder
+from iwm.evaluation.tasks.classifier import load_classifier
+from iwm.evaluation.tasks.segmenter import load_segmenter
 from iwm.model import weights
 from iwm.model.vit import Attention
 from iwm.model.weights import export, write_weights
@@ -79,6 +82,19 @@ def test_a_crash_while_exporting_leaves_the_old_weights(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         export(made(seed=1), tmp_path, step=9)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("number", [99, 2, 0, "one", None])
+def test_weights_of_an_unknown_format_are_refused(tmp_path, number):
+    export(made(), tmp_path)
+    edit(tmp_path / "config.json", format=number)
+    if number is None:  # not noted at all: the first one
+        run_folder.load_model(str(tmp_path))
+        return
+    sentence = f"The weights in {tmp_path} are of format {number!r}, this iwm reads formats up to 1; update iwm."
+    for load in (run_folder.load_model, load_classifier, load_segmenter):
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            load(str(tmp_path))
 
 
 def test_identity_is_that_of_the_weights(tmp_path):

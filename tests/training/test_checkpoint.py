@@ -259,3 +259,15 @@ def test_nothing_is_ever_unpickled(tmp_path, pickled):
 
 
 # ---- weights for use -----------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_and_kept(tmp_path):
+    """It is not damaged: to go on from the older one would delete it."""
+    save(tmp_path, 3, 6)
+    path = tmp_path / "step-00000006" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    sentence = "step-00000006 is of format 99, this iwm reads formats up to 1; update iwm"
+    for read in (lambda: checkpoint.read(path.parent), lambda: checkpoint.newest(tmp_path)):
+        with pytest.raises(UserError, match=sentence):
+            read()
+    assert names(tmp_path) == ["step-00000003", "step-00000006"]

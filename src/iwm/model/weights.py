@@ -19,6 +19,11 @@ TENSORS, CONFIG = "model.safetensors", "config.json"
 """The two files of a folder of weights."""
 
 FORMAT = 1
+"""Of weights and checkpoints; a higher one comes from a newer iwm and is refused."""
+
+
+class UnknownFormat(UserError):
+    """Weights or a checkpoint of a format that this version does not read."""
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -26,6 +31,30 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]
     with files.replacing(folder / TENSORS) as part:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, part)
         files.write_text(folder / CONFIG, json.dumps({"format": FORMAT, **meta}, indent=1))
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The content of `config.json`. Raises UnknownFormat, and OSError or ValueError where it cannot be read."""
+    meta = json.loads((folder / CONFIG).read_text())
+    if not isinstance(meta, dict):
+        raise ValueError(f"{CONFIG} holds no settings")
+    require_known_format(meta, f"The weights in {folder} are")
+    return meta
+
+
+def read_tensors(folder: Path, meta: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors that `meta` describes. Raises OSError or SafetensorError where they cannot be read."""
+    return load_file(folder / TENSORS)
+
+
+def require_known_format(meta: dict[str, Any], whose: str) -> None:
+    """Raises UnknownFormat for what a newer version has written; `whose` begins the sentence, "The weights in X are".
+
+    What was written before formats were noted is of the first.
+    """
+    number = meta.get("format", FORMAT)
+    if number not in range(1, FORMAT + 1):
+        raise UnknownFormat(f"{whose} of format {number!r}, this iwm reads formats up to {FORMAT}; update iwm.")
 
 
 def export(model: ImageWorldModel, folder: Path, **extra: Any) -> None:
@@ -42,8 +71,8 @@ def are_in(folder: Path) -> bool:
 def read_model(folder: Path, device: str | torch.device = "cpu") -> ImageWorldModel:
     """The world model of a folder of weights, in eval mode. Raises UserError when they cannot be read."""
     try:
-        meta = json.loads((folder / CONFIG).read_text())
-        tensors = load_file(folder / TENSORS)
+        meta = read_meta(folder)
+        tensors = read_tensors(folder, meta)
         settings = fields.from_dict(config.Config, meta["settings"])
         model = ImageWorldModel(settings, ActionSpace.from_spec(meta["actions"]))
         model.load_state_dict(tensors)

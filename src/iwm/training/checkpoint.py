@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from iwm import config
-from iwm.model.weights import FORMAT
+from iwm.model.weights import FORMAT, UnknownFormat, require_known_format
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import fields, files
 from iwm.runtime.errors import UserError
@@ -86,16 +86,17 @@ def save(
 
 
 def read(path: Path) -> Checkpoint:
-    """Read one checkpoint. Raises UserError naming the file when it is damaged."""
+    """Read one checkpoint. Raises UserError naming the file when it is damaged, UnknownFormat when it is newer."""
     file = path / "state.safetensors"
     try:
         meta = json.loads((path / "state.json").read_text())
+        require_known_format(meta, f"Checkpoint {path} is")
         if sha256_of(file) != meta["sha256"]:
             raise UserError(f"Checkpoint {path} is damaged (its checksum does not match); delete that folder.")
         settings = fields.from_dict(config.Config, meta["settings"])
         updates = meta.get("updates", meta["step"])  # older checkpoints hold none: their schedule went by the step
         return Checkpoint(path, meta["step"], updates, meta["images"], settings, load_file(file))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(
             f"Checkpoint {path} is damaged ({type(error).__name__}: {error}); delete that folder."
         ) from None
@@ -104,12 +105,14 @@ def read(path: Path) -> Checkpoint:
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest valid checkpoint of a run (None: there is none yet) and a sentence for each damaged one skipped.
 
-    Raises UserError when there are checkpoints and all are damaged.
+    Raises UserError when there are checkpoints and all are damaged, or when one is of a newer format.
     """
     complaints: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             return read(path), complaints
+        except UnknownFormat:  # it is whole: going on from an older one would delete it
+            raise
         except UserError as error:
             complaints.append(str(error))
     if complaints:

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from iwm import config
@@ -185,12 +184,16 @@ def task_names(folder: str | Path) -> tuple[str, ...]:
 
     Raises UserError when the folder holds neither.
     """
-    return tuple(task["name"] for task in _read_meta(Path(folder).expanduser())["classifier"].get("tasks", ()))
+    return _task_names(_read_meta(Path(folder).expanduser()))
+
+
+def _task_names(meta: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(task["name"] for task in meta["classifier"].get("tasks", ()))
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     try:
-        meta = json.loads((folder / weights.CONFIG).read_text())
+        meta = weights.read_meta(folder)
         return {**meta, "classifier": dict(meta["classifier"])}
     except FileNotFoundError:
         raise UserError(
@@ -208,7 +211,7 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu", *, t
     """
     folder = Path(folder).expanduser()
     meta = _read_meta(folder)
-    number = _number_of(task, task_names(folder), folder)
+    number = _number_of(task, _task_names(meta), folder)
     try:
         what, settings = meta["classifier"], fields.from_dict(config.Config, meta["settings"])
         space = ActionSpace.from_spec(meta["actions"])
@@ -221,7 +224,7 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu", *, t
         head = AttentiveHead(width, count) if what["head"] == "attentive" else MeanHead(width, count)
         classifier = Classifier(encoder, predictor, head, space, what["image_size"])
         classifier.queries = what.get("queries", "all")
-        tensors = load_file(folder / weights.TENSORS)
+        tensors = weights.read_tensors(folder, meta)
         if number is not None:
             classifier.token = nn.Parameter(torch.empty(1, settings.predictor.width))
             own = f"tasks.{number}."

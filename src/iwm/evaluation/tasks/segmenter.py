@@ -9,7 +9,6 @@ Images of any size: sides that the patch does not divide are padded, positions i
 window is looked at through windows that overlap, and their logits are averaged. `iwm segment` writes it.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from iwm import config
@@ -172,7 +170,7 @@ def load_segmenter(folder: str | Path, device: str | torch.device = "cpu") -> Se
     """
     folder = Path(folder).expanduser()
     try:
-        meta = json.loads((folder / weights.CONFIG).read_text())
+        meta = weights.read_meta(folder)
         what, settings = meta["segmenter"], fields.from_dict(config.Config, meta["settings"])
         space = ActionSpace.from_spec(meta["actions"])
         encoder = Encoder(settings.encoder, settings.data.image_size)
@@ -182,7 +180,7 @@ def load_segmenter(folder: str | Path, device: str | torch.device = "cpu") -> Se
         width = settings.predictor.width if predictor else settings.encoder.width
         head = head_of(what["head"], width, len(what["classes"]), what["channels"])
         segmenter = Segmenter(encoder, predictor, head, space, what["window"])
-        segmenter.load_state_dict(load_file(folder / weights.TENSORS))
+        segmenter.load_state_dict(weights.read_tensors(folder, meta))
     except FileNotFoundError:
         raise UserError(f"There is no trained segmenter in {folder}; `iwm segment` makes one.") from None
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
