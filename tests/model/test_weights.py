@@ -72,7 +72,11 @@ def test_tensors_of_any_memory_layout_are_written_as_they_read(tmp_path):
     found = load_file(tmp_path / "model.safetensors")
     assert torch.equal(found["turned"], whole.T)
     assert torch.equal(found["part"], whole[1:3, ::2])
-    assert json.loads((tmp_path / "config.json").read_text()) == {"format": 1, "of": "a test"}
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        "format": 1,
+        "sha256": hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest(),
+        "of": "a test",
+    }
 
 
 def test_a_crash_while_exporting_leaves_the_old_weights(tmp_path, monkeypatch):
@@ -82,6 +86,18 @@ def test_a_crash_while_exporting_leaves_the_old_weights(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         export(made(seed=1), tmp_path, step=9)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_settings_of_one_write_are_not_read_with_tensors_of_another(tmp_path):
+    """As a crash between the two files would leave them, here of models of equal shapes."""
+    export(made(seed=0), tmp_path, step=1)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    export(made(seed=1), tmp_path, step=2)
+    (tmp_path / "model.safetensors").write_bytes(before)
+    with pytest.raises(UserError, match="model.safetensors is damaged or of another write than config.json"):
+        run_folder.load_model(str(tmp_path))
+    edit(tmp_path / "config.json", sha256=None)  # as older versions have written it
+    run_folder.load_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("number", [99, 2, 0, "one", None])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -271,3 +272,34 @@ def test_a_checkpoint_of_a_newer_format_is_refused_and_kept(tmp_path):
         with pytest.raises(UserError, match=sentence):
             read()
     assert names(tmp_path) == ["step-00000003", "step-00000006"]
+
+
+@pytest.mark.parametrize("crash", ["unnamed", "old one half gone", "second name"])
+def test_a_crash_while_a_step_is_saved_anew_leaves_a_checkpoint_of_it(tmp_path, monkeypatch, crash):
+    model, optimisers = save(tmp_path, 6)
+    renames = 0
+    rename, rmtree = Path.rename, shutil.rmtree
+
+    def renaming(path: Path, to: Path) -> Path:
+        nonlocal renames
+        renames += 1
+        if (crash, renames) in (("unnamed", 1), ("second name", 2)):
+            raise OSError("No space left on device")
+        return rename(path, to)
+
+    def removing(path: Path, ignore_errors: bool = False) -> None:
+        if crash == "old one half gone" and path.name == "step-00000006":
+            (path / "state.json").unlink()
+            raise OSError("No space left on device")
+        rmtree(path, ignore_errors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", renaming)
+        patch.setattr(checkpoint.shutil, "rmtree", removing)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.save(tmp_path, 6, model, optimisers, 1, 64)
+    saved, _ = checkpoint.newest(tmp_path)
+    assert saved
+    assert saved.step == 6
+    checkpoint.save(tmp_path, 6, model, optimisers, 1, 64)
+    assert names(tmp_path) == ["step-00000006"]

@@ -27,10 +27,15 @@ class UnknownFormat(UserError):
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write `model.safetensors` and `config.json` (`meta` and the format's number) into `folder`, atomically."""
+    """Write `model.safetensors` and `config.json` (`meta`, the format's number, the tensors' checksum) into `folder`.
+
+    Each file is whole or absent. They take their names one after the other; of a crash in between `read` knows by the
+    checksum, so the settings of one model are never read with the weights of another.
+    """
     with files.replacing(folder / TENSORS) as part:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, part)
-        files.write_text(folder / CONFIG, json.dumps({"format": FORMAT, **meta}, indent=1))
+        content = {"format": FORMAT, "sha256": files.sha256_of(part), **meta}
+        files.write_text(folder / CONFIG, json.dumps(content, indent=1))
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -43,7 +48,10 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, meta: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors that `meta` describes. Raises OSError or SafetensorError where they cannot be read."""
+    """The tensors that `meta` describes. Raises OSError, SafetensorError, or ValueError where they are of another
+    write than `meta`."""
+    if "sha256" in meta and files.sha256_of(folder / TENSORS) != meta["sha256"]:
+        raise ValueError(f"{TENSORS} is damaged or of another write than {CONFIG}")
     return load_file(folder / TENSORS)
 
 

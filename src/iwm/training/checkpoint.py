@@ -1,7 +1,8 @@
 """Checkpoints and weights as safetensors + JSON: atomic, checksummed, never pickled.
 
 A checkpoint is a folder `checkpoints/step-00001234/` with `state.safetensors` (model and optimiser) and `state.json`
-(step, settings, checksum). It is written beside its final place, synced to disk and renamed, so it is whole or absent.
+(step, settings, checksum). It is written beside its final place, synced to disk and renamed, to a name
+that nothing bears, so it is whole or absent.
 """
 
 import json
@@ -74,8 +75,13 @@ def save(
     (part / "state.json").write_text(json.dumps(meta, indent=1))
     for entry in (file, part / "state.json", part):
         files.sync(entry)
-    if final.exists():
+    if final.exists():  # it goes only once the new one has a name, which sorts after it
+        again = folder / f"{final.name}.again"
+        shutil.rmtree(again, ignore_errors=True)
+        part.rename(again)
+        files.sync(folder)
         shutil.rmtree(final)
+        part = again
     part.rename(final)
     files.sync(folder)
     there = sorted(folder.glob("step-*"))
