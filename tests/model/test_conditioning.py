@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import iwm
 from iwm import cli, config
+from iwm.actions.photometric import PHOTOMETRIC
 from iwm.model.conditioning import CONDITIONINGS, conditioning_of
-from iwm.model.cost import ACTIONS
 from iwm.model.flops import predictor_parameters
 from iwm.model.predictor import Predictor
 from iwm.runtime.errors import UserError
@@ -58,8 +58,8 @@ def test_weights_keep_their_names_their_order_and_their_draws(kind, init):
 @pytest.mark.parametrize("kind", CONDITIONINGS)
 def test_parameters_are_counted(kind):
     settings = tiny(predictor=replace(tiny().predictor, conditioning=kind))
-    predictor = Predictor(settings.predictor, 32, ACTIONS, (4, 4))
-    assert predictor_parameters(settings, ACTIONS, 32) == sum(p.numel() for p in predictor.parameters())
+    predictor = Predictor(settings.predictor, 32, len(PHOTOMETRIC), (4, 4))
+    assert predictor_parameters(settings, len(PHOTOMETRIC), 32) == sum(p.numel() for p in predictor.parameters())
 
 
 def test_help_names_every_built_in_one(capsys):
@@ -110,7 +110,7 @@ def test_one_of_your_own_trains_is_judged_and_loads(settings, monkeypatch, capsy
         tokens = world.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
         still, moved = (world.predict(tokens, world.action(brightness=b)).values for b in (0.0, 0.4))
         assert not torch.equal(still, moved)
-        assert predictor_parameters(settings, ACTIONS, 32) == sum(p.numel() for p in world.predictor.parameters())
+        assert predictor_parameters(settings, len(PHOTOMETRIC), 32) == sum(p.numel() for p in world.predictor.parameters())
     with pytest.raises(UserError, match=r"'scale'.*iwm\.register_conditioning"):
         iwm.load(str(run))
     assert cli.main(["report", str(run)]) == 0, "the page of a run shows it, known or not"

@@ -52,6 +52,18 @@ def test_parameters_against_the_real_model(name):
     assert counted.predictor_parameters == sum(p.numel() for part in said for p in part.parameters())
 
 
+@pytest.mark.parametrize("conditioning", ["sequence", "feature", "adaln"])
+def test_an_action_has_as_many_components_as_its_set(conditioning):
+    """`camera` has 4, not the photometric set's 7; each is a token of the conditioning `sequence`."""
+    settings = tiny(
+        predictor=replace(tiny().predictor, conditioning=conditioning), actions=config.Actions(set="camera")
+    )
+    model = ImageWorldModel(settings)
+    assert model.space.dim == 4
+    assert cost(settings).predictor_parameters == sum(p.numel() for p in model.predictor.parameters())
+    assert cost(settings).train_flops != cost(replace(settings, actions=config.Actions())).train_flops
+
+
 @pytest.mark.parametrize("family", ["mae", "moco", "byol"])
 def test_cost_of_a_family_against_counting_its_step(family):
     settings = recipe_book.FAMILIES[family](tiny())

@@ -9,13 +9,10 @@ teacher and the MLPs that compare them.
 
 from dataclasses import dataclass
 
-from iwm.actions.photometric import PHOTOMETRIC
+from iwm.actions.action_space import ActionSpace
 from iwm.config import Config
 from iwm.model.flops import encoder_flops, encoder_parameters, patch_count
 from iwm.model.objectives import objective_of
-
-ACTIONS = len(PHOTOMETRIC)
-"""Components of the photometric action."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +29,14 @@ class Cost:
 
 
 def cost(settings: Config) -> Cost:
-    """Count from the sizes alone; no weights are made. Raises UserError for an unknown objective or conditioning."""
-    objective = objective_of(settings)
+    """Count from the sizes alone; no weights are made.
+
+    Raises UserError for an unknown objective, conditioning or action set.
+    """
+    objective, actions = objective_of(settings), ActionSpace.from_config(settings.actions, settings.data.image_size).dim
     return Cost(
         encoder_parameters(settings),
-        objective.parameter_count(ACTIONS),
+        objective.parameter_count(actions),
         encoder_flops(settings, patch_count(settings)),
-        objective.step_flops(ACTIONS),
+        objective.step_flops(actions),
     )
