@@ -3,7 +3,7 @@
 import pytest
 
 from iwm import verbs
-from iwm.cli.sentences import parse, sentence
+from iwm.cli.sentences import out_of_memory, parse, sentence
 from iwm.runtime.errors import UserError
 
 BOX = """\x1b[31m╭─ Parsing error ──────────────╮
@@ -51,3 +51,20 @@ def test_help_is_tyros_page_with_the_verbs_sentence(capsys):
     assert printed.startswith("usage: iwm world")
     assert verb.sentence in printed
     assert "--bank" in printed
+
+
+@pytest.mark.parametrize(
+    ("verb", "mend"),
+    [
+        ("pretrain", "lower optim.batch_size, or keep it and raise optim.accumulate, so that each part is smaller."),
+        ("sweep", "lower optim.batch_size, or keep it and raise optim.accumulate, so that each part is smaller."),
+        ("finetune", "lower --batch-size or --size."),
+        ("segment", "lower --batch-size or --size."),
+        ("world", "lower --bank or --images."),
+        ("imagine", "lower --bank."),
+        ("look", "lower --images."),
+        ("predict", "end other programs, or take a machine with more memory."),
+    ],
+)
+def test_out_of_memory_names_options_that_the_verb_has(verb, mend):
+    assert out_of_memory(verbs.find(verb)) == f"Out of memory: {mend}"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from iwm import verbs
+from iwm.cli import sentences
 from iwm.cli.sentences import parse
 from iwm.runtime.errors import Interrupted, UserError
 
@@ -40,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
             raise
-        parts = "keep it and raise optim.accumulate, so that each part is smaller"
-        print(f"Out of memory: lower optim.batch_size, or {parts}.", file=sys.stderr)
+        print(sentences.out_of_memory(verbs.find(argv[0]) if argv else None), file=sys.stderr)
         return 2
 
 

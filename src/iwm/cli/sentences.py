@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 import tyro
 
+from iwm.runtime import fields
 from iwm.runtime.errors import UserError
 from iwm.verbs import Verb
 
@@ -43,3 +44,16 @@ def sentence(box: str, verb: str) -> str:
     near = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", " ".join(paragraphs))
     mend = f"did you mean {near.group(1)}?" if near else f"see iwm {verb} --help."
     return f"{first.rstrip('. ')}; {mend}"
+
+
+def out_of_memory(verb: Verb | None) -> str:
+    """What to lower so that a verb needs less memory, by the names of its own options."""
+    names = fields.typed_names(verb.options) if verb else []
+    batch = next((name for name in names if name.split(".")[-1] == "batch_size"), "")
+    if "optim.accumulate" in names:
+        parts = "keep it and raise optim.accumulate, so that each part is smaller"
+        return f"Out of memory: lower {batch}, or {parts}."
+    smaller = [name for name in (batch, "bank", "images", "size") if name in names]
+    if smaller:
+        return f"Out of memory: lower {' or '.join('--' + name.replace('_', '-') for name in smaller[:2])}."
+    return "Out of memory: end other programs, or take a machine with more memory."

@@ -7,6 +7,8 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from tyro.conf import Positional
+
 from iwm.runtime.errors import UserError, did_you_mean
 
 T = typing.TypeVar("T")
@@ -71,6 +73,20 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
+
+
+def typed_names(kind: Any) -> list[str]:
+    """A dataclass's options by the names that the command line has for them: those of a group with a dot
+    ("speed.threads") unless the group is bare. Positions, which have no name there, are left out."""
+    hints, annotated = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
+    names: list[str] = []
+    for name, hint in hints.items():
+        bare = any(getattr(one, "name", None) == "" for one in _extras(annotated[name]))
+        if dataclasses.is_dataclass(hint):
+            names += [inner if bare else f"{name}.{inner}" for inner in typed_names(hint)]
+        elif Positional[Any].__metadata__[0] not in _extras(annotated[name]):
+            names.append(name)
+    return names
 
 
 def _bare(kind: Any) -> dict[str, str]:
