@@ -196,6 +196,9 @@ def spectrum() -> str:
 
 ESTIMATORS = {
     "search": "search through the predictor",
+    "pooled_search": "search through the predictor, tokens averaged",
+    "pixel_search": "search among pictures",
+    "histogram_search": "search among pictures, by histograms",
     "always_zero": "always zero",
     "pixel_statistics": "ridge on pixel statistics",
     "encoder_features": "ridge on encoder features",
@@ -258,10 +261,10 @@ def spread(values: list[float]) -> str:
 def acting() -> str:
     rows, components = [], ["brightness", "contrast", "saturation", "hue"]
     for result in read("infer-*"):
-        for key, name in ESTIMATORS.items():
+        for key in (key for key in ESTIMATORS if key in result):
             linked = {**result[key], "path": result["path"]}
             each = [number(result[key]["components"].get(component)) for component in components]
-            rows.append([result["folder"], name, cell(linked, "error", "standard_error"), *each])
+            rows.append([result["folder"], ESTIMATORS[key], cell(linked, "error", "standard_error"), *each])
     note = "Mean absolute error on held-out images, in shares of each component's range. The paper has no such table."
     return table("Which change was made? (`iwm infer`)", ["run", "by", "mean", *components], rows, note)
 

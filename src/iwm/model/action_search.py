@@ -34,6 +34,8 @@ class Search:
     """Memory of Adam: with the usual one (0.9, 0.999) two dozen steps still swing around the minimum by 0.02."""
     undo: bool = True
     """Also seek what the source carries and the target does not; else those components stay 0."""
+    pooled: bool = False
+    """Compare tokens averaged over the positions: for two images whose patches do not correspond."""
 
 
 def flag_choices(space: ActionSpace, undo: bool = True) -> Float[Tensor, "c k"]:

@@ -164,6 +164,7 @@ class ImageWorldModel(ModelParts):
 
         By default what the images may carry and the changed ones do not is sought too.
         """
+        search = search or Search()
         tokens = self.encode(images)
         still = self.predict(tokens, self.space.null(1, self.device)[0]).values.float()
         change = self.target(changed_images).values.float() - self.target(images).values.float()
@@ -171,9 +172,12 @@ class ImageWorldModel(ModelParts):
         def energy(rows: Int64[Tensor, " c"], actions: Float[Tensor, "c k"]) -> Float[Tensor, " c"]:
             rows = rows.to(self.device)
             guess = self.predict(Tokens(tokens.values[rows], tokens.grid), actions).values.float()
-            return (guess - still[rows] - change[rows]).square().mean(dim=(1, 2)).to(actions.device)
+            difference = guess - still[rows] - change[rows]
+            if search.pooled:
+                difference = difference.mean(dim=1, keepdim=True)
+            return difference.square().mean(dim=(1, 2)).to(actions.device)
 
-        return descend(energy, self.space, len(images), search or Search()).to(self.device)
+        return descend(energy, self.space, len(images), search).to(self.device)
 
 
 def for_tasks(settings: config.Config, actions: int, grid: Grid, depth: int = 0) -> Predictor:

@@ -18,6 +18,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.markup import escape
 
+from iwm.evaluation.world.infer import answers_of
 from iwm.model.objectives import OBJECTIVES, PatchPrediction
 from iwm.reports import figures
 from iwm.reports.verdict import (
@@ -48,7 +49,8 @@ CAPTIONS = {
     "green and solid where it is the truth.",
     "look": "tokens of source, prediction and truth as colours of one principal basis; bright patches are "
     "those a change moves, and those the prediction misses, on one scale a row.",
-    "infer": "the action between two images, found by search through the predictor, beside what needs no world model.",
+    "infer": "what the model knows of a change: the action between two images, found by search through the predictor, "
+    "beside what needs no world model. Where there are pixels, the search among pictures is the better tool.",
     "undo": "what a probe of clean images reads of corrupted ones, before and after the predictor has undone them.",
 }
 """Verbs whose pictures need the width of the page, with what they show."""
@@ -281,7 +283,15 @@ def _exhibit(folder: RunFolder, result: Result) -> dict[str, Any] | None:
     average = path.with_name(f"{path.stem}-averaged.png")
     pictures = [picture, _read_picture(average, f"{verb}, averaged over actions", "medium")]
     tables = [_rows(value) for value in result.values()] if verb in ("look", "undo") else []
+    tables += [_rows({name: _errors(row) for name, row in answers_of(result).items()})] if verb == "infer" else []
     return {"pictures": [one for one in pictures if one], "tables": [rows for rows in tables if rows]}
+
+
+def _errors(answer: Any) -> dict[str, Any]:
+    """The mean error of who answered `iwm infer`, then that of every component; of a damaged file none."""
+    content = answer if isinstance(answer, dict) else {}
+    components = content.get("components")
+    return {"mean": content.get("error"), **(components if isinstance(components, dict) else {})}
 
 
 def _rows(value: Any) -> Rows:

@@ -1,4 +1,4 @@
-"""Which change turned one image into another, or over a source: how well is that found, beside baselines."""
+"""What the model knows of a change: the action between two images, or its error over a source, beside baselines."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -24,6 +24,9 @@ class Infer(Measured, OneRun):
     """Held-out images that are changed."""
     train_images: Annotated[int, AtLeast(20)] = 2000
     """Training images the baselines learn from."""
+    shift: Annotated[int, AtLeast(0)] = 0
+    """A source: pixels by which the target's crop of an image lies to the right of and below the source's; 0: the same
+    crop."""
     undo: bool = True
     """Two images: also search what may have to be undone; else only what both views can carry."""
 
@@ -31,6 +34,8 @@ class Infer(Measured, OneRun):
         super().__post_init__()
         if bool(self.data) == bool(self.source) or bool(self.source) != bool(self.target):
             raise UserError("Give two images, iwm infer RUN SOURCE TARGET, or --data S to measure over a source.")
+        if self.shift and not self.data:
+            raise UserError(f"--shift {self.shift} moves the crops of a source; give --data S, or leave it out.")
 
 
 OPTIONS = Infer

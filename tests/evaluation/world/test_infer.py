@@ -1,6 +1,7 @@
 """Errors of inferred actions: none for an oracle, and the baselines are what they say."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from iwm import config
 from iwm.actions.action_space import ActionSpace
+from iwm.actions.pixel_search import reach_with_flags
 from iwm.evaluation.tasks.linear import choose_ridge
 from iwm.evaluation.world import infer
 from iwm.model.world_model import Tokens
@@ -52,6 +54,38 @@ def test_an_oracle_makes_no_error() -> None:
     assert found["true_residual"] == pytest.approx(0, abs=1e-8)
 
 
+class Deaf(Oracle):
+    """Predicts that nothing changes."""
+
+    def predict(self, tokens: Tokens, action: torch.Tensor) -> Tokens:
+        return tokens
+
+
+def test_the_search_among_pictures_stands_beside_the_models_and_needs_no_model() -> None:
+    found = infer.measure(Deaf(space=REVERSIBLE, size=8), small(60), small(8))
+    assert found["search"]["error"] == found["always_zero"]["error"] > 0.15
+    assert found["pixel_search"]["error"] < 0.003
+    assert set(infer.answers_of(found)) == set(infer.ANSWERS.values()) - {
+        "the same, tokens averaged",
+        "the same, by histograms",
+    }
+
+
+def test_two_crops_have_no_pixel_in_common_and_averages_beside_them() -> None:
+    """Mirror images: every pixel is elsewhere, and the same values are there."""
+    left = muted(60)[..., ::4, ::4].contiguous()
+    images = torch.cat([torch.cat([left, left.flip(3)], 3), torch.cat([left.flip(2), left.flip((2, 3))], 3)], 2)
+    space = REVERSIBLE
+    pairs = infer.change_pairs(space, images, 8, 0, torch.arange(60))
+    back = space.apply(left.flip((2, 3)).float() / 255, reach_with_flags(space, pairs.action))
+    torch.testing.assert_close(pairs.source, left.float() / 255)
+    torch.testing.assert_close(pairs.target, back)
+    found = infer.measure(oracle(), images, images[:8], shift=8)
+    assert set(infer.answers_of(found)) == set(infer.ANSWERS.values())
+    for averaged in ("pooled_search", "histogram_search", "pixel_statistics", "encoder_features"):
+        assert found[averaged]["error"] < 0.01, averaged
+
+
 def test_a_regression_of_pixel_statistics_reads_a_factor() -> None:
     """Brightness alone, clipping nothing: images of all kinds of light, so that no difference of means tells."""
     generator = torch.Generator().manual_seed(0)
@@ -90,10 +124,6 @@ def test_a_feature_regression_sees_what_the_search_sees() -> None:
 def test_errors_count_in_the_references_range() -> None:
     """A range twice as wide must not halve the error of the very same answers."""
 
-    class Deaf(Oracle):
-        def predict(self, tokens: Tokens, action: torch.Tensor) -> Tokens:
-            return tokens
-
     def always_zero(level: Literal["destructive", "strong"]) -> float:
         space = ActionSpace.from_config(config.Actions(level=level), 8)
         return infer.measure(Deaf(space=space, size=8), small(20), small(4))["always_zero"]["error"]
@@ -109,6 +139,9 @@ def test_the_measurement_is_written_with_its_picture(tmp_path: Path, monkeypatch
     found = infer.infer(o)
     assert json.loads(Path(found["path"]).read_text())["inferred_action_error"] < 0.01
     assert Path(found["path"]).with_suffix(".png").stat().st_size > 5_000
+    apart = infer.infer(replace(o, shift=4))
+    assert Path(apart["path"]).name == "infer-shift4-pictures.json"
+    assert apart["shift"] == 4
 
 
 def test_two_images_give_the_change_in_raw_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,9 +156,21 @@ def test_two_images_give_the_change_in_raw_units(tmp_path: Path, monkeypatch: py
     assert found["action"]["light"] == pytest.approx(15 / 255, abs=0.003)
     assert found["action"]["warmth"] == pytest.approx(0, abs=0.003)
     assert found["residual"] < 0.01 * found["null_residual"]
+    by_pixels = found["pixel_search"]
+    assert by_pixels["action"]["negative"] == 0, "pixels cannot say what a source carries"
+    assert by_pixels["null_residual"] == pytest.approx(
+        float((changed - clean.float()).div(255).square().mean()), rel=1e-4
+    )
+    same = infer.infer(Infer(run="run", source=target, target=target, out=str(tmp_path), speed=SPEED))["pixel_search"]
+    assert same["action"]["light"] == pytest.approx(0, abs=1e-3)
 
 
 @pytest.mark.parametrize(("source", "target", "data"), [("", "", ""), ("a.png", "", ""), ("a.png", "b.png", "sample")])
 def test_two_images_or_a_source(source: str, target: str, data: str) -> None:
     with pytest.raises(UserError, match="Give two images"):
         infer.infer(Infer(run="run", source=source, target=target, data=data))
+
+
+def test_crops_of_two_images_are_not_moved() -> None:
+    with pytest.raises(UserError, match="--shift 4 moves the crops of a source"):
+        Infer(run="run", source="a.png", target="b.png", shift=4)

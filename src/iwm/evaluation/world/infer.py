@@ -1,11 +1,14 @@
-"""Which change turned one image into another, found by search through the predictor, beside what needs none.
+"""What a world model knows of a change: the action between two images, found by search through the predictor, beside
+what needs no world model.
 
     error = mean |a_found - a_true|  per component, in shares of the reference's range (the level `destructive`)
 
-Pairs are (clean image, one entry of its bank), as in `iwm world`. Baselines: the null action; ridge regression on the
-channel statistics of both images' pixels; ridge regression on the pooled features of both, the encoder's and those of
-target space, which the search looks at too. Both regressions learn from training images, everything is measured on
-held-out ones.
+Pairs are (clean image, one entry of its bank), as in `iwm world`. Baselines: the null action; the same search among
+pictures, which applies the known transformations to the source's pixels and is the better tool wherever the pixels are
+there and correspond; ridge regression on the channel statistics of both images' pixels; ridge regression on the pooled
+features of both, the encoder's and those of target space, which the search looks at too. Both regressions learn from
+training images, everything is measured on held-out ones. With `shift` source and target are two crops of an image, so
+no pixel and no patch corresponds: beside the others stand searches that compare averaged tokens and histograms.
 """
 
 from collections.abc import Mapping
@@ -19,6 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from iwm.actions.action_space import ActionSpace, Parameters, in_reference_units, reference_space
+from iwm.actions.pixel_search import PixelSearch, histograms, pixels, reach_with_flags, search_pixels
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all, load_one
 from iwm.data.sources import open_splits
@@ -30,7 +34,7 @@ from iwm.evaluation.uncertainty import standard_error
 from iwm.model.action_search import Search
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import open_world, plain_name
-from iwm.runtime.console import console, progress, show, table
+from iwm.runtime.console import console, progress, table
 from iwm.runtime.drawing import grouped_bars
 from iwm.verbs.infer import Infer
 
@@ -38,11 +42,14 @@ BATCH = 16
 """Pairs searched at once."""
 ANSWERS = {
     "search": "search through the predictor",
+    "pooled_search": "the same, tokens averaged",
+    "pixel_search": "search among pictures",
+    "histogram_search": "the same, by histograms",
     "always_zero": "always zero",
     "pixel_statistics": "ridge, pixel statistics",
     "encoder_features": "ridge, pooled features",
 }
-"""Who says what the action is, by key and in words."""
+"""Who says what the action is, by key and in words; averages and histograms where the crops differ."""
 
 
 def infer(o: Infer) -> dict[str, Any]:
@@ -65,13 +72,11 @@ def _of_pair(o: Infer, model: ImageWorldModel, work: Evaluation) -> dict[str, An
     with work.session.autocast():
         action = model.infer_action(source, target, Search(undo=o.undo))
         payload = {
-            "action": {
-                t.name: component * (t.range if t.graded else 1)
-                for t, component in zip(space.transformations, action[0].tolist(), strict=True)
-            },
+            "action": in_raw_units(space, action[0]),
             "words": space.describe(action[0].cpu()),
             "residual": float(residuals(model, source, target, action)),
             "null_residual": float(residuals(model, source, target, space.null(1))),
+            "pixel_search": _pixel_answer(space, source.to(model.device), target.to(model.device), o.seed),
             "data": f"{names[0]} to {names[1]}",
         }
     outcome = Outcome(
@@ -88,9 +93,34 @@ def _of_pair(o: Infer, model: ImageWorldModel, work: Evaluation) -> dict[str, An
     return work.conclude(outcome, lambda _: _show_pair(payload, names))
 
 
+def in_raw_units(space: ActionSpace, action: Float[Tensor, " k"]) -> dict[str, float]:
+    """Every component by its name: a difference of raw factors (hue in turns), or a flag."""
+    pairs = zip(space.transformations, action.tolist(), strict=True)
+    return {t.name: component * (t.range if t.graded else 1) for t, component in pairs}
+
+
+def _pixel_answer(
+    space: ActionSpace, source: UInt8[Tensor, "1 3 s s"], target: UInt8[Tensor, "1 3 s s"], seed: int
+) -> dict[str, Any]:
+    """What the search among pictures says, and the mean squared pixel difference that it leaves."""
+    before, after = source.float() / 255, target.float() / 255
+    action = search_pixels(space, before, after, PixelSearch(seed=seed))
+    changed = space.apply(before, reach_with_flags(space, action))
+    return {
+        "action": in_raw_units(space, action[0]),
+        "words": space.describe(action[0]),
+        "residual": float((changed - after).square().mean()),
+        "null_residual": float((before - after).square().mean()),
+    }
+
+
 def _show_pair(numbers: Mapping[str, Any], names: list[str]) -> None:
-    values = {key: numbers[key] for key in ("words", "residual", "null_residual")}
-    show(f"The change from {names[0]} to {names[1]}", numbers["action"] | values)
+    by_pixels = numbers["pixel_search"]
+    title = f"The change from {names[0]} to {names[1]}"
+    rows = [[name, value, by_pixels["action"][name]] for name, value in numbers["action"].items()]
+    rows += [[key, numbers[key], by_pixels[key]] for key in ("words", "residual", "null_residual")]
+    console.print(table(title, ["", ANSWERS["search"], ANSWERS["pixel_search"]], rows))
+    console.print("The search among pictures undoes nothing that the source carries; residuals have their own units.")
     if numbers["residual"] > 0.9 * numbers["null_residual"]:
         console.print("[yellow]No action explains the target much better than leaving the source as it is.")
 
@@ -112,11 +142,13 @@ def residuals(
 
 def _over_source(o: Infer, model: ImageWorldModel, work: Evaluation) -> dict[str, Any]:
     size = model.settings.data.image_size
-    train, held, how = open_splits(o.data, o.val, size=size)
-    lessons, exam = _load(train, o.train_images, size, o.seed), _load(held, o.images, size, o.seed)
+    train, held, how = open_splits(o.data, o.val, size=size + o.shift)
+    lessons, exam = (
+        _load(images, count, size + o.shift, o.seed) for images, count in ((train, o.train_images), (held, o.images))
+    )
     with work.session.autocast():
-        payload = measure(model, lessons, exam, o.seed)
-    payload |= {"data": held.name, "split": how, "images": len(exam), "train_images": len(lessons)}
+        payload = measure(model, lessons, exam, o.seed, o.shift)
+    payload |= {"data": held.name, "split": how, "images": len(exam), "train_images": len(lessons), "shift": o.shift}
     outcome = Outcome(
         data=held.name,
         payload=payload,
@@ -124,7 +156,9 @@ def _over_source(o: Infer, model: ImageWorldModel, work: Evaluation) -> dict[str
             **ritual.identities(data=o.data, val=o.val),
             **{option: getattr(o, option) for option in ("images", "train_images", "seed")},
             "precision": work.session.precision,
+            **({"shift": o.shift} if o.shift else {}),
         },
+        variant=(f"shift{o.shift}" if o.shift else "",),
         figures={"": lambda: _draw(payload)},
     )
     return work.conclude(outcome, lambda _: _show_errors(payload))
@@ -134,15 +168,29 @@ def _load(images: ImageSet, count: int, size: int, seed: int) -> UInt8[Tensor, "
     return load_all(Subset(images, draw_rows(count, len(images), seed)), size)[0]
 
 
+def answers_of(numbers: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The errors of a result by the words for who answered."""
+    return {name: numbers[key] for key, name in ANSWERS.items() if key in numbers}
+
+
+def _where(numbers: Mapping[str, Any]) -> str:
+    return numbers["data"] + (f", crops {numbers['shift']} px apart" if numbers["shift"] else "")
+
+
 def _show_errors(numbers: Mapping[str, Any]) -> None:
     components = list(numbers["search"]["components"])
-    rows = [[name, numbers[key]["error"], *numbers[key]["components"].values()] for key, name in ANSWERS.items()]
-    console.print(table(f"Error of the inferred action on {numbers['data']}", ["", "mean", *components], rows))
+    rows = [[name, each["error"], *each["components"].values()] for name, each in answers_of(numbers).items()]
+    console.print(table(f"Error of the inferred action on {_where(numbers)}", ["", "mean", *components], rows))
+    if numbers["pixel_search"]["error"] < numbers["search"]["error"]:
+        console.print(
+            "Searching among pictures finds the change better: where there are pixels, take that. This measures what "
+            "the model knows of a change."
+        )
 
 
 def _draw(numbers: Mapping[str, Any]) -> Figure:
-    title = f"Inferred actions on {numbers['data']}: mean absolute error"
-    series = {name: list(numbers[key]["components"].values()) for key, name in ANSWERS.items()}
+    title = f"Inferred actions on {_where(numbers)}: mean absolute error"
+    series = {name: list(each["components"].values()) for name, each in answers_of(numbers).items()}
     return grouped_bars(title, "error, share of the range", list(numbers["search"]["components"]), series)
 
 
@@ -156,14 +204,17 @@ class Pairs:
 
 
 def change_pairs(
-    space: ActionSpace, images: UInt8[Tensor, "n 3 s s"], size: int, seed: int, indices: Int64[Tensor, " n"]
+    space: ActionSpace, images: UInt8[Tensor, "n 3 h h"], size: int, seed: int, indices: Int64[Tensor, " n"]
 ) -> Pairs:
-    """Every image and one entry of its bank, drawn by its index."""
+    """Every image's upper left square of `size` px and one entry of the bank of its lower right one, drawn by its
+    index; of images of that size, of the same picture."""
     reference = reference_space(space, size)
     draws = [reference.sample_bank(seed, int(index), 1) for index in indices]
     parameters = Parameters(torch.cat([p.values for p in draws]), torch.cat([p.applied for p in draws]))
     clean = images.float() / 255
-    return Pairs(clean, reference.apply(clean, parameters), space.difference(space.neutral(len(images)), parameters))
+    source, target = clean[..., :size, :size], clean[..., -size:, -size:]
+    action = space.difference(space.neutral(len(images)), parameters)
+    return Pairs(source.contiguous(), reference.apply(target, parameters), action)
 
 
 def channel_statistics(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n f"]:
@@ -194,41 +245,68 @@ def pooled_tokens(model: ImageWorldModel, images: Float[Tensor, "n 3 s s"]) -> F
 
 
 def measure(
-    model: ImageWorldModel, train: UInt8[Tensor, "m 3 s s"], test: UInt8[Tensor, "n 3 s s"], seed: int = 0
+    model: ImageWorldModel,
+    train: UInt8[Tensor, "m 3 h h"],
+    test: UInt8[Tensor, "n 3 h h"],
+    seed: int = 0,
+    shift: int = 0,
 ) -> dict[str, Any]:
     """Mean absolute error of the action found on the test images, of each component and over the graded ones, in shares
-    of the reference's ranges; the same of the baselines learned on the training images."""
+    of the reference's ranges; the same of the baselines, learned on the training images where they learn.
+
+    Images are larger than the model's by `shift` px.
+    """
     space, size = model.space, model.settings.data.image_size
     graded = [i for i, t in enumerate(space.transformations) if t.graded and t.both and t.range > 0]
     lessons = change_pairs(space, train, size, seed, torch.arange(len(train)))
     exam = change_pairs(space, test, size, seed + 1, torch.arange(len(test)))
-    actions = []
-    with progress("pairs") as bar:
-        task = bar.add_task("search", total=len(test), note="")
-        for start in range(0, len(test), BATCH):
-            rows = slice(start, start + BATCH)
-            actions.append(model.infer_action(exam.source[rows], exam.target[rows], Search(undo=False)).cpu())
-            bar.advance(task, len(actions[-1]))
-    answers = {"search": torch.cat(actions)[:, graded], "always_zero": torch.zeros(len(test), len(graded))}
-    wanted = lessons.action[:, graded]
-    for name, features in (
-        ("pixel_statistics", lambda images: torch.cat([channel_statistics(part) for part in images.split(256)])),
-        ("encoder_features", lambda images: pooled_tokens(model, images)),
-    ):
-        regression = choose_ridge(features_of_pair(features(lessons.source), features(lessons.target)), wanted, seed)
-        answers[name] = regression.logits(features_of_pair(features(exam.source), features(exam.target)))
-    truth, units = exam.action[:, graded], in_reference_units(space, size)[graded]
-    outcome: dict[str, Any] = {"inferred_action_error": float((units * (answers["search"] - truth)).abs().mean())}
+    answers = _searches(model, exam, seed, shift) | _regressions(model, lessons, exam, graded, seed)
+    units = in_reference_units(space, size)[graded]
+    outcome: dict[str, Any] = {}
     for name, answer in answers.items():
-        error = (units * (answer - truth)).abs()
+        error = (units * (answer - exam.action)[:, graded]).abs()
         outcome[name] = {
             "error": float(error.mean()),
             "standard_error": standard_error(error.mean(1)),
             "components": {space.names[i]: float(error[:, k].mean()) for k, i in enumerate(graded)},
         }
-    full = torch.zeros(len(test), space.dim)
-    full[:, graded] = answers["search"]
-    for key, tried in (("residual", full), ("null_residual", full * 0), ("true_residual", exam.action)):
+    outcome = {"inferred_action_error": outcome["search"]["error"], **outcome}
+    null = torch.zeros_like(exam.action)
+    for key, tried in (("residual", answers["search"]), ("null_residual", null), ("true_residual", exam.action)):
         parts = zip(exam.source.split(64), exam.target.split(64), tried.split(64), strict=True)
         outcome[key] = float(torch.cat([residuals(model, *part) for part in parts]).mean())
     return outcome
+
+
+def _searches(model: ImageWorldModel, exam: Pairs, seed: int, shift: int) -> dict[str, Float[Tensor, "n k"]]:
+    """The actions that searches find, through the predictor and among pictures, and the null action."""
+    ways = {"search": Search(undo=False)} | ({"pooled_search": Search(undo=False, pooled=True)} if shift else {})
+    answers: dict[str, list[Tensor]] = {name: [] for name in ways}
+    with progress("pairs") as bar:
+        task = bar.add_task("search", total=len(ways) * len(exam.action), note="")
+        for name, way in ways.items():
+            for source, target in zip(exam.source.split(BATCH), exam.target.split(BATCH), strict=True):
+                answers[name].append(model.infer_action(source, target, way).cpu())
+                bar.advance(task, len(source))
+    actions = {name: torch.cat(parts) for name, parts in answers.items()}
+    source, target = exam.source.to(model.device), exam.target.to(model.device)
+    compared = {"pixel_search": pixels} | ({"histogram_search": histograms} if shift else {})
+    for name, features in compared.items():
+        actions[name] = search_pixels(model.space, source, target, PixelSearch(seed=seed), features)
+    return actions | {"always_zero": torch.zeros_like(exam.action)}
+
+
+def _regressions(
+    model: ImageWorldModel, lessons: Pairs, exam: Pairs, graded: list[int], seed: int
+) -> dict[str, Float[Tensor, "n k"]]:
+    """What ridge regressions that learned from training pairs say of the graded components."""
+    answers = {}
+    for name, features in (
+        ("pixel_statistics", lambda images: torch.cat([channel_statistics(part) for part in images.split(256)])),
+        ("encoder_features", lambda images: pooled_tokens(model, images)),
+    ):
+        seen = features_of_pair(features(lessons.source), features(lessons.target))
+        regression = choose_ridge(seen, lessons.action[:, graded], seed)
+        answers[name] = torch.zeros_like(exam.action)
+        answers[name][:, graded] = regression.logits(features_of_pair(features(exam.source), features(exam.target)))
+    return answers
