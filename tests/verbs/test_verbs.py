@@ -18,6 +18,7 @@ from iwm.verbs import Verb
 from iwm.verbs.compare import Compare
 from iwm.verbs.finetune import Finetune
 from iwm.verbs.probe import Probe
+from iwm.verbs.shared import Classification
 from iwm.verbs.sweep import Axes, Sweep
 from iwm.verbs.world import World
 
@@ -96,6 +97,21 @@ def test_groups_without_a_name_on_the_command_line_have_none_in_python() -> None
     assert verbs.find("sweep").fill(**{"optim.lr": 0.1, "run.seed": 3}).settings.optim.lr == 0.1
     with pytest.raises(UserError, match="--views -3"):
         verbs.find("segment").fill("run", "data", views=-3)
+
+
+def test_only_what_can_go_on_from_a_finished_training_has_a_start() -> None:
+    for name in ("finetune", "segment"):
+        assert verbs.find(name).fill("run", "data", train="both", start="folder").start == "folder"
+        with pytest.raises(UserError, match="--start folder is where --train both starts"):
+            verbs.find(name).fill("run", "data", train="head", start="folder")
+    with pytest.raises(UserError, match="has no option 'start'"):
+        verbs.find("efficiency").fill("run", "data", start="folder")
+    assert "start" not in verbs.part(Finetune(run="run", data="data"), Classification)
+
+
+def test_a_bank_of_one_is_told_by_the_bound_beside_its_field() -> None:
+    with pytest.raises(UserError, match="--bank 1: give 2 or more"):
+        verbs.find("imagine").fill("run", "x.png", action="hue=0.1", bank=1)
 
 
 def test_a_sweep_from_python_starts_at_its_recipe() -> None:

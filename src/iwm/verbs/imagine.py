@@ -27,8 +27,6 @@ class Imagine(Measured, OneRun):
         super().__post_init__()
         if bool(self.action) == bool(self.sweep):
             raise UserError("What is to be imagined? Give --action brightness=0.3,hue=-0.05 or --sweep hue (not both).")
-        if self.bank < 2 or self.seed < 0:
-            raise UserError(f"--bank {self.bank} --seed {self.seed}: give a bank of 2 or more and a seed of 0 or more.")
 
 
 OPTIONS = Imagine

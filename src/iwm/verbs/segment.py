@@ -8,7 +8,7 @@ from tyro.conf import arg
 from iwm.runtime import errors
 from iwm.runtime.bounds import AtLeast, Rising
 from iwm.runtime.errors import UserError
-from iwm.verbs.shared import Measured, Schedule, Source, Tuning
+from iwm.verbs.shared import Continuation, Measured, Schedule, Source, Tuning
 
 WAYS = ("head", "predictor", "encoder", "both")
 
@@ -40,19 +40,13 @@ class SegmentSettings(Tuning):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment(SegmentSettings, Measured, Source):
+class Segment(SegmentSettings, Continuation, Measured, Source):
     data: str
     """images/ and annotations/ (PNG masks) in every split, an .npz with images and masks, or sample-objects."""
     size: int = 0
     """Side of crops and windows; 0: the images' shorter side, at most 512 and at most 4 times the run's."""
-    start: str = ""
-    """train both: folder of a finished predictor segmentation; made first where not given."""
     baselines: bool = True
     """Also the same training with nothing pretrained."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_use_of(self.start)
 
 
 OPTIONS = Segment

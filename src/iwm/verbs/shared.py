@@ -147,11 +147,6 @@ class Tuning(Options):
             raise UserError(f"There is no way to train '{self.train}'; {errors.did_you_mean(self.train, WAYS)}")
         return int(last.group(1)) if last else 0
 
-    def require_use_of(self, start: str) -> None:
-        """Raises UserError when a starting point is given and not used."""
-        if start and self.train != "both":
-            raise UserError(f"--start {start} is where --train both starts; leave it out with --train {self.train}.")
-
     @property
     def uses_predictor(self) -> bool:
         return self.train in ("predictor", "both")
@@ -159,6 +154,21 @@ class Tuning(Options):
     @property
     def moves_encoder(self) -> bool:
         return self.train not in ("predictor", "head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation(Tuning):
+    """Finetuning that may go on from a finished one."""
+
+    start: str = ""
+    """train both: folder of a finished predictor finetuning or segmentation; made first where not given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start and self.train != "both":
+            raise UserError(
+                f"--start {self.start} is where --train both starts; leave it out with --train {self.train}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -187,7 +187,6 @@ def start_of(
     Raises UserError unless the weights there are what `build` builds after training predictor and head: of this run's
     encoder, for the same classes.
     """
-    o.require_use_of(o.start)
     start = o.start
     if o.train == "both" and not start:
         start = work(replace(o, train="predictor", baselines=False))["weights"]
