@@ -125,7 +125,8 @@ class Tuning(Options):
     ratios: Annotated[tuple[float, ...], Positives()] = RATIOS
     """Learning rate of predictor or encoder as a multiple of the head's; tried with every one."""
     layer_decay: Annotated[float, Fraction()] = 0.65
-    """Learning rate of an encoder block over that of the next one (encoder, both, last-K)."""
+    """Learning rate of an encoder block over that of the next one (encoder, both, last-K); 1 for the control with
+    nothing pretrained."""
     depth: Annotated[int, AtLeast(0)] = 0
     """Blocks of the predictor that are kept, from the first; 0: all."""
     views: Annotated[int, AtLeast(0)] = 4

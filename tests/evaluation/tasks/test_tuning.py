@@ -1,11 +1,14 @@
 """What finetuning has in common: the grid, the rates of the parts, the cost of what is trained."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny
 
 from iwm.evaluation.tasks import finetune, tuning
 from iwm.model.world_model import ImageWorldModel
+from iwm.verbs.finetune import Finetune
 from iwm.verbs.shared import Classification
 
 
@@ -35,6 +38,17 @@ def test_learning_rates_fall_with_depth(model):
     assert rate[id(own["encoder.blocks.1.mlp.fc1.weight"])] == pytest.approx(1e-4)
     assert rate[id(own["encoder.blocks.0.mlp.fc1.weight"])] == pytest.approx(0.65e-4)
     assert rate[id(own["encoder.patch_embed.proj.weight"])] == pytest.approx(0.65**2 * 1e-4)
+
+
+def test_with_nothing_pretrained_all_blocks_learn_alike_and_the_grid_is_the_same(model):
+    o = Finetune(run="run", data="data", train="encoder")
+    twin, control = tuning.nothing_pretrained(model, o)
+    built = finetune.build(twin, control, ("a", "b"), 16)
+    groups = tuning.groups_of(built, control, 1e-3, 1.0)
+    assert [group["lr"] for group in groups] == pytest.approx([1e-3] * len(groups))
+    assert tuning.grid_of(control) == tuning.grid_of(o)
+    assert tuning.facts_of_control(control, {})["random_encoder_layer_decay"] == 1
+    assert "random_encoder_layer_decay" not in tuning.facts_of_control(replace(control, train="head"), {})
 
 
 def test_flops_against_a_formula(model):

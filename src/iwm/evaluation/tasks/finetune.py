@@ -102,10 +102,11 @@ def _baselines(
     task: "ClassificationWork", model: ImageWorldModel, splits: LabelledSplits, o: Finetune
 ) -> dict[str, Any]:
     """The same training with nothing pretrained, and a linear classifier on raw pixels."""
-    control = task.fit(*nothing_pretrained(model, o), title="random encoder")
+    twin, settings = nothing_pretrained(model, o)
+    control = task.fit(twin, settings, title="random encoder")
     return {
         "random_encoder_top1": accuracy(control.logits, task.labels),
-        "random_encoder_chosen": control.trained.choice,
+        **tuning.facts_of_control(settings, control.trained.choice),
         **probes.raw_pixels(splits, task.size, ProbeSettings(kind="linear", seed=o.seed), task.session),
     }
 

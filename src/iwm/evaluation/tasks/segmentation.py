@@ -143,8 +143,9 @@ def _scores(counts: Counts, splits: AnnotatedSplits, seed: int) -> dict[str, Any
 
 def _baseline(task: "SegmentationWork", model: ImageWorldModel, o: Segment) -> dict[str, Any]:
     """The same training with nothing pretrained."""
-    _, trained, counts = task.fit(*nothing_pretrained(model, o), title="random encoder")
-    return {"random_encoder_miou": counts.miou(), "random_encoder_chosen": trained.choice}
+    twin, settings = nothing_pretrained(model, o)
+    _, trained, counts = task.fit(twin, settings, title="random encoder")
+    return {"random_encoder_miou": counts.miou(), **tuning.facts_of_control(settings, trained.choice)}
 
 
 def _examples(segmenter: Segmenter, examples: Examples, session: Session, most: int = 4) -> list[overlays.Overlay]:

@@ -1,7 +1,7 @@
 """What finetuning has in common, whatever the task: which parts learn, where they start, how fast.
 
 f and p start as f-bar and the pretrained predictor, or drawn anew; a head at `lr`, what was there before at `ratio` of
-it, an encoder block at `layer_decay` of the rate of the block above (0.65)
+it, an encoder block at `layer_decay` of the rate of the block above (0.65; with nothing pretrained 1)
 """
 
 import copy
@@ -122,13 +122,13 @@ def grid_of(settings: Tuning) -> list[dict[str, float]]:
 
 def nothing_pretrained(model: ImageWorldModel, settings: Verb) -> tuple[ImageWorldModel, Verb]:
     """The control of any finetuning: a world model of the same shape with encoders drawn anew, and settings that draw
-    the predictor anew too."""
+    the predictor anew too and hold back no block, for none has anything to keep; the grid is the same."""
     frozen = features.WorldEncoder(model.target_encoder, "", model.settings.data.image_size)
     frozen = frozen.drawn_anew(settings.seed + 1)
     twin = ImageWorldModel(model.settings, model.space)
     twin.encoder.load_state_dict(frozen.body.state_dict())
     twin.target_encoder.load_state_dict(frozen.body.state_dict())
-    return twin.eval(), replace(settings, predictor="random")
+    return twin.eval(), replace(settings, predictor="random", layer_decay=1.0)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -203,6 +203,12 @@ def require_start(folder: str, start: Headed, fresh: Headed) -> None:
     fits = fits and {n: v.shape for n, v in there.items()} == {n: v.shape for n, v in wanted.items()}
     if not fits or not all(there[n].equal(v) for n, v in wanted.items() if n.startswith("encoder.")):
         raise UserError(f"{folder} does not hold a predictor trained on this run for these classes; give one that was.")
+
+
+def facts_of_control(settings: Tuning, choice: dict[str, Any]) -> dict[str, Any]:
+    """How the control of `nothing_pretrained` was trained; its layer decay where it moves the encoder."""
+    decay = {"random_encoder_layer_decay": settings.layer_decay} if settings.moves_encoder else {}
+    return {"random_encoder_chosen": choice, **decay}
 
 
 # ---- what a result says --------------------------------------------------------------------------------------------
