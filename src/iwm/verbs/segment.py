@@ -27,8 +27,14 @@ class SegmentSettings(Tuning):
     scales: Annotated[tuple[float, float], Rising()] = (0.5, 2.0)
     """Smallest and largest scale of the crops."""
     views: int = 4
-    """Crops an image is trained on while the encoder is frozen, drawn once; 0: fresh ones every epoch."""
+    """Crops an image is trained on, whatever learns, drawn once; 0: a fresh one every epoch."""
     schedule: Annotated[Schedule, arg(name="")] = field(default_factory=lambda: Schedule(batch_size=16))
+
+    @property
+    def augmentation(self) -> str:
+        if not self.views:
+            return "a fresh crop of an image every epoch"
+        return f"{self.views} crop{'s' * (self.views > 1)} of an image, drawn once"
 
     def __post_init__(self) -> None:
         if self.train not in WAYS:

@@ -130,8 +130,8 @@ class Tuning(Options):
     depth: Annotated[int, AtLeast(0)] = 0
     """Blocks of the predictor that are kept, from the first; 0: all."""
     views: Annotated[int, AtLeast(0)] = 4
-    """Pictures an image is trained on: itself and views - 1 random ones, drawn once. 1: no augmentation; 0: a new one
-    every epoch, which a frozen encoder then sees anew every time."""
+    """Pictures an image is trained on, whatever learns: itself and views - 1 random ones, drawn once. 1: no
+    augmentation; 0: a new one every epoch, which a frozen encoder then sees anew every time."""
     flip: Annotated[float, Fraction()] = 0.5
     """Probability that such a crop is mirrored."""
     schedule: Annotated[Schedule, arg(name="")] = field(default_factory=Schedule)
@@ -147,6 +147,13 @@ class Tuning(Options):
         if not last and self.train not in WAYS:
             raise UserError(f"There is no way to train '{self.train}'; {errors.did_you_mean(self.train, WAYS)}")
         return int(last.group(1)) if last else 0
+
+    @property
+    def augmentation(self) -> str:
+        """What an image is trained on, in words: the same for every way to train."""
+        if self.views == 1:
+            return "none"
+        return f"{self.views} views of an image, drawn once" if self.views else "a fresh view of an image every epoch"
 
     @property
     def uses_predictor(self) -> bool:
@@ -186,6 +193,12 @@ class Classification(Tuning):
     """Stochastic depth of the parts that learn, for the last block."""
     augment: Literal["crops", "timm"] = "crops"
     """Random crops, or those with timm's RandAugment (m9 mstd0.5 inc1) and random erasing (0.25)."""
+
+    @property
+    def augmentation(self) -> str:
+        words = ["RandAugment and erasing"] if self.augment == "timm" and self.views != 1 else []
+        words += [f"{name} {getattr(self.schedule, name):g}" for name in ("mixup", "cutmix") if self.schedule.mixes]
+        return ", ".join([super().augmentation, *words])
 
     @property
     def reuses_tokens(self) -> bool:

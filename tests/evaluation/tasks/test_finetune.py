@@ -69,6 +69,10 @@ def test_a_result_says_all_that_it_promises(run, source):
     content = json.loads(Path(found["path"]).read_text())
     wanted = {"top1", "top5", "trainable_parameters", "flops_per_image", "train_images_per_second", "chosen", "tried"}
     assert wanted | {"random_encoder_top1", "raw_pixels_top1"} <= set(content)
+    assert content["augmentation"] == "none"
+    assert Classification(views=3).augmentation == "3 views of an image, drawn once"
+    timm = Classification(views=0, augment="timm", schedule=Schedule(mixup=0.8))
+    assert timm.augmentation == "a fresh view of an image every epoch, RandAugment and erasing, mixup 0.8, cutmix 0"
     assert Path(found["path"]).with_suffix(".png").is_file()
     model = run_folder.load_model(run)
     head = classifier.AttentiveHead(32, 2)

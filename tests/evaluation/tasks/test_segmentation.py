@@ -169,6 +169,25 @@ def test_crops_of_an_epoch_are_drawn_once_and_repeat(source):
     assert sum(asked) == 2 * len(rows)
 
 
+@pytest.mark.parametrize("views", [1, 2, 0])
+def test_a_moving_encoder_is_shown_the_very_crops_of_a_frozen_one(source, views):
+    examples = annotated_splits(source).train
+    rows = np.arange(len(examples))
+    frozen, moving = (
+        segmentation.Crops(examples, replace(QUICK, train=train, views=views), 16, None)
+        for train in ("head", "encoder")
+    )
+    for epoch in (0, 5):
+        assert frozen.batch(rows, 0, epoch).equal(moving.batch(rows, 0, epoch))
+        assert frozen.targets(rows, 0, epoch).equal(moving.targets(rows, 0, epoch))
+
+
+def test_a_result_names_the_augmentation(run, source):
+    for views, words in ((2, "2 crops of an image, drawn once"), (0, "a fresh crop of an image every epoch")):
+        for train in ("head", "encoder"):
+            assert do(run, source, train, settings=replace(QUICK, views=views))["augmentation"] == words
+
+
 def test_windows_follow_the_images_but_not_beyond_reason(source):
     splits = annotated_splits(source)
     assert segmentation.window_of(splits, 16) == 24

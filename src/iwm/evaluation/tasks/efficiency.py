@@ -110,7 +110,13 @@ def _outcome(o: Efficiency, work: Evaluation, splits: LabelledSplits, size: int)
     common = {name: value for name, value in ritual.settings_of(o, Classification).items() if name not in varied}
     return Outcome(
         data=splits.train.name,
-        payload={**work.facts, **facts_of_source(splits), "encoder": features.name_of(o.student), "image_size": size},
+        payload={
+            **work.facts,
+            **facts_of_source(splits),
+            "encoder": features.name_of(o.student),
+            "image_size": size,
+            "augmentation": o.augmentation,
+        },
         settings={
             **common,
             **ritual.identities(data=o.data, val=o.val),

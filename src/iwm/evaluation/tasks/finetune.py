@@ -42,7 +42,7 @@ from iwm.verbs.shared import Classification
 
 SHOWN = (
     *("top1", "top5", "balanced_top1", "random_encoder_top1", "raw_pixels_top1", "chance"),
-    *("trainable_parameters", "flops_per_image", "train_images_per_second", "n_train", "n_val"),
+    *("trainable_parameters", "flops_per_image", "train_images_per_second", "n_train", "n_val", "augmentation"),
 )
 
 

@@ -80,6 +80,7 @@ def multitask(o: Multitask) -> dict[str, Any]:
                 **numbers,
                 "encoder": features.name_of(o.student),
                 "image_size": size,
+                "augmentation": o.augmentation,
                 "tokens_kept": tasks[0].work.tokens_kept,
             },
             settings={

@@ -40,7 +40,7 @@ from iwm.verbs.segment import Segment, SegmentSettings
 
 SHOWN = (
     *("miou", "miou_standard_error", "random_encoder_miou", "majority_miou", "pixel_accuracy"),
-    *("trainable_parameters", "flops_per_image", "train_images_per_second", "n_train", "n_val"),
+    *("trainable_parameters", "flops_per_image", "train_images_per_second", "n_train", "n_val", "augmentation"),
 )
 AT_ONCE = 2**24
 """Logits of whole images held at once."""
@@ -257,7 +257,7 @@ class Crops(TrainingSet):
         return crop.of_image(image), crop.of_mask(mask)
 
     def _views(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Int64[np.ndarray, " b"]:
-        if not self.settings.views or self.settings.moves_encoder:
+        if not self.settings.views:
             return np.full(len(rows), epoch)
         return (uniforms(seed, "crop view", epoch, rows, 1)[:, 0] * self.settings.views).astype(np.int64)
 

@@ -221,6 +221,7 @@ def facts_of(o: Tuning, start: str) -> dict[str, Any]:
         "predictor": o.predictor if o.uses_predictor else None,
         "encoder": features.name_of(o.student),
         "started_from": start or None,
+        "augmentation": o.augmentation,
     }
 
 
