@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from iwm.model.world_model import ImageWorldModel, Tokens
     from iwm.run_folder import load_model as load
     from iwm.runtime.errors import UserError
+    from iwm.training.callbacks import Callback
     from iwm.training.loop import pretrain
     from iwm.training.optimisers import Optimiser, register_optimiser
     from iwm.verbs import Verb
@@ -57,6 +58,7 @@ world: Work
 
 _HOMES = {
     "ActionSpace": "actions.action_space",
+    "Callback": "training.callbacks",
     "Conditioning": "model.conditioning",
     "Config": "config",
     "FeatureProbe": "evaluation.tasks.probe_kinds",
@@ -82,6 +84,7 @@ _HOMES = {
 
 __all__ = [
     "ActionSpace",
+    "Callback",
     "Conditioning",
     "Config",
     "FeatureProbe",

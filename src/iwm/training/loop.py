@@ -1,4 +1,4 @@
-"""The training loop: load -> views -> masks -> loss -> finite check -> step -> EMA -> log -> save.
+"""The training loop: load -> views -> masks -> loss -> finite check -> step -> EMA -> log -> save, with callbacks.
 
 Everything random is a pure function of (seed, step, image index), so a resumed run continues bit for bit on a CPU (on a
 GPU attention's gradients are not the same twice).
@@ -7,6 +7,7 @@ GPU attention's gradients are not the same twice).
 import gc
 import shlex
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -19,25 +20,28 @@ from iwm.data.sources import open_images, source_identity
 from iwm.model import pretrained, weights
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder, load_model
-from iwm.runtime import devices, drawing, fields
-from iwm.runtime.console import console, progress
+from iwm.runtime import devices, fields
+from iwm.runtime.console import console
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import Interrupted, UserError
-from iwm.training import checkpoint, gallery, health
+from iwm.training import checkpoint, health
+from iwm.training.callbacks import Callbacks, State, check_callbacks
 from iwm.training.checkpoint import Checkpoint
 from iwm.training.metrics import Metrics
 from iwm.training.online_probe import OnlineProbe
 from iwm.training.schedule import Updates
 from iwm.training.step import Training
 from iwm.training.validation import validate
-from iwm.training.watch import HealthBatch, Watch
+from iwm.training.watch import HealthBatch, LineEnd, ProgressBar, Watch
 
 
-def pretrain(settings: config.Config, source: ImageSet | None = None) -> Path:
+def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks: Sequence[Any] = ()) -> Path:
     """Train a world model; returns the run folder with `config.yaml`, `metrics.jsonl`, `checkpoints/` and `model/`.
 
-    `source` replaces opening `data.source`. Raises UserError for bad settings, Interrupted after Ctrl-C (saved).
+    `source` replaces opening `data.source`; `callbacks` are objects with methods of `iwm.training.callbacks.Callback`.
+    Raises UserError for bad settings, Interrupted after Ctrl-C (saved).
     """
+    check_callbacks(callbacks)
     if not settings.run.out:
         raise UserError("Where should the run go? Give --out FOLDER.")
     run = RunFolder(Path(settings.run.out).expanduser())
@@ -48,11 +52,13 @@ def pretrain(settings: config.Config, source: ImageSet | None = None) -> Path:
     # The source as anybody can find it again, from whatever folder the run is replayed or resumed.
     settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
     with Session.open(settings.speed) as session, devices.kept_memory():
-        _pretrain(settings, source, run, session)
+        _pretrain(settings, source, run, session, callbacks)
     return run.path
 
 
-def _pretrain(settings: config.Config, source: ImageSet, run: RunFolder, session: Session) -> None:
+def _pretrain(
+    settings: config.Config, source: ImageSet, run: RunFolder, session: Session, own: Sequence[Any] = ()
+) -> None:
     """Go on with the run or begin it, train it to the end, export the weights."""
     state = _newest_state(run, settings, source)
     start = state.step if state else 0
@@ -78,15 +84,11 @@ def _pretrain(settings: config.Config, source: ImageSet, run: RunFolder, session
         f"{len(source):,} images, {steps:,} steps of {settings.optim.batch_size}; {session.device.type} in "
         f"{session.precision}, {'in memory' if loader.in_memory else 'streamed'}."
     )
-    watch = _watch(training, source, metrics)
-    if not start:
-        batch = watch.batch
-        figure = gallery.gallery(batch.crops, batch.views, batch.masks, training.model.space, training.model.grid)
-        drawing.save(figure, run.gallery)
+    now = State(run, training, source, start, steps)
     if start < steps:  # of a finished run nothing is left to do but the export
-        _loop(training, loader, watch, run, start)
+        _loop(now, loader, _callbacks(now, metrics, own))
     weights.export(training.model, run.model, step=steps, precision=session.precision)
-    _show_verdict(watch, loader)
+    _show_verdict(now, loader)
 
 
 # ---- beginning -----------------------------------------------------------------------------------------------------
@@ -174,46 +176,51 @@ def _write_beginning(run: RunFolder, settings: config.Config, start: int) -> Met
     return metrics
 
 
-def _watch(training: Training, source: ImageSet, metrics: Metrics) -> Watch:
-    probe = OnlineProbe.for_run(source, training.settings)
-    return Watch(HealthBatch(source, training), probe, metrics, training, len(source))
+def _callbacks(state: State, metrics: Metrics, own: Sequence[Any]) -> Callbacks:
+    """All callbacks of a run: its measures, the user's own, and what writes and shows a line that is complete."""
+    watch = Watch(state.training)
+    probe = OnlineProbe.for_run(state.images, state.settings)
+    measures = [watch, HealthBatch(state.images, state.training), *([probe] if probe else [])]
+    return Callbacks([*measures, *own, metrics, ProgressBar(), LineEnd(watch)])
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-def _loop(training: Training, loader: Loader, watch: Watch, run: RunFolder, start: int) -> None:
-    """Train from step `start` to the last one. Raises Interrupted after Ctrl-C, UserError on divergence."""
-    s, steps = training.settings, training.schedule.steps
+def _loop(state: State, loader: Loader, callbacks: Callbacks) -> None:
+    """Train from `state.step` to the last one. Raises Interrupted after Ctrl-C, UserError on divergence."""
     stop = _StopSignal()
-    last_save = start
-    with stop, progress() as bar:
-        task = bar.add_task("pretrain", total=steps, completed=start, note="")
-        watch.reset()
-        for batch in loader:
-            loss, finite = training.step(batch)
-            done = batch.step + 1
-            watch.step(loss, finite, batch.waited)
-            final = done == steps
-            if final or done % s.run.log_every == 0:
-                line = watch.line(done, final)
-                note = f"loss {line['loss']:.3f}  {line['images_per_second']:.0f} images/s"
-                bar.update(task, note=note)
-                if not console.is_terminal:  # a log file shows no bar: say it in lines
-                    console.print(f"step {done:,} of {steps:,}  {note}")
-            if final or done % s.run.save_every == 0 or stop.pending:
-                updates = training.updates.settle()
-                checkpoint.save(
-                    run.checkpoints, done, training.model, training.optimisers, s.run.keep, watch.images, updates
-                )
-                last_save = done
-            bar.update(task, completed=done)
-            if final or stop.pending:
-                break
-        loader.close()
-    if stop.pending and last_save < steps:
+    last_save = state.step
+    with stop:
+        try:
+            callbacks.start(state)
+            for batch in loader:
+                state.loss, state.finite = state.training.step(batch)
+                state.step, state.batch = batch.step + 1, batch
+                callbacks.step(state)
+                if state.final or state.step % state.settings.run.log_every == 0:
+                    callbacks.log(state)
+                if state.final or state.step % state.settings.run.save_every == 0 or stop.pending:
+                    callbacks.checkpoint(state, _save(state))
+                    last_save = state.step
+                if state.final or stop.pending:
+                    break
+            loader.close()
+        finally:
+            callbacks.end(state)
+    if stop.pending and last_save < state.steps:
+        run = state.run
         again = shlex.join(["iwm", "pretrain", "--config", str(run.config), "--out", str(run.path)])
-        raise Interrupted(f"Saved at step {last_save} of {steps}. Go on with: {again}")
+        raise Interrupted(f"Saved at step {last_save} of {state.steps}. Go on with: {again}")
+
+
+def _save(state: State) -> Path:
+    """Write a checkpoint; returns its folder."""
+    training, keep = state.training, state.settings.run.keep
+    updates = training.updates.settle()
+    return checkpoint.save(
+        state.run.checkpoints, state.step, training.model, training.optimisers, keep, len(state.images), updates
+    )
 
 
 class _StopSignal:
@@ -244,8 +251,8 @@ class _StopSignal:
             signal.signal(number, handler)
 
 
-def _show_verdict(watch: Watch, loader: Loader) -> None:
-    verdict = health.judge(watch.last, watch.training.settings.objective.kind) if watch.last else None
+def _show_verdict(state: State, loader: Loader) -> None:
+    verdict = health.judge(state.line, state.settings.objective.kind) if state.line else None
     if verdict:
         console.print(f"[{'green' if verdict.healthy else 'red'}]{verdict.word}[/]: " + " ".join(verdict.findings))
     if loader.broken:

@@ -7,9 +7,10 @@ from typing import Any
 from iwm.run_folder import read_metrics
 from iwm.runtime import files
 from iwm.runtime.files import plain
+from iwm.training.callbacks import Callback, State
 
 
-class Metrics:
+class Metrics(Callback):
     """`metrics.jsonl`: one object a line, appended and flushed."""
 
     def __init__(self, path: Path) -> None:
@@ -24,3 +25,6 @@ class Metrics:
     def write(self, line: dict[str, Any]) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(plain(line)) + "\n")
+
+    def on_log(self, state: State, line: dict[str, Any]) -> None:
+        self.write(line)

@@ -4,6 +4,8 @@ A ridge-regression classifier (closed form) on the EMA encoder's mean-pooled tok
 `iwm probe` is for results.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
@@ -14,6 +16,7 @@ from iwm.data.loader import load_all
 from iwm.data.splits import shuffled_rows
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.algebra import ridge, standardisation
+from iwm.training.callbacks import Callback, State
 
 TRAIN, VAL = 2000, 1000
 
@@ -31,7 +34,7 @@ def ridge_accuracy(
     return float((predicted == truth).double().mean())
 
 
-class OnlineProbe:
+class OnlineProbe(Callback):
     """Fixed train and validation subsets of a labelled source, as uint8 crops."""
 
     def __init__(self, images: UInt8[Tensor, "n 3 s s"], labels: Int64[Tensor, " n"]) -> None:
@@ -53,3 +56,10 @@ class OnlineProbe:
         features = torch.cat([model.encode(part.to(device)).pooled.float() for part in self.images.split(250)])
         n, labels = self.train, self.labels.to(device)
         return ridge_accuracy(features[:n], labels[:n], features[n:], labels[n:])
+
+    def on_log(self, state: State, line: dict[str, Any]) -> None:
+        """Every `run.probe_every` lines, and at the end."""
+        every = state.settings.run.log_every * state.settings.run.probe_every
+        if state.final or state.step % every == 0:
+            with state.training.session.autocast():
+                line["probe_top1"] = self.accuracy(state.model)

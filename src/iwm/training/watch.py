@@ -1,4 +1,4 @@
-"""What a run says of itself while it is trained: a line of metrics every `run.log_every` steps."""
+"""What a run says of itself while it is trained, as callbacks: a line of metrics every `run.log_every` steps."""
 
 import time
 from typing import Any
@@ -10,10 +10,11 @@ from torch import Tensor
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all, load_pairs
 from iwm.model.masks import sample_masks
+from iwm.runtime import drawing
+from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError
-from iwm.training import health
-from iwm.training.metrics import Metrics
-from iwm.training.online_probe import OnlineProbe
+from iwm.training import gallery, health
+from iwm.training.callbacks import Callback, State
 from iwm.training.step import Training
 
 HEALTH_IMAGES = 256
@@ -23,7 +24,7 @@ PATIENCE = 10
 which a run is stopped as diverged; of a shorter run more than half."""
 
 
-class HealthBatch:
+class HealthBatch(Callback):
     """A fixed batch of the source's own pictures, its views and masks drawn once."""
 
     def __init__(self, images: ImageSet, training: Training) -> None:
@@ -44,17 +45,22 @@ class HealthBatch:
         with training.session.autocast():
             return health.measure(training.model, self.views, self.masks)
 
+    def on_start(self, state: State) -> None:
+        """The gallery of a run that begins."""
+        if state.step == 0:
+            model = state.model
+            figure = gallery.gallery(self.crops, self.views, self.masks, model.space, model.grid)
+            drawing.save(figure, state.run.gallery)
 
-class Watch:
-    """Writes a line of metrics every `log_every` steps: averaged loss, speed, health, online probe."""
+    def on_log(self, state: State, line: dict[str, Any]) -> None:
+        line |= self.measure(state.training)
 
-    def __init__(
-        self, batch: HealthBatch, probe: OnlineProbe | None, metrics: Metrics, training: Training, images: int
-    ):
-        self.batch, self.probe, self.metrics, self.training = batch, probe, metrics, training
-        self.images = images
-        self.last: dict[str, Any] = {}
-        self.done = self.in_a_row = 0
+
+class Watch(Callback):
+    """What the steps since the last line were like: averaged loss, schedules, speed."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
         self.reset()
 
     def reset(self) -> None:
@@ -63,19 +69,22 @@ class Watch:
         self.waited = 0.0
         self.since = time.perf_counter()
 
-    def step(self, loss: Tensor, finite: Tensor, waited: float) -> None:
-        self.losses.append(loss)
-        self.finite.append(finite)
-        self.waited += waited
+    def on_start(self, state: State) -> None:
+        self.reset()
 
-    def line(self, done: int, final: bool) -> dict[str, Any]:
-        """The line after `done` steps. The only place where host and device meet. Raises UserError on divergence."""
+    def on_step(self, state: State) -> None:
+        self.losses.append(state.loss)
+        self.finite.append(state.finite)
+        self.waited += state.batch.waited
+
+    def on_log(self, state: State, line: dict[str, Any]) -> None:
+        """Begin the line. The first place where host and device meet."""
         training, s = self.training, self.training.settings
-        count = len(self.losses)
+        done, count = state.step, len(self.losses)
         skipped = count - int(torch.stack(self.finite).sum()) if count else 0
         seconds = time.perf_counter() - self.since
         schedule, latest = training.schedule, max(0, training.updates.settle() - 1)
-        line: dict[str, Any] = {
+        line |= {
             "step": done,
             "epoch": round(done / schedule.steps_per_epoch, 4),
             "loss": float(torch.stack(self.losses)[torch.stack(self.finite)].mean()) if count else float("nan"),
@@ -87,18 +96,46 @@ class Watch:
             "skipped": skipped,
             "precision": training.session.precision,
         }
-        line |= self.batch.measure(training)
-        if self.probe and (final or done % (s.run.log_every * s.run.probe_every) == 0):
-            with training.session.autocast():
-                line["probe_top1"] = self.probe.accuracy(training.model)
-        self.metrics.write(line)
-        self.last = line
-        self.reset()
+
+
+class LineEnd(Callback):
+    """Comes last: stops a run that has diverged, and lets the watch's time of the next line begin."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.done = self.in_a_row = 0
+
+    def on_log(self, state: State, line: dict[str, Any]) -> None:
+        """Raises UserError on divergence."""
+        count, skipped = len(self.watch.losses), line["skipped"]
+        self.watch.reset()
         self.done += count
         self.in_a_row = skipped + (self.in_a_row if skipped == count else 0)
-        if self.in_a_row >= PATIENCE or (final and self.in_a_row > self.done / 2):
+        if self.in_a_row >= PATIENCE or (state.final and self.in_a_row > self.done / 2):
             raise UserError(
                 f"Training diverged: {self.in_a_row} of the latest steps were not finite and were skipped. The last "
                 "good checkpoint is kept; lower optim.lr or set optim.clip, in a new --out."
             )
-        return line
+
+
+class ProgressBar(Callback):
+    """The bar on a terminal or in a notebook, lines in a log file."""
+
+    def __init__(self) -> None:
+        self.bar = progress()
+
+    def on_start(self, state: State) -> None:
+        self.bar.start()
+        self.task = self.bar.add_task("pretrain", total=state.steps, completed=state.step, note="")
+
+    def on_step(self, state: State) -> None:
+        self.bar.update(self.task, completed=state.step)
+
+    def on_log(self, state: State, line: dict[str, Any]) -> None:
+        note = f"loss {line['loss']:.3f}  {line['images_per_second']:.0f} images/s"
+        self.bar.update(self.task, note=note)
+        if not console.is_terminal:  # a log file shows no bar: say it in lines
+            console.print(f"step {state.step:,} of {state.steps:,}  {note}")
+
+    def on_end(self, state: State) -> None:
+        self.bar.stop()
