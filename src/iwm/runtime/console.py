@@ -1,13 +1,17 @@
-"""Metrics as JSON lines, and the progress bar people watch meanwhile."""
+"""What people see on a terminal, in a log file or in a notebook: tables, and the progress bar they watch meanwhile."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from iwm.runtime import notebook
 
 
 class _Console(Console):
@@ -17,10 +21,27 @@ class _Console(Console):
 
 console = _Console(stderr=False, highlight=False)
 
+_TABLES_PRINTED: ContextVar[bool] = ContextVar("tables_printed", default=True)
+
+
+@contextmanager
+def tables_returned() -> Iterator[None]:
+    """Meanwhile results are not printed, for the caller gets objects that print themselves."""
+    token = _TABLES_PRINTED.set(False)
+    try:
+        yield
+    finally:
+        _TABLES_PRINTED.reset(token)
+
+
+def tables_are_printed() -> bool:
+    """Whether a verb prints its table itself."""
+    return _TABLES_PRINTED.get()
+
 
 def progress(unit: str = "steps") -> Progress:
-    """A progress bar with done/total, a free `note` column, elapsed time and ETA; plain when not on a terminal."""
-    return Progress(
+    """A progress bar with done/total, a free `note` column, elapsed time and ETA, on a terminal or in a notebook."""
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -29,10 +50,16 @@ def progress(unit: str = "steps") -> Progress:
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        console=console,
-        refresh_per_second=2 if sys.stdout.isatty() else 0.05,
-        transient=False,
     )
+    display = notebook.display()
+    if display:
+        return notebook.NotebookProgress(*columns, unit=unit, display=display)
+    return Progress(*columns, console=console, refresh_per_second=2 if sys.stdout.isatty() else 0.05, transient=False)
+
+
+def shows_bars() -> bool:
+    """Whether a progress bar is seen while it moves; a log file takes lines instead."""
+    return console.is_terminal or notebook.display() is not None
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:

@@ -11,7 +11,7 @@ from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all, load_pairs
 from iwm.model.masks import sample_masks
 from iwm.runtime import drawing
-from iwm.runtime.console import console, progress
+from iwm.runtime.console import console, progress, shows_bars
 from iwm.runtime.errors import UserError
 from iwm.training import gallery, health
 from iwm.training.callbacks import Callback, State
@@ -134,7 +134,7 @@ class ProgressBar(Callback):
     def on_log(self, state: State, line: dict[str, Any]) -> None:
         note = f"loss {line['loss']:.3f}  {line['images_per_second']:.0f} images/s"
         self.bar.update(self.task, note=note)
-        if not console.is_terminal:  # a log file shows no bar: say it in lines
+        if not shows_bars():  # a log file shows no bar: say it in lines
             console.print(f"step {state.step:,} of {state.steps:,}  {note}")
 
     def on_end(self, state: State) -> None:
