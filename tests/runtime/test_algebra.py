@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from iwm.runtime import algebra
 
@@ -70,3 +72,26 @@ def test_ridge_is_scikit_learns():
     known = Ridge(alpha=0.1 * 60).fit(inputs, wanted)
     np.testing.assert_allclose(weight.T, known.coef_, atol=1e-12)
     np.testing.assert_allclose(bias, known.intercept_, atol=1e-12)
+
+
+def test_ridge_of_sums_is_scikit_learns_on_standardised_inputs():
+    """Batch by batch, with features of very different scales, one constant and one far from 0."""
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(60, 5)) * [1, 100, 0.01, 1, 0] + [0, 0, 0, 1000, 7]
+    wanted = generator.normal(1, 2, (60, 3))
+    sums = algebra.RidgeSums(5, 3)
+    for rows in (slice(0, 7), slice(7, 8), slice(8, 60)):
+        sums.add(torch.from_numpy(inputs[rows]).float(), torch.from_numpy(wanted[rows]))
+    inputs = inputs.astype(np.float32).astype(np.float64)
+    weight, bias = sums.solve(0.1)
+    known = make_pipeline(StandardScaler(), Ridge(alpha=0.1 * 60)).fit(inputs, wanted)
+    guess = inputs @ weight.numpy() + bias.numpy()
+    np.testing.assert_allclose(guess, known.predict(inputs), atol=1e-6)
+    assert sums.error(weight, bias) == pytest.approx(((guess - wanted) ** 2).mean())
+
+
+def test_psnr_against_the_formula():
+    first, second = torch.rand(2, 2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    first[1] = second[1]
+    expected = 10 * np.log10(1 / ((first[0] - second[0]).numpy().astype(np.float64) ** 2).mean())
+    np.testing.assert_allclose(algebra.psnr(first, second), [expected, 10 * np.log10(12 * 255**2)])

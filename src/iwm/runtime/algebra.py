@@ -1,4 +1,4 @@
-"""Small numeric tools without state: ranks, distances, the cosine schedule, standardisation, ridge regression."""
+"""Small numeric tools: ranks, distances, PSNR, the cosine schedule, standardisation, ridge regression."""
 
 import math
 
@@ -41,6 +41,15 @@ def cosine(start: float, end: float, angle: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(angle))
 
 
+def psnr(images: Float[Tensor, "n 3 h w"], truths: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """Peak signal-to-noise ratio of every image in dB, -10 log10(MSE) over its pixels and colours, values in [0, 1].
+
+    The MSE counts at least as the rounding to 8 bits (1/12 of a step squared): two equal images have 58.9 dB.
+    """
+    errors = (images.double() - truths.double()).square().mean(dim=(1, 2, 3))
+    return -10 * errors.clamp_min(1 / (12 * 255**2)).log10()
+
+
 def standardisation(
     values: Float[Tensor, "n d"], *, correction: int = 0, floor: float | None = None
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
@@ -52,7 +61,12 @@ def standardisation(
     mean, deviation = values.mean(dim=0), values.std(dim=0, correction=correction)
     if floor is not None:
         return mean, deviation.clamp_min(floor)
-    return mean, torch.where(deviation > 1e-6 * deviation.max().clamp_min(1e-12), deviation, 1.0)
+    return mean, _usable(deviation)
+
+
+def _usable(deviation: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """The deviations, 1 instead of next to nothing."""
+    return torch.where(deviation > 1e-6 * deviation.max().clamp_min(1e-12), deviation, 1.0)
 
 
 def ridge(
@@ -63,6 +77,53 @@ def ridge(
     The inputs z must have mean 0; the bias, which is not penalised, is then the mean of the wanted values y.
     """
     middle = wanted.mean(dim=0)
-    curvature = inputs.T @ inputs / len(inputs)
+    return _solve(inputs.T @ inputs / len(inputs), inputs.T @ (wanted - middle) / len(inputs), l2), middle
+
+
+def _solve(curvature: Float[Tensor, "d d"], slope: Float[Tensor, "d k"], l2: float) -> Float[Tensor, "d k"]:
+    """The normal equations of ridge regression; writes into `curvature`."""
     curvature.diagonal().add_(l2)
-    return torch.linalg.solve(curvature, inputs.T @ (wanted - middle) / len(inputs)), middle
+    return torch.linalg.solve(curvature, slope)
+
+
+class RidgeSums:
+    """Ridge regression whose rows come batch by batch: the normal equations, summed in float64.
+
+    It keeps d (d + k) numbers, however many rows there are. The inputs are standardised as by `standardisation`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu") -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.count = 0
+        self.first, self.wanted = zeros(inputs), zeros(outputs)
+        self.second, self.product = zeros(inputs, inputs), zeros(inputs, outputs)
+        self.wanted_squares = zeros()
+
+    def add(self, inputs: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"]) -> None:
+        """Take in some rows."""
+        inputs, wanted = inputs.double(), wanted.double()
+        self.count += len(inputs)
+        self.first += inputs.sum(0)
+        self.wanted += wanted.sum(0)
+        self.second += inputs.T @ inputs
+        self.product += inputs.T @ wanted
+        self.wanted_squares += wanted.square().sum()
+
+    def solve(self, l2: float) -> tuple[Float[Tensor, "d k"], Float[Tensor, " k"]]:
+        """Weight and bias, for inputs as they came, of `ridge` on the standardised inputs."""
+        mean, middle = self.first / self.count, self.wanted / self.count
+        covariance = self.second / self.count - mean[:, None] * mean
+        deviation = _usable(covariance.diagonal().clamp_min(0).sqrt())
+        curvature = covariance / (deviation[:, None] * deviation)
+        slope = (self.product / self.count - mean[:, None] * middle) / deviation[:, None]
+        weight = _solve(curvature, slope, l2) / deviation[:, None]
+        return weight, middle - mean @ weight
+
+    def error(self, weight: Float[Tensor, "d k"], bias: Float[Tensor, " k"]) -> float:
+        """Mean squared error of a weight and a bias on the rows, over all outputs."""
+        weight, bias = weight.double(), bias.double()
+        squares = (weight * (self.second @ weight)).sum() + self.count * bias.square().sum()
+        squares += 2 * bias @ (self.first @ weight) - 2 * (weight * self.product).sum() - 2 * bias @ self.wanted
+        return float(squares + self.wanted_squares) / (self.count * len(bias))
