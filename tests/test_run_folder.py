@@ -102,6 +102,13 @@ def test_weights_are_found_wherever_a_run_keeps_them(folder: RunFolder) -> None:
     assert run_folder.identity(str(folder.model)) == run_folder.identity(str(folder.path))
 
 
+def test_the_pixel_decoder_lies_beside_the_weights(folder: RunFolder) -> None:
+    weights.export(ImageWorldModel(tiny()), folder.model)
+    for run in (folder.path, folder.model):
+        assert run_folder.decoder_file(str(run)) == folder.model / weights.DECODER
+    assert run_folder.decoder_file("hf-hub:user/name") == Path("iwm-eval/hf-hub-user-name") / weights.DECODER
+
+
 def test_a_run_without_weights_is_named_in_a_sentence(folder: RunFolder, tmp_path: Path) -> None:
     lacks = f"is not a run: it has no model/model.safetensors and config.json; {NOT_A_RUN}"
     with pytest.raises(UserError, match=lacks):

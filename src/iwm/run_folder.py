@@ -4,7 +4,7 @@ config.yaml       settings, as the run was started
 metrics.jsonl     a line every `run.log_every` steps
 gallery.png       views and masks of one step
 checkpoints/      what training goes on from
-model/            weights for use (`iwm.model.weights`)
+model/            weights for use (`iwm.model.weights`), and the pixel decoder fitted to them
 eval/             results: VERB[-VARIANT]-DATA.json, with pictures and weights of the same name beside them
 report.html       the page
 """
@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from iwm.config import Config, load, read_unchecked
-from iwm.model import weights
+from iwm.model import pixel_decoder, weights
+from iwm.model.pixel_decoder import PixelDecoder
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.console import console
@@ -198,7 +200,7 @@ def find_weights(run: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
-            wanted = [weights.TENSORS, weights.CONFIG]
+            wanted = [weights.TENSORS, weights.CONFIG, weights.DECODER]
             return Path(snapshot_download(run.removeprefix("hf-hub:"), allow_patterns=wanted))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             reason = str(error).splitlines()[0]
@@ -224,7 +226,37 @@ def load_model(run: str | Path, device: str | torch.device = "cpu") -> ImageWorl
 
     Raises UserError when RUN is none, or is damaged.
     """
-    return weights.read_model(find_weights(str(run)), device)
+    model = weights.read_model(find_weights(str(run)), device)
+    model.decoder = _decoder_of(str(run), device)
+    return model
+
+
+def decoder_file(run: str) -> Path:
+    """Where the pixel decoder of a RUN lies: beside its weights; of a remote one under `./iwm-eval/NAME`.
+
+    Raises UserError when there are no weights.
+    """
+    return (RunFolder.of(run).path if is_remote(run) else find_weights(run)) / weights.DECODER
+
+
+def _decoder_of(run: str, device: str | torch.device) -> PixelDecoder | None:
+    """The pixel decoder of a RUN; None where there is none, or one that was fitted to weights of before."""
+    for path in dict.fromkeys((decoder_file(run), find_weights(run) / weights.DECODER)):
+        if not path.is_file():
+            continue
+        try:
+            decoder, mark = pixel_decoder.read(path)
+        except UserError as damage:
+            console.print(f"[yellow]{escape(str(damage))} Until then it is not used.", soft_wrap=True)
+            continue
+        if mark == identity(run):
+            return decoder.to(device)
+        console.print(
+            f"[yellow]{escape(str(path))} was fitted to other weights than {escape(run)} has now and is not used; run "
+            "iwm decoder again.",
+            soft_wrap=True,
+        )
+    return None
 
 
 def open_world(run: str, session: Session) -> ImageWorldModel:

@@ -17,6 +17,8 @@ from iwm.runtime.errors import UserError
 
 TENSORS, CONFIG = "model.safetensors", "config.json"
 """The two files of a folder of weights."""
+DECODER = "decoder.safetensors"
+"""The file beside them that `iwm decoder` adds."""
 
 FORMAT = 1
 """Of weights and checkpoints; a higher one comes from a newer iwm and is refused."""

@@ -23,6 +23,7 @@ from iwm.model.encoder import Encoder
 from iwm.model.masks import Masks
 from iwm.model.objectives import OBJECTIVES, objective_of
 from iwm.model.objectives.objective import ModelParts, Output, Pixels
+from iwm.model.pixel_decoder import PixelDecoder
 from iwm.model.predictor import Predictor
 from iwm.model.vit import Grid
 from iwm.runtime.errors import UserError
@@ -42,13 +43,16 @@ class Tokens:
 
 
 class ImageWorldModel(ModelParts):
-    """Train with `forward`, use with `encode`, `action`, `predict`, `target`.
+    """Train with `forward`, use with `encode`, `action`, `predict`, `target`, and `decode` where a decoder was fitted.
 
     Everything after training uses the EMA encoder unless `student=True` is given. A model whose objective does not
     predict (a joint embedding) has no `predictor`, and can only `encode`.
 
     Raises UserError when the settings name no known objective or conditioning, or sizes that do not fit.
     """
+
+    decoder: PixelDecoder | None = None
+    """What `iwm decoder` fitted to these very weights; no part of the module's state."""
 
     def __init__(self, settings: config.Config, space: ActionSpace | None = None) -> None:
         super().__init__()
@@ -155,6 +159,32 @@ class ImageWorldModel(ModelParts):
         self.require_predictor()
         action = action.to(self.device).expand(len(tokens.values), -1)
         return Tokens(self.predictor(tokens.values, action, grid=tokens.grid), tokens.grid)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether `decode` shows anything."""
+        if not self.objective.predicts:
+            return False
+        blank = torch.zeros(1, 1, self.objective.output_width, device=self.device)
+        return self.decoder is not None or self.objective.shown(self, blank, (1, 1)) is not None
+
+    def decode(self, tokens: Tokens) -> Float[Tensor, "b 3 h w"]:
+        """Tokens in target space (of `predict` or `target`) as pictures in [0, 1], whose sides are those of the grid
+        times the patch size.
+
+        Blur in them may be the decoder's: look at `decode(target(images))` beside `decode(predict(...))`. Raises
+        UserError where there is no predictor, or no decoder was fitted.
+        """
+        self.require_predictor()
+        values = tokens.values.float()
+        pictures = self.objective.shown(self, values, tokens.grid)
+        if pictures is None:
+            if self.decoder is None:
+                raise UserError(
+                    "No pixel decoder was fitted to this model; fit one with iwm decoder RUN and load it again."
+                )
+            pictures = self.decoder.to(values.device)(values, tokens.grid)
+        return pictures.clamp(0, 1)
 
     @torch.no_grad()
     def infer_action(

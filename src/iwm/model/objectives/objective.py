@@ -15,6 +15,7 @@ from iwm.model.encoder import Encoder
 from iwm.model.masks import Masks
 from iwm.model.objectives.target_norm import TargetNorm
 from iwm.model.predictor import Predictor
+from iwm.model.vit import Grid
 from iwm.runtime.errors import UserError
 
 Pixels = Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
@@ -139,6 +140,11 @@ class Objective(ABC):
     def raw_target(self, model: ModelParts, images: Pixels) -> Float[Tensor, "b n r"]:
         """What there is to say of every patch of the images, before normalisation; by default the teacher's tokens."""
         return model.target_encoder.tokens(images, average=self.settings.objective.target_layers)
+
+    def shown(self, model: ModelParts, tokens: Float[Tensor, "b n d"], grid: Grid) -> Float[Tensor, "b 3 h w"] | None:
+        """The pictures, values around [0, 1], that tokens in target space say by themselves; None where a decoder must
+        be fitted to see them (`iwm decoder`)."""
+        return None
 
     @abstractmethod
     def forward(self, model: ModelParts, views: Views, masks: Masks) -> Output:

@@ -45,6 +45,12 @@ class TargetNorm(nn.Module):
             return F.layer_norm(tokens, tokens.shape[-1:])
         return (tokens - self.mean) * self.variance.clamp_min(FLOOR).rsqrt()
 
+    def inverse(self, values: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"] | None:
+        """What was normalised; None where the statistics were the token's own and are gone with it."""
+        if self.kind == "token":
+            return None
+        return values.float() * self.variance.clamp_min(FLOOR).sqrt() + self.mean
+
     @torch.no_grad()
     def observe(self, tokens: Float[Tensor, "b n d"]) -> None:
         """Add a micro-batch to the sums that the next `fold` takes in."""
