@@ -32,6 +32,10 @@ class Oracle(ImageWorldModel):
         return torch.device("cpu")
 
     @property
+    def decodes(self) -> bool:
+        return False
+
+    @property
     def grid(self) -> tuple[int, int]:
         return (self.size, self.size)
 
@@ -97,3 +101,14 @@ def photo(count: int = 1) -> Tensor:
 def muted(count: int = 1) -> Tensor:
     """`photo` with all values well inside the range, so that the reversible space clips nothing."""
     return (photo(count).float() * 0.4 + 76).byte()
+
+
+class SeeingOracle(Oracle):
+    """An oracle whose tokens are decoded without error: they are pixels."""
+
+    @property
+    def decodes(self) -> bool:
+        return True
+
+    def decode(self, tokens: Tokens) -> Tensor:
+        return tokens.values.transpose(1, 2).unflatten(2, tokens.grid).clamp(0, 1)

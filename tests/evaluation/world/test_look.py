@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import pictures_file
-from oracle import REVERSIBLE, Oracle, muted
+from oracle import REVERSIBLE, Oracle, SeeingOracle, muted
 
 from iwm import config
 from iwm.evaluation.world import look
@@ -83,3 +83,13 @@ def test_the_look_is_written_with_its_pictures(tmp_path: Path, monkeypatch: pyte
     assert written["composition"]["error"]["sum"] == pytest.approx(0, abs=1e-3)
     assert Path(found["path"]).with_suffix(".png").stat().st_size > 5_000
     assert (tmp_path / "eval" / "look-pictures-averaged.png").stat().st_size > 5_000
+
+
+def test_with_a_decoder_the_imagined_picture_stands_beside_the_target() -> None:
+    model, images = SeeingOracle(space=REVERSIBLE, size=8), small(2)
+    rows, plain = look.rows_of(model, images, 0), look.rows_of(Oracle(space=REVERSIBLE, size=8), images, 0)
+    torch.testing.assert_close(rows[0].imagined, rows[0].target, atol=1e-5, rtol=0)
+    assert rows[0].decibels["psnr_unchanged"] < rows[0].decibels["psnr_prediction"]
+    assert plain[0].decibels == {}
+    usual = look.usual_tokens(model, images)
+    assert len(look.draw(rows, usual).axes) == len(look.draw(plain, usual).axes) + 2 * len(rows)

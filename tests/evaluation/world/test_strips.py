@@ -4,7 +4,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from oracle import SIZE, SPACE, Oracle, photo
+from oracle import SIZE, SPACE, Oracle, SeeingOracle, photo
 from torch import Tensor
 
 from iwm import config
@@ -78,3 +78,27 @@ def test_a_space_without_destruction_has_nothing_to_undo(monkeypatch: pytest.Mon
 def test_no_strips_is_an_error() -> None:
     with pytest.raises(UserError, match="at least one image"):
         strips.strips([])
+
+
+def test_with_a_decoder_the_imagined_picture_and_the_decoders_limit_are_shown() -> None:
+    """A wrong oracle imagines another picture than the truth; both are decoded without error."""
+    for wrong in (False, True):
+        rows = strips.strip_rows(SeeingOracle(photo().float() / 255, wrong), photo(), seed=3, bank=BANK)
+        for row in rows:
+            assert row.imagined is not None
+            torch.testing.assert_close(row.decoded, row.truth, atol=1e-6, rtol=0)
+            assert torch.allclose(row.imagined, row.truth, atol=1e-5) != wrong
+            assert (row.decibels["psnr_prediction"] < row.decibels["psnr_truth"] - 1) == wrong
+        figure = strips.strips(rows)
+        assert len(figure.axes) == 5 * len(rows), "source, nearest, imagined, truth decoded, truth"
+        words = [text.get_text() for text in figure.texts]
+        assert f"{rows[0].decibels['psnr_prediction']:.1f} dB" in words
+        assert {"imagined", "truth, decoded", strips.NOTE} <= set(words)
+        assert len(strips.sweep(rows, "hue", [0.0] * len(rows)).axes) == 4 * len(rows)
+
+
+def test_without_a_decoder_nothing_is_called_imagined() -> None:
+    rows = asked(photo())
+    assert rows[0].decibels == {}
+    words = {text.get_text() for text in strips.strips(rows).texts}
+    assert not {"imagined", "truth, decoded", strips.NOTE} & words

@@ -3,7 +3,7 @@
     nearest = argmin_j |p(f(x), a) - target(y_j)|^2     over a bank {y_j} that holds the truth
 
 `iwm imagine` asks one action, or sweeps one parameter over its range (paper figure 1, appendix J). An action that
-undoes something is asked of the image carrying it.
+undoes something is asked of the image carrying it. Where a pixel decoder was fitted, the prediction itself is shown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,9 @@ def imagine(o: Imagine) -> dict[str, Any]:
             variant=(f"sweep-{o.sweep}" if o.sweep else o.action,),
             figures={"": lambda: strips.sweep(rows, o.sweep, changes) if o.sweep else strips.strips(rows)},
         )
-        return work.conclude(outcome, lambda _: _show(payload, o.sweep))
+        content = work.conclude(outcome, lambda _: _show(payload, o.sweep))
+        strips.say_how_to_see(model, o.run)
+        return content
 
 
 def _load_candidates(o: Imagine, size: int) -> UInt8[Tensor, "c 3 s s"]:
@@ -68,16 +70,23 @@ def _load_candidates(o: Imagine, size: int) -> UInt8[Tensor, "c 3 s s"]:
 
 
 def _numbers(name: str, rows: Sequence[StripRow], changes: Sequence[float], sweep: str) -> dict[str, Any]:
-    """The rank of the truth; of a sweep the mean rank, and that of every change."""
+    """The rank of the truth; of a sweep the mean rank, and that of every change. With a decoder PSNR (dB) likewise."""
     if not sweep:
-        return {"data": name, "action": rows[0].action, "rank": rows[0].rank, "bank": rows[0].bank}
+        return {
+            "data": name,
+            "action": rows[0].action,
+            "rank": rows[0].rank,
+            "bank": rows[0].bank,
+            **rows[0].decibels,
+        }
     return {
         "data": name,
         "action": f"{sweep} over its range",
         "rank": sum(row.rank for row in rows) / len(rows),
         "bank": rows[0].bank,
         "mrr": sum(1 / row.rank for row in rows) / len(rows),
-        "asked": [{sweep: change, "rank": row.rank} for change, row in zip(changes, rows, strict=True)],
+        **{key: sum(row.decibels[key] for row in rows) / len(rows) for key in rows[0].decibels},
+        "asked": [{sweep: change, "rank": row.rank, **row.decibels} for change, row in zip(changes, rows, strict=True)],
     }
 
 

@@ -26,7 +26,7 @@ from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks.fitting import accuracy
 from iwm.evaluation.tasks.linear import full_precision
 from iwm.evaluation.tasks.probes import ProbeSettings, evaluate
-from iwm.evaluation.world import composition
+from iwm.evaluation.world import composition, strips
 from iwm.evaluation.world.imagine import source_to_undo
 from iwm.evaluation.world.strips import source_only
 from iwm.evaluation.world.undo import load_labelled, pooled_prediction
@@ -51,6 +51,7 @@ def look(o: Look) -> dict[str, Any]:
             usual = usual_tokens(model, exam)
             payload: dict[str, Any] = {
                 "change_explained": {row.words: row.explained for row in maps},
+                **({"imagined": {row.words: row.decibels for row in maps}} if model.decodes else {}),
                 "composition": composition.compose(model, lessons, exam, seed=o.seed),
             }
             if held.labels is not None:
@@ -69,7 +70,9 @@ def look(o: Look) -> dict[str, Any]:
             },
             figures=figures,
         )
-        return work.conclude(outcome, lambda _: _show(payload))
+        content = work.conclude(outcome, lambda _: _show(payload))
+        strips.say_how_to_see(model, o.run)
+        return content
 
 
 def _load(images: ImageSet, count: int, size: int, seed: int) -> UInt8[Tensor, "n 3 s s"]:
@@ -102,6 +105,15 @@ class MapRow:
     prediction: Float[Tensor, "n d"]
     truth: Float[Tensor, "n d"]
     grid: tuple[int, int]
+    imagined: Float[Tensor, "3 _h _w"] | None = None
+    """The decoded prediction; None without a decoder."""
+    decoded: Float[Tensor, "3 _h _w"] | None = None
+    """The decoded truth."""
+
+    @property
+    def decibels(self) -> dict[str, float]:
+        """PSNR to the target of the decoded prediction, the decoded truth and the source; empty without a decoder."""
+        return strips.decibels(self.source, self.target, self.imagined, self.decoded)
 
     @property
     def moved(self) -> Float[Tensor, " n"]:
@@ -141,16 +153,19 @@ def rows_of(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: int)
             space.apply(clean, space.reach(action[None])),
         )
         before, truth = model.target(source).values[0].float(), model.target(target)
-        prediction = model.predict(model.encode(source), action.to(model.device)).values[0].float()
+        prediction = model.predict(model.encode(source), action.to(model.device))
+        imagined, decoded = (model.decode(tokens)[0].cpu() if model.decodes else None for tokens in (prediction, truth))
         rows.append(
             MapRow(
                 words=space.describe(action),
                 source=source[0].cpu(),
                 target=target[0].cpu(),
                 before=before.cpu(),
-                prediction=prediction.cpu(),
+                prediction=prediction.values[0].float().cpu(),
                 truth=truth.values[0].float().cpu(),
                 grid=truth.grid,
+                imagined=imagined,
+                decoded=decoded,
             )
         )
     return rows
@@ -187,8 +202,11 @@ def draw(rows: Sequence[MapRow], usual: Float[Tensor, "n d"]) -> Figure:
         shares = (values / max(top, 1e-12)).clamp(0, 1).reshape(grid).numpy()
         return torch.from_numpy(np.ascontiguousarray(colormaps["magma"](shares)[..., :3])).permute(2, 0, 1)
 
-    heads = ("source", "target", "source tokens", "prediction", "truth", "change moves", "prediction misses")
-    side, gap, margin, head, caption = 1.35, 0.1, 0.14, 0.36, 0.34
+    heads = ["source", "target", "source tokens", "prediction", "truth", "change moves", "prediction misses"]
+    shows = bool(rows) and bool(rows[0].decibels)
+    if shows:
+        heads[1:1] = ["imagined", "target, decoded"]
+    side, gap, margin, head, caption = 1.35, 0.1, 0.14, 0.36, 0.52 if shows else 0.34
     width = 2 * margin + len(heads) * side + (len(heads) - 1) * gap
     figure = drawing.blank(width, head + len(rows) * (side + caption) + 0.04)
     for number, name in enumerate(heads):
@@ -196,13 +214,16 @@ def draw(rows: Sequence[MapRow], usual: Float[Tensor, "n d"]) -> Figure:
     for number, row in enumerate(rows):
         top = head + number * (side + caption)
         largest = float(torch.cat([row.moved, row.missed]).max())
-        panels = [row.source, row.target]
+        panels = [one for one in (row.source, row.imagined, row.decoded, row.target) if one is not None]
         panels += [colours(tokens, row.grid) for tokens in (row.before, row.prediction, row.truth)]
         panels += [heat(values, largest, row.grid) for values in (row.moved, row.missed)]
         for place, panel in enumerate(panels):
             drawing.put_picture(figure, panel, margin + place * (side + gap), top, side)
         below = top + side + 0.06
         drawing.put_words(figure, row.words, margin, below, 8.5)
+        for place, key in enumerate(("psnr_prediction", "psnr_truth"), start=1) if shows else ():
+            words, left = f"{row.decibels[key]:.1f} dB", margin + place * (side + gap)
+            drawing.put_words(figure, words, left, below + 0.18, 8.5, color="#555555")
         verdict = f"explains {row.explained:.0%} of the change"
         if row.explained < 0:
             verdict = f"misses {1 - row.explained:.1f} times what the change moves"

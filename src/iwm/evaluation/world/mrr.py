@@ -149,7 +149,9 @@ def world(o: World) -> dict[str, Any]:
             variant=() if usual else (f"{o.images}x{o.bank}-seed{o.seed}",),
             figures={"": lambda: _strips(model, pixels, o, session)},
         )
-        return work.conclude(outcome, lambda _: _show(payload, f"World model on {held.name} ({how})"))
+        content = work.conclude(outcome, lambda _: _show(payload, f"World model on {held.name} ({how})"))
+        strips.say_how_to_see(model, o.run)
+        return content
 
 
 def _show(numbers: Mapping[str, Any], title: str) -> None:

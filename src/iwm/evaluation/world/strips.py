@@ -1,8 +1,13 @@
-"""Retrieval strips (paper figure 1, appendix J): what of a bank is nearest to what the world model imagined."""
+"""Retrieval strips (paper figure 1, appendix J): what of a bank is nearest to what the world model imagined.
+
+Where the RUN has a pixel decoder (`iwm decoder`), the imagined picture itself stands between the nearest and the truth,
+and beside it the truth after the same decoder, whose blur is the decoder's alone.
+"""
 
 import math
+import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +20,7 @@ from iwm.actions import action_space
 from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.runtime import algebra
+from iwm.runtime.console import console
 from iwm.runtime.drawing import GREEN, GREY, ORANGE, blank, put_picture, put_words
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import uniforms
@@ -32,11 +38,35 @@ class StripRow:
     rank: float
     """Of the truth in the bank, from 1; ties count half."""
     bank: int
+    imagined: Float[Tensor, "3 _h _w"] | None = None
+    """The decoded prediction; None without a decoder."""
+    decoded: Float[Tensor, "3 _h _w"] | None = None
+    """The decoded truth."""
+
+    @property
+    def decibels(self) -> dict[str, float]:
+        """PSNR of the decoded prediction, the decoded truth and the unchanged source to the truth; empty without a
+        decoder."""
+        return decibels(self.source, self.truth, self.imagined, self.decoded)
 
     @property
     def right(self) -> bool:
         """Whether the truth itself is nearest, and nothing else ties with it."""
         return self.rank == 1
+
+
+def decibels(
+    source: Float[Tensor, "3 h w"],
+    truth: Float[Tensor, "3 h w"],
+    imagined: Float[Tensor, "3 _h _w"] | None,
+    decoded: Float[Tensor, "3 _h _w"] | None,
+) -> dict[str, float]:
+    """PSNR of the decoded prediction, the decoded truth and the unchanged source to the truth; empty without those."""
+    if imagined is None or decoded is None:
+        return {}
+    pictures = torch.stack([imagined, decoded, source])
+    values = algebra.psnr(pictures, truth.expand_as(pictures)).tolist()
+    return dict(zip(("psnr_prediction", "psnr_truth", "psnr_unchanged"), values, strict=True))
 
 
 def source_only(space: ActionSpace) -> list[int]:
@@ -94,73 +124,142 @@ def ask(
     targets = torch.cat([model.target(part).values.float() for part in entries.split(64)])
     tokens, actions = model.encode(source), actions.to(model.device)
     expanded = Tokens(tokens.values.expand(len(actions), -1, -1), tokens.grid)
-    distances = algebra.squared_distances(model.predict(expanded, actions).values.float(), targets)
+    prediction = model.predict(expanded, actions)
+    distances = algebra.squared_distances(prediction.values.float(), targets)
+    imagined = decoded = None
+    if model.decodes:
+        imagined = model.decode(prediction).cpu()
+        decoded = model.decode(Tokens(targets[list(truths)], tokens.grid)).cpu()
     rows = []
-    for action, near, truth in zip(actions, distances, truths, strict=True):
+    for number, (action, near, truth) in enumerate(zip(actions, distances, truths, strict=True)):
         rank = algebra.ranks(near.expand(len(entries), -1))[truth]
-        nearest, words = int(near.argmin()), model.space.describe(action.cpu())
         rows.append(
-            StripRow(source[0].cpu(), words, entries[nearest].cpu(), entries[truth].cpu(), float(rank), len(entries))
+            StripRow(
+                source=source[0].cpu(),
+                action=model.space.describe(action.cpu()),
+                nearest=entries[int(near.argmin())].cpu(),
+                truth=entries[truth].cpu(),
+                rank=float(rank),
+                bank=len(entries),
+                imagined=None if imagined is None else imagined[number],
+                decoded=None if decoded is None else decoded[number],
+            )
         )
     return rows
 
 
+def say_how_to_see(model: ImageWorldModel, run: str) -> None:
+    """One line on the console where nothing was fitted to show predictions as pictures."""
+    if not model.decodes:
+        console.print(
+            f"To see the imagined picture itself, fit a pixel decoder first: iwm decoder {shlex.quote(run)}",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+HEADS = {
+    "source": "what the model sees",
+    "action": "what it is told",
+    "nearest": "of changed versions,\nto what it imagines",
+    "imagined": "what it predicts,\nshown by the decoder",
+    "truth, decoded": "the decoder's limit:\nthis blur is not the model's",
+    "truth": "really changed",
+}
+"""Columns of the strips, with what a stranger needs to know; the imagined and the decoded need a decoder."""
+NOTE = "dB: how close a picture is to the truth (PSNR over its pixels); higher is closer."
+
+
 def strips(rows: Sequence[StripRow]) -> Figure:
-    """The paper's figure 1: source, action in words, bank image nearest to the prediction, truth; the truth's rank.
+    """The paper's figure 1: source, action in words, bank image nearest to the prediction, truth and its rank; where
+    there is a decoder, the imagined picture and the decoded truth too, with their PSNR.
 
     The frame of the nearest image is green and solid where it is the truth, red and dashed where it is not. Raises
     UserError without rows.
     """
     if not rows:
         raise UserError("There are no strips to draw; give at least one image.")
-    blocks = 2 if len(rows) > 4 else 1
+    shows = bool(rows[0].decibels)
+    heads = [name for name in HEADS if shows or name not in ("imagined", "truth, decoded")]
+    blocks = 1 if shows or len(rows) <= 4 else 2
     height = math.ceil(len(rows) / blocks)
-    side, gap, text, margin, head, caption = 1.3, 0.12, 1.3, 0.14, 0.36, 0.34
-    block = 3 * side + text + 3 * gap
-    between = 0.4
-    figure = blank(2 * margin + blocks * block + (blocks - 1) * between, head + height * (side + caption) + 0.04)
-    starts = (0.0, side + gap, side + text + 2 * gap, 2 * side + text + 3 * gap)
+    side, gap, margin, head, caption, between = 1.5, 0.14, 0.14, 0.74, 0.34, 0.4
+    block = len(heads) * (side + gap) - gap
+    width = 2 * margin + blocks * block + (blocks - 1) * between
+    bottom = head + height * (side + caption)
+    figure = blank(width, bottom + (0.3 if shows else 0.04))
     for number in range(blocks):
-        left = margin + number * (block + between)
-        for start, name in zip(starts, ("source", "action", "nearest", "truth"), strict=True):
-            centred = name == "action"
-            x = left + start + (text / 2 if centred else 0)
-            put_words(figure, name, x, 0.1, 10, weight="bold", ha="center" if centred else "left")
+        for place, name in enumerate(heads):
+            x = margin + number * (block + between) + place * (side + gap)
+            put_words(figure, name, x, 0.1, 10, weight="bold")
+            put_words(figure, HEADS[name], x, 0.32, 7, color="#555555", linespacing=1.2)
     for number, row in enumerate(rows):
         left = margin + number // height * (block + between)
-        top = head + number % height * (side + caption)
-        put_picture(figure, row.source, left + starts[0], top, side)
-        words = "\n".join(textwrap.fill(part, 20) for part in row.action.split(", "))
-        middle = left + starts[1] + text / 2
-        put_words(figure, words, middle, top + side / 2 - 0.1, 8.5, ha="center", va="center", linespacing=1.35)
-        put_words(figure, "⟶", middle, top + side - 0.24, 13, ha="center", color=GREY)
-        colour = _framed(figure, row, left + starts[2], top, side)
-        put_picture(figure, row.truth, left + starts[3], top, side)
-        verdict = "is the truth" if row.right else "is not the truth"
-        put_words(figure, verdict, left + starts[2], top + side + 0.06, 8.5, color=colour)
-        put_words(figure, f"rank {row.rank:g} of {row.bank}", left + starts[3], top + side + 0.06, 8.5, color="#555555")
+        places = {name: left + place * (side + gap) for place, name in enumerate(heads)}
+        _draw_row(figure, row, places, head + number % height * (side + caption), side)
+    if shows:
+        put_words(figure, NOTE, margin, bottom + 0.04, 8, color="#555555")
     return figure
 
 
+def _draw_row(figure: Figure, row: StripRow, places: Mapping[str, float], top: float, side: float) -> None:
+    """Pictures of a row and what stands below them; `places` are the columns' left edges."""
+    below, decibels = top + side + 0.06, row.decibels
+    put_picture(figure, row.source, places["source"], top, side)
+    words = "\n".join(textwrap.fill(part, 20) for part in row.action.split(", "))
+    middle = places["action"] + side / 2
+    put_words(figure, words, middle, top + side / 2 - 0.1, 8.5, ha="center", va="center", linespacing=1.35)
+    put_words(figure, "⟶", middle, top + side - 0.24, 13, ha="center", color=GREY)
+    colour = _framed(figure, row, places["nearest"], top, side)
+    put_words(figure, "is the truth" if row.right else "is not the truth", places["nearest"], below, 8.5, color=colour)
+    put_picture(figure, row.truth, places["truth"], top, side)
+    put_words(figure, f"rank {row.rank:g} of {row.bank}", places["truth"], below, 8.5, color="#555555")
+    if row.imagined is None or row.decoded is None:
+        return
+    for name, picture in (("imagined", row.imagined), ("truth, decoded", row.decoded)):
+        put_picture(figure, picture, places[name], top, side)
+    for name, key, more in (
+        ("source", "unchanged", " if left as it is"),
+        ("imagined", "prediction", ""),
+        ("truth, decoded", "truth", " at best"),
+    ):
+        put_words(figure, f"{decibels[f'psnr_{key}']:.1f} dB{more}", places[name], below, 8.5, color="#555555")
+
+
 def sweep(rows: Sequence[StripRow], name: str, changes: Sequence[float]) -> Figure:
-    """Appendix J: one parameter over its range, from left to right; below the truth what is nearest to the prediction.
+    """Appendix J: one parameter over its range, from left to right; below the truth what is nearest to the prediction,
+    and where there is a decoder, between them, the decoded truth and the imagined picture.
 
     Frames as in `strips`. Raises UserError without rows.
     """
     if not rows:
         raise UserError("There is no sweep to draw; give at least one value.")
-    side, gap, margin, head, below = 1.1, 0.1, 0.14, 0.36, 0.3
-    left = margin + 0.7
-    figure = blank(left + len(rows) * (side + gap) + margin - gap, head + 2 * side + gap + below)
+    shows = bool(rows[0].decibels)
+    lines = ("truth", "truth, decoded", "imagined", "nearest") if shows else ("truth", "nearest")
+    side, margin, head, below = 1.1, 0.14, 0.36, 0.3
+    gap, step = 0.1, side + (0.28 if shows else 0.1)
+    left, bottom = margin + 0.95, head + (len(lines) - 1) * step + side
+    figure = blank(left + len(rows) * (side + gap) + margin - gap, bottom + below + (0.24 if shows else 0))
     put_words(figure, f"change of\n{name}", margin, 0.05, 8.5, weight="bold")
-    for place, word in enumerate(("truth", "nearest")):
-        put_words(figure, word, margin, head + place * (side + gap) + side / 2, 9, weight="bold", va="center")
+    tops = {word: head + place * step for place, word in enumerate(lines)}
+    for word, top in tops.items():
+        words = word.replace(", ", ",\n")
+        put_words(figure, words, margin, top + side / 2, 9, weight="bold", va="center")
     for number, (row, change) in enumerate(zip(rows, changes, strict=True)):
-        start = left + number * (side + gap)
+        start, decibels = left + number * (side + gap), row.decibels
         put_words(figure, f"{change:+.2f}", start + side / 2, 0.1, 9, ha="center")
-        put_picture(figure, row.truth, start, head, side)
-        _framed(figure, row, start, head + side + gap, side)
-        put_words(figure, f"rank {row.rank:g}", start + side / 2, head + 2 * side + gap + 0.06, 8.5, ha="center")
+        put_picture(figure, row.truth, start, tops["truth"], side)
+        _framed(figure, row, start, tops["nearest"], side)
+        put_words(figure, f"rank {row.rank:g}", start + side / 2, bottom + 0.06, 8.5, ha="center")
+        for word, picture, key in (("truth, decoded", row.decoded, "truth"), ("imagined", row.imagined, "prediction")):
+            if picture is not None:
+                put_picture(figure, picture, start, tops[word], side)
+                below_it = tops[word] + side + 0.05
+                put_words(figure, f"{decibels[f'psnr_{key}']:.1f} dB", start + side / 2, below_it, 8.5, ha="center")
+    if shows:
+        put_words(figure, NOTE, margin, bottom + below, 8, color="#555555")
     return figure
 
 
