@@ -39,6 +39,7 @@ class Work(Protocol):
 
 
 compare: Work
+decoder: Work
 demo: Work
 doctor: Work
 efficiency: Work
@@ -96,6 +97,7 @@ __all__ = [
     "UserError",
     "Verb",
     "compare",
+    "decoder",
     "demo",
     "doctor",
     "efficiency",

@@ -45,6 +45,8 @@ ORIGIN = ("command", "date", "seed", "hardware", "settings", "run", "weights")
 CAPTIONS = {
     "world": "told the action, the model imagines the source changed by it; of a bank of changed versions it shows the "
     "nearest to what it imagined, then the truth and its rank; 1 is right.",
+    "decoder": "the imagined picture is the model's prediction, shown by the pixel decoder; beside it the truth after "
+    "the same decoder, whose blur is the decoder's and not the model's.",
     "imagine": "one action, or one parameter over its range; the nearest of the bank to what was imagined, framed "
     "green and solid where it is the truth.",
     "look": "tokens of source, prediction and truth as colours of one principal basis; bright patches are "
@@ -165,7 +167,7 @@ def _content(folder: RunFolder) -> dict[str, Any]:
         "run": shlex.quote(str(folder.path)),
         "facts": _facts(folder, metrics, results),
         **_verdict(folder, metrics, results),
-        "lacks": _lacks(metrics, results),
+        "lacks": _lacks(folder, metrics, results),
         "curves": _curves(metrics),
         "gallery": _read_picture(
             folder.gallery,
@@ -173,7 +175,7 @@ def _content(folder: RunFolder) -> dict[str, Any]:
             "wide",
             "What one step of training works on. The action leads from the source's colours to the target's.",
         ),
-        "imagination": _exhibits(folder, results, ("world", "imagine")),
+        "imagination": _exhibits(folder, results, ("world", "imagine", "decoder")),
         "inspection": _exhibits(folder, results, ("look", "infer", "undo")),
         "multitask": _multitask(folder, results),
         "segmentation": _segmentation(folder, results),
@@ -240,14 +242,16 @@ def _verdict(folder: RunFolder, metrics: Sequence[Mapping[str, Any]], results: S
     }
 
 
-def _lacks(metrics: Sequence[Mapping[str, Any]], results: Sequence[Result]) -> dict[str, bool]:
+def _lacks(folder: RunFolder, metrics: Sequence[Mapping[str, Any]], results: Sequence[Result]) -> dict[str, bool]:
     """Which measurements a verdict needs and the run does not have."""
     verbs = {verb_of(result) for result in results}
+    predicts = OBJECTIVES.get(folder.objective_kind(), PatchPrediction).predicts
     has_twin = any("frozen_random_twin_mrr" in result for result in results)
     return {
         "metrics": not metrics,
         "world": "world" not in verbs,
         "twin": "world" in verbs and not has_twin,
+        "decoder": predicts and "decoder" not in verbs,
         "probe": "probe" not in verbs,
         "finetune": "finetune" not in verbs,
     }
@@ -275,7 +279,7 @@ def _exhibits(folder: RunFolder, results: Sequence[Result], verbs: Sequence[str]
 def _exhibit(folder: RunFolder, result: Result) -> dict[str, Any] | None:
     """The pictures of a result, and what it holds by name and column as tables; None without a picture."""
     path, verb, data = folder.picture_of(result), verb_of(result), data_of(result)
-    width = "wide" if verb in ("world", "imagine", "look") else "medium"
+    width = "wide" if verb in ("world", "imagine", "decoder", "look") else "medium"
     alt = f"{'Retrieval strips' if verb == 'world' else verb} on {data}"
     picture = _read_picture(path, alt, width, f"{data}: {CAPTIONS[verb]}")
     if picture is None:

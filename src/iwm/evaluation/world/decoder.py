@@ -1,0 +1,164 @@
+"""How true are imagined pictures? The pixel decoder is fitted to targets, then measured on held-out images.
+
+    PSNR = mean over images of -10 log10(mean over pixels and colours of (picture - y)^2),  y the image x changed by a
+
+    truth        the decoded target(y): the decoder's own error
+    prediction   the decoded p(f(x), a)
+    null         the decoded p(f(x), 0): told no change
+    unchanged    the image x itself
+    bank_mean    the mean picture of a bank of changed versions of x: the best guess of who is not told the action
+
+The null action has the decoder's blur too, so prediction minus null is what the action brings.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from iwm.actions.action_space import reference_space
+from iwm.data.image_sets import Subset
+from iwm.data.loader import load_all
+from iwm.data.sources import open_splits
+from iwm.data.splits import draw_rows, tenth_of_rows
+from iwm.evaluation import ritual
+from iwm.evaluation.ritual import Outcome
+from iwm.evaluation.uncertainty import standard_error
+from iwm.evaluation.world import strips
+from iwm.model import pixel_decoder
+from iwm.model.objectives.pixels import patches_of
+from iwm.model.pixel_decoder import Batch
+from iwm.model.world_model import ImageWorldModel
+from iwm.run_folder import decoder_file, identity, open_world
+from iwm.runtime.algebra import psnr
+from iwm.runtime.console import console, progress, table
+from iwm.runtime.errors import UserError
+from iwm.verbs.decoder import Decoder
+
+BATCH = 64
+WORDS = {
+    "truth": "truth, decoded (the decoder's limit)",
+    "prediction": "prediction, decoded (imagined)",
+    "null": "prediction of no change, decoded",
+    "unchanged": "source left as it is",
+    "bank_mean": "mean of the bank",
+}
+"""What is compared with the really changed image."""
+
+
+def decoder(o: Decoder) -> dict[str, Any]:
+    """Fit the pixel decoder of RUN and save it beside the weights; writes RUN/eval/decoder-DATA.json and .png, prints
+    and returns what was written. Raises UserError for a RUN without predictor, or one that cannot be written to."""
+    with ritual.evaluation("decoder", o) as work:
+        model = open_world(o.run, work.session)
+        place = _writable(decoder_file(o.run))
+        size, source = model.settings.data.image_size, o.data or model.settings.data.source
+        if not source:
+            raise UserError(f"{o.run} does not say what it was trained on; give --data, a source of images.")
+        train, held, how = open_splits(source, o.val, size=size)
+        lessons, _ = load_all(Subset(train, draw_rows(o.images, len(train), o.seed)), size)
+        exam, _ = load_all(Subset(held, draw_rows(o.test_images, len(held), o.seed)), size)
+        with work.session.autocast():
+            payload = _fit(model, lessons, o, place)
+            payload |= measure(model, exam, o.bank, o.seed)
+            rows = strips.strip_rows(model, exam[:6], o.seed, o.bank)
+        payload |= {"data": held.name, "split": how, "images": len(lessons), "test_images": len(exam)}
+        outcome = Outcome(
+            data=held.name,
+            payload=payload,
+            settings={
+                **ritual.identities(data=source, val=o.val),
+                **{name: getattr(o, name) for name in ("images", "changes", "head", "test_images", "bank", "seed")},
+                "precision": work.session.precision,
+            },
+            variant=(o.head if o.head != "auto" else "", f"seed{o.seed}" if o.seed else ""),
+            figures={"": lambda: strips.strips(rows)},
+        )
+        return work.conclude(outcome, _show)
+
+
+def _writable(place: Path) -> Path:
+    """The place itself. Raises UserError when nothing can be written there."""
+    folder = next(parent for parent in place.parents if parent.exists())
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"The decoder is saved in {place.parent}, which cannot be written to; copy the run elsewhere.")
+    return place
+
+
+# ---- fitting -------------------------------------------------------------------------------------------------------
+
+
+def _fit(model: ImageWorldModel, lessons: UInt8[Tensor, "n 3 s s"], o: Decoder, place: Path) -> dict[str, Any]:
+    """Fit and save the model's decoder, unless its tokens are pixels already; returns how it was done."""
+    model.decoder = None
+    if model.decodes:
+        return {"head": "exact"}
+    if len(lessons) < 2:
+        raise UserError("A decoder is fitted to nine tenths of the images and chosen by the others; give 2 or more.")
+    model.decoder, errors = pixel_decoder.fit(batches(model, lessons, o.changes, o.seed), o.head, o.seed)
+    model.decoder.write(place, identity(o.run))
+    decibels = {f"tenth_psnr_{head}": -10 * float(torch.tensor(error).log10()) for head, error in errors.items()}
+    return {"head": model.decoder.head, "decoder": str(place), **decibels}
+
+
+@torch.no_grad()
+def batches(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], changes: int, seed: int) -> Iterator[Batch]:
+    """Targets and pixels of changed versions of the images, a seeded tenth of them held."""
+    space, size = reference_space(model.space, model.settings.data.image_size), model.encoder.patch_size
+    rest, tenth = tenth_of_rows(len(images), seed)
+    with progress("images") as bar:
+        task = bar.add_task("fit the decoder", total=len(images), note="")
+        for rows, held in ((rest, False), (tenth, True)):
+            for part in rows.split(BATCH):
+                pixels = images[part].to(model.device).float() / 255
+                for change in range(changes):
+                    draws = space.sample(seed, change, part.numpy(), "target", always=True)
+                    changed = space.apply(pixels, draws)
+                    yield Batch(model.target(changed).values.float(), patches_of(changed, size), held)
+                bar.advance(task, len(part))
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def measure(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], bank: int, seed: int) -> dict[str, float]:
+    """PSNR of all of WORDS in dB, averaged over the images, with standard errors.
+
+    The truth is the first entry of each image's bank.
+    """
+    space, reference = model.space, reference_space(model.space, model.settings.data.image_size)
+    values: dict[str, list[Tensor]] = {name: [] for name in WORDS}
+    for index, image in enumerate(images):
+        clean = image[None].to(model.device).float() / 255
+        parameters = reference.sample_bank(seed, index, bank)
+        entries = reference.apply(clean.expand(bank, -1, -1, -1), parameters)
+        action, truth = space.difference(space.neutral(1), parameters[:1]), entries[:1]
+        tokens = model.encode(clean)
+        pictures = {
+            "truth": model.decode(model.target(truth)),
+            "prediction": model.decode(model.predict(tokens, action)),
+            "null": model.decode(model.predict(tokens, space.null(1))),
+            "unchanged": clean,
+            "bank_mean": entries.mean(0, keepdim=True),
+        }
+        for name, picture in pictures.items():
+            values[name].append(psnr(picture, truth).cpu())
+    numbers: dict[str, float] = {}
+    for name, parts in values.items():
+        per_image = torch.cat(parts)
+        numbers[f"psnr_{name}"] = float(per_image.mean())
+        numbers[f"psnr_{name}_standard_error"] = standard_error(per_image)
+    return numbers
+
+
+def _show(numbers: Mapping[str, Any]) -> None:
+    rows = [
+        [words, f"{numbers[f'psnr_{name}']:.2f}", f"{numbers[f'psnr_{name}_standard_error']:.2f}"]
+        for name, words in WORDS.items()
+    ]
+    console.print(table(f"PSNR on {numbers['data']} (head: {numbers['head']})", ["picture", "dB", "error"], rows))
