@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from matplotlib.figure import Figure
+from rich.markup import escape
 
 from iwm import config, verbs
 from iwm.data.sources import source_identity
+from iwm.evaluation import grids
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder, is_remote, load_model, plain_name, read_result
 from iwm.runtime import devices, drawing, fields, files
@@ -116,9 +118,11 @@ class Evaluation:
 
     def conclude(self, outcome: Outcome, print_content: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
         """Write the outcome, print what `print_content` prints of the content and where it lies; returns the content,
-        with the file under "path"."""
+        with the file under "path". Searches that ended at an end of their grid are told (`grids`)."""
         content = self.write(outcome)
         print_content(content)
+        for sentence in grids.sentences(content):
+            console.print(f"[yellow]{escape(sentence)}", soft_wrap=True)
         console.print(f"Written to {content['path']}", soft_wrap=True, markup=False)
         return content
 

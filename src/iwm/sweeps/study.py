@@ -236,6 +236,7 @@ class Study:
             "healthy": healthy,
             "health": health,
             "failed": record.get("failed"),
+            "at_grid_end": {name: ends for name, r in results.items() if (ends := r.get("at_grid_end"))},
             "refused": {name: answer["refused"] for name, answer in answers.items() if "refused" in answer},
         }
 

@@ -26,7 +26,7 @@ class ProbeSettings(Options):
     """Linear: on features of zero mean and unit deviation (a BatchNorm without affine)."""
     l2: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
     """Linear: strengths of the penalty; the best on a tenth of train is taken."""
-    lrs: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = LEARNING_RATES
+    lrs: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = (*LEARNING_RATES, 1e-2)
     """Attentive: learning rates; the best on a tenth of train is taken."""
     schedule: Suppress[Fixed[Annotated[Schedule, arg(name="")]]] = field(default_factory=Schedule)
     """Training of the attentive probe."""

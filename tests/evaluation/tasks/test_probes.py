@@ -43,7 +43,19 @@ def test_a_probe_says_all_that_it_promises(run, source, kind):
     assert found["path"] == str(path)
     content = json.loads(path.read_text())
     assert path.with_suffix(".png").stat().st_size > 1000
-    wanted = {"top1", "top5", "balanced_top1", "random_encoder_top1", "raw_pixels_top1", "chosen", "tried", "chance"}
+    wanted = {
+        "at_grid_end",
+        "random_encoder_at_grid_end",
+        "raw_pixels_at_grid_end",
+        "top1",
+        "top5",
+        "balanced_top1",
+        "random_encoder_top1",
+        "raw_pixels_top1",
+        "chosen",
+        "tried",
+        "chance",
+    }
     assert wanted | {"n_train", "n_val", "encoder", "layer", "pooling", "split"} <= set(content)
     assert content["top5"] == 1.0
     assert content["top5_is"] == "top-2"

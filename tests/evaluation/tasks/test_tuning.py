@@ -7,6 +7,7 @@ import torch
 from conftest import tiny
 
 from iwm.evaluation.tasks import finetune, tuning
+from iwm.evaluation.tasks.fitting import Learner, Trained
 from iwm.model.world_model import ImageWorldModel
 from iwm.verbs.finetune import Finetune
 from iwm.verbs.shared import Classification
@@ -47,8 +48,9 @@ def test_with_nothing_pretrained_all_blocks_learn_alike_and_the_grid_is_the_same
     groups = tuning.groups_of(built, control, 1e-3, 1.0)
     assert [group["lr"] for group in groups] == pytest.approx([1e-3] * len(groups))
     assert tuning.grid_of(control) == tuning.grid_of(o)
-    assert tuning.facts_of_control(control, {})["random_encoder_layer_decay"] == 1
-    assert "random_encoder_layer_decay" not in tuning.facts_of_control(replace(control, train="head"), {})
+    trained = Trained(Learner(built, built, groups), {}, [], 1.0)
+    assert tuning.facts_of_control(control, trained)["random_encoder_layer_decay"] == 1
+    assert "random_encoder_layer_decay" not in tuning.facts_of_control(replace(control, train="head"), trained)
 
 
 def test_flops_against_a_formula(model):

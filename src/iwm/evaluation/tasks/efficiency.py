@@ -35,6 +35,8 @@ from iwm.runtime.errors import UserError
 from iwm.verbs.efficiency import Efficiency
 from iwm.verbs.shared import Classification
 
+TRAINING = ("trainable_parameters", "train_images_per_second", "chosen", "tried", "at_grid_end")
+"""What a point says of its training."""
 FAMILIES = {
     "pretrained": ("predictor, pretrained", BLUE, "o", (-9, 6)),
     "random": ("predictor, random", ORANGE, "s", (-9, -14)),
@@ -143,7 +145,7 @@ def _measure(model: ImageWorldModel, task: ClassificationWork, point: Point) -> 
         "what": point.what,
         "family": point.family,
         **{name: accuracies[name] for name in ("top1", "top5", "top5_is", "balanced_top1")},
-        **{name: training[name] for name in ("trainable_parameters", "train_images_per_second", "chosen", "tried")},
+        **{name: training[name] for name in TRAINING},
         "n_train": len(task.samples.labels),
         "n_val": len(task.labels),
         "train": point.settings.train,

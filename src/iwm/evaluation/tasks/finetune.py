@@ -106,7 +106,7 @@ def _baselines(
     control = task.fit(twin, settings, title="random encoder")
     return {
         "random_encoder_top1": accuracy(control.logits, task.labels),
-        **tuning.facts_of_control(settings, control.trained.choice),
+        **tuning.facts_of_control(settings, control.trained),
         **probes.raw_pixels(splits, task.size, ProbeSettings(kind="linear", seed=o.seed), task.session),
     }
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from iwm.data.crops import IGNORED
 from iwm.data.splits import tenth_of_each_class
+from iwm.evaluation.grids import grid_ends
 from iwm.runtime.algebra import cosine
 from iwm.runtime.console import progress
 from iwm.runtime.devices import Session
@@ -142,6 +143,10 @@ class Trained:
     choice: dict[str, Any]
     tried: list[dict[str, Any]]
     images_per_second: float
+
+    @property
+    def at_grid_end(self) -> dict[str, str]:
+        return grid_ends(self.choice, self.tried)
 
 
 def decay_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ Full-batch L-BFGS in whitened coordinates, the gradient by hand: 50,000 features
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from iwm.data.splits import tenth_of_each_class, tenth_of_rows
+from iwm.evaluation.grids import grid_ends
 from iwm.evaluation.tasks.fitting import accuracy
 from iwm.runtime.algebra import ridge, standardisation
 
@@ -33,6 +34,8 @@ class Linear:
     std: Float[Tensor, " d"]
     weight: Float[Tensor, "c d"]
     bias: Float[Tensor, " c"]
+    at_grid_end: dict[str, str] = field(default_factory=dict)
+    """Of a strength that was chosen: whether it is an end of its grid (`iwm.evaluation.grids`)."""
 
     @full_precision()
     def logits(self, values: Float[Tensor, "m d"]) -> Float[Tensor, "m c"]:
@@ -161,4 +164,6 @@ def choose_ridge(values: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], see
     def error(l2: float) -> float:
         return float((fit_ridge(values[rest], wanted[rest], l2).logits(values[tenth]) - wanted[tenth]).square().mean())
 
-    return fit_ridge(values, wanted, min(RIDGE_GRID, key=error))
+    best = min(RIDGE_GRID, key=error)
+    ends = grid_ends({"l2": best}, [{"l2": l2} for l2 in RIDGE_GRID])
+    return replace(fit_ridge(values, wanted, best), at_grid_end=ends)

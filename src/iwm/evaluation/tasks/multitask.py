@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from iwm.data.sources import LabelledSplits, labelled_splits
 from iwm.evaluation import ritual
+from iwm.evaluation.grids import grid_ends
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks import features, fitting
 from iwm.evaluation.tasks.classifier import Classifier, save_tasks
@@ -338,6 +339,7 @@ def measure(
             "single_task_top5": alone["top5"],
             "single_task_chosen": twin.choice,
             "single_task_tried": twin.tried,
+            "single_task_at_grid_end": grid_ends(twin.choice, twin.tried),
             "n_train": len(task.work.samples.labels),
             "n_val": len(task.work.labels),
             **facts_of_source(task.splits),
@@ -349,6 +351,7 @@ def measure(
         **{f"average_{key}": _average(rows, key) for key in ("top1", "single_task_top1", "chance")},
         "chosen": shared.choice,
         "tried": shared.tried,
+        "at_grid_end": grid_ends(shared.choice, shared.tried),
         "trainable_parameters": shared.trainable,
         "single_task_trainable_parameters": sum(twin.trainable for twin in twins),
         "iterations": shared.steps,

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from iwm.data.splits import tenth_of_each_class
+from iwm.evaluation.grids import grid_ends
 from iwm.evaluation.tasks.classifier import AttentiveHead
 from iwm.evaluation.tasks.features import Pooling
 from iwm.evaluation.tasks.fitting import Learner, Samples, accuracy, choose, decay_groups, logits_of
@@ -44,6 +45,11 @@ class Answer:
     """Settings that were chosen on a tenth of the training images, or were given."""
     tried: list[dict[str, Any]] = field(default_factory=list)
     """Everything that was tried, with its accuracy on the tenth under "tenth_top1"."""
+
+    @property
+    def at_grid_end(self) -> dict[str, str]:
+        """Which settings were chosen from an end of their grid (`iwm.evaluation.grids`)."""
+        return grid_ends(self.chosen, self.tried)
 
 
 @dataclass(frozen=True)

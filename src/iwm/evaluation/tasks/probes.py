@@ -16,6 +16,7 @@ from torch import Tensor
 
 from iwm.data.sources import LabelledSplits, labelled_splits
 from iwm.evaluation import ritual
+from iwm.evaluation.grids import grid_ends
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks import features
 from iwm.evaluation.tasks.features import RAW_SIZES, FrozenEncoder, Labelled, RawPixels
@@ -116,11 +117,13 @@ def _numbers(
         **scores(ours.logits, test.labels),
         "chosen": ours.chosen,
         "tried": ours.tried,
+        "at_grid_end": ours.at_grid_end,
         "n_train": len(train.labels),
         "n_val": len(test.labels),
     }
     for twin in twins:
         numbers |= {"random_encoder_top1": accuracy(twin.logits, test.labels), "random_encoder_chosen": twin.chosen}
+        numbers["random_encoder_at_grid_end"] = twin.at_grid_end
         numbers |= raw_pixels(splits, encoder.size, way.settings, way.session)
     return numbers
 
@@ -134,7 +137,7 @@ def _numbers_beside(
     return {
         "other_encoder": o.encoder,
         "other_encoder_size": other.size,
-        **{f"other_encoder_{key}": numbers[key] for key in ("top1", "chosen")},
+        **{f"other_encoder_{key}": numbers[key] for key in ("top1", "chosen", "at_grid_end")},
     }
 
 
@@ -159,11 +162,13 @@ def raw_pixels_of(
     tenths = [way.on_tenth(values, train.labels, classes) for values in train.features]
     best = max(range(len(sizes)), key=lambda number: tenths[number][0])
     answer = way.evaluate(train.features[best], train.labels, test.features[best], classes, tenths[best][1])
+    rows = [{"side": s.side, "tenth_top1": t[0]} for s, t in zip(sizes, tenths, strict=True)]
     return {
         "raw_pixels_top1": accuracy(answer.logits, test.labels),
         "raw_pixels_side": sizes[best].side,
         "raw_pixels_probe": settings.kind,
-        "raw_pixels_tried": [{"side": s.side, "tenth_top1": t[0]} for s, t in zip(sizes, tenths, strict=True)],
+        "raw_pixels_tried": rows,
+        "raw_pixels_at_grid_end": {**answer.at_grid_end, **grid_ends({"side": sizes[best].side}, rows)},
     }
 
 

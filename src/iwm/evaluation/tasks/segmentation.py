@@ -145,7 +145,7 @@ def _baseline(task: "SegmentationWork", model: ImageWorldModel, o: Segment) -> d
     """The same training with nothing pretrained."""
     twin, settings = nothing_pretrained(model, o)
     _, trained, counts = task.fit(twin, settings, title="random encoder")
-    return {"random_encoder_miou": counts.miou(), **tuning.facts_of_control(settings, trained.choice)}
+    return {"random_encoder_miou": counts.miou(), **tuning.facts_of_control(settings, trained)}
 
 
 def _examples(segmenter: Segmenter, examples: Examples, session: Session, most: int = 4) -> list[overlays.Overlay]:

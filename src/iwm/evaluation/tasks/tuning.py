@@ -205,10 +205,10 @@ def require_start(folder: str, start: Headed, fresh: Headed) -> None:
         raise UserError(f"{folder} does not hold a predictor trained on this run for these classes; give one that was.")
 
 
-def facts_of_control(settings: Tuning, choice: dict[str, Any]) -> dict[str, Any]:
+def facts_of_control(settings: Tuning, trained: Trained) -> dict[str, Any]:
     """How the control of `nothing_pretrained` was trained; its layer decay where it moves the encoder."""
     decay = {"random_encoder_layer_decay": settings.layer_decay} if settings.moves_encoder else {}
-    return {"random_encoder_chosen": choice, **decay}
+    return {"random_encoder_chosen": trained.choice, "random_encoder_at_grid_end": trained.at_grid_end, **decay}
 
 
 # ---- what a result says --------------------------------------------------------------------------------------------
@@ -234,6 +234,7 @@ def training_of(model: Headed, trained: Trained) -> dict[str, Any]:
         "train_images_per_second": trained.images_per_second,
         "chosen": trained.choice,
         "tried": trained.tried,
+        "at_grid_end": trained.at_grid_end,
     }
 
 

@@ -83,6 +83,7 @@ def compose(
     return {
         "bank": bank,
         "mrr_chance": chance(bank),
+        "way_back_at_grid_end": back.at_grid_end,
         "way_back_r2": 1 - unexplained / max(total, 1e-12),
         "error": {way: sorted(values)[len(values) // 2] for way, values in errors.items()},
         "mrr": {way: sum(values) / len(values) for way, values in reciprocal.items()},

@@ -260,7 +260,8 @@ def measure(
     graded = [i for i, t in enumerate(space.transformations) if t.graded and t.both and t.range > 0]
     lessons = change_pairs(space, train, size, seed, torch.arange(len(train)))
     exam = change_pairs(space, test, size, seed + 1, torch.arange(len(test)))
-    answers = _searches(model, exam, seed, shift) | _regressions(model, lessons, exam, graded, seed)
+    regressions, ends = _regressions(model, lessons, exam, graded, seed)
+    answers = _searches(model, exam, seed, shift) | regressions
     units = in_reference_units(space, size)[graded]
     outcome: dict[str, Any] = {}
     for name, answer in answers.items():
@@ -271,6 +272,7 @@ def measure(
             "components": {space.names[i]: float(error[:, k].mean()) for k, i in enumerate(graded)},
         }
     outcome = {"inferred_action_error": outcome["search"]["error"], **outcome}
+    outcome |= {f"{name}_at_grid_end": place for name, place in ends.items()}
     null = torch.zeros_like(exam.action)
     for key, tried in (("residual", answers["search"]), ("null_residual", null), ("true_residual", exam.action)):
         parts = zip(exam.source.split(64), exam.target.split(64), tried.split(64), strict=True)
@@ -298,15 +300,17 @@ def _searches(model: ImageWorldModel, exam: Pairs, seed: int, shift: int) -> dic
 
 def _regressions(
     model: ImageWorldModel, lessons: Pairs, exam: Pairs, graded: list[int], seed: int
-) -> dict[str, Float[Tensor, "n k"]]:
-    """What ridge regressions that learned from training pairs say of the graded components."""
-    answers = {}
+) -> tuple[dict[str, Float[Tensor, "n k"]], dict[str, dict[str, str]]]:
+    """What ridge regressions that learned from training pairs say of the graded components, and whose strength is an
+    end of its grid."""
+    answers, ends = {}, {}
     for name, features in (
         ("pixel_statistics", lambda images: torch.cat([channel_statistics(part) for part in images.split(256)])),
         ("encoder_features", lambda images: pooled_tokens(model, images)),
     ):
         seen = features_of_pair(features(lessons.source), features(lessons.target))
         regression = choose_ridge(seen, lessons.action[:, graded], seed)
+        ends[name] = regression.at_grid_end
         answers[name] = torch.zeros_like(exam.action)
         answers[name][:, graded] = regression.logits(features_of_pair(features(exam.source), features(exam.target)))
-    return answers
+    return answers, ends

@@ -12,7 +12,7 @@ Beside it the usual answer, a probe trained on corrupted images. Corruptions are
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from iwm.data.loader import load_all
 from iwm.data.sources import labelled_splits
 from iwm.data.splits import draw_rows, tenth_of_each_class
 from iwm.evaluation import ritual
+from iwm.evaluation.grids import grid_ends
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks.fitting import accuracy
 from iwm.evaluation.tasks.linear import Linear, fit_linear, fit_path, full_precision
@@ -228,7 +229,9 @@ def fit_probe(copies: Sequence[Float[Tensor, "n d"]], labels: Int64[Tensor, " n"
     path = fit_path(*of(rest), classes, strongest_first)
     values, truth = of(tenth)
     scores = [accuracy(solution.logits(values), truth) for solution in path]
-    return fit_linear(*of(torch.arange(len(labels))), classes, strongest_first[scores.index(max(scores))])
+    best = strongest_first[scores.index(max(scores))]
+    ends = grid_ends({"l2": best}, [{"l2": l2} for l2 in strongest_first])
+    return replace(fit_linear(*of(torch.arange(len(labels))), classes, best), at_grid_end=ends)
 
 
 @dataclass(frozen=True)
@@ -287,6 +290,8 @@ def measure(
         "majority_top1": float(test_labels.bincount().max() / len(test_labels)),
         "candidates": len(tried),
         "corruptions": outcome,
+        "probe_at_grid_end": readers.probe.at_grid_end,
+        "augmented_probe_at_grid_end": readers.augmented.at_grid_end,
     }
 
 

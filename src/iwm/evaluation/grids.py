@@ -1,0 +1,45 @@
+"""Searches over a grid of settings: a best value at an end of its grid may not be the best there is, and says so.
+
+A result holds under "at_grid_end" (or PREFIX_at_grid_end, of a control) every such setting, as in
+{"lr": "highest of 0.001, 0.003"}; it is empty where the best lies between others. A grid of two has nothing but ends.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+KEY = "at_grid_end"
+
+
+def grid_ends(choice: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Every setting of the choice that is the lowest or highest of what was tried, with all its values; a setting with
+    one value was not searched."""
+    ends = {}
+    for name, best in choice.items():
+        values = sorted({row[name] for row in tried if isinstance(row.get(name), int | float)})
+        if len(values) > 1 and best in (values[0], values[-1]):
+            place = "lowest" if best == values[0] else "highest"
+            ends[name] = f"{place} of {', '.join(f'{value:g}' for value in values)}"
+    return ends
+
+
+def sentences(content: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for every search of a result, at whatever depth, that ended at an end of its grid."""
+    for where, ends in _searches(content, ()):
+        whose = f"{where}: the" if where else "The"
+        for name, place in ends.items():
+            yield f"{whose} best {name} is the {place}; a better one may lie beyond."
+
+
+def _searches(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, str]]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            name = str(key)
+            if name.endswith(KEY) and isinstance(part, Mapping):
+                prefix = name.removesuffix(KEY).strip("_").replace("_", " ")
+                yield ", ".join(filter(None, (*path, prefix))), part
+            else:
+                yield from _searches(part, (*path, name.replace("_", " ")))
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value, start=1):
+            name = str(part.get("what", number)) if isinstance(part, Mapping) else str(number)
+            yield from _searches(part, (*path, name))
