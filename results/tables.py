@@ -146,13 +146,22 @@ def multitask() -> str:
     for result in read("multitask-*"):
         for name, task in result["tasks"].items():
             linked = {**task, "path": result["path"]}
-            row = [result["folder"], name, cell(linked), number(task["single_task_top1"]), number(task["chance"]), ""]
-            rows.append(row)
+            twins = [number(task.get(f"{twin}_top1")) for twin in ("single_task", "single_task_equal_updates")]
+            rows.append([result["folder"], name, cell(linked), *twins, number(task["chance"]), ""])
         shared = [task["top1"] for task in result["tasks"].values()]
         alone = [task["single_task_top1"] for task in result["tasks"].values()]
         means = [number(sum(values) / len(values)) for values in (shared, alone)]
+        means.append(number(result.get("average_single_task_equal_updates_top1")))
         rows.append([result["folder"], "**mean**", *means, "", ".735 / .734"])
-    columns = ["run", "task", "one predictor for all", "one each, equal total steps", "chance", "paper's mean"]
+    columns = [
+        "run",
+        "task",
+        "one predictor for all",
+        "one each, equal total steps",
+        "one each, equal updates",
+        "chance",
+    ]
+    columns += ["paper's mean"]
     return table("One predictor, several tasks (multitask)", columns, rows)
 
 

@@ -27,7 +27,8 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "probe": ("top1", "top5", "balanced_top1", "random_encoder_top1", "raw_pixels_top1"),
     "finetune": ("top1", "top5", "trainable_parameters", "flops_per_image", "train_images_per_second"),
     "multitask": (
-        "average_top1", "average_single_task_top1", "trainable_parameters", "single_task_trainable_parameters",
+        "average_top1", "average_single_task_top1", "average_single_task_equal_updates_top1",
+        "trainable_parameters", "single_task_trainable_parameters",
     ),
     "segment": ("miou", "pixel_accuracy", "random_encoder_miou", "majority_miou", "trainable_parameters"),
 }  # fmt: skip

@@ -18,6 +18,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.markup import escape
 
+from iwm.evaluation.tasks.multitask import AVERAGES
 from iwm.evaluation.world.infer import answers_of
 from iwm.model.objectives import OBJECTIVES, PatchPrediction
 from iwm.reports import figures
@@ -317,10 +318,10 @@ def _multitask(folder: RunFolder, results: Sequence[Result]) -> list[dict[str, A
         tasks = result.get("tasks")
         if verb_of(result) != "multitask" or not isinstance(tasks, dict):
             continue
-        rows: Rows = [["task", "top-1", "predictor of its own", "chance", "classes"]]
+        rows: Rows = [["task", "top-1", "predictor of its own", "as many updates", "chance", "classes"]]
         for name, content in tasks.items():
             task = content if isinstance(content, dict) else {}
-            values = [in_words(task.get(key)) for key in ("top1", "single_task_top1", "chance")]
+            values = [in_words(task.get(key)) for key in AVERAGES]
             rows.append([str(name), *values, str(len(task.get("classes") or ()))])
         picture = _read_picture(folder.picture_of(result), f"Accuracy of every task on {data_of(result)}")
         parts.append({"file": result["file"], "rows": rows, "picture": picture})

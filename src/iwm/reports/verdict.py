@@ -186,18 +186,25 @@ def judge_finetuning(pretrained: Sequence[Result], random: Sequence[Result], oth
     return Finding(title, place == "above", words, bars)
 
 
+TWINS = {"single_task": "equal total steps", "single_task_equal_updates": "equal updates"}
+"""The predictors of a task of its own, by the beginning of their keys."""
+
+
 def judge_multitask(result: Result) -> Finding:
-    """One predictor for all tasks against one for each: it does its work where it is not behind, for it is smaller."""
+    """One predictor for all tasks against the better of its twins, one for each task with as many steps in total or as
+    many updates: it does its work where it is not behind, for it is smaller."""
     tasks = result.get("tasks")
     of_tasks = [task for task in tasks.values() if isinstance(task, dict)] if isinstance(tasks, dict) else []
     title = f"One predictor, {len(of_tasks)} tasks"
-    ours, alone = number(result, "average_top1"), number(result, "average_single_task_top1")
+    kinds = [kind for kind in TWINS if number(result, f"average_{kind}_top1") is not None]
+    twin = max(kinds, key=lambda kind: number(result, f"average_{kind}_top1") or 0.0, default="single_task")
+    ours, alone = number(result, "average_top1"), number(result, f"average_{twin}_top1")
     if ours is None or alone is None:
         return Finding(title, False, "The accuracies are not finite.")
-    errors = [_error(number(t, "top1") or 0.0, number(t, "single_task_top1") or 0.0, t) for t in of_tasks]
+    errors = [_error(number(t, "top1") or 0.0, number(t, f"{twin}_top1") or 0.0, t) for t in of_tasks]
     place = standing(ours, alone, average_error(errors))
     words = f"One predictor told the task by a token ({ours:.1%} right on average) is {place} one predictor a task "
-    words += f"({alone:.1%}): {100 * (ours - alone):+.1f} points"
+    words += f"({TWINS[twin]}, {alone:.1%}): {100 * (ours - alone):+.1f} points"
     sizes = [number(result, key) for key in ("trainable_parameters", "single_task_trainable_parameters")]
     if sizes[0] and sizes[1]:
         words += f", with {sizes[0] / sizes[1]:.0%} of the trained parameters"

@@ -14,7 +14,6 @@ from evaluation.planted import corners, exported
 from iwm import cli, config, run_folder, verbs
 from iwm.evaluation.tasks import augment, finetune, multitask
 from iwm.evaluation.tasks.classifier import AttentiveHead, load_classifier, predict, task_names
-from iwm.evaluation.tasks.fitting import Samples
 from iwm.evaluation.tasks.probes import labelled_splits
 from iwm.reports import verdict
 from iwm.reports.page import write
@@ -115,8 +114,9 @@ def test_a_result_says_all_that_it_promises(run, sources):
     for name, classes in (("equal", 2), ("where", 4)):
         task = content["tasks"][name]
         assert {"top1", "top5", "single_task_top1", "single_task_top5", "chance"} <= set(task)
+        assert {"single_task_equal_updates_top1", "single_task_equal_updates_chosen"} <= set(task)
         assert task["chance"] == 1 / classes == 1 / len(task["classes"])
-    for key in ("top1", "single_task_top1"):
+    for key in ("top1", "single_task_top1", "single_task_equal_updates_top1"):
         mean = np.mean([content["tasks"][name][key] for name in ("equal", "where")])
         assert content[f"average_{key}"] == pytest.approx(mean)
     model = run_folder.load_model(run)
@@ -125,6 +125,7 @@ def test_a_result_says_all_that_it_promises(run, sources):
     assert content["trainable_parameters"] == predictor + heads + 2 * model.settings.predictor.width
     assert content["single_task_trainable_parameters"] == 2 * predictor + heads
     assert content["single_task_iterations"] == content["iterations"]
+    assert content["single_task_equal_updates_iterations"] == 2 * content["iterations"]
     assert path.with_suffix(".png").is_file()
     for task in ("equal", "where"):
         held = load_classifier(found["weights"], task=task).encoder.state_dict()
@@ -201,25 +202,6 @@ def test_the_precision_of_a_users_machine_works_and_agrees(run, sources):
         torch.testing.assert_close(ours, theirs.float(), atol=0.05, rtol=0.1)
 
 
-@pytest.mark.parametrize("rows", [5, 64])
-def test_twins_are_shown_the_same_pictures_in_the_same_order(rows):
-    samples = Samples(torch.arange(2 * 70).view(2, 70), torch.arange(70))
-    chosen = torch.arange(rows)
-    shared = [multitask.stream(samples, chosen, 3, 8, step) for step in range(24)]
-    alone = [multitask.stream(samples, chosen, 3, 24, step) for step in range(8)]
-    for one, other in zip(zip(*shared, strict=True), zip(*alone, strict=True), strict=True):
-        assert torch.equal(torch.cat(one), torch.cat(other))
-    labels = torch.cat([labels for _, labels in shared])
-    assert labels.bincount(minlength=rows).sub(192 / rows).abs().max() <= 1, "every image equally often"
-
-
-@pytest.mark.parametrize("counts", [(480, 240), (50, 5000, 70), (10, 10), (300,) * 8])
-def test_steps_divide_between_the_twins_and_show_the_asked_epochs(counts):
-    steps = multitask.steps_of(counts, 5, 16)
-    assert steps % len(counts) == 0
-    assert steps * 16 * len(counts) == pytest.approx(5 * sum(counts), abs=16 * len(counts) ** 2)
-
-
 def test_the_batch_is_split_evenly_and_the_losses_are_averaged(run, sources, monkeypatch):
     model, tasks = run_folder.load_model(run), ready(sources)
     seen = []
@@ -236,6 +218,10 @@ def test_the_batch_is_split_evenly_and_the_losses_are_averaged(run, sources, mon
     twin = multitask.Training(model, tasks[1:], QUICK, tasks).run()
     assert seen == [(48, 48)] * twin.steps
     assert 2 * twin.steps == shared.steps
+    seen.clear()
+    twin = multitask.Training(model, tasks[1:], QUICK, tasks, equal_updates=True).run()
+    assert seen == [(48, 24)] * shared.steps
+    assert twin.steps == shared.steps
 
 
 def refused(capsys, *argv: str) -> str:
@@ -282,6 +268,22 @@ def test_a_task_must_be_named_and_exist(run, sources, tmp_path):
         load_classifier(single, task="where")
     with pytest.raises(UserError, match="no finetuned classifier"):
         task_names(tmp_path / "nothing")
+
+
+def test_the_verdict_compares_with_the_better_twin():
+    task = {"top1": 0.8, "single_task_top1": 0.7, "single_task_equal_updates_top1": 0.9, "n_val": 1000}
+    averages = {f"average_{key}": value for key, value in task.items()}
+    finding = verdict.judge_multitask({"tasks": {"a": task, "b": task}, **averages})
+    assert not finding.good
+    assert "(equal updates, 90.0%)" in finding.sentence
+
+
+def test_all_are_searched_on_one_grid(run, sources):
+    found = tune(run, sources, replace(QUICK, lrs=(1e-3, 3e-3)))
+    for task in found["tasks"].values():
+        for twin in ("single_task", "single_task_equal_updates"):
+            assert [row["lr"] for row in task[f"{twin}_tried"]] == [row["lr"] for row in found["tried"]] == [1e-3, 3e-3]
+            assert set(task[f"{twin}_at_grid_end"]) == {"lr"}
 
 
 @pytest.mark.parametrize(("ours", "good", "word"), [(0.8, True, "level with"), (0.6, False, "BELOW")])

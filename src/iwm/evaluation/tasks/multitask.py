@@ -2,20 +2,23 @@
 
     y_t = head_t(p(f-bar(x), a = 0, token_t)),   loss = mean_t CE(y_t, label)     f-bar frozen, p shared by all t
 
-Every batch is split evenly between the T tasks. The control is one predictor a task (no token), finetuned from the
-same start under the same grid of learning rates, S / T steps each where the shared one takes S: the same number of
-steps in total, and every task's twin is shown the very pictures, in the very order, that the shared one is shown.
+Every batch of b images is split evenly between the T tasks. The control is one predictor a task (no token), finetuned
+from the same start under the same grid of learning rates. Where the shared one takes S steps, a task has two twins:
+
+    equal total steps    S / T steps of b images each: as many steps in total, a T-th of the updates for each twin
+    equal updates        S steps of b / T images each: as many updates as the shared predictor, T S steps in total
+
+Every twin is shown the very pictures, in the very order, that the shared predictor is shown of its task.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -26,8 +29,9 @@ from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks import features, fitting
 from iwm.evaluation.tasks.classifier import Classifier, save_tasks
 from iwm.evaluation.tasks.finetune import ClassificationWork
-from iwm.evaluation.tasks.fitting import Samples, accuracy, cross_entropy, scores
+from iwm.evaluation.tasks.fitting import accuracy, cross_entropy, scores
 from iwm.evaluation.tasks.probes import facts_of_source
+from iwm.evaluation.tasks.streams import Rows, steps_of, stream
 from iwm.evaluation.tasks.tuning import grid_of, trainable_of
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
@@ -35,15 +39,16 @@ from iwm.runtime import drawing, errors
 from iwm.runtime.console import console, show, table
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
-from iwm.runtime.randomness import permutation
 from iwm.verbs.multitask import Multitask
 from iwm.verbs.shared import Classification
 
 MOST = 8
 """Tasks of one predictor."""
+TWINS = {"single_task": False, "single_task_equal_updates": True}
+"""The twins of a task by the beginning of their keys: whether they take as many updates as the shared predictor."""
+AVERAGES = ("top1", "single_task_top1", "single_task_equal_updates_top1", "chance")
 LONGEST = 100
 """Bytes of the tasks' names in a file's name; beyond, their number stands there."""
-Rows = Int64[Tensor, " n"]
 
 
 @dataclass(frozen=True)
@@ -195,34 +200,6 @@ def logits_together(
     return [classifier.head(part.float()) for classifier, part in zip(classifiers, parts, strict=True)]
 
 
-def stream(samples: Samples, rows: Rows, seed: int, batch: int, step: int) -> tuple[Tensor, Int64[Tensor, " {batch}"]]:
-    """Inputs and labels of one step: the `step`-th stretch of `batch` images of the endless row of shuffled epochs.
-
-    Two readers that differ in `batch` see the same images in the same order.
-    """
-    places = np.arange(step * batch, (step + 1) * batch)
-    epochs, within = places // len(rows), places % len(rows)
-    inputs, labels = [], []
-    for epoch in np.unique(epochs):
-        stretch = rows.numpy()[_order(seed, int(epoch), len(rows))[within[epochs == epoch]]]
-        inputs.append(samples.batch(stretch, seed, int(epoch)))
-        labels.append(samples.labels[torch.from_numpy(stretch)])
-    return torch.cat(inputs), torch.cat(labels)
-
-
-@lru_cache(maxsize=2 * MOST)
-def _order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " {count}"]:
-    """An epoch's order, drawn once for all its steps."""
-    return permutation(seed, "classifier order", epoch, count)
-
-
-def steps_of(counts: Sequence[int], epochs: int, batch: int) -> int:
-    """Steps in which `epochs` times all images are shown, `batch` of each task at once; a multiple of the number of
-    tasks, so that it can be divided between the twins."""
-    tasks = len(counts)
-    return tasks * max(1, round(epochs * sum(counts) / (batch * tasks) / tasks))
-
-
 @dataclass(frozen=True)
 class Tuned:
     """Trained classifiers with how they came about."""
@@ -240,19 +217,24 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Training:
-    """The training of one predictor for `tasks`: all of `among`, or one of them for its share of the steps.
+    """The training of one predictor for `tasks`: all of `among`, or one of them, a twin.
 
-    Both ways every task is shown equally many images, and a step as many in total.
+    In any case every task is shown equally many images.
     """
 
     model: ImageWorldModel
     tasks: Sequence[Task]
     settings: Classification
     among: Sequence[Task]
+    equal_updates: bool = False
+    """Of a twin: as many steps as the shared predictor takes, with its share of the batch; else its share of the steps,
+    with the whole batch."""
 
     @property
     def title(self) -> str:
-        return f"all {len(self.tasks)} tasks" if len(self.tasks) > 1 else f"{self.tasks[0].name} alone"
+        if len(self.tasks) > 1:
+            return f"all {len(self.tasks)} tasks"
+        return f"{self.tasks[0].name} alone" + (", equal updates" if self.equal_updates else "")
 
     def run(self) -> Tuned:
         """Choose learning rates on a tenth of every task and train."""
@@ -284,11 +266,12 @@ class Training:
         tasks, among, schedule, seed = self.tasks, self.among, self.settings.schedule, self.settings.seed
         session, tokens_given = tasks[0].work.session, tasks[0].work.tokens_kept
         each = schedule.batch_size // len(among)
-        batch = each * len(among) // len(tasks)
+        among_whom = len(tasks) if self.equal_updates else len(among)
+        batch = each * among_whom // len(tasks)
         classifiers = classifiers_of(self.model, tasks, self.settings)
         for classifier in classifiers:
             choose_attention(classifier.to(session.device), session.device, session.precision)
-        steps = steps_of([len(rows[task.name]) for task in among], epochs, each) * len(tasks) // len(among)
+        steps = steps_of([len(rows[task.name]) for task in among], epochs, each) * len(tasks) // among_whom
 
         def loss_of(step: int) -> Tensor:
             pairs = [stream(task.work.samples, rows[task.name], seed, batch, step) for task in tasks]
@@ -326,39 +309,45 @@ def _groups(classifiers: Sequence[Classifier], decay: float, lr: float, ratio: f
 def measure(
     model: ImageWorldModel, tasks: Sequence[Task], settings: Classification
 ) -> tuple[list[Classifier], dict[str, Any]]:
-    """Train the shared predictor and every task's twin; returns the shared classifiers and the numbers of all."""
+    """Train the shared predictor and every task's twins; returns the shared classifiers and the numbers of all."""
     shared = Training(model, tasks, settings, tasks).run()
     rows: dict[str, dict[str, Any]] = {}
-    twins = []
+    twins: dict[str, list[Tuned]] = {name: [] for name in TWINS}
     for task, classifier in zip(tasks, shared.classifiers, strict=True):
-        twin = Training(model, [task], settings, tasks).run()
-        alone = scores(task.work.guess(twin.classifiers[0], task.work.test), task.work.labels)
+        alone: dict[str, Any] = {}
+        for name, equal_updates in TWINS.items():
+            twin = Training(model, [task], settings, tasks, equal_updates).run()
+            alone |= _numbers_alone(name, task, twin)
+            twins[name].append(twin)
         rows[task.name] = {
             **scores(task.work.guess(classifier, task.work.test), task.work.labels),
-            "single_task_top1": alone["top1"],
-            "single_task_top5": alone["top5"],
-            "single_task_chosen": twin.choice,
-            "single_task_tried": twin.tried,
-            "single_task_at_grid_end": grid_ends(twin.choice, twin.tried),
+            **alone,
             "n_train": len(task.work.samples.labels),
             "n_val": len(task.work.labels),
             **facts_of_source(task.splits),
             "classes": list(task.splits.classes),
         }
-        twins.append(twin)
     numbers = {
         "tasks": rows,
-        **{f"average_{key}": _average(rows, key) for key in ("top1", "single_task_top1", "chance")},
+        **{f"average_{key}": _average(rows, key) for key in AVERAGES},
         "chosen": shared.choice,
         "tried": shared.tried,
         "at_grid_end": grid_ends(shared.choice, shared.tried),
         "trainable_parameters": shared.trainable,
-        "single_task_trainable_parameters": sum(twin.trainable for twin in twins),
+        "single_task_trainable_parameters": sum(twin.trainable for twin in twins["single_task"]),
         "iterations": shared.steps,
-        "single_task_iterations": sum(twin.steps for twin in twins),
+        **{f"{name}_iterations": sum(twin.steps for twin in each) for name, each in twins.items()},
         "images_per_iteration": settings.schedule.batch_size // len(tasks) * len(tasks),
     }
     return shared.classifiers, numbers
+
+
+def _numbers_alone(name: str, task: Task, twin: Tuned) -> dict[str, Any]:
+    """What a task's twin says, its name before every key."""
+    alone = scores(task.work.guess(twin.classifiers[0], task.work.test), task.work.labels)
+    ends = grid_ends(twin.choice, twin.tried)
+    numbers = {"top1": alone["top1"], "top5": alone["top5"], "chosen": twin.choice, "tried": twin.tried}
+    return {f"{name}_{key}": value for key, value in {**numbers, "at_grid_end": ends}.items()}
 
 
 def _average(rows: Mapping[str, Mapping[str, Any]], key: str) -> float:
@@ -367,30 +356,35 @@ def _average(rows: Mapping[str, Mapping[str, Any]], key: str) -> float:
 
 def _show(content: Mapping[str, Any]) -> None:
     """Print a row a task, then the totals."""
+    more = ("top5", "n_train", "n_val")
     rows = [
-        [name, len(t["classes"]), t["top1"], t["single_task_top1"], t["chance"], t["top5"], t["n_train"], t["n_val"]]
-        for name, t in content["tasks"].items()
+        [name, len(task["classes"]), *(task[key] for key in (*AVERAGES, *more))]
+        for name, task in content["tasks"].items()
     ]
-    averages = [content[f"average_{key}"] for key in ("top1", "single_task_top1", "chance")]
-    rows.append(["average", None, *averages, None, None, None])
-    columns = ["task", "classes", "top1", "single_task_top1", "chance", "top5", "n_train", "n_val"]
+    rows.append(["average", None, *(content[f"average_{key}"] for key in AVERAGES), *(None for _ in more)])
+    columns = ["task", "classes", *AVERAGES, *more]
     title = f"One {content['predictor']} predictor, {len(content['tasks'])} tasks"
     console.print(table(title, columns, rows))
-    cost = ("trainable_parameters", "single_task_trainable_parameters", "iterations", "single_task_iterations")
-    show("Cost", {name: content[name] for name in cost})
+    cost = ("trainable_parameters", "single_task_trainable_parameters")
+    steps = ("iterations", *(f"{name}_iterations" for name in TWINS))
+    show("Cost", {name: content[name] for name in (*cost, *steps)})
 
 
 def draw(tasks: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Every task's accuracy with the shared predictor above that with a predictor of its own."""
-    figure = drawing.blank(5.6, 1.1 + 0.62 * len(tasks))
+    """Every task's accuracy with the shared predictor above those with a predictor of its own."""
+    figure = drawing.blank(6.4, 1.3 + 0.75 * len(tasks))
     figure.set_layout_engine("constrained")
     axes = figure.add_subplot()
     places = np.arange(len(tasks))
-    kinds = (("top1", "one predictor for all", drawing.BLUE), ("single_task_top1", "one predictor each", "#B9BFC4"))
+    kinds = (
+        ("top1", "one predictor for all", drawing.BLUE),
+        ("single_task_top1", "one each, equal total steps", "#B9BFC4"),
+        ("single_task_equal_updates_top1", "one each, equal updates", drawing.GREY),
+    )
     for number, (key, label, colour) in enumerate(kinds):
         values = [task[key] for task in tasks.values()]
-        bars = axes.barh(places + 0.37 * (number - 0.5), values, 0.34, color=colour, label=label)
-        axes.bar_label(bars, [f"{value:.1%}" for value in values], padding=3, fontsize=8, color=drawing.INK)
+        bars = axes.barh(places + 0.27 * (number - 1), values, 0.24, color=colour, label=label)
+        axes.bar_label(bars, [f"{value:.1%}" for value in values], padding=3, fontsize=7.5, color=drawing.INK)
     chances = [task["chance"] for task in tasks.values()]
     axes.vlines(chances, places - 0.42, places + 0.42, color=drawing.ORANGE, linewidth=1.4, label="chance")
     axes.set_yticks(places, [f"{name}\n{len(task['classes'])} classes" for name, task in tasks.items()], fontsize=8)
@@ -399,5 +393,5 @@ def draw(tasks: Mapping[str, Mapping[str, Any]]) -> Figure:
     axes.set_xticks(np.linspace(0, 1, 6), [f"{share:.0%}" for share in np.linspace(0, 1, 6)], fontsize=8)
     axes.set_xlabel("share of test images right", fontsize=8.5, color=drawing.INK)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(fontsize=8, frameon=False, labelcolor=drawing.INK, ncols=3, loc="outside upper left")
+    figure.legend(fontsize=8, frameon=False, labelcolor=drawing.INK, ncols=2, loc="outside upper left")
     return figure
