@@ -39,6 +39,18 @@ def test_the_tables_of_results_are_those_of_the_committed_files():
     assert namespace["page"]() == (ROOT / "docs" / "results.md").read_text(), "run python results/tables.py"
 
 
+def test_a_table_is_marked_unequal_until_all_of_it_is_measured_again():
+    unequal = runpy.run_path(str(ROOT / "results" / "tables.py"))["unequal"]
+    old, new = {"train": "encoder"}, {"train": "encoder", "augmentation": "none", "random_encoder_layer_decay": 1.0}
+    assert "fresh crops" in unequal([old, new], "views", "scratch")
+    assert "fresh crops" not in unequal([{**old, "augmentation": "none"}], "views", "scratch")
+    assert unequal([new], "views", "scratch") == unequal([], "twins") == ""
+    assert unequal([{"kind": "linear"}, {"mrr": 0.5}], "attentive") == ""
+    for cell in ({"kind": "attentive"}, {"cell": "adaln"}):
+        assert "3e-3" in unequal([cell], "attentive")
+        assert unequal([{**cell, "at_grid_end": {}}], "attentive") == ""
+
+
 def test_the_quick_start_runs_as_written(tmp_path, monkeypatch):
     """The README's commands, in order, on a folder of pictures; only the sizes are made tiny."""
     monkeypatch.chdir(tmp_path)
