@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from tyro.conf import Fixed, Positional
 
-from iwm.runtime import errors, fields
+from iwm.runtime import distributed, errors, fields
 from iwm.runtime.errors import UserError
 
 T = TypeVar("T")
@@ -46,7 +46,8 @@ class Verb:
     """base(keywords): the options that Python's keywords change, where those are not the defaults."""
 
     def run(self, options: Any) -> Any:
-        """Import the work and do it."""
+        """Import the work and do it. Raises UserError where several processes were started to do it."""
+        distributed.require_one_process()
         if isinstance(self.work, str):
             module, _, name = self.work.partition(":")
             return getattr(importlib.import_module(module), name)(options)
