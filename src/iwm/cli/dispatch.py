@@ -13,10 +13,12 @@ from iwm import verbs
 from iwm.cli import sentences
 from iwm.cli.sentences import parse
 from iwm.runtime.errors import Interrupted, UserError
+from iwm.runtime.openmp import limit_spinning
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `iwm` command; returns the exit code."""
+    limit_spinning()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _dispatch(argv)
