@@ -299,7 +299,8 @@ def equal_budget() -> str:
     note = (
         "350,000 views of CIFAR-10 or 70,000 of EuroSAT each ([evidence.sh](../results/small-data/evidence.sh)), one "
         "pretraining; predictors are finetuned with 5,000 labels (several numbers are seeds); the last two columns "
-        "have all labels and as many views as the pretraining. `-inv` is the invariant setting, `ijepa` has no "
+        "have all labels and as many views as the pretraining. `-inv` is the invariant setting, `ijepa` (our objective "
+        "under I-JEPA's masking) has no "
         "photometry and no action: its MRR is chance. Changes: `-dropped` is asked for the positions of I-JEPA and "
         "`-all` for those of the world model, `-jitter5` and `-mild` leave more views their colours. The random "
         "encoder is the same in every run of a data set."

@@ -88,4 +88,26 @@ def test_families_are_transformations_of_the_sizes():
         assert (own.encoder.width, own.encoder.depth) == (size.encoder.width, size.encoder.depth)
         assert recipe_book.get(f"{family}-demo").run.out == f"runs/{family}-demo", "another run folder than the demo's"
         moved_by = (own.optim.kind, own.optim.lr)
-        assert moved_by == (("muon", 3e-3) if family == "ijepa" else ("adamw", 1.5e-3)), "as measured"
+        assert moved_by == (("muon", 3e-3) if family.startswith("ijepa") else ("adamw", 1.5e-3)), "as measured"
+
+
+def test_the_published_objective_of_ijepa_is_a_recipe_of_its_own():
+    """Assran et al. 2023 and the published code, where other objectives have other values."""
+    for size in recipe_book.SIZES:
+        s = recipe_book.get(f"ijepa-published-{size}")
+        assert s.objective == config.Objective(
+            kind="latent", target_norm="token", target_layers=1, variance=0.0, covariance=0.0, error="smooth_l1"
+        )
+        assert (s.masks.sampler, s.masks.blocks, s.masks.block_area) == ("ijepa", 4, (0.15, 0.2))
+        assert (s.masks.context_area, s.masks.predict) == ((0.85, 1.0), "dropped")
+        assert (s.predictor.conditioning, s.data.flip, s.actions.jitter_probability) == ("none", 0.0, 0.0)
+
+
+def test_the_former_name_of_a_family_keeps_working():
+    """`ijepa-SIZE` was I-JEPA's masking on our objective, and still is."""
+    former, now = recipe_book.get("ijepa-cifar10"), recipe_book.get("ijepa-style-cifar10")
+    assert replace(former, recipe="") == replace(now, recipe="")
+    assert former.recipe == "ijepa-cifar10"
+    assert not [name for name in recipe_book.RECIPES if name in ("ijepa-cifar10", "ijepa-demo")]
+    with pytest.raises(UserError, match="no recipe 'ijepa-cifar'"):
+        recipe_book.get("ijepa-cifar")

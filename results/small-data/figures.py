@@ -31,8 +31,8 @@ NAMES = {
     "half-jitter": "colours changed in half of the views only",
     "no-destruction": "no grayscale, blur, solarisation",
     "paper": "the paper's objective, masks, predictor, start, teacher",
-    "ijepa": "I-JEPA (no photometry, no action), AdamW",
-    "muon-ijepa": "I-JEPA, Muon at 3e-3",
+    "ijepa": "I-JEPA's masking (no photometry, no action), AdamW",
+    "muon-ijepa": "I-JEPA's masking, Muon at 3e-3",
 }
 """The variants of ablation.sh in the order of reading, and what each changes."""
 LINES = {"muon": BLUE, "base": GREY, "no-spread": ORANGE, "paper": INK, "ijepa": GREEN}

@@ -103,6 +103,9 @@ class Masks:
     sampler: Literal["exact", "ijepa", "random", "none"] = "exact"
     """exact: unbiased, K patches in every image; ijepa: the published sampler, which truncates to the batch minimum;
     random: `ratio` of the patches, each as likely (MAE); none: the student sees everything."""
+    context_area: Annotated[tuple[float, float] | None, Area()] = None
+    """ijepa: area of a square block, as a fraction of the image, outside of which the student sees nothing (published:
+    0.85 1); None: it sees all that is not dropped."""
     ratio: Annotated[float, Fraction()] = 0.75
     """Share of the patches that the sampler random drops."""
 
@@ -147,6 +150,8 @@ class Objective:
     target_norm: Literal["token", "batch"] = "token"
     """token: LayerNorm without affine, of pixels MAE's normalisation of each patch; batch: per channel, with running
     statistics."""
+    error: Literal["squared", "smooth_l1"] = "squared"
+    """latent, pixels: squared error (IWM, MAE), or Huber's with threshold 1 (the published I-JEPA code)."""
     variance: Annotated[float, AtLeast(0)] = 0.0
     """Weight of VICReg's variance term on the student's context tokens, centred at each position (small data)."""
     covariance: Annotated[float, AtLeast(0)] = 0.0

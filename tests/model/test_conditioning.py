@@ -110,7 +110,9 @@ def test_one_of_your_own_trains_is_judged_and_loads(settings, monkeypatch, capsy
         tokens = world.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
         still, moved = (world.predict(tokens, world.action(brightness=b)).values for b in (0.0, 0.4))
         assert not torch.equal(still, moved)
-        assert predictor_parameters(settings, len(PHOTOMETRIC), 32) == sum(p.numel() for p in world.predictor.parameters())
+        assert predictor_parameters(settings, len(PHOTOMETRIC), 32) == sum(
+            p.numel() for p in world.predictor.parameters()
+        )
     with pytest.raises(UserError, match=r"'scale'.*iwm\.register_conditioning"):
         iwm.load(str(run))
     assert cli.main(["report", str(run)]) == 0, "the page of a run shows it, known or not"

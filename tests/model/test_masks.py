@@ -178,3 +178,23 @@ def test_a_share_of_the_steps_shows_everything():
     everything = sample_masks(config.Masks(whole=1.0), (4, 6), 0, 3, np.arange(5), "cpu")
     assert (everything.context == torch.arange(24)).all()
     assert (everything.predicted == sample_masks(EXACT, (4, 6), 0, 3, np.arange(5), "cpu").predicted).all()
+
+
+def test_the_published_context_lies_in_a_square_block():
+    """Of 14 x 14 patches 0.85-1 of the area: 13 x 13 at most, which the published positions leave at the corner."""
+    cfg = config.Masks(sampler="ijepa", context_area=(0.25, 0.36))
+    masks = sample_masks(cfg, (14, 14), 0, 5, np.arange(64), "cpu")
+    plain = sample_masks(PUBLISHED, (14, 14), 0, 5, np.arange(64), "cpu")
+    assert torch.equal(masks.predicted, plain.predicted), "targets are drawn as without it"
+    for context, predicted in zip(masks.context, masks.predicted, strict=True):
+        assert not set(context.tolist()) & set(predicted.tolist())
+        rows, columns = context // 14, context % 14
+        assert int(rows.max() - rows.min()) < 9
+        assert int(columns.max() - columns.min()) < 9
+    corners = {(int((c // 14).min()), int((c % 14).min())) for c in masks.context}
+    assert len(corners) > 10, "every image has its own place"
+    widest = sample_masks(config.Masks(sampler="ijepa", context_area=(0.85, 1.0)), (14, 14), 0, 5, np.arange(8), "cpu")
+    assert int((widest.context % 14).max()) <= 12
+    assert int((widest.context // 14).max()) <= 12
+    tiny = sample_masks(config.Masks(sampler="ijepa", context_area=(0.85, 1.0)), (4, 4), 0, 5, np.arange(64), "cpu")
+    assert tiny.context.shape[1] >= 1, "a context always remains"

@@ -35,6 +35,6 @@ def show(options: Recipes) -> None:
     console.print(
         "The first are image world models, IWM(depth, width) by their predictor; the others are compared with them "
         "(docs/families.md). Size and patch in pixels; weights of both; GFLOPs: one image's share of a "
-        "training step. Below ImageNet's size image world models and ijepa are trained by Muon, the rest by AdamW.\n"
+        "training step. Below ImageNet's size image world models and ijepa-* are trained by Muon, others by AdamW.\n"
         "Start one: iwm pretrain RECIPE --data.source S --out RUN"
     )

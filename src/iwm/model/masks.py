@@ -7,7 +7,7 @@ published behaviour, truncation to the batch minimum included, for comparison. "
 patches, each set of them as likely (MAE); "none" drops nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -83,7 +83,7 @@ def sample_masks(
         context, predicted = _positions(~dropped), _positions(dropped)
     else:
         dropped = _published(cfg, grid, seed, step, indices)
-        context, predicted = _truncated(~dropped), _truncated(dropped)
+        context, predicted = _truncated(_context(cfg, grid, seed, step, ~dropped, indices)), _truncated(dropped)
     if cfg.predict == "all":
         predicted = np.broadcast_to(np.arange(grid[0] * grid[1]), dropped.shape).copy()
     elif cfg.predict == "visible":
@@ -187,6 +187,30 @@ def _published(
     top = (uniform[:, : cfg.blocks] * max(1, grid[0] - height)).astype(np.int64)
     left = (uniform[:, cfg.blocks :] * max(1, grid[1] - width)).astype(np.int64)
     return _covered(top, left, np.full_like(top, height), np.full_like(top, width), grid).reshape(len(uniform), -1)
+
+
+def _context(
+    cfg: config.Masks,
+    grid: tuple[int, int],
+    seed: int,
+    step: int,
+    visible: Bool[np.ndarray, "b n"],
+    indices: np.ndarray,
+) -> Bool[np.ndarray, "b n"]:
+    """The published context: what is visible of one square block an image, of one size a batch. On grids so small that
+    nothing is, all that is visible."""
+    if cfg.context_area is None:
+        return visible
+    area = uniforms(seed, "context batch", step, np.zeros(1, dtype=np.int64), 1).T[0]
+    square = replace(cfg, block_area=cfg.context_area, block_aspect=(1.0, 1.0))
+    height, width = (int(side.item()) for side in _sides(square, grid, area, np.zeros(1)))
+    height, width = min(height, max(1, grid[0] - 1)), min(width, max(1, grid[1] - 1))
+    uniform = uniforms(seed, "context", step, indices, 2)
+    top = (uniform[:, :1] * max(1, grid[0] - height)).astype(np.int64)
+    left = (uniform[:, 1:] * max(1, grid[1] - width)).astype(np.int64)
+    block = _covered(top, left, np.full_like(top, height), np.full_like(left, width), grid).reshape(len(top), -1)
+    seen = visible & block
+    return np.where(seen.any(axis=1, keepdims=True), seen, visible)
 
 
 def _positions(chosen: Bool[np.ndarray, "b n"]) -> Int64[np.ndarray, "b c"]:

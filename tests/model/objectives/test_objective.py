@@ -25,7 +25,7 @@ from iwm.training import loop
 
 FINGERPRINTS = {
     "": (976.7763418358129, ["encoder", "target_encoder", "predictor", "target_norm"]),
-    "ijepa": (1015.1552862275543, ["encoder", "target_encoder", "predictor", "target_norm"]),
+    "ijepa-style": (1015.1552862275543, ["encoder", "target_encoder", "predictor", "target_norm"]),
     "mae": (974.9359430423399, ["encoder", "target_encoder", "predictor"]),
     "pixel-world": (1006.6763409818141, ["encoder", "target_encoder", "predictor", "target_norm"]),
     "moco": (985.0062694553333, ["encoder", "target_encoder", "joint"]),

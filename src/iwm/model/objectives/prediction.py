@@ -59,6 +59,8 @@ class PatchPrediction(Objective):
 
     def compare(self, prediction: Float[Tensor, "b q d"], target: Float[Tensor, "b q d"]) -> Float[Tensor, ""]:
         """The loss at the queried positions."""
+        if self.settings.objective.error == "smooth_l1":
+            return F.smooth_l1_loss(prediction.float(), target.float())
         return squared_error(prediction, target)
 
     def forward(self, model: ModelParts, views: Views, masks: Masks) -> Output:
@@ -92,7 +94,8 @@ class PatchPrediction(Objective):
         views, masks, truth = seen.views, seen.masks, seen.output.target
         target, space, count = model.target_norm(seen.raw), model.space, len(views.target)
         mean = target.mean(dim=0, keepdim=True).expand_as(target)
-        unbiased = count / max(1, count - 1) if self.squared else 1.0  # the mean was fitted on these very images
+        squared = self.squared and self.settings.objective.error == "squared"
+        unbiased = count / max(1, count - 1) if squared else 1.0  # the mean was fitted on these very images
         identity = gather_tokens(model.target_norm(self.raw_target(model, views.source)), masks.predicted)
 
         # The target image seen unmasked, told to change into its partner's colours and told to change nothing.
