@@ -1,11 +1,14 @@
 """Decoding of every format."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from picture_files import ORANGE, encoded
 from PIL import Image
 
+from iwm.data.crops import center, crop_boxes, least_side, random_crop
 from iwm.data.decode import BrokenImage, decode
 
 
@@ -88,3 +91,60 @@ def test_exif_orientation(kind):
 def test_what_cannot_be_decoded_is_broken(data):
     with pytest.raises(BrokenImage, match=r"holiday\.png: ."):
         decode(data, "holiday.png")
+
+
+def photo(height: int, width: int) -> bytes:
+    """A JPEG of smooth colours with some grain."""
+    generator = np.random.default_rng(0)
+    coarse = Image.fromarray(generator.integers(64, 192, (6, 8, 3), dtype=np.uint8)).resize((width, height), 3)
+    grain = generator.normal(0, 4, (height, width, 3))
+    file = io.BytesIO()
+    Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=92)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "least", "shape"),
+    [
+        (1200, 1600, 0, (1200, 1600)),
+        (1200, 1600, 601, (1200, 1600)),
+        (1200, 1600, 600, (600, 800)),
+        (1200, 1600, 299, (300, 400)),
+        (1200, 1600, 100, (150, 200)),
+        (1600, 1200, 301, (800, 600)),
+        (90, 120, 64, (90, 120)),
+        (50, 50, 224, (50, 50)),
+    ],
+)
+def test_a_large_jpeg_is_scaled_while_decoding_and_never_below_what_is_needed(height, width, least, shape):
+    data = photo(height, width)
+    image = decode(data, least=least)
+    assert tuple(image.shape[1:]) == shape
+    if shape == (height, width):
+        assert torch.equal(image, decode(data)), "as it is, to the byte"
+
+
+@pytest.mark.parametrize(("size", "least"), [(64, 64), (224, 224), (64, 135)])
+def test_a_scaled_photo_gives_nearly_the_same_picture(size, least):
+    """In levels of 255: at most 1 on average and 8 anywhere."""
+    data = photo(1500, 2000)
+    difference = (center(decode(data, least=least), size).float() - center(decode(data), size).float()).abs()
+    assert decode(data, least=least).shape != decode(data).shape
+    assert float(difference.mean()) < 1
+    assert float(difference.max()) < 8
+
+
+def test_crops_of_a_scaled_photo_are_the_same_but_for_a_fraction_of_a_pixel():
+    """Levels of 255: 4 on average, as boxes stand on whole pixels of the smaller photo; a box that just fits the one and
+    not the other is another draw, one crop in ten at most. None is enlarged for it."""
+    data, area = photo(1500, 2000), (0.3, 1.0)
+    least = least_side(64, area)
+    small, large = decode(data, least=least), decode(data)
+    assert small.shape[1] < large.shape[1]
+    differences = []
+    for step in range(100):
+        ours, theirs = (random_crop(image, 64, area, 0.5, 0, step, 3).float() for image in (small, large))
+        differences.append(float((ours - theirs).abs().mean()))
+        boxes, _ = crop_boxes(*(np.array([side]) for side in small.shape[1:]), area, 0.5, 0, step, np.array([3]))
+        assert boxes[0, 2:].min() >= 64
+    assert float(np.quantile(differences, 0.9)) < 4

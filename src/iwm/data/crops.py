@@ -61,6 +61,11 @@ def crop_boxes(
     return np.stack([top, left, box_height, box_width], 1).astype(np.int64), u[:, -1] < flip
 
 
+def least_side(size: int, area: tuple[float, float]) -> int:
+    """Shorter side of an image whose smallest random crop still has `size` px: area[0] of a square at 3:4."""
+    return math.ceil(size / math.sqrt(area[0] * 3 / 4))
+
+
 def random_crop(
     image: UInt8[Tensor, "3 h w"],
     size: int,

@@ -20,14 +20,19 @@ class BrokenImage(Exception):
         return f"{self.name}: {self.reason}"
 
 
-def decode(data: bytes, name: str = "image") -> UInt8[Tensor, "3 h w"]:
+def decode(data: bytes, name: str = "image", least: int = 0) -> UInt8[Tensor, "3 h w"]:
     """Decode an image file to upright RGB bytes. Raises BrokenImage.
+
+    Where `least` is given, a JPEG may come at 1/2, 1/4 or 1/8 of its size, which is several times faster, as long as
+    its shorter side keeps `least` pixels; one of less than twice `least` comes as it is.
 
     EXIF orientation is applied; transparency is laid on white; 16 bits become 8 by scaling; floats are taken as 0..1,
     or as 0..255 when one exceeds 1; of an animation the first frame counts.
     """
     try:
         with Image.open(io.BytesIO(data)) as picture:
+            if least:
+                picture.draft(None, (least, least))
             ImageOps.exif_transpose(picture, in_place=True)
             pixels = np.array(_rgb(picture))
     except MemoryError:
@@ -35,6 +40,13 @@ def decode(data: bytes, name: str = "image") -> UInt8[Tensor, "3 h w"]:
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         raise BrokenImage(name, reason(error)) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def drafted_size(picture: Image.Image, least: int) -> tuple[int, int]:
+    """Height and width as `decode` makes them with this `least`, from the opened file's header."""
+    if least:
+        picture.draft(None, (least, least))
+    return picture.height, picture.width
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

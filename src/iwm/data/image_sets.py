@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from iwm.data import samples
-from iwm.data.decode import BrokenImage, decode, reason
+from iwm.data.decode import BrokenImage, decode, drafted_size, reason
 from iwm.runtime.errors import UserError
 
 
@@ -34,6 +34,15 @@ class ImageSet:
     def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
         """Decode one image (a channels-last view, which resizes fastest). Raises BrokenImage."""
         raise NotImplementedError
+
+    def load_reduced(self, index: int, least: int) -> UInt8[Tensor, "3 h w"]:
+        """The same for a use that needs no more than `least` px of the shorter side: a larger photo may come at a half,
+        a quarter or an eighth of its size, never below `least`. Raises BrokenImage."""
+        return self.load(index)
+
+    def reduced_dimensions(self, index: int, least: int) -> tuple[int, int]:
+        """Height and width of `load_reduced` without decoding. Raises BrokenImage."""
+        return self.dimensions(index)
 
     def path(self, index: int) -> str:
         """A name of the picture that a person can find it by."""
@@ -61,10 +70,16 @@ class Files(ImageSet):
     def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
         return decode(self.read(index), self.path(index))
 
+    def load_reduced(self, index: int, least: int) -> UInt8[Tensor, "3 h w"]:
+        return decode(self.read(index), self.path(index), least)
+
     def dimensions(self, index: int) -> tuple[int, int]:
+        return self.reduced_dimensions(index, 0)
+
+    def reduced_dimensions(self, index: int, least: int) -> tuple[int, int]:
         try:
             with Image.open(io.BytesIO(self.read(index))) as picture:
-                return picture.height, picture.width
+                return drafted_size(picture, least)
         except Exception as error:
             raise BrokenImage(self.path(index), reason(error)) from error
 
@@ -169,6 +184,14 @@ class _Mix(ImageSet):
         member, within = self._member(index)
         return member.load(within)
 
+    def load_reduced(self, index: int, least: int) -> UInt8[Tensor, "3 h w"]:
+        member, within = self._member(index)
+        return member.load_reduced(within, least)
+
+    def reduced_dimensions(self, index: int, least: int) -> tuple[int, int]:
+        member, within = self._member(index)
+        return member.reduced_dimensions(within, least)
+
     def dimensions(self, index: int) -> tuple[int, int]:
         member, within = self._member(index)
         return member.dimensions(within)
@@ -190,6 +213,12 @@ class Subset(ImageSet):
 
     def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
         return self.images.load(int(self.indices[index]))
+
+    def load_reduced(self, index: int, least: int) -> UInt8[Tensor, "3 h w"]:
+        return self.images.load_reduced(int(self.indices[index]), least)
+
+    def reduced_dimensions(self, index: int, least: int) -> tuple[int, int]:
+        return self.images.reduced_dimensions(int(self.indices[index]), least)
 
     def dimensions(self, index: int) -> tuple[int, int]:
         return self.images.dimensions(int(self.indices[index]))

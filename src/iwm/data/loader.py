@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from iwm import config
-from iwm.data.crops import center, random_crops
+from iwm.data.crops import center, least_side, random_crops
 from iwm.data.decode import BrokenImage
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.sources import open_pictures
@@ -86,7 +86,8 @@ class Loader:
         self.images, self.start_step, self.steps = images, start_step, steps
         self.steps_per_epoch = len(images) // batch_size
         self.in_memory = speed.cache == "memory" or (
-            speed.cache == "auto" and decoded_bytes(images) <= devices.free_memory() / 4
+            speed.cache == "auto"
+            and decoded_bytes(images, least_side(data.image_size, data.crop_area)) <= devices.free_memory() / 4
         )
         self.broken: list[str] = []
         """Names of the images found broken so far."""
@@ -94,7 +95,7 @@ class Loader:
         self._workers = max(1, devices.cores() - 1) if speed.workers < 0 else speed.workers
         self._running: Iterator[Batch] | None = None
         if self.in_memory:
-            self._maker.decoded = _decode_all(images, len(images), lambda image: image, progress)
+            self._maker.decoded = _decode_all(images, len(images), lambda image: image, self._maker.least, progress)
             self._note([image for image in self._maker.decoded if isinstance(image, BrokenImage)])
             if len(self.broken) == len(images):
                 raise UserError(_none_left(images))
@@ -173,6 +174,7 @@ class _Maker(Dataset[_Part]):
         self.images, self.data, self.batch_size, self.seed = images, data, batch_size, seed
         self.steps_per_epoch, self.views = steps_per_epoch, 2 if pairs else 1
         self.chunks = math.ceil(batch_size / CHUNK)
+        self.least = least_side(data.image_size, data.crop_area)
         self.decoded: Sequence[Tensor | BrokenImage] | None = None
         self._known_broken: dict[int, BrokenImage] = {}
 
@@ -213,7 +215,7 @@ class _Maker(Dataset[_Part]):
                     return candidate, image
             elif candidate not in self._known_broken:
                 try:
-                    return candidate, self.images.load(candidate)
+                    return candidate, self.images.load_reduced(candidate, self.least)
                 except BrokenImage as error:
                     self._known_broken[candidate] = error
                     broken.append(error)
@@ -250,15 +252,15 @@ def _ignore_interrupts(worker: int) -> None:
 
 
 def _decode_all(
-    images: ImageSet, count: int, keep: Callable[[Tensor], Tensor], progress: Progress | None
+    images: ImageSet, count: int, keep: Callable[[Tensor], Tensor], least: int, progress: Progress | None
 ) -> list[Tensor | BrokenImage]:
-    """`keep` of each of the first `count` images, or why there is none."""
+    """`keep` of each of the first `count` images, or why there is none; `least` px of the shorter side will do."""
 
     def some(start: int) -> list[Tensor | BrokenImage]:
         done: list[Tensor | BrokenImage] = []
         for index in range(start, min(start + CHUNK, count)):
             try:
-                done.append(keep(images.load(index)))
+                done.append(keep(images.load_reduced(index, least)))
             except BrokenImage as error:
                 done.append(error)
         return done
@@ -275,7 +277,7 @@ def _decode_all(
 def _decode_squared(
     images: ImageSet, count: int, size: int, progress: Progress | None = None
 ) -> list[Tensor | BrokenImage]:
-    return _decode_all(images, count, lambda image: center(image, size).contiguous(), progress)
+    return _decode_all(images, count, lambda image: center(image, size).contiguous(), size, progress)
 
 
 def load_all(
@@ -315,7 +317,8 @@ def load_pairs(
 
     Raises UserError when none is left.
     """
-    whole, kept = _readable(images, _decode_all(images, len(images), lambda image: image, None))
+    least = least_side(data.image_size, data.crop_area)
+    whole, kept = _readable(images, _decode_all(images, len(images), lambda image: image, least, None))
     first, second = (
         random_crops(whole, data.image_size, data.crop_area, data.flip, seed, step, kept, purpose) for purpose in CROPS
     )
@@ -359,12 +362,12 @@ def _none_left(images: ImageSet) -> str:
     return f"Not one of the {count} images of '{images.name}' can be decoded; check its files, e.g. {images.path(0)}."
 
 
-def decoded_bytes(images: ImageSet) -> int:
-    """Estimated size of all decoded images, from the headers of 64 of them."""
+def decoded_bytes(images: ImageSet, least: int = 0) -> int:
+    """Estimated size of all decoded images (`least`: of `load_reduced`), from the headers of 64 of them."""
     sizes = []
     for index in np.unique(np.linspace(0, len(images) - 1, 64).astype(int)):
         try:
-            height, width = images.dimensions(int(index))
+            height, width = images.reduced_dimensions(int(index), least)
         except BrokenImage:
             continue  # it is named when it is decoded
         sizes.append(3 * height * width)

@@ -19,7 +19,7 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from iwm.data.crops import random_crop
+from iwm.data.crops import least_side, random_crop
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import load_all
 from iwm.runtime import devices
@@ -45,7 +45,7 @@ class Maker:
 
     def view(self, index: int, number: int) -> UInt8[Tensor, "3 s s"]:
         """A crop of the image, decoded anew; `number` from 1. Raises BrokenImage."""
-        image = self.images.load(index)
+        image = self.images.load_reduced(index, least_side(self.size, self.area))
         crop = random_crop(image, self.size, self.area, self.flip, self.seed, number, index)
         if self.augment == "crops":
             return crop
