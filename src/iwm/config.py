@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from tyro.conf import Positional, arg
 
-from iwm.runtime.bounds import Area, AtLeast, Fraction, Rising, check
+from iwm.runtime.bounds import Area, AtLeast, DeviceName, Fraction, Rising, check
 from iwm.runtime.errors import UserError
 from iwm.runtime.fields import from_dict, to_dict
 from iwm.runtime.files import write_text
@@ -209,7 +209,8 @@ class Speed:
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the processor multiplies it in hardware."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[str, DeviceName()] = "auto"
+    """auto (a GPU of NVIDIA's or AMD's where there is one), cpu, cuda, cuda:N, or mps (Apple's)."""
     compile: bool = False
     """Compile the transformer blocks with torch.compile; the first step then takes a minute or so."""
     threads: Annotated[int, AtLeast(0)] = 0

@@ -94,7 +94,7 @@ def test_settings_of_one_write_are_not_read_with_tensors_of_another(tmp_path):
     before = (tmp_path / "model.safetensors").read_bytes()
     export(made(seed=1), tmp_path, step=2)
     (tmp_path / "model.safetensors").write_bytes(before)
-    with pytest.raises(UserError, match="model.safetensors is damaged or of another write than config.json"):
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged or of another write than config\.json"):
         run_folder.load_model(str(tmp_path))
     edit(tmp_path / "config.json", sha256=None)  # as older versions have written it
     run_folder.load_model(str(tmp_path))

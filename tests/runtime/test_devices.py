@@ -1,9 +1,12 @@
 """What the machine is said to be."""
 
+import pytest
 import torch
 
+from iwm import config
 from iwm.config import Speed
 from iwm.runtime import devices
+from iwm.runtime.errors import UserError
 
 
 def test_free_memory_is_known():
@@ -19,3 +22,42 @@ def test_fp32_means_fp32_on_convolutions_too():
     with devices.threads(Speed(threads=1)):
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "sentence"),
+    [
+        ("cuda", 0, "There is no cuda device here; choose --speed.device cpu or auto."),
+        ("cuda:1", 0, "There is no cuda:1 device here; choose --speed.device cpu or auto."),
+        ("cuda:2", 2, "There is no cuda:2 here, the last one is cuda:1; choose another --speed.device."),
+        ("mps", 0, "There is no mps device here; choose --speed.device cpu or auto."),
+    ],
+)
+def test_a_device_that_is_not_there_is_a_sentence(monkeypatch, name, gpus, sentence):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError) as complaint:
+        devices.device_of(Speed(device=name))
+    assert str(complaint.value) == sentence
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps", "cpu"])
+def test_devices_that_are_there_are_taken_by_name(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.device_of(Speed(device=name)) == torch.device(name)
+
+
+def test_what_is_no_device_is_refused_before_any_work():
+    with pytest.raises(UserError, match=r"speed.device is gpu; give auto, cpu, mps, cuda or cuda:N"):
+        config.check_bounds(config.Config(speed=Speed(device="gpu")))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_numbered_gpu_is_the_current_one_of_its_session():
+    last = torch.cuda.device_count() - 1
+    with devices.Session.open(Speed(device=f"cuda:{last}")) as session:
+        assert torch.cuda.current_device() == last
+        assert session.upload(torch.zeros(1)).device == torch.device("cuda", last)

@@ -7,6 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def double(values: Tensor) -> Tensor:
+    """The values in float64; on the CPU where their device has none (MPS)."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
 def chance(bank: int) -> float:
     """Expected reciprocal rank of a random order of `bank` entries: the harmonic number over the count."""
     return float(sum(1 / rank for rank in range(1, bank + 1)) / bank)
@@ -23,7 +28,7 @@ def ranks(distances: Float[Tensor, "b b"]) -> Float[Tensor, " b"]:
 
 def squared_distances(a: Float[Tensor, "p n d"], b: Float[Tensor, "q n d"]) -> Float[Tensor, "p q"]:
     """|a_i - b_j|^2 over all tokens, centred first so that the subtraction does not cancel."""
-    a, b = a.flatten(1).double(), b.flatten(1).double()
+    a, b = double(a.flatten(1)), double(b.flatten(1))
     centre = b.mean(0)
     a, b = a - centre, b - centre
     distances = a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * a @ b.T

@@ -5,6 +5,7 @@ lr: Annotated[float, AtLeast(0)] = 1e-3
 
 import functools
 import math
+import re
 import typing
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,15 @@ class Area(Rising):
         low, high = values
         too_large = 0 < low <= high and high > 1
         return "an area is a fraction of the image, give at most 1" if too_large else super().mend(low, high)
+
+
+@dataclass(frozen=True)
+class DeviceName(Bound):
+    """auto, or the name of a device in PyTorch: cpu, mps, cuda or cuda:N."""
+
+    def mend(self, *values: Any) -> str:
+        fits = all(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(value)) for value in values)
+        return "" if fits else "give auto, cpu, mps, cuda or cuda:N"
 
 
 def check(options: Any, prefix: str = "") -> None:

@@ -60,8 +60,16 @@ def device_of(speed: Speed) -> torch.device:
     """The device asked for; auto takes CUDA, then the CPU. Raises UserError when it is not there."""
     if speed.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if speed.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("There is no cuda device here; choose --speed.device cpu or auto.")
+    if speed.device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("There is no mps device here; choose --speed.device cpu or auto.")
+    kind, _, number = speed.device.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" and torch.cuda.is_available() else 0
+    if kind == "cuda" and not count:
+        raise UserError(f"There is no {speed.device} device here; choose --speed.device cpu or auto.")
+    if number and int(number) >= count:
+        raise UserError(
+            f"There is no {speed.device} here, the last one is cuda:{count - 1}; choose another --speed.device."
+        )
     return torch.device(speed.device)
 
 
@@ -190,7 +198,9 @@ class Session:
     def open(cls, speed: Speed) -> Iterator["Session"]:
         """The session, with the threads that the settings ask for in use until the block ends."""
         session = cls.of(speed)
-        with threads(speed):
+        numbered = session.device.type == "cuda" and session.device.index is not None
+        current = torch.cuda.device(session.device) if numbered else contextlib.nullcontext()
+        with threads(speed), current:
             yield session
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:

@@ -10,6 +10,6 @@ def require_one_process() -> None:
     size = os.environ.get("WORLD_SIZE", "1").strip()
     if size not in ("", "0", "1"):
         raise UserError(
-            f"iwm runs as one process so far, and WORLD_SIZE is {size}: every process would write the same files; start "
-            "it without torchrun, or unset WORLD_SIZE."
+            f"iwm runs as one process so far, and WORLD_SIZE is {size}: every process would write the same files; "
+            "start it without torchrun, or unset WORLD_SIZE."
         )

@@ -23,6 +23,7 @@ from iwm.model.masks import Masks
 from iwm.model.objectives import OBJECTIVES, Objective
 from iwm.model.objectives.objective import Examination
 from iwm.model.world_model import ImageWorldModel
+from iwm.runtime.algebra import double
 from iwm.runtime.errors import UserError
 
 
@@ -30,14 +31,14 @@ def rankme(features: Float[Tensor, "n d"]) -> float:
     """Effective rank: exp of the entropy of the normalised singular values (RankMe, Garrido et al. 2023, eq. 1)."""
     if not torch.isfinite(features).all():
         return math.nan
-    values = torch.linalg.svdvals(features.double())
+    values = torch.linalg.svdvals(double(features))
     shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
     return float(torch.exp(torch.special.entr(shares).sum()))
 
 
 def target_variance(raw: Float[Tensor, "b n d"]) -> float:
     """Share of the tokens' variance that lies between images at a fixed position; 0: they depend on position only."""
-    raw = raw.double()
+    raw = double(raw)
     between = (raw - raw.mean(dim=0)).square().mean()
     total = (raw - raw.mean(dim=(0, 1))).square().mean()
     return float(between / total) if total > 1e-12 else 0.0

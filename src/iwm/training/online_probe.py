@@ -15,7 +15,7 @@ from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all
 from iwm.data.splits import shuffled_rows
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime.algebra import ridge, standardisation
+from iwm.runtime.algebra import double, ridge, standardisation
 from iwm.training.callbacks import Callback, State
 
 TRAIN, VAL = 2000, 1000
@@ -25,7 +25,8 @@ def ridge_accuracy(
     train: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], val: Float[Tensor, "m d"], truth: Int64[Tensor, " m"]
 ) -> float:
     """Accuracy on val of one-against-all least squares on standardised features, ridge 1e-2 of the mean curvature."""
-    train, val = train.double(), val.double()
+    train, val = double(train), double(val)
+    labels, truth = labels.to(train.device), truth.to(train.device)
     mean, std = standardisation(train, correction=1, floor=1e-6)
     train, val = (train - mean) / std, (val - mean) / std
     onehot = torch.nn.functional.one_hot(labels, int(labels.max()) + 1).double()

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from iwm import config
+from iwm.runtime.algebra import double
 
 FLOOR = 1e-4
 """Smallest variance of a channel that is divided by: a dead channel stays dead instead of being blown up."""
@@ -58,7 +59,7 @@ class TargetNorm(nn.Module):
             values = tokens.flatten(0, 1).float()
             variance, mean = torch.var_mean(values, dim=0, correction=0)
             moments = torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
-            sums = len(values) * moments.double()
+            sums = len(values) * double(moments)
             self.pending = sums if self.pending is None else self.pending + sums
 
     @torch.no_grad()
@@ -74,12 +75,13 @@ class TargetNorm(nn.Module):
         count, total, squares = self.pending.unbind()
         mean = total / count.clamp_min(1)
         variance = (squares / count.clamp_min(1) - mean.square()).clamp_min(0)
+        mean, variance = mean.to(self.mean), variance.to(self.mean)
         weight = torch.clamp(1 / (self.folded + 1), min=1 - momentum)
         # A batch with a non-finite value (or none at all) leaves the statistics as they are, on the device.
-        usable = torch.isfinite(self.pending).all() & (count[0] > 0)
+        usable = (torch.isfinite(self.pending).all() & (count[0] > 0)).to(self.mean.device)
         usable = usable if finite is None else usable & finite
         weight = torch.where(usable, weight, 0)
-        self.mean.lerp_(torch.where(usable, mean.float(), self.mean), weight)
-        self.variance.lerp_(torch.where(usable, variance.float(), self.variance), weight)
+        self.mean.lerp_(torch.where(usable, mean, self.mean), weight)
+        self.variance.lerp_(torch.where(usable, variance, self.variance), weight)
         self.folded += usable
         self.pending = None
