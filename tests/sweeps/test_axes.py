@@ -6,6 +6,7 @@ import pytest
 from conftest import tiny
 
 from iwm import config, recipe_book
+from iwm.model.conditioning import CONDITIONINGS
 from iwm.runtime.errors import UserError
 from iwm.sweeps import axes
 from iwm.verbs.sweep import Axes
@@ -49,3 +50,10 @@ def test_a_cell_tells_only_what_there_is(recipe, told):
 def test_a_joint_embedding_has_no_predictor_to_vary():
     with pytest.raises(UserError, match=r"moco-demo is a joint embedding .* --recipes moco-demo"):
         axes.cells_of(recipe_book.get("moco-demo"), Axes())
+
+
+def test_by_default_a_sweep_has_every_conditioning_that_is_known(monkeypatch):
+    base = recipe_book.get("cifar10")
+    assert {cell.settings.predictor.conditioning for cell in axes.cells_of(base, Axes())} == set(CONDITIONINGS)
+    monkeypatch.setitem(CONDITIONINGS, "mine", CONDITIONINGS["none"])
+    assert "mine" in {cell.settings.predictor.conditioning for cell in axes.cells_of(base, Axes())}

@@ -89,7 +89,8 @@ def cells_of(base: Config, axes: Axes, others: Sequence[Config] = ()) -> list[Ce
         )
     predictors = sizes(axes.predictors, base.predictor)
     conditionings = _first(
-        choices(axes.conditionings, list(CONDITIONINGS), "--conditionings"), base.predictor.conditioning
+        choices(axes.conditionings or ",".join(CONDITIONINGS), list(CONDITIONINGS), "--conditionings"),
+        base.predictor.conditioning,
     )
     levels = _first(choices(axes.levels, LEVELS, "--levels"), base.actions.level)
     ordered: list[tuple[tuple[float, ...], Cell]] = []

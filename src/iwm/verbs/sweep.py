@@ -17,7 +17,8 @@ from iwm.verbs.shared import LEARNING_RATES, RATIOS
 class Axes:
     """What is varied; lists as typed, separated by commas."""
 
-    conditionings: str = "none,sequence,feature,adaln"
+    conditionings: str = ""
+    """By default all that are known, your own among them."""
     levels: str = "jitter,destructive,strong"
     """Difficulties of the action."""
     predictors: str = ""
