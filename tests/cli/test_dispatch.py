@@ -338,3 +338,20 @@ def test_a_mistake_of_our_own_is_not_dressed_up(monkeypatch):
     monkeypatch.setattr(verbs.Verb, "run", work)
     with pytest.raises(RuntimeError, match="a shape"):
         cli.main(["doctor", "run"])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--optim.batch-size", "0"], "optim.batch_size is 0; give 1 or more."),
+        (["--speed.device", "gpu"], "speed.device is gpu; give auto, cpu, mps, cuda or cuda:N."),
+    ],
+    ids=str,
+)
+def test_a_setting_out_of_bounds_is_refused_without_torch(words, sentence):
+    code = (
+        "import sys; from iwm.cli import main; status = main(['pretrain', 'demo', *sys.argv[1:]]); "
+        "sys.exit(9 if 'torch' in sys.modules else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (2, sentence)

@@ -34,4 +34,5 @@ def read(words: Sequence[str], parse: Parse) -> config.Config:
         raise UserError(
             f"Recipe '{settings.recipe}' brings no pictures; give --data.source FOLDER (or .zip, .npz, sample)."
         )
+    config.check_bounds(settings)
     return settings
