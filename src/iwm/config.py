@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 
 from iwm.runtime.bounds import Area, AtLeast, DeviceName, Fraction, Rising, check
 from iwm.runtime.errors import UserError
-from iwm.runtime.fields import from_dict, to_dict
+from iwm.runtime.fields import from_dict, to_dict, with_paths_as_text
 from iwm.runtime.files import write_text
 
 T = typing.TypeVar("T")
@@ -34,6 +34,9 @@ class Data:
     """Area of the random resized crop, as a fraction of the image."""
     flip: Annotated[float, Fraction()] = 0.5
     """Probability of a horizontal flip."""
+
+    def __post_init__(self) -> None:
+        with_paths_as_text(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +242,9 @@ class Run:
     keep: Annotated[int, AtLeast(1)] = 2
     """Checkpoints kept."""
 
+    def __post_init__(self) -> None:
+        with_paths_as_text(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -258,6 +264,9 @@ class Config:
     optim: Optim = field(default_factory=Optim)
     speed: Speed = field(default_factory=Speed)
     run: Annotated[Run, arg(name="")] = field(default_factory=Run)
+
+    def __post_init__(self) -> None:
+        with_paths_as_text(self)
 
 
 def check_bounds(config: Config) -> None:

@@ -242,3 +242,12 @@ def test_images_are_never_both_learned_from_and_asked(tmp_path):
     np.savez(tmp_path / "own.npz", **arrays, **own)
     splits = labelled_splits(str(tmp_path / "own.npz"), str(tmp_path / "own.npz"))
     assert (len(splits.train), len(splits.val)) == (320, 9)
+
+
+def test_a_path_is_a_source_as_its_text_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, count in (("a, b", 12), ("sample", 13)):
+        for index in range(count):
+            write(tmp_path / folder / f"{index}.png")
+    assert len(open_images(tmp_path / "a, b", "all")) == 12
+    assert len(open_images(Path("sample"), "all")) == 13  # a path, not the embedded pictures

@@ -1,11 +1,22 @@
 """Settings from dictionaries and back: every name and type is checked."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import yaml
 
 from iwm.config import Config
 from iwm.runtime import fields
 from iwm.runtime.errors import UserError
+
+PATHS = """
+from pathlib import Path
+from iwm.config import Config, Data, Run
+settings = Config(init=Path("one"), data=Data(source=Path("/data")), run=Run(out=Path("runs/two")))
+print(settings.init, settings.data.source, settings.run.out)
+"""
 
 
 def test_flatten():
@@ -38,3 +49,13 @@ def test_a_wrong_type_is_named(values, said):
 def test_whole_numbers_and_yamls_idea_of_a_fraction_are_welcome():
     assert fields.from_dict(Config, {"optim": {"lr": 1}}).optim.lr == 1.0
     assert fields.from_dict(Config, yaml.safe_load("optim: {lr: 1e-3}")).optim.lr == 1e-3
+
+
+def test_paths_become_text_that_still_means_them():
+    assert fields.as_text("sample") == "sample"
+    assert fields.as_text(Path("sample")) == "./sample"
+    assert fields.as_text(Path("/data/a, b")) == "/data/a, b"
+    # In a process of its own: here the arguments of settings are checked against their annotations.
+    assert (
+        subprocess.run([sys.executable, "-c", PATHS], capture_output=True, text=True).stdout == "./one /data runs/two\n"
+    )

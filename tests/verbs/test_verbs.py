@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import os
 import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_values_without_a_name_are_the_command_lines_then_the_required_ones() ->
 
 def test_paths_are_text() -> None:
     options = verbs.find("world").fill(Path("runs") / "mine", data=Path("photos"))
-    assert (options.run, options.data) == (str(Path("runs/mine")), "photos")
+    assert (options.run, options.data) == (str(Path("runs/mine")), os.path.join(os.curdir, "photos"))
 
 
 def test_groups_have_dots_or_are_given_whole() -> None:

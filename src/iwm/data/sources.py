@@ -3,6 +3,7 @@ an .npz, `sample`, `sample-objects`, or several of them separated by commas; cla
 `val/` (or `test/`) folders are its splits, else a seeded tenth is held out.
 """
 
+import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -17,12 +18,15 @@ from iwm.data.image_sets import Arrays, Files, ImageSet, _Mix, _Photos, _Scenes,
 from iwm.data.splits import hold_out_images
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
+from iwm.runtime.fields import as_text
 
 EMBEDDED = ("sample", "sample-objects")
 """Sources that come with the package."""
 
 
-def open_images(source: str, split: str = "train", *, seed: int = 0, size: int | None = None) -> ImageSet:
+def open_images(
+    source: str | os.PathLike[str], split: str = "train", *, seed: int = 0, size: int | None = None
+) -> ImageSet:
     """Open one split of a source.
 
     "train": the source's train/, else all but a seeded tenth, which pretraining and evaluation alike leave for
@@ -33,7 +37,7 @@ def open_images(source: str, split: str = "train", *, seed: int = 0, size: int |
     if split not in ("train", "val", "all"):
         raise UserError(f"There is no split '{split}'; use train, val or all.")
     members = []
-    for part in _parts(source):
+    for part in _parts(as_text(source)):
         train, valid, _ = _open_one(part, size or 64)
         if valid is None and split != "all":
             train, valid = hold_out_images(train, seed)

@@ -130,9 +130,23 @@ def _extras(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
 
 
+def as_text(path: str | os.PathLike[str]) -> str:
+    """A path as settings hold it. Path("sample") stays one, and is not taken for a word of that name: "./sample"."""
+    text = os.fspath(path)
+    return text if isinstance(path, str) or os.path.dirname(text) else os.path.join(os.curdir, text)
+
+
+def with_paths_as_text(options: Any) -> None:
+    """Make text of every Path among the fields of a dataclass, frozen or not, in place."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, os.PathLike):
+            object.__setattr__(options, field.name, as_text(value))
+
+
 def _checked(hint: Any, value: Any, name: str) -> Any:
     if hint is str and isinstance(value, os.PathLike):
-        return os.fspath(value)
+        return as_text(value)
     origin = typing.get_origin(hint)
     if origin is Literal:
         if value not in typing.get_args(hint):

@@ -10,6 +10,7 @@ from iwm import config
 from iwm.runtime import errors
 from iwm.runtime.bounds import Area, AtLeast, Fraction, Positives, check
 from iwm.runtime.errors import UserError
+from iwm.runtime.fields import with_paths_as_text
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 """The grid of learning rates of whatever head is trained."""
@@ -23,6 +24,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raises UserError for what makes no sense."""
+        with_paths_as_text(self)
         check(self, "--")
 
 
