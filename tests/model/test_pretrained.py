@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -6,9 +7,14 @@ import timm
 import torch
 from conftest import tiny
 from safetensors.torch import save_file
+from torch import nn
 
+from iwm import config
+from iwm.model import pretrained
 from iwm.model.encoder import Encoder
-from iwm.model.pretrained import open_timm, start_from_timm, timm_model
+from iwm.model.pretrained import open_timm, start_from_run, start_from_timm, timm_model
+from iwm.model.vit import sincos_positions
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import UserError
 
 NAME = "test_vit"  # timm's own miniature: 160 px, patches of 16, with a class token
@@ -61,7 +67,12 @@ def test_positions_of_another_grid_are_resampled(weights):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [({"width": 96, "heads": 3}, "does not fit"), ({"mean": (0.1, 0.2, 0.3)}, "--encoder.mean 0.5")]
+    ("change", "said"),
+    [
+        ({"width": 96}, "does not fit"),
+        ({"mean": (0.1, 0.2, 0.3)}, "--encoder.mean 0.5"),
+        ({"heads": 4}, r"has 2 heads of attention; add --encoder\.heads 2"),
+    ],
 )
 def test_what_does_not_fit_is_named(weights, change, said):
     encoder = Encoder(replace(fitting().settings, **change), 160)
@@ -89,3 +100,55 @@ def test_bad_names(name, said):
 def test_models_take_any_size_where_timm_can(name, size):
     with torch.device("meta"):
         assert timm_model(name).forward_features(torch.zeros(1, 3, size, size)).ndim == 3
+
+
+@pytest.mark.parametrize("change", [{"act_layer": "quick_gelu"}, {"norm_layer": partial(nn.LayerNorm, eps=1e-5)}])
+def test_layers_that_compute_otherwise_are_refused_though_their_weights_fit(monkeypatch, change):
+    """OpenAI's CLIP has QuickGELU, BEiT's offspring another epsilon; no weight shows it."""
+    body = timm.create_model(NAME, num_classes=0, **change)
+    monkeypatch.setattr(pretrained, "open_timm", lambda name: (NAME, body))
+    with pytest.raises(UserError, match="computes otherwise than our encoder"):
+        start_from_timm(fitting(), f"timm:{NAME}")
+
+
+def with_encoder(**changes: Any) -> config.Config:
+    return tiny(encoder=replace(tiny().encoder, **changes))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (with_encoder(heads=8), r"encoder\.heads = 2; add --encoder\.heads 2\."),
+        (with_encoder(mean=(0.5, 0.5, 0.5)), r"add --encoder\.mean 0\.485 0\.456 0\.406\."),
+        (with_encoder(std=(0.5, 0.5, 0.5)), r"add --encoder\.std 0\.229 0\.224 0\.225\."),
+        (with_encoder(depth=1), "do not fit these settings"),
+        (tiny(predictor=replace(tiny().predictor, conditioning="none")), r"add --predictor\.conditioning adaln\."),
+        (tiny(actions=config.Actions(set="camera")), "trained with the actions brightness"),
+    ],
+)
+def test_settings_behind_the_weights_of_a_run_are_asked_for(settings, said):
+    with pytest.raises(UserError, match=said):
+        start_from_run(ImageWorldModel(settings), ImageWorldModel(tiny()), "RUN")
+
+
+def test_another_range_of_actions_is_told(capsys):
+    harder = tiny(actions=replace(tiny().actions, level="strong"))
+    start_from_run(ImageWorldModel(harder), ImageWorldModel(tiny()), "RUN")
+    assert "range of brightness, contrast, saturation, hue is another one than in RUN" in capsys.readouterr().out
+    start_from_run(ImageWorldModel(tiny()), ImageWorldModel(tiny()), "RUN")
+    assert not capsys.readouterr().out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_a_run_goes_on_at_another_size_as_it_is_used_there(size):
+    """Its features of images of that size are those that the run itself has of them."""
+    torch.manual_seed(0)
+    run = ImageWorldModel(tiny()).eval()
+    model = ImageWorldModel(tiny(data=config.Data(image_size=size))).eval()
+    start_from_run(model, run, "RUN")
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    for student in (False, True):
+        assert torch.equal(model.encode(images, student=student).values, run.encode(images, student=student).values)
+    assert torch.equal(model.predictor.positions, sincos_positions(model.grid, 32))
+    assert model.predict(model.encode(images), model.action()).values.shape == (2, (size // 4) ** 2, 32)

@@ -5,16 +5,21 @@ Files are read as safetensors, or as .pth without pickled code (`weights_only=Tr
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError
 from timm.data.config import resolve_model_data_config
 from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor
 
 from iwm.model.encoder import Encoder
+from iwm.model.vit import Grid
+from iwm.model.world_model import ImageWorldModel
+from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 
 ANY_SIZE = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")
@@ -79,7 +84,7 @@ def start_from_timm(encoder: Encoder, name: str) -> None:
     """Copy a timm vision transformer's weights into `encoder`, in place.
 
     A class token is left out, its positions with it; positions of another grid are resampled. Raises UserError when
-    the model is no vision transformer, has other sizes, or expects pixels normalised otherwise.
+    the model is no vision transformer, has other sizes, heads or layers, or expects pixels normalised otherwise.
     """
     model_name, body = open_timm(name)
     if not isinstance(body, VisionTransformer):
@@ -89,13 +94,76 @@ def start_from_timm(encoder: Encoder, name: str) -> None:
     if tuple(expected["mean"]) != mine.mean or tuple(expected["std"]) != mine.std:
         mean, std = (" ".join(map(str, expected[stat])) for stat in ("mean", "std"))
         raise UserError(f"timm:{model_name} expects other pixels; add --encoder.mean {mean} --encoder.std {std}.")
+    _require_same_computation(encoder, body, f"timm:{model_name}")
     left_out = ("cls_token", "reg_token")
     state = {key: value for key, value in body.state_dict().items() if not key.startswith(left_out)}
     grid = body.patch_embed.grid_size
-    patches = state["pos_embed"][:, -grid[0] * grid[1] :]
-    state["pos_embed"] = resample_abs_pos_embed(patches, list(encoder.grid), list(grid), num_prefix_tokens=0)
+    state["pos_embed"] = _on_grid(state["pos_embed"][:, -grid[0] * grid[1] :], grid, encoder.grid)
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise UserError(f"timm:{model_name} does not fit these settings ({reason}); use its sizes.") from None
+
+
+@torch.no_grad()
+def start_from_run(model: ImageWorldModel, other: ImageWorldModel, name: str) -> None:
+    """Copy the weights of another world model, called `name`, into `model`, in place.
+
+    Its image size may differ: the encoders' positions are resampled, as wherever a model is shown images of another
+    size; the predictor's are computed from the grid. Raises UserError where other settings lie behind the weights,
+    those that no weight shows among them.
+    """
+    _require_same_settings(model, other, name)
+    state = other.state_dict()
+    for part in ("encoder.pos_embed", "target_encoder.pos_embed"):
+        state[part] = _on_grid(state[part], other.grid, model.grid)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(f"The weights of {name} do not fit these settings ({reason}); use the same sizes.") from None
+
+
+def _on_grid(positions: Float[Tensor, "1 n d"], old: Grid, new: Grid) -> Float[Tensor, "1 m d"]:
+    return positions if old == new else resample_abs_pos_embed(positions, list(new), list(old), num_prefix_tokens=0)
+
+
+def _require_same_computation(encoder: Encoder, body: VisionTransformer, name: str) -> None:
+    """Raises UserError where the same weights compute something else in `encoder` than in `body`: other heads, another
+    activation, another epsilon of a LayerNorm. No weight shows the difference."""
+    mine, theirs = (cast(Block, model.blocks[0]) for model in (encoder, body))
+    heads = theirs.attn.num_heads
+    if mine.attn.num_heads != heads:
+        raise UserError(f"{name} has {heads} heads of attention; add --encoder.heads {heads}.")
+    layers = ([*mine.modules(), encoder.norm], [*theirs.modules(), body.norm])
+    for one, other in zip(*layers, strict=False):
+        if type(one) is not type(other) or getattr(one, "eps", None) != getattr(other, "eps", None):
+            raise UserError(f"{name} computes otherwise than our encoder ({other} for {one}); --init cannot take it.")
+
+
+def _require_same_settings(model: ImageWorldModel, other: ImageWorldModel, name: str) -> None:
+    """Raises UserError for the first setting that changes what the weights compute and that no weight shows."""
+    mine, theirs = model.settings, other.settings
+    for stat in ("heads", "mean", "std"):
+        was, now = getattr(theirs.encoder, stat), getattr(mine.encoder, stat)
+        if was != now:
+            words = " ".join(map(str, was)) if isinstance(was, tuple) else was
+            raise UserError(f"{name} was trained with encoder.{stat} = {was}; add --encoder.{stat} {words}.")
+    if not model.objective.predicts:
+        return
+    was, now = theirs.predictor.conditioning, mine.predictor.conditioning
+    if was != now:
+        raise UserError(f"{name} was trained with conditioning {was}; add --predictor.conditioning {was}.")
+    if other.space.names != model.space.names:
+        raise UserError(
+            f"{name} was trained with the actions {', '.join(other.space.names)}, these settings have "
+            f"{', '.join(model.space.names)}; use the same --actions."
+        )
+    before, after = ({t.name: (t.low, t.high) for t in one.space.transformations if t.graded} for one in (other, model))
+    changed = [part for part in after if before[part] != after[part]]
+    if changed:
+        console.print(
+            f"[yellow]The range of {', '.join(changed)} is another one than in {name}: its predictor has to learn what "
+            "the numbers of an action now mean."
+        )

@@ -158,11 +158,7 @@ def initialise_from(model: ImageWorldModel, init: str) -> None:
             f"{init} was trained with objective.kind {kinds}, these settings say {kind}; --init takes a run of the "
             "same kind."
         )
-    try:
-        model.load_state_dict(other.state_dict())
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise UserError(f"The weights of {init} do not fit these settings ({reason}); use the same sizes.") from None
+    pretrained.start_from_run(model, other, init)
     if model.settings.optim.freeze_encoder:  # what stands still is the encoder that is used afterwards
         model.encoder.load_state_dict(model.target_encoder.state_dict())
 
