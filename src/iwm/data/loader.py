@@ -6,7 +6,6 @@ once and counted.
 import itertools
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from iwm import config
+from iwm.data import workers
 from iwm.data.crops import center, least_side, random_crops
 from iwm.data.decode import BrokenImage
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.sources import open_pictures
+from iwm.data.workers import Part
 from iwm.runtime import devices
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation
@@ -113,8 +114,11 @@ class Loader:
 
     def _in_process(self) -> Iterator[Batch]:
         """One thread prepares the next batch: nearly all its work releases Python's lock."""
-        with ThreadPoolExecutor(1) as thread:
+        thread = ThreadPoolExecutor(1)
+        try:
             yield from self._batches(_ahead(thread, self._maker.make, self._maker.tasks(self.start_step, self.steps)))
+        finally:
+            thread.shutdown(wait=False)  # a disk that does not answer keeps nobody from saving
 
     def _streamed(self) -> Iterator[Batch]:
         tasks = self._maker.tasks(self.start_step, self.steps)
@@ -123,14 +127,14 @@ class Loader:
             batch_size=None,
             sampler=cast(Any, tasks),
             num_workers=self._workers,
-            collate_fn=cast(Any, _unchanged),
-            worker_init_fn=_ignore_interrupts,
+            collate_fn=cast(Any, workers.shared),
+            worker_init_fn=workers.prepare,
         )
-        yield from self._batches(iter(parts))
+        yield from self._batches(workers.parts_of(parts))
 
-    def _batches(self, parts: Iterator["_Part"]) -> Iterator[Batch]:
+    def _batches(self, parts: Iterator[Part]) -> Iterator[Batch]:
         since = time.perf_counter()
-        gathered: list[_Part] = []
+        gathered: list[Part] = []
         for part in parts:
             self._note(part.broken)
             if not len(part.indices):
@@ -153,19 +157,7 @@ class Loader:
                 _name(one)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Up to CHUNK rows of a batch."""
-
-    step: int
-    indices: Int64[np.ndarray, " b"]
-    crops: UInt8[Tensor, "b 3 size size"]
-    broken: list[BrokenImage]
-    """Images newly found broken by whoever made this part."""
-    others: UInt8[Tensor, "b 3 size size"] | None = None
-
-
-class _Maker(Dataset[_Part]):
+class _Maker(Dataset[Part]):
     """Makes parts of batches, from memory or by decoding; the same code in every path."""
 
     def __init__(
@@ -184,10 +176,10 @@ class _Maker(Dataset[_Part]):
             yield from ((step, chunk) for chunk in range(self.chunks))
             step += 1
 
-    def __getitem__(self, task: tuple[int, int]) -> _Part:
+    def __getitem__(self, task: tuple[int, int]) -> Part:
         return self.make(task)
 
-    def make(self, task: tuple[int, int]) -> _Part:
+    def make(self, task: tuple[int, int]) -> Part:
         step, chunk = task
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = batch * self.batch_size + chunk * CHUNK
@@ -197,13 +189,13 @@ class _Maker(Dataset[_Part]):
         rows = [one for one in loaded if one is not None]
         indices = np.array([index for index, _ in rows], dtype=np.int64)
         if not rows:
-            return _Part(step, indices, torch.empty(0, 3, 0, 0, dtype=torch.uint8), broken)
+            return Part(step, indices, torch.empty(0, 3, 0, 0, dtype=torch.uint8), broken)
         images, data = [image for _, image in rows], self.data
         crops = [
             random_crops(images, data.image_size, data.crop_area, data.flip, self.seed, step, indices, purpose)
             for purpose in CROPS[: self.views]
         ]
-        return _Part(step, indices, crops[0], broken, crops[1] if self.views == 2 else None)
+        return Part(step, indices, crops[0], broken, crops[1] if self.views == 2 else None)
 
     def _next_whole(self, index: int, broken: list[BrokenImage]) -> tuple[int, Tensor] | None:
         """The first image from `index` on that decodes; None when there is none in the whole set."""
@@ -238,17 +230,6 @@ def _ahead(thread: ThreadPoolExecutor, make: Callable[[Any], Any], tasks: Iterat
     finally:
         for one in coming:
             one.cancel()
-
-
-def _unchanged(part: _Part) -> _Part:
-    return part
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal, a scheduler's SIGTERM every process of the job; the trainer must
-    still get its batches while it winds up."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _decode_all(

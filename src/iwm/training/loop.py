@@ -4,13 +4,10 @@ Everything random is a pure function of (seed, step, image index), so a resumed 
 GPU attention's gradients are not the same twice).
 """
 
-import gc
 import shlex
-import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from iwm import config
@@ -31,6 +28,7 @@ from iwm.training.metrics import Metrics
 from iwm.training.online_probe import OnlineProbe
 from iwm.training.schedule import Updates
 from iwm.training.step import Training
+from iwm.training.stop_signal import StopSignal
 from iwm.training.validation import validate
 from iwm.training.watch import HealthBatch, LineEnd, ProgressBar, Watch
 
@@ -185,29 +183,33 @@ def _callbacks(state: State, metrics: Metrics, own: Sequence[Any]) -> Callbacks:
 
 def _loop(state: State, loader: Loader, callbacks: Callbacks) -> None:
     """Train from `state.step` to the last one. Raises Interrupted after Ctrl-C, UserError on divergence."""
-    stop = _StopSignal()
+    stop = StopSignal()
     last_save = state.step
     with stop:
         try:
             callbacks.start(state)
-            for batch in loader:
+            for batch in stop.batches(loader):
                 state.loss, state.finite = state.training.step(batch)
                 state.step, state.batch = batch.step + 1, batch
                 callbacks.step(state)
                 if state.final or state.step % state.settings.run.log_every == 0:
                     callbacks.log(state)
-                if state.final or state.step % state.settings.run.save_every == 0 or stop.pending:
+                if state.final or state.step % state.settings.run.save_every == 0:
                     callbacks.checkpoint(state, _save(state))
                     last_save = state.step
-                if state.final or stop.pending:
+                if state.final:
                     break
+            if last_save < state.step:
+                callbacks.checkpoint(state, _save(state))
+                last_save = state.step
             loader.close()
         finally:
             callbacks.end(state)
     if stop.pending and last_save < state.steps:
         run = state.run
         again = shlex.join(["iwm", "pretrain", "--config", str(run.config), "--out", str(run.path)])
-        raise Interrupted(f"Saved at step {last_save} of {state.steps}. Go on with: {again}")
+        where = f"Saved at step {last_save} of {state.steps}" if last_save else "Stopped before the first step"
+        raise Interrupted(f"{where}. Go on with: {again}")
 
 
 def _save(state: State) -> Path:
@@ -217,34 +219,6 @@ def _save(state: State) -> Path:
     return checkpoint.save(
         state.run.checkpoints, state.step, training.model, training.optimisers, keep, len(state.images), updates
     )
-
-
-class _StopSignal:
-    """Turns Ctrl-C and SIGTERM into a flag the loop reads after the step; a second Ctrl-C stops at once."""
-
-    pending = False
-
-    def __enter__(self) -> "_StopSignal":
-        self.pending = False
-        self.before: dict[int, Any] = {}
-        try:
-            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:
-            self.before = {}  # not in the main thread: whoever runs us handles signals
-        gc.collect()
-        gc.freeze()  # the model and data live as long as the loop: no need to look through them again and again
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.pending:
-            raise KeyboardInterrupt
-        self.pending = True
-        console.print("Stopping after this step, saving...")
-
-    def __exit__(self, *exc: object) -> None:
-        gc.unfreeze()
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def _show_verdict(state: State, loader: Loader) -> None:
