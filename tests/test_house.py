@@ -30,7 +30,6 @@ WITHOUT_A_TEST: dict[str, str] = {
     "recipe_book.py": "test_config.py",
     "reports/figures.py": "runtime/test_drawing.py",
     "runtime/errors.py": "cli/test_dispatch.py",
-    "runtime/files.py": "training/test_loop.py",
     "training/gallery.py": "runtime/test_drawing.py",
     "training/metrics.py": "training/test_loop.py",
 }

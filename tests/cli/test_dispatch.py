@@ -317,6 +317,7 @@ def test_a_reader_that_stops_reading_is_no_error(words):
         (Interrupted("Saved at step 3."), 130, "Saved at step 3."),
         (KeyboardInterrupt(), 130, "Stopped."),
         (FileNotFoundError(2, "No such file or directory", "a.npz"), 2, "a.npz cannot be used (No such file"),
+        (OSError(28, "No space left on device", "RUN/x"), 2, "There is no space left for RUN/x (No"),
         (MemoryError(), 2, "Out of memory: "),
         (RuntimeError("CUDA error: out of memory"), 2, "Out of memory: "),
     ],

@@ -1,8 +1,10 @@
 """Results are named by verb, variant and data; nothing on disk is ever replaced by another result."""
 
+import errno
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from iwm import config
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Evaluation, Outcome
 from iwm.run_folder import RunFolder
-from iwm.runtime import console, drawing
+from iwm.runtime import console, drawing, files
 from iwm.runtime.devices import CPU
+from iwm.runtime.errors import UserError
 from iwm.verbs.world import World
 
 
@@ -130,3 +133,37 @@ def test_tables_show_fractions_and_gaps(capsys: pytest.CaptureFixture[str]) -> N
     assert "0.5123" in printed
     assert "50,000" in printed
     assert "-" in printed
+
+
+def test_results_that_cannot_be_written_are_named_before_the_work(run: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out, mend in (("", "give --out FOLDER."), (str(tmp_path / "file" / "out"), "give another --out FOLDER.")):
+        if not out:
+            (Path(run) / "eval").touch()
+        options = World(run=run, data="sample", out=out, speed=config.Speed(device="cpu"))
+        refusal = pytest.raises(UserError, match=f"Results of {run} cannot be written to .*; {mend}")
+        with refusal, ritual.evaluation("world", options):
+            pytest.fail("worked")
+
+
+@pytest.mark.parametrize("fails", ["weights", "figure", "numbers"])
+def test_numbers_outlive_what_fails_at_the_end(
+    run: str, fails: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*values: object) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    outcome = Outcome(
+        data="cifar10",
+        payload={"top1": 0.5},
+        settings={"seed": 1},
+        figures={"": full if fails == "figure" else lambda: drawing.blank(1, 1)},
+        weights=full if fails == "weights" else None,
+    )
+    if fails == "numbers":
+        monkeypatch.setattr(files, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        Evaluation("probe", run, "", CPU).conclude(outcome, lambda content: print("top-1", content["top1"]))
+    assert "top-1 0.5" in capsys.readouterr().out
+    results = RunFolder.of(run).results()
+    assert [(result["top1"], result.get("weights")) for result in results] == [(0.5, None)] * (fails != "numbers")

@@ -170,3 +170,13 @@ def test_not_a_run(tmp_path: Path) -> None:
         write(tmp_path / "photos")
     with pytest.raises(UserError, match="no run at"):
         write(tmp_path / "nowhere")
+
+
+def test_the_page_of_a_run_that_may_only_be_read_goes_elsewhere(tmp_path: Path) -> None:
+    run = plant(tmp_path / "run")
+    path = tmp_path / "mine" / "page.html"
+    assert write(run, path) == path
+    Page(path.read_text())
+    assert not RunFolder(Path(run)).report.exists()
+    with pytest.raises(UserError, match=r"is a folder; give --out FILE\.html"):
+        write(run, tmp_path)

@@ -1,5 +1,8 @@
 """Training: exact resume, safety, and that it truly learns."""
 
+import errno
+import json
+import shutil
 import signal
 from dataclasses import replace
 from functools import partialmethod
@@ -383,3 +386,44 @@ def test_a_damaged_newer_checkpoint_does_not_push_out_the_good_one(tmp_path):
     (out / "step-00000009" / "state.json").write_text("{")
     checkpoint.save(out, 7, training.model, training.optimisers, 1, 64)
     assert [path.name for path in out.iterdir()] == ["step-00000007"]
+
+
+@pytest.mark.parametrize("fails", ["tensors", "settings"])
+def test_a_run_whose_first_checkpoint_was_cut_off_begins_anew(tmp_path, monkeypatch, fails):
+    """As a full disk does: the library's error names no file, the folder has lines of metrics and no checkpoint."""
+    chosen, out = settings(tmp_path), tmp_path / "run"
+
+    def full(*values: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    name = {"tensors": "save_file", "settings": "sha256_of"}[fails]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, name, full)
+        with pytest.raises(OSError, match="No space left") as error:
+            loop.pretrain(chosen)
+    assert error.value.filename == str(RunFolder(out).checkpoints / "step-00000003")
+    assert not [path for path in RunFolder(out).checkpoints.rglob("*") if path.is_file()]  # what was full has room
+    line = {"step": 4, "loss": 1.0}
+    with RunFolder(out).metrics.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    loop.pretrain(chosen)
+    assert [line["step"] for line in RunFolder(out).metric_lines()] == [2, 4, 6, 8]
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_named_before_training(tmp_path, monkeypatch):
+    chosen = settings(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(Training, "step", lambda self, batch: pytest.fail("trained"))
+    with pytest.raises(UserError, match=r"for the checkpoints in .*: they take 1\.\d MB or more and 0\.1 MB are"):
+        loop.pretrain(chosen)
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_pictures_are_read(tmp_path):
+    chosen = settings(tmp_path)
+    (tmp_path / "file").touch()
+    chosen = replace(chosen, data=replace(chosen.data, source="absent"))
+    with pytest.raises(
+        UserError, match=r"The run cannot be written to .*/file/run \(Not a directory\); give another --out"
+    ):
+        loop.pretrain(with_run(chosen, out=str(tmp_path / "file" / "run")))

@@ -3,6 +3,7 @@
 Bad input is one sentence and exit code 2; Ctrl-C during training saves first and exits with 130.
 """
 
+import errno
 import os
 import re
 import sys
@@ -38,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         name, reason = error.filename or "A file", error.strerror or error
-        print(f"{name} cannot be used ({reason}); check path and space.", file=sys.stderr)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            mend = "free some, then give the same command again: a run goes on from its last checkpoint"
+            print(f"There is no space left for {name} ({reason}); {mend}.", file=sys.stderr)
+        else:
+            print(f"{name} cannot be used ({reason}); check path and space.", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):

@@ -117,23 +117,28 @@ class Evaluation:
         raise UserError(f"{path} is damaged; delete it.")
 
     def conclude(self, outcome: Outcome, print_content: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
-        """Write the outcome, print what `print_content` prints of the content and where it lies; returns the content,
-        with the file under "path". Searches that ended at an end of their grid are told (`grids`)."""
-        content = self.write(outcome)
+        """Print what `print_content` prints of the outcome, and which searches ended at an end of their grid (`grids`),
+        write it and print where it lies; returns the content, with the file under "path".
+
+        What took hours is not lost at its end: the numbers are printed before anything is written, and written before
+        pictures are drawn. Raises OSError naming the file that cannot be written.
+        """
+        content = content_of(outcome.payload, self.settings(outcome))
         print_content(content)
         for sentence in grids.sentences(content):
             console.print(f"[yellow]{escape(sentence)}", soft_wrap=True)
+        content = self.write(outcome)
         console.print(f"Written to {content['path']}", soft_wrap=True, markup=False)
         return content
 
     def write(self, outcome: Outcome) -> dict[str, Any]:
-        """Write weights, JSON and pictures; returns the content, with the file under "path"."""
+        """Write the numbers, then weights and pictures; returns the content, with the file under "path"."""
+        settings, payload = self.settings(outcome), dict(outcome.payload)
         path = self.place(outcome)
-        payload = dict(outcome.payload)
+        content = write(path, payload, settings)
         if outcome.weights:
-            payload["weights"] = str(path.with_suffix(""))
             outcome.weights(path.with_suffix(""))
-        content = write(path, payload, self.settings(outcome))
+            content = write(path, payload | {"weights": str(path.with_suffix(""))}, settings)
         for ending, draw in outcome.figures.items():
             drawing.save(draw(), path.with_name(f"{path.stem}{'-' if ending else ''}{ending}.png"))
         return {**content, "path": str(path)}
@@ -141,9 +146,15 @@ class Evaluation:
 
 @contextlib.contextmanager
 def evaluation(verb: str, options: Options) -> Iterator[Evaluation]:
-    """An evaluation on the device, in the precision and with the threads that the options ask for."""
+    """An evaluation on the device, in the precision and with the threads that the options ask for.
+
+    Raises UserError where its results could not be written.
+    """
     with Session.open(options.speed) as session:
-        yield Evaluation(verb, options.run, options.out, session)
+        work = Evaluation(verb, options.run, options.out, session)
+        mend = "give another --out FOLDER." if options.out else "give --out FOLDER."
+        files.require_writable(work.folder.eval, f"Results of {options.run}", mend)
+        yield work
 
 
 def printing(title: str, names: Sequence[str]) -> Callable[[Mapping[str, Any]], None]:
@@ -179,6 +190,13 @@ def write(path: Path, payload: Mapping[str, Any], settings: Mapping[str, Any]) -
 
     `settings` holds everything that changes what is computed, the seed among it.
     """
+    content = content_of(payload, settings)
+    files.write_text(path, json.dumps(content, indent=1) + "\n")
+    return content
+
+
+def content_of(payload: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result's file holds."""
     command = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv and sys.argv[0] else []
     content = {
         **payload,
@@ -189,6 +207,4 @@ def write(path: Path, payload: Mapping[str, Any], settings: Mapping[str, Any]) -
         "hardware": devices.describe(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    content = plain(content)
-    files.write_text(path, json.dumps(content, indent=1) + "\n")
-    return content
+    return plain(content)

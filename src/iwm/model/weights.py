@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from iwm import config
@@ -14,6 +14,7 @@ from iwm.actions.action_space import ActionSpace
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import fields, files
 from iwm.runtime.errors import UserError
+from iwm.runtime.tensors import save_file
 
 TENSORS, CONFIG = "model.safetensors", "config.json"
 """The two files of a folder of weights."""
@@ -35,7 +36,7 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]
     checksum, so the settings of one model are never read with the weights of another.
     """
     with files.replacing(folder / TENSORS) as part:
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, part)
+        save_file(tensors, part)
         content = {"format": FORMAT, "sha256": files.sha256_of(part), **meta}
         files.write_text(folder / CONFIG, json.dumps(content, indent=1))
 

@@ -63,20 +63,22 @@ Rows = list[list[str]]
 
 def report(o: Report) -> Path:
     """Write the page of a run and say where it lies. Raises UserError when there is no such run."""
-    path = write(o.run)
+    path = write(o.run, o.out)
     console.print(f"Written to {path}", soft_wrap=True, markup=False)
     return path
 
 
-def write(run: str | Path) -> Path:
-    """Write RUN/report.html from the files of the run; returns its path.
+def write(run: str | Path, out: str | Path = "") -> Path:
+    """Write RUN/report.html, or the file `out`, from the files of the run; returns its path.
 
     What is missing is left out with a sentence that says which command would fill it. Raises UserError when `run` is
-    no run folder.
+    no run folder, and when the page cannot be written.
     """
     folder = RunFolder.of(run).require("config", "metrics")
-    files.write_text(folder.report, render("report.html.jinja", _content(folder)))
-    return folder.report
+    path = Path(out).expanduser() if out else folder.report
+    files.require_file(path, "The page", "give --out FILE.html.")
+    files.write_text(path, render("report.html.jinja", _content(folder)))
+    return path
 
 
 # ---- what every page is made of ------------------------------------------------------------------------------------

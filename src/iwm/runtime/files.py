@@ -1,12 +1,17 @@
-"""Files that are whole or absent: written beside their final place, synced to disk, renamed."""
+"""Files that are whole or absent: written beside their final place, synced to disk, renamed; and who may write them."""
 
 import contextlib
+import errno
 import hashlib
 import math
 import os
+import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from iwm.runtime.errors import UserError
 
 
 def sync(path: Path) -> None:
@@ -22,16 +27,52 @@ def sync(path: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields the path to write to; it takes the place of `path` when the block ends without an exception.
 
-    The name is this process's own, so two commands may write the same file at once and the later one wins.
+    The name is this thread's own, so two may write the same file at once and the later one wins. Whatever fails, an
+    OSError names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            sync(part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError inside the block names this path: the one of a full disk names none, others name what lies beside."""
     try:
-        yield part
-        sync(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+
+
+def require_writable(folder: Path, what: str, mend: str) -> None:
+    """Raises UserError, "`what` cannot be written to `folder` (why); `mend`", unless a file can be written there.
+
+    Of a folder that does not exist, the nearest one above it is tried. Nothing is left behind.
+    """
+    place = folder.absolute()
+    try:
+        nearest = next(one for one in (place, *place.parents) if one.exists())
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{what} cannot be written to {folder} ({reason}); {mend}") from None
+
+
+def require_file(path: Path, what: str, mend: str) -> None:
+    """`require_writable` for one file, which may exist but is no folder."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; {mend}")
+    require_writable(path.parent, what, mend)
+
+
+# ---- contents ------------------------------------------------------------------------------------------------------
 
 
 def write_text(path: Path, text: str) -> None:

@@ -121,6 +121,7 @@ class Study:
 
     def prepare(self) -> "Study":
         """The same on the chosen images. Raises UserError when they, or a setting, will not do."""
+        files.require_writable(self.folder, "The sweep", "give another --out.")
         o, folder = self.options, self.folder / "images"
         size, seed = self.base.data.image_size, self.base.run.seed
         source, val = self.base.data.source, o.val

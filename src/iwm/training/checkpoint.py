@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from iwm import config
@@ -22,6 +22,7 @@ from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import fields, files
 from iwm.runtime.errors import UserError
 from iwm.runtime.files import sha256_of
+from iwm.runtime.tensors import save_file
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,15 @@ def save(
     """
     final = folder / f"step-{step:08d}"
     part = folder / f".part-{step:08d}"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= _optimiser_tensors(model, optimisers)
-    file = part / "state.safetensors"
-    save_file({name: value.contiguous() for name, value in tensors.items()}, file)
     meta: dict[str, Any] = {"format": FORMAT, "step": step, "updates": step if updates is None else updates}
-    meta |= {"images": images, "sha256": sha256_of(file)}
-    meta["settings"] = fields.to_dict(model.settings)
-    (part / "state.json").write_text(json.dumps(meta, indent=1))
-    for entry in (file, part / "state.json", part):
-        files.sync(entry)
+    meta |= {"images": images, "settings": fields.to_dict(model.settings)}
+    with files.naming(final):
+        try:
+            _write(part, model, optimisers, meta)
+        except BaseException:
+            for file in part.iterdir() if part.is_dir() else ():
+                file.unlink()  # a full disk gets its space back; that a checkpoint was cut off can still be seen
+            raise
     if final.exists():  # it goes only once the new one has a name, which sorts after it
         again = folder / f"{final.name}.again"
         shutil.rmtree(again, ignore_errors=True)
@@ -89,6 +87,38 @@ def save(
     for old in [path for path in there if path not in kept] + list(folder.glob(".part-*")):
         shutil.rmtree(old)
     return final
+
+
+def _write(part: Path, model: ImageWorldModel, optimisers: list[torch.optim.Optimizer], meta: dict[str, Any]) -> None:
+    """Write the files of a checkpoint into the folder `part`, emptied first."""
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= _optimiser_tensors(model, optimisers)
+    file = part / "state.safetensors"
+    save_file(tensors, file)
+    (part / "state.json").write_text(json.dumps(meta | {"sha256": sha256_of(file)}, indent=1))
+    for entry in (file, part / "state.json", part):
+        files.sync(entry)
+
+
+def was_cut_off(folder: Path) -> bool:
+    """Whether the writing of a checkpoint began, and no checkpoint is there."""
+    return any(folder.glob(".part-*")) and not any(folder.glob("step-*"))
+
+
+def require_space(folder: Path, model: nn.Module, copies: int) -> None:
+    """Raises UserError when the disk of `folder` has no room for so many copies of the model's state, beside what lies
+    there already. Checkpoints take about twice that, for the optimiser's moments."""
+    size = sum(value.nbytes for value in model.state_dict().values())
+    there = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
+    needed = max(0, copies * size - there)
+    if needed > free:
+        raise UserError(
+            f"There is no space for the checkpoints in {folder}: they take {needed / 1e6:,.1f} MB or more and "
+            f"{free / 1e6:,.1f} MB are free; free some, lower --keep, or give another --out."
+        )
 
 
 def read(path: Path) -> Checkpoint:

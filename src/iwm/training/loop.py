@@ -4,6 +4,7 @@ Everything random is a pure function of (seed, step, image index), so a resumed 
 GPU attention's gradients are not the same twice).
 """
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from iwm.data.sources import open_images, source_identity
 from iwm.model import pretrained, weights
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder, load_model
-from iwm.runtime import devices, fields
+from iwm.runtime import devices, fields, files
 from iwm.runtime.console import console
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import Interrupted, UserError
@@ -37,7 +38,7 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
     """Train a world model; returns the run folder with `config.yaml`, `metrics.jsonl`, `checkpoints/` and `model/`.
 
     `source` replaces opening `data.source`; `callbacks` are objects with methods of `iwm.training.callbacks.Callback`.
-    Raises UserError for bad settings, Interrupted after Ctrl-C (saved).
+    Raises UserError for bad settings and a folder that cannot be written, Interrupted after Ctrl-C (saved).
     """
     check_callbacks(callbacks)
     if not settings.run.out:
@@ -46,6 +47,7 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
     validate(settings)
     if run.path.exists() and not run.path.is_dir():
         raise UserError(f"{run.path} is a file; give a folder as --out.")
+    files.require_writable(run.path, "The run", "give another --out FOLDER.")
     source = source or open_images(settings.data.source, "train", size=settings.data.image_size)
     # The source as anybody can find it again, from whatever folder the run is replayed or resumed.
     settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
@@ -75,6 +77,8 @@ def _pretrain(
         raise UserError(
             f"{run.path} is already at step {start}, past the {steps} steps of these settings; raise optim.epochs."
         )
+    saves = math.ceil((steps - start) / settings.run.save_every)
+    checkpoint.require_space(run.checkpoints, training.model, min(settings.run.keep, saves) + 1)
     metrics = _write_beginning(run, settings, start)
     if start:
         console.print(f"Going on from step {start} of {steps}.")
@@ -138,7 +142,10 @@ def _names(source: str) -> list[str]:
 
 
 def _was_saved(run: RunFolder) -> bool:
-    """Whether a run without checkpoints has got as far as its first; one stopped before that has nothing to lose."""
+    """Whether a run without checkpoints has got as far as its first; one stopped before that, or while it was written,
+    has nothing to lose."""
+    if checkpoint.was_cut_off(run.checkpoints):
+        return run.model.exists()
     lines = run.metric_lines()
     return run.model.exists() or bool(lines and lines[-1]["step"] >= run.settings().run.save_every)
 

@@ -23,7 +23,7 @@ class Metrics(Callback):
             files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write(self, line: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
+        with files.naming(self.path), self.path.open("a") as file:
             file.write(json.dumps(plain(line)) + "\n")
 
     def on_log(self, state: State, line: dict[str, Any]) -> None:

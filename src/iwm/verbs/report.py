@@ -9,6 +9,8 @@ from tyro.conf import Positional
 class Report:
     run: Positional[str]
     """A run folder."""
+    out: str = ""
+    """File of the page; by default RUN/report.html."""
 
 
 OPTIONS = Report

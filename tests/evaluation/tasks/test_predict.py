@@ -112,3 +112,11 @@ def test_what_cannot_be_predicted(tmp_path):
     with pytest.raises(UserError, match="holds no images"):
         predict(folder, str(tmp_path / "empty"), out=str(tmp_path / "p.csv"))
     assert not (tmp_path / "p.csv").exists()
+
+
+def test_a_place_for_the_predictions_is_found_before_anything_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"predictions cannot be written to .*/file \(Not a directory\); give --out"):
+        predict("no run", "no images", str(tmp_path / "file" / "x.csv"))
+    with pytest.raises(UserError, match=r"is a folder; give --out the name of a \.csv file"):
+        predict("no run", "no images", str(tmp_path))

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float16, Int64, UInt8
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
@@ -31,7 +31,7 @@ from iwm.data.loader import load_chunks
 from iwm.model import pretrained
 from iwm.model.encoder import Encoder
 from iwm.model.vit import choose_attention
-from iwm.runtime import files
+from iwm.runtime import files, tensors
 from iwm.runtime.console import console, progress
 from iwm.runtime.devices import CPU, Session
 from iwm.runtime.errors import UserError
@@ -264,7 +264,7 @@ def _remembered(
     features = encode(encoder, pixels, pooling=pooling, session=session)
     if path and features.nbytes <= CACHE_LIMIT:
         with files.replacing(path) as part:
-            save_file({"features": features}, part)
+            tensors.save_file({"features": features}, part)
     return features
 
 

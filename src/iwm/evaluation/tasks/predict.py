@@ -12,7 +12,6 @@ from iwm.evaluation.tasks.classifier import predict as probabilities_of
 from iwm.runtime import files
 from iwm.runtime.console import console, progress, table
 from iwm.runtime.devices import Session
-from iwm.runtime.errors import UserError
 from iwm.verbs.predict import Predict
 
 BEST = 5
@@ -29,12 +28,11 @@ def predict(o: Predict) -> list[dict[str, str]]:
     beyond the number of classes stay empty. Raises UserError when there is no such classifier, no image, or no place
     for the CSV.
     """
+    path = Path(o.out).expanduser()
+    files.require_file(path, "The predictions", "give --out the name of a .csv file.")
     folder = find_classifier(o.run)
     classifier = load_classifier(folder, task=o.task)
     images = open_pictures(o.images, classifier.size)
-    path = Path(o.out).expanduser()
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give --out the name of a .csv file.")
     with Session.open(o.speed) as session:
         lines = classify(classifier, images, session)
     text = io.StringIO()

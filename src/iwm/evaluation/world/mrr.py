@@ -132,7 +132,8 @@ def world(o: World) -> dict[str, Any]:
         size = model.settings.data.image_size
         _, held, how = open_splits(o.data, o.val, size=size)
         pixels, _ = load_all(Subset(held, draw_rows(o.images, len(held), o.seed)), size)
-        payload = _with_controls(model, pixels, o, session)
+        twin = open_world(str(train_twin(o.run, o.speed).path), session) if o.frozen_random_twin else None
+        payload = _with_controls(model, twin, pixels, o, session)
         payload |= {"data": held.name, "split": how, "images": len(pixels), "bank": o.bank}
         usual = (o.images, o.bank, o.seed) == (64, 256, 0)
         outcome = Outcome(
@@ -167,7 +168,11 @@ def _strips(model: ImageWorldModel, pixels: UInt8[Tensor, "n 3 s s"], o: World, 
 
 
 def _with_controls(
-    model: ImageWorldModel, pixels: UInt8[Tensor, "n 3 s s"], o: World, session: Session
+    model: ImageWorldModel,
+    twin: ImageWorldModel | None,
+    pixels: UInt8[Tensor, "n 3 s s"],
+    o: World,
+    session: Session,
 ) -> dict[str, Any]:
     """The numbers of `measure`, on the model's own range where it is another one, and those of the twin."""
 
@@ -179,7 +184,7 @@ def _with_controls(
     numbers = numbers_of(model, "world")
     if bank_ranges(reference_space(model.space, model.settings.data.image_size)) != bank_ranges(model.space):
         numbers["mrr_own_range"] = numbers_of(model, "own range", own_range=True)["mrr"]
-    if o.frozen_random_twin:
-        twin = numbers_of(open_world(str(train_twin(o.run, o.speed).path), session), "twin")
-        numbers |= {"frozen_random_twin_mrr": twin["mrr"], "frozen_random_twin": twin}
+    if twin:
+        others = numbers_of(twin, "twin")
+        numbers |= {"frozen_random_twin_mrr": others["mrr"], "frozen_random_twin": others}
     return numbers

@@ -1,0 +1,28 @@
+"""Tensors as safetensors files."""
+
+import errno
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+
+def save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors of any device and layout, for whoever may read the files of this process.
+
+    Raises OSError where the system does: the library's own error is none.
+    """
+    path.touch()
+    mode = path.stat().st_mode  # the library's files are for this user alone
+    try:
+        safetensors.torch.save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, path)
+    except safetensors.SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if not number:
+            raise
+        code = int(number[1]) or errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
+    path.chmod(mode)
