@@ -83,6 +83,16 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def training_lock(self) -> Path:
+        """There, and locked, while a process trains this run."""
+        return self.path / ".training.lock"
+
+    @property
+    def results_lock(self) -> Path:
+        """There, and locked, while a process writes a result."""
+        return self.eval / ".results.lock"
+
+    @property
     def eval(self) -> Path:
         return self.path / "eval"
 

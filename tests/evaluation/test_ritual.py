@@ -3,6 +3,8 @@
 import errno
 import json
 import math
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +169,20 @@ def test_numbers_outlive_what_fails_at_the_end(
     assert "top-1 0.5" in capsys.readouterr().out
     results = RunFolder.of(run).results()
     assert [(result["top1"], result.get("weights")) for result in results] == [(0.5, None)] * (fails != "numbers")
+
+
+def test_two_that_end_at_once_take_two_names(run: str) -> None:
+    def write(seed: int) -> None:
+        outcome = Outcome(data="cifar10", payload={"top1": seed}, settings={"seed": seed}, weights=slowly)
+        Evaluation("probe", run, "", CPU).write(outcome)
+
+    def slowly(folder: Path) -> None:
+        time.sleep(0.05)
+
+    threads = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(result["top1"] for result in RunFolder.of(run).results()) == [0, 1, 2, 3]
+    assert not RunFolder.of(run).results_lock.exists()

@@ -1,12 +1,24 @@
-"""Files are whole or absent, errors name them."""
+"""Files are whole or absent, errors name them, and a lock is its holder's as long as that lives."""
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from iwm.runtime import files
-from iwm.runtime.errors import UserError
+from iwm.runtime.errors import Busy, UserError
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from iwm.runtime import files
+with files.lock(Path(sys.argv[1]), "held"):
+    print("holding", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
@@ -52,3 +64,55 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path: Path
         files.require_writable(tmp_path / "file" / "eval", "Results", "give --out.")
     with pytest.raises(UserError, match=r"is a folder; give a file\."):
         files.require_file(tmp_path, "The page", "give a file.")
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="no locks")
+def test_a_lock_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "run" / ".lock"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "holding\n"
+        with (
+            pytest.raises(Busy, match=rf"is trained by process {holder.pid} on "),
+            files.lock(path, "run is trained"),
+        ):
+            pass
+        holder.kill()
+    with files.lock(path, "run is trained"):
+        assert path.read_text().startswith(f"process {os.getpid()} ")
+    assert not path.exists()
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="no locks")
+def test_one_process_holds_a_lock_once_and_its_children_not_at_all(tmp_path: Path) -> None:
+    path, order = tmp_path / ".lock", []
+    with files.lock(path, "held"):
+        with pytest.raises(Busy, match="held by process"), files.lock(path, "held"):
+            pass
+
+        def later() -> None:
+            with files.lock(path, "held", wait=True):
+                order.append("second")
+
+        thread = threading.Thread(target=later)
+        thread.start()
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:  # lives on when the lock is free again
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+    os.close(writer)
+    os.close(reader)
+    os.waitpid(child, 0)
+
+
+def test_a_folder_made_for_a_lock_goes_with_it_unless_it_is_used(tmp_path: Path) -> None:
+    with files.lock(tmp_path / "unused" / ".lock", "held"):
+        pass
+    with files.lock(tmp_path / "used" / ".lock", "held"):
+        (tmp_path / "used" / "file").touch()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["used"]

@@ -18,6 +18,8 @@ from conftest import pictures_file, tiny, with_run
 from iwm import cli, config, verbs
 from iwm.cli import sentences
 from iwm.evaluation.tasks import finetune
+from iwm.run_folder import RunFolder
+from iwm.runtime import files
 from iwm.runtime.errors import Interrupted, UserError
 from iwm.sweeps import measurement, sweep
 from iwm.sweeps.study import Study
@@ -396,3 +398,15 @@ def test_from_python_it_is_one_process(tmp_path, source):
     assert [(run["cell"], run["state"]) for run in content["runs"]] == [("adaln-destructive-2x32", "finished")]
     assert content["settings"]["axes"] == {"design": "tables", **{name: few[name] for name in TWO}}
     assert content["settings"]["protocol"].keys() == verbs.part(Sweep(), Protocol).keys()
+
+
+def test_a_cell_that_another_process_trains_is_passed_over(tmp_path, source, capsys):
+    out = tmp_path / "out"
+    cell = RunFolder(out / "adaln-destructive-2x32")
+    with files.lock(cell.training_lock, "it is being trained"):
+        assert cli.main(command(source, out, **SHORT)) == 0
+    assert "adaln-destructive-2x32 is passed over" in capsys.readouterr().out
+    first, second = json.loads((out / "sweep.json").read_text())["runs"]
+    assert (first["state"], first["failed"], second["state"]) == ("waiting", None, "finished")
+    assert cli.main(command(source, out, **SHORT)) == 0
+    assert json.loads((out / "sweep.json").read_text())["runs"][0]["state"] == "finished"

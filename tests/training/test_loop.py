@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import signal
 from dataclasses import replace
@@ -23,7 +24,7 @@ from iwm.model.weights import TENSORS
 from iwm.run_folder import RunFolder
 from iwm.runtime import devices
 from iwm.runtime.devices import Session
-from iwm.runtime.errors import Interrupted, UserError
+from iwm.runtime.errors import Busy, Interrupted, UserError
 from iwm.training import checkpoint, loop, step
 from iwm.training.step import Training
 
@@ -386,6 +387,25 @@ def test_a_damaged_newer_checkpoint_does_not_push_out_the_good_one(tmp_path):
     (out / "step-00000009" / "state.json").write_text("{")
     checkpoint.save(out, 7, training.model, training.optimisers, 1, 64)
     assert [path.name for path in out.iterdir()] == ["step-00000007"]
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
+    chosen, second = settings(tmp_path), []
+    real = Training.step
+
+    def stepping(self, batch):
+        if batch.step == 4:
+            with pytest.raises(Busy, match=rf"run is being trained by process {os.getpid()} on ") as busy:
+                loop.pretrain(replace(chosen, run=replace(chosen.run, seed=1)))
+            second.append(busy)
+        return real(self, batch)
+
+    monkeypatch.setattr(Training, "step", stepping)
+    out = loop.pretrain(chosen)
+    assert second
+    assert [line["step"] for line in RunFolder(out).metric_lines()] == [2, 4, 6, 8]
+    assert RunFolder(out).settings().run.seed == 0
+    assert not RunFolder(out).training_lock.exists()
 
 
 @pytest.mark.parametrize("fails", ["tensors", "settings"])

@@ -134,13 +134,14 @@ class Evaluation:
     def write(self, outcome: Outcome) -> dict[str, Any]:
         """Write the numbers, then weights and pictures; returns the content, with the file under "path"."""
         settings, payload = self.settings(outcome), dict(outcome.payload)
-        path = self.place(outcome)
-        content = write(path, payload, settings)
-        if outcome.weights:
-            outcome.weights(path.with_suffix(""))
-            content = write(path, payload | {"weights": str(path.with_suffix(""))}, settings)
-        for ending, draw in outcome.figures.items():
-            drawing.save(draw(), path.with_name(f"{path.stem}{'-' if ending else ''}{ending}.png"))
+        with files.lock(self.folder.results_lock, f"A result is written to {self.folder.eval}", wait=True):
+            path = self.place(outcome)  # nobody else takes the same name meanwhile
+            content = write(path, payload, settings)
+            if outcome.weights:
+                outcome.weights(path.with_suffix(""))
+                content = write(path, payload | {"weights": str(path.with_suffix(""))}, settings)
+            for ending, draw in outcome.figures.items():
+                drawing.save(draw(), path.with_name(f"{path.stem}{'-' if ending else ''}{ending}.png"))
         return {**content, "path": str(path)}
 
 

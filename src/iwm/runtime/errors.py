@@ -8,6 +8,10 @@ class UserError(Exception):
     """Bad input. The command line prints the sentence and exits with code 2, without a traceback."""
 
 
+class Busy(UserError):
+    """Another process is at work there."""
+
+
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM: the run was saved; the sentence says how to go on."""
 

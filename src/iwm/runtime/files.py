@@ -5,13 +5,22 @@ import errno
 import hashlib
 import math
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from iwm.runtime.errors import UserError
+from iwm.runtime.errors import Busy, UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What disks answer that know no locks."""
 
 
 def sync(path: Path) -> None:
@@ -70,6 +79,73 @@ def require_file(path: Path, what: str, mend: str) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder; {mend}")
     require_writable(path.parent, what, mend)
+
+
+# ---- locks ---------------------------------------------------------------------------------------------------------
+
+_held: set[IO[str]] = set()
+"""The lock files of this process."""
+
+
+def _forget_locks() -> None:
+    """In a process forked from this one: a lock is its holder's, and ends with it."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
+@contextlib.contextmanager
+def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file `path` inside the block; it is gone afterwards, and free when its holder dies, however.
+
+    Raises Busy, "`what` by process N; ...", while another process or thread holds it, unless `wait`. Where the disk
+    knows no locks, nothing is held.
+    """
+    folder_is_new = not path.parent.exists()
+    file = _locked(path, what, wait)
+    try:
+        yield
+    finally:
+        if file:
+            path.unlink(missing_ok=True)
+            _held.discard(file)
+            file.close()
+        if folder_is_new:  # and still empty: nothing came of it
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
+
+
+def _locked(path: Path, what: str, wait: bool) -> IO[str] | None:
+    """The lock file, locked and with this process's number in it; None where there are no locks."""
+    while fcntl is not None:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise Busy(f"{what} by {holder}; wait until it has ended, or give another folder.") from None
+        except OSError as error:
+            file.close()
+            if error.errno not in NO_LOCKS:
+                raise
+            return None
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            _held.add(file)
+            with naming(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
+            return file
+        file.close()  # its holder removed it meanwhile
+    return None
 
 
 # ---- contents ------------------------------------------------------------------------------------------------------

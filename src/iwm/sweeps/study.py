@@ -23,7 +23,7 @@ from iwm.reports.verdict import judge_training, number
 from iwm.run_folder import RunFolder, read_result
 from iwm.runtime import devices, fields, files
 from iwm.runtime.console import console
-from iwm.runtime.errors import UserError
+from iwm.runtime.errors import Busy, UserError
 from iwm.runtime.files import plain
 from iwm.sweeps import guidance, measurement, page, subset
 from iwm.sweeps.axes import Cell, cells_of
@@ -176,7 +176,8 @@ class Study:
     def run(self, cell: Cell) -> bool:
         """Train a cell and measure what has not been measured; returns whether there was anything to do.
 
-        An evaluation that cannot be done is left out with the sentence why; so is a cell that diverges.
+        An evaluation that cannot be done is left out with the sentence why; so is a cell that diverges. A cell that
+        another process trains is passed over.
         """
         folder = self.run_of(cell)
         if self.is_finished(cell):
@@ -187,6 +188,9 @@ class Study:
         try:
             if not is_trained(folder, cell.settings):
                 loop.pretrain(settings)
+        except Busy as error:
+            console.print(f"[yellow]{cell.name} is passed over: {escape(str(error))}")
+            return False
         except UserError as error:
             self._note(cell, record | {"failed": str(error)})
             console.print(f"[yellow]{cell.name} failed: {escape(str(error))}")

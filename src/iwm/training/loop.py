@@ -38,7 +38,8 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
     """Train a world model; returns the run folder with `config.yaml`, `metrics.jsonl`, `checkpoints/` and `model/`.
 
     `source` replaces opening `data.source`; `callbacks` are objects with methods of `iwm.training.callbacks.Callback`.
-    Raises UserError for bad settings and a folder that cannot be written, Interrupted after Ctrl-C (saved).
+    Raises UserError for bad settings and a folder that cannot be written, Busy while another process trains this run,
+    Interrupted after Ctrl-C (saved).
     """
     check_callbacks(callbacks)
     if not settings.run.out:
@@ -51,7 +52,8 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
     source = source or open_images(settings.data.source, "train", size=settings.data.image_size)
     # The source as anybody can find it again, from whatever folder the run is replayed or resumed.
     settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
-    with Session.open(settings.speed) as session, devices.kept_memory():
+    lock = files.lock(run.training_lock, f"{run.path} is being trained")
+    with lock, Session.open(settings.speed) as session, devices.kept_memory():
         _pretrain(settings, source, run, session, callbacks)
     return run.path
 
