@@ -135,8 +135,8 @@ def test_a_scaled_photo_gives_nearly_the_same_picture(size, least):
 
 
 def test_crops_of_a_scaled_photo_are_the_same_but_for_a_fraction_of_a_pixel():
-    """Levels of 255: 4 on average, as boxes stand on whole pixels of the smaller photo; a box that just fits the one and
-    not the other is another draw, one crop in ten at most. None is enlarged for it."""
+    """Levels of 255: 4 on average, as boxes stand on whole pixels of the smaller photo; a box that just fits the one
+    and not the other is another draw, one crop in ten at most. None is enlarged for it."""
     data, area = photo(1500, 2000), (0.3, 1.0)
     least = least_side(64, area)
     small, large = decode(data, least=least), decode(data)
