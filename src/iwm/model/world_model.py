@@ -121,9 +121,9 @@ class ImageWorldModel(ModelParts):
         share = torch.full((), 1 - ema, device=self.device)
         share = share if finite is None else share * finite
         for teacher, student in moving:
-            teachers = list(teacher.parameters())
+            teachers: list[Tensor] = [*teacher.parameters()]
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-                teachers, list(student.parameters()), [share] * len(teachers)
+                teachers, [*student.parameters()], [share] * len(teachers)
             )
         self.target_norm.fold(finite=finite)
 
