@@ -34,6 +34,15 @@ def test_a_complaint_is_one_line_that_says_what_to_do(words, complaint):
     assert "│" not in str(refused.value)
 
 
+def test_a_choice_of_types_is_named_without_what_each_of_them_says():
+    verb = verbs.find("probe")
+    with pytest.raises(UserError) as refused:
+        parse(verb.options, ["runs/mine", "--data", "x", "--layers", "two"], verb)
+    assert "--layers: no type matching INT|{all} could be instantiated from ['two']; see iwm" in str(refused.value)
+    assert parse(verb.options, ["runs/mine", "--data", "x", "--layers", "all"], verb).layers == "all"
+    assert parse(verb.options, ["runs/mine", "--data", "x", "--layers", "4"], verb).layers == 4
+
+
 def test_boxes_and_colours_are_taken_off():
     assert sentence(BOX, "world") == "Unrecognized options: --hlep; did you mean --help?"
 

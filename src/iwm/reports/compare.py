@@ -15,7 +15,7 @@ from iwm.verbs.compare import Compare
 
 HIGHER = (
     *("mrr", "hits_at_1", "hits_at_5", "hits_at_10", "top1", "top5", "balanced_top1", "average_top1"),
-    *("miou", "pixel_accuracy"),
+    *("miou", "pixel_accuracy", "last_block_top1"),
 )
 LOWER = ("inferred_action_error",)
 """Metrics with a best value; controls (chance, baselines) and costs have none."""
@@ -24,7 +24,10 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "mrr", "mrr_chance", "mrr_shuffled", "mrr_null", "frozen_random_twin_mrr",
         "hits_at_1", "hits_at_5", "hits_at_10", "action_sensitivity", "inferred_action_error",
     ),
-    "probe": ("top1", "top5", "balanced_top1", "random_encoder_top1", "raw_pixels_top1"),
+    "probe": (
+        "top1", "top5", "balanced_top1", "random_encoder_top1", "last_block_top1", "random_encoder_last_block_top1",
+        "raw_pixels_top1",
+    ),
     "finetune": ("top1", "top5", "trainable_parameters", "flops_per_image", "train_images_per_second"),
     "multitask": (
         "average_top1", "average_single_task_top1", "average_single_task_equal_updates_top1",

@@ -1,5 +1,6 @@
 """Dataclasses of settings and options: to plain dictionaries and back, every name and type checked."""
 
+import contextlib
 import dataclasses
 import os
 import types
@@ -161,9 +162,14 @@ def _checked(hint: Any, value: Any, name: str) -> Any:
         if isinstance(value, list | tuple) and len(value) == len(parts):
             return tuple(_checked(part, item, name) for part, item in zip(parts, value, strict=True))
     elif origin in (typing.Union, types.UnionType):
-        if value is None:
+        parts = typing.get_args(hint)
+        if value is None and type(None) in parts:
             return None
-        return _checked(next(part for part in typing.get_args(hint) if part is not type(None)), value, name)
+        first, *others = [part for part in parts if part is not type(None)]
+        for part in others:
+            with contextlib.suppress(UserError):
+                return _checked(part, value, name)
+        return _checked(first, value, name)
     elif hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-3 as text

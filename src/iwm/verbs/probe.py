@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Fixed, Positional, Suppress, arg
 
 from iwm.runtime.bounds import AtLeast, Positives
+from iwm.runtime.errors import UserError
 from iwm.verbs.shared import LEARNING_RATES, Measured, Options, Schedule, Source
 
 
@@ -20,8 +21,8 @@ class ProbeSettings(Options):
     """Neighbours of kNN."""
     temperature: Suppress[Fixed[Annotated[float, Positives()]]] = 0.07
     """kNN: cosine similarities are divided by it."""
-    pooling: Literal["mean", "max"] = "mean"
-    """How kNN and linear make one vector of the patch tokens."""
+    pooling: Literal["mean", "max", "2x2"] = "mean"
+    """How kNN and linear make one vector of the patch tokens; 2x2: the means of the four quarters, side by side."""
     standardise: bool = True
     """Linear: on features of zero mean and unit deviation (a BatchNorm without affine)."""
     l2: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -44,12 +45,24 @@ class Probe(ProbeSettings, Measured, Source):
     """Probe the student instead of the EMA encoder."""
     layer: int = 0
     """Block whose tokens are taken, from 1; 0: the last one, after the final norm."""
+    layers: int | Literal["all"] = 0
+    """The last K blocks (or all), each LayerNormed and pooled, side by side, as I-JEPA is probed; the last block alone
+    is reported beside them. 0: one block."""
     size: int = 0
     """Side of the pictures; 0: the run's."""
     baselines: bool = True
     """Also a random encoder and raw pixels."""
     encoder: str = ""
     """Another encoder beside this one, through the same probe: timm:NAME[,weights=PATH] or a RUN."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers != "all" and self.layers < 0:
+            raise UserError(f"--layers {self.layers}: give 1 or more, or all.")
+        if self.layers and self.layer:
+            raise UserError(
+                f"--layer {self.layer} takes one block and --layers {self.layers} the last ones; give one of the two."
+            )
 
 
 OPTIONS = Probe

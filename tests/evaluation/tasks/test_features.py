@@ -59,6 +59,35 @@ def test_pooling(run, images):
     torch.testing.assert_close(features.encode(encoder, images, pooling="max"), encoder(images).amax(1))
 
 
+def test_several_layers_are_normed_and_pooled_each_for_itself_and_lie_side_by_side(run, images):
+    body = run_folder.load_model(run).target_encoder.double()
+    with torch.no_grad():
+        tokens, wanted = body.embed(images.double() / 255), []
+        for block in body.blocks:
+            tokens = block(tokens)
+            centred = tokens - tokens.mean(-1, keepdim=True)
+            normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            wanted.append(normed.mean(1))
+    found = {layers: features.encode(features.open_encoder(run, layers=layers), images) for layers in (1, 2, "all")}
+    torch.testing.assert_close(found[2].double(), torch.cat(wanted, 1), atol=1e-5, rtol=1e-4)
+    assert torch.equal(found["all"], found[2])
+    assert torch.equal(found[1], found[2][:, 32:])
+    assert not torch.allclose(found[1], features.encode(features.open_encoder(run), images)), "the norm has an affine"
+    twin = features.open_encoder(run, layers=2).drawn_anew(1)
+    assert features.encode(twin, images).shape == (8, 64)
+    with pytest.raises(UserError, match="There are no 3 layers in an encoder of 2 blocks; give 1 to 2, or all"):
+        features.open_encoder(run, layers=3)
+
+
+def test_quarters_are_pooled_each_for_itself(run, images):
+    tokens = features.open_encoder(run)(images).unflatten(1, (4, 4))
+    wanted = [tokens[:, top : top + 2, left : left + 2].mean((1, 2)) for top in (0, 2) for left in (0, 2)]
+    found = features.encode(features.open_encoder(run), images, pooling="2x2")
+    torch.testing.assert_close(found, torch.cat(wanted, 1))
+    with pytest.raises(UserError, match="--pooling 2x2 needs tokens on a square grid, not 15 of them"):
+        features.pooled(torch.zeros(1, 15, 4), "2x2")
+
+
 def test_raw_pixels_are_area_averages():
     images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     images[0, 1, :2, :2] = torch.tensor([[255, 0], [255, 0]], dtype=torch.uint8)
@@ -78,13 +107,13 @@ def test_a_random_encoder_is_the_same_architecture_with_other_weights(run, image
 
 def counted(encoder: features.FrozenEncoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
-    forward = type(encoder).forward
+    outputs = type(encoder).outputs
 
     def counting(self, images):
         calls.append(len(images))
-        return forward(self, images)
+        return outputs(self, images)
 
-    monkeypatch.setattr(type(encoder), "forward", counting)
+    monkeypatch.setattr(type(encoder), "outputs", counting)
     return calls
 
 
@@ -105,6 +134,9 @@ def test_the_cache_hits_only_on_the_same_weights_pixels_and_settings(run, train,
     assert torch.equal(first, second)
     assert extract(encoder, pooling="tokens")[1]
     assert extract(features.open_encoder(run, layer=1))[1]
+    assert extract(features.open_encoder(run, layers=1))[1]
+    assert extract(features.open_encoder(run, layers=2))[1]
+    assert not extract(features.open_encoder(run, layers="all"))[1]
     with torch.no_grad():
         next(encoder.parameters()).add_(1e-3)
     changed, computed = extract(encoder)
@@ -183,6 +215,20 @@ def test_a_convolutional_timm_model_gives_its_last_map(tmp_path):
     encoder = features.open_encoder(f"timm:resnet10t,weights={tmp_path / 'w.safetensors'}", size=64)
     assert encoder(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 4, 512)
     assert encoder.drawn_anew(1)(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 4, 512)
+
+
+@pytest.mark.parametrize(("name", "size", "width"), [("resnet10t", 64, 256 + 512), ("vit_tiny_patch16_224", 32, 384)])
+def test_the_last_layers_of_a_timm_model_may_have_grids_and_widths_of_their_own(tmp_path, name, size, width):
+    model = timm.create_model(name, img_size=size) if "vit" in name else timm.create_model(name)
+    save_file(timm.create_model(name).state_dict(), tmp_path / "w.safetensors")
+    encoder = features.open_encoder(f"timm:{name},weights={tmp_path / 'w.safetensors'}", size=size, layers=2)
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    found = features.encode(encoder, images)
+    assert found.shape == (2, width)
+    halves = found.split((width - model.num_features, model.num_features), dim=1)
+    for half in halves:
+        assert half.mean(1).abs().max() < 1e-5, "every block is normed for itself"
+    assert features.encode(encoder.drawn_anew(1), images).shape == (2, width)
 
 
 def test_tiny_settings_are_what_these_tests_assume():

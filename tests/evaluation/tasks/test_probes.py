@@ -10,6 +10,7 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
+import iwm
 from evaluation.planted import corners, exported
 from iwm import config
 from iwm.evaluation.tasks import probes
@@ -93,6 +94,49 @@ def test_variants_have_names_of_their_own(run, source):
         "probe-knn-corners.json",
         "probe-knn-max-corners.json",
     ]
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear"])
+def test_several_layers_are_probed_beside_the_last_block(run, source, kind):
+    options: dict[str, Any] = {"val": source[1], "l2": QUICK["l2"]}
+    alone, both, every = (probe(run, source[0], kind, **options, layers=layers) for layers in (0, 2, "all"))
+    assert Path(both["path"]).name == f"probe-{kind}-layers2-corners.json"
+    assert every["path"] == both["path"], "all are the two there are"
+    assert (both["layers"], "layers" in alone, "last_block_top1" in alone) == (2, False, False)
+    assert both["last_block_top1"] == alone["top1"]
+    assert both["random_encoder_last_block_top1"] == alone["random_encoder_top1"]
+    assert {"random_encoder_top1", "raw_pixels_top1"} <= set(both)
+    beside = probe(run, source[0], kind, **options, layers=2, encoder=run, baselines=False)
+    assert beside["other_encoder_top1"] == both["top1"]
+    assert beside["other_encoder_last_block_top1"] == alone["top1"]
+
+
+def test_quarters_have_a_name_of_their_own(run, source):
+    found = probe(run, source[0], "linear", val=source[1], l2=QUICK["l2"], pooling="2x2", baselines=False)
+    assert Path(found["path"]).name == "probe-linear-2x2-corners.json"
+    assert found["top1"] > probe(run, source[0], "linear", val=source[1], l2=QUICK["l2"], baselines=False)["top1"]
+
+
+def test_layers_that_make_no_sense_are_refused_before_any_work(run):
+    refused: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("--layers -1: give 1 or more, or all", {"layers": -1}),
+        ("--layer 1 takes one block and --layers all the last ones", {"layer": 1, "layers": "all"}),
+        ("--kind attentive reads the tokens of one block", {"kind": "attentive", "layers": 2}),
+        ("There are no 5 layers in an encoder of 2 blocks", {"layers": 5}),
+    )
+    for words, options in refused:
+        with pytest.raises(UserError, match=words):
+            probe(run, "nowhere", **options)
+    with pytest.raises(UserError, match="Setting 'layers' must be int, got 'two'"):
+        iwm.probe(run, data="nowhere", layers="two")
+
+
+def test_a_result_says_by_which_seeds_its_noise_was_drawn(run, source):
+    found = probe(run, source[0], "attentive", val=source[1], seed=3, **QUICK)
+    assert found["seeds"] == {"tenth": 3, "head": 3, "batches": 3, "random_encoder": 4}
+    assert found["top1_standard_error"] == pytest.approx((found["top1"] * (1 - found["top1"]) / 160) ** 0.5)
+    alone = probe(run, source[0], "linear", val=source[1], baselines=False, **QUICK)
+    assert alone["seeds"] == {"tenth": 0}
 
 
 def test_another_encoder_beside_goes_through_the_same_probe(run, source, tmp_path):

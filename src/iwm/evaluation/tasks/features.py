@@ -2,15 +2,19 @@
 
     z = mean over patches of f_l(image)      pooling "mean":   [n, d]
     z = max over patches of f_l(image)       pooling "max":    [n, d]
+    z = mean over each quarter, side by side pooling "2x2":    [n, 4 d]
     z = f_l(image)                           pooling "tokens": [n, patches, d], in float16
 
 f_l is the output of block l: the last one's after the encoder's final norm, an earlier one's after a LayerNorm without
-affine (the final norm's affine was fitted to the last block). The encoder is a world model's (EMA by default), any timm
-model's, one of the same architecture drawn anew, or raw pixels. The cache goes by the hash of weights, pixels and
-settings, so it cannot go stale.
+affine (the final norm's affine was fitted to the last block). With `layers` = K the last K blocks, all of them after a
+LayerNorm without affine, are pooled each for itself and lie side by side: [n, K d] (I-JEPA's protocol). The encoder is
+a world model's (EMA by default), any timm model's, one of the same architecture drawn anew, or raw pixels. The cache
+goes by the hash of weights, pixels and settings, so it cannot go stale.
 """
 
+import copy
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +34,13 @@ from iwm.data.image_sets import ImageSet
 from iwm.data.loader import load_chunks
 from iwm.model import pretrained
 from iwm.model.encoder import Encoder
-from iwm.model.vit import choose_attention
+from iwm.model.vit import block_outputs, choose_attention
 from iwm.runtime import files, tensors
 from iwm.runtime.console import console, progress
 from iwm.runtime.devices import CPU, Session
 from iwm.runtime.errors import UserError
 
-Pooling = Literal["mean", "max", "tokens"]
+Pooling = Literal["mean", "max", "2x2", "tokens"]
 Pixels = UInt8[Tensor, "b 3 h w"]
 
 RAW_SIZES = (8, 16, 32)
@@ -61,7 +65,8 @@ def digest(tensors: Sequence[tuple[str, Tensor]]) -> str:
 class FrozenEncoder(nn.Module):
     """Images to tokens, without gradient: what probes look at.
 
-    `size` is the side of the square crops it is shown, px; `layer` the block whose output is taken, from 1 to `depth`.
+    `size` is the side of the square crops it is shown, px; `layer` the block whose output is taken, from 1 to `depth`;
+    `layers`, where it is not 0, how many of the last blocks are taken instead.
     """
 
     name: str
@@ -69,9 +74,25 @@ class FrozenEncoder(nn.Module):
     size: int
     layer: int
     depth: int
+    layers: int = 0
 
     def forward(self, images: Pixels) -> Float[Tensor, "b n d"]:
+        """Tokens of block `layer`."""
         raise NotImplementedError
+
+    def last_blocks(self, images: Pixels) -> list[Float[Tensor, "b _n _d"]]:
+        """Tokens of each of the last `layers` blocks, LayerNormed without affine."""
+        raise NotImplementedError
+
+    def outputs(self, images: Pixels) -> list[Float[Tensor, "b _n _d"]]:
+        """Tokens of every block that is read."""
+        return self.last_blocks(images) if self.layers else [self(images)]
+
+    def reading(self, layers: int) -> "FrozenEncoder":
+        """The same encoder, weights shared, of which the last `layers` blocks are read (0: block `layer`)."""
+        other = copy.copy(self)
+        other.layers = layers
+        return other
 
     def drawn_anew(self, seed: int) -> "FrozenEncoder":
         """The same architecture with fresh random weights."""
@@ -81,7 +102,8 @@ class FrozenEncoder(nn.Module):
         """What its features depend on beside the pixels; empty: too cheap to be worth remembering."""
         # The pixels' mean and deviation are buffers outside the state; heads or activations are in no tensor at all.
         values = {**self.state_dict(), **dict(self.named_buffers())}
-        return f"{self.architecture} {digest(list(values.items()))} layer {self.layer} of {self.depth}"
+        blocks = f"last {self.layers}" if self.layers else f"layer {self.layer}"
+        return f"{self.architecture} {digest(list(values.items()))} {blocks} of {self.depth}"
 
 
 class WorldEncoder(FrozenEncoder):
@@ -98,12 +120,19 @@ class WorldEncoder(FrozenEncoder):
     def forward(self, images: Pixels) -> Float[Tensor, "b n d"]:
         return self.body.intermediates(images, [self.layer])[0]
 
+    @torch.no_grad()
+    def last_blocks(self, images: Pixels) -> list[Float[Tensor, "b _n _d"]]:
+        body, numbers = self.body, range(self.depth - self.layers + 1, self.depth + 1)
+        return block_outputs(body.norm_pre(body.embed(images)), body.blocks, numbers, without_affine)
+
     def drawn_anew(self, seed: int) -> "WorldEncoder":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             body = Encoder(self.body.settings, self.body.grid[0] * self.body.patch_size)
         body.eval().requires_grad_(False)
-        return WorldEncoder(body, "random encoder", self.size, self.layer)
+        twin = WorldEncoder(body, "random encoder", self.size, self.layer)
+        twin.layers = self.layers
+        return twin
 
 
 class TimmEncoder(FrozenEncoder):
@@ -126,24 +155,35 @@ class TimmEncoder(FrozenEncoder):
     @torch.no_grad()
     def forward(self, images: Pixels) -> Float[Tensor, "b n d"]:
         body = cast(Any, self.body)
-        inputs = (images.float() / 255 - self.mean) / self.std
         if self.layer < self.depth:
-            tokens = body.forward_intermediates(inputs, indices=[self.layer - 1], intermediates_only=True)[0]
-        else:
-            tokens = body.forward_features(inputs)
+            return self._blocks(images, [self.layer - 1])[0]
+        return self._without_prefix(body.forward_features(self._normalised(images)))
+
+    @torch.no_grad()
+    def last_blocks(self, images: Pixels) -> list[Float[Tensor, "b _n _d"]]:
+        return self._blocks(images, list(range(self.depth - self.layers, self.depth)))
+
+    def _blocks(self, images: Pixels, indices: list[int]) -> list[Float[Tensor, "b _n _d"]]:
+        inputs, body = self._normalised(images), cast(Any, self.body)
+        outputs = body.forward_intermediates(inputs, indices=indices, intermediates_only=True)
+        return [without_affine(self._without_prefix(tokens)) for tokens in outputs]
+
+    def _normalised(self, images: Pixels) -> Float[Tensor, "b 3 h w"]:
+        return (images.float() / 255 - self.mean) / self.std
+
+    def _without_prefix(self, tokens: Tensor) -> Float[Tensor, "b n d"]:
+        body = cast(Any, self.body)
         if tokens.ndim == 4:
             # A map: channels first unless the channels are seen to be last.
             channels_last = tokens.shape[-1] == body.num_features != tokens.shape[1]
-            tokens = tokens.flatten(1, 2) if channels_last else tokens.flatten(2).transpose(1, 2)
-        else:
-            tokens = tokens[:, getattr(body, "num_prefix_tokens", 0) :]
-        return tokens if self.layer == self.depth else F.layer_norm(tokens, tokens.shape[-1:])
+            return tokens.flatten(1, 2) if channels_last else tokens.flatten(2).transpose(1, 2)
+        return tokens[:, getattr(body, "num_prefix_tokens", 0) :]
 
     def drawn_anew(self, seed: int) -> "TimmEncoder":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             twin = TimmEncoder(self.model_name, pretrained.timm_model(self.model_name), self.size, self.layer)
-        twin.name = "random encoder"
+        twin.name, twin.layers = "random encoder", self.layers
         return twin
 
 
@@ -179,19 +219,35 @@ def layer_number(layer: int, depth: int) -> int:
     return number
 
 
-def open_encoder(run: str, *, student: bool = False, layer: int = 0, size: int = 0) -> FrozenEncoder:
+def layer_count(layers: int | Literal["all"], depth: int) -> int:
+    """How many of the last blocks `--layers` means. Raises UserError when there are not so many."""
+    count = depth if layers == "all" else layers
+    if count > depth:
+        raise UserError(f"There are no {count} layers in an encoder of {depth} blocks; give 1 to {depth}, or all.")
+    return count
+
+
+def without_affine(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    """LayerNorm without affine."""
+    return F.layer_norm(tokens, tokens.shape[-1:])
+
+
+def open_encoder(
+    run: str, *, student: bool = False, layer: int = 0, layers: int | Literal["all"] = 0, size: int = 0
+) -> FrozenEncoder:
     """The frozen encoder of a RUN (EMA unless `student`), or timm:NAME[,weights=PATH]; in eval mode on the CPU.
 
-    `size` shows it images of another side than it was trained on. Raises UserError when RUN cannot be read or has no
-    such layer.
+    `layers` reads that many of the last blocks side by side; `size` shows it images of another side than it was trained
+    on. Raises UserError when RUN cannot be read or has no such layers.
     """
     if run.startswith("timm:"):
         if student:
             raise UserError(f"{run} has no student encoder; leave out --student.")
-        return open_timm(run, layer=layer, size=size)
+        return open_timm(run, layer=layer, layers=layers, size=size)
     model = run_folder.load_model(run)
     body = model.encoder if student else model.target_encoder
-    return WorldEncoder(body, name_of(student), size or model.settings.data.image_size, layer)
+    encoder = WorldEncoder(body, name_of(student), size or model.settings.data.image_size, layer)
+    return encoder.reading(layer_count(layers, encoder.depth))
 
 
 def name_of(student: bool) -> str:
@@ -199,12 +255,13 @@ def name_of(student: bool) -> str:
     return "student encoder" if student else "EMA encoder"
 
 
-def open_timm(name: str, *, layer: int = 0, size: int = 0) -> TimmEncoder:
+def open_timm(name: str, *, layer: int = 0, layers: int | Literal["all"] = 0, size: int = 0) -> FrozenEncoder:
     """A timm model from `timm:NAME[,weights=PATH]`. Raises UserError naming what does not exist or fit."""
     model_name, body = pretrained.open_timm(name)
-    encoder = TimmEncoder(model_name, body, size, layer)
+    whole = TimmEncoder(model_name, body, size, layer)
+    encoder = whole.reading(layer_count(layers, whole.depth))
     try:
-        encoder(torch.zeros(1, 3, encoder.size, encoder.size, dtype=torch.uint8))
+        encoder.outputs(torch.zeros(1, 3, encoder.size, encoder.size, dtype=torch.uint8))
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
@@ -269,14 +326,24 @@ def _remembered(
 
 
 def pooled(tokens: Float[Tensor, "b n d"], pooling: Pooling) -> Tensor:
-    """One vector an image in float32, or all its tokens in float16."""
+    """One vector an image in float32, or all its tokens in float16.
+
+    Raises UserError for "2x2" where the tokens do not lie on a square grid.
+    """
     if pooling == "tokens":
         return tokens.half()
+    if pooling == "2x2":
+        side = math.isqrt(tokens.shape[1])
+        if side**2 != tokens.shape[1]:
+            raise UserError(f"--pooling 2x2 needs tokens on a square grid, not {tokens.shape[1]} of them; use mean.")
+        grid = tokens.float().transpose(1, 2).unflatten(2, (side, side))
+        return F.adaptive_avg_pool2d(grid, 2).permute(0, 2, 3, 1).flatten(1)
     return tokens.float().mean(dim=1) if pooling == "mean" else tokens.float().amax(dim=1)
 
 
 def encode(encoder: FrozenEncoder, pixels: Pixels, *, pooling: Pooling = "mean", session: Session = CPU) -> Tensor:
-    """Features of decoded images on the CPU: float32 [n, d] for "mean" and "max", float16 [n, t, d] for "tokens"."""
+    """Features of decoded images on the CPU: float32 [n, d], [n, 4 d] for "2x2", float16 [n, t, d] for "tokens"; of
+    several `layers` side by side."""
     encoder = encoder.to(session.device).eval()
     choose_attention(encoder, session.device, session.precision)
     done = []
@@ -284,7 +351,7 @@ def encode(encoder: FrozenEncoder, pixels: Pixels, *, pooling: Pooling = "mean",
         task = bar.add_task(encoder.name, total=len(pixels), note="")
         for batch in pixels.split(BATCH):
             with session.autocast():
-                tokens = encoder(batch.to(session.device))
-            done.append(pooled(tokens, pooling).cpu())
+                outputs = encoder.outputs(batch.to(session.device))
+            done.append(torch.cat([pooled(tokens, pooling) for tokens in outputs], dim=-1).cpu())
             bar.advance(task, len(batch))
     return torch.cat(done)

@@ -69,7 +69,12 @@ class FeatureProbe:
     @property
     def words(self) -> list[str]:
         """How it differs from the plain way, for the name of the result."""
-        return ["max"] if self.pooling == "max" else []
+        return [self.pooling] if self.pooling in ("max", "2x2") else []
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """What is drawn by which seed: the noise of the probe itself. Everything else in it is the same every time."""
+        return {"tenth": self.settings.seed}
 
     def evaluate(
         self,
@@ -152,6 +157,10 @@ class AttentiveProbe(FeatureProbe):
     @property
     def pooling(self) -> Pooling:
         return "tokens"
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        return super().seeds | {"head": self.settings.seed, "batches": self.settings.seed}
 
     def evaluate(
         self,

@@ -22,16 +22,19 @@ from iwm.evaluation.tasks import features
 from iwm.evaluation.tasks.features import RAW_SIZES, FrozenEncoder, Labelled, RawPixels
 from iwm.evaluation.tasks.fitting import accuracy, scores
 from iwm.evaluation.tasks.probe_kinds import Answer, FeatureProbe, probe_of
+from iwm.evaluation.uncertainty import accuracy_error
 from iwm.run_folder import plain_name
 from iwm.runtime.console import console
 from iwm.runtime.devices import Session
 from iwm.runtime.drawing import blank
+from iwm.runtime.errors import UserError
 from iwm.verbs.probe import Probe, ProbeSettings
 from iwm.verbs.shared import Source
 
 SHOWN = (
-    *("encoder", "layer", "pooling", "top1", "top5", "balanced_top1", "random_encoder_top1", "raw_pixels_top1"),
-    *("other_encoder", "other_encoder_top1", "chance", "n_train", "n_val"),
+    *("encoder", "layer", "layers", "pooling", "top1", "top1_standard_error", "top5", "balanced_top1"),
+    *("random_encoder_top1", "last_block_top1", "random_encoder_last_block_top1", "raw_pixels_top1"),
+    *("other_encoder", "other_encoder_top1", "other_encoder_last_block_top1", "chance", "n_train", "n_val"),
 )
 
 
@@ -59,13 +62,16 @@ def probe(o: Probe) -> dict[str, Any]:
     """
     with ritual.evaluation("probe", o) as work:
         way = probe_of(o, work.session)
-        encoder = features.open_encoder(o.run, student=o.student, layer=o.layer, size=o.size)
-        other = features.open_encoder(o.encoder, size=o.size) if o.encoder else None
+        if o.layers and way.pooling == "tokens":
+            raise UserError(f"--kind {o.kind} reads the tokens of one block, not pooled ones; leave out --layers.")
+        encoder = features.open_encoder(o.run, student=o.student, layer=o.layer, layers=o.layers, size=o.size)
+        other = features.open_encoder(o.encoder, layers=o.layers, size=o.size) if o.encoder else None
         splits = open_labelled(o, encoder.size)
         numbers = _numbers(encoder, splits, way, work.folder.cache, baselines=o.baselines)
         if other is not None:
             numbers |= _numbers_beside(other, o, splits if other.size == encoder.size else None, way, work.folder.cache)
         looked_at = {"encoder": encoder.name, "layer": encoder.layer, "depth": encoder.depth, "pooling": way.pooling}
+        layers = {"layers": encoder.layers} if encoder.layers else {}
         title = f"{o.kind} probe, {encoder.name}, {splits.train.name}"
         outcome = Outcome(
             data=splits.train.name,
@@ -75,6 +81,7 @@ def probe(o: Probe) -> dict[str, Any]:
                 "kind": o.kind,
                 **numbers,
                 **looked_at,
+                **layers,
                 "image_size": encoder.size,
                 "classes": list(splits.classes),
             },
@@ -83,6 +90,7 @@ def probe(o: Probe) -> dict[str, Any]:
                 **ritual.identities(data=o.data, val=o.val),
                 "student": o.student,
                 "layer": encoder.layer,
+                **layers,
                 "size": encoder.size,
                 "baselines": o.baselines,
                 **({"beside": ritual.run_identity(o.encoder, o.encoder)} if o.encoder else {}),
@@ -90,29 +98,43 @@ def probe(o: Probe) -> dict[str, Any]:
             variant=_variant(o, encoder, way),
             figures={"": lambda: confusion_matrix(numbers, splits.classes, f"{title}: {numbers['top1']:.1%}")},
         )
-        return work.conclude(outcome, ritual.printing(title, SHOWN))
+        return work.conclude(outcome, lambda content: _show(title, content))
+
+
+def _show(title: str, content: Mapping[str, Any]) -> None:
+    ritual.printing(title, SHOWN)(content)
+    seeds = ", ".join(f"{name.replace('_', ' ')} {seed}" for name, seed in content["seeds"].items())
+    console.print(f"Noise of the probe itself, drawn by seeds: {seeds}.")
 
 
 def _variant(o: Probe, encoder: FrozenEncoder, way: FeatureProbe) -> list[str]:
     """The words of the result's name."""
     layer = f"layer{encoder.layer}" if encoder.layer < encoder.depth else ""
     beside = plain_name(f"beside-{o.encoder.split(',')[0].split('/')[-1]}") if o.encoder else ""
-    return [o.kind, "student" * o.student, layer, *way.words, f"seed{o.seed}" if o.seed else "", beside]
+    layers = f"layers{encoder.layers}" if encoder.layers else ""
+    return [o.kind, "student" * o.student, layer, layers, *way.words, f"seed{o.seed}" if o.seed else "", beside]
 
 
 def _numbers(
     encoder: FrozenEncoder, splits: LabelledSplits, way: FeatureProbe, cache: Path | None, *, baselines: bool
 ) -> dict[str, Any]:
     """The probe itself and its baselines, on features extracted in one pass over the images."""
-    encoders = [encoder, *([encoder.drawn_anew(way.settings.seed + 1)] if baselines else [])]
+    seeds = way.seeds
+    encoders = {"": encoder}
+    if baselines:
+        seeds |= {"random_encoder": way.settings.seed + 1}
+        encoders["random_encoder_"] = encoder.drawn_anew(seeds["random_encoder"])
+    if encoder.layers:
+        encoders |= {f"{name}last_block_": each.reading(0) for name, each in encoders.items()}
     train, test = (
-        features.extract(encoders, images, pooling=way.pooling, session=way.session, cache=cache)
+        features.extract(list(encoders.values()), images, pooling=way.pooling, session=way.session, cache=cache)
         for images in (splits.train, splits.val)
     )
-    ours, *twins = (
-        way.evaluate(lessons, train.labels, exam, len(splits.classes))
-        for lessons, exam in zip(train.features, test.features, strict=True)
-    )
+    answers = {
+        name: way.evaluate(lessons, train.labels, exam, len(splits.classes))
+        for name, lessons, exam in zip(encoders, train.features, test.features, strict=True)
+    }
+    ours = answers.pop("")
     numbers = {
         **scores(ours.logits, test.labels),
         "chosen": ours.chosen,
@@ -120,12 +142,13 @@ def _numbers(
         "at_grid_end": ours.at_grid_end,
         "n_train": len(train.labels),
         "n_val": len(test.labels),
+        "seeds": seeds,
     }
-    for twin in twins:
-        numbers |= {"random_encoder_top1": accuracy(twin.logits, test.labels), "random_encoder_chosen": twin.chosen}
-        numbers["random_encoder_at_grid_end"] = twin.at_grid_end
-        numbers |= raw_pixels(splits, encoder.size, way.settings, way.session)
-    return numbers
+    numbers["top1_standard_error"] = accuracy_error(numbers["top1"], len(test.labels))
+    for name, answer in answers.items():
+        numbers |= {f"{name}top1": accuracy(answer.logits, test.labels), f"{name}chosen": answer.chosen}
+        numbers[f"{name}at_grid_end"] = answer.at_grid_end
+    return numbers | (raw_pixels(splits, encoder.size, way.settings, way.session) if baselines else {})
 
 
 def _numbers_beside(
@@ -137,7 +160,11 @@ def _numbers_beside(
     return {
         "other_encoder": o.encoder,
         "other_encoder_size": other.size,
-        **{f"other_encoder_{key}": numbers[key] for key in ("top1", "chosen", "at_grid_end")},
+        **{
+            f"other_encoder_{key}": numbers[key]
+            for key in ("top1", "chosen", "at_grid_end", "last_block_top1")
+            if key in numbers
+        },
     }
 
 
