@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from iwm.actions.transformation import Transformation
     from iwm.config import Config
     from iwm.data.sources import open_images
+    from iwm.evaluation.after_pretraining import pretrain
     from iwm.evaluation.tasks.probe_kinds import FeatureProbe, register_probe
     from iwm.model.conditioning import Conditioning, register_conditioning
     from iwm.model.objectives import Objective, register_objective
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from iwm.run_folder import load_model as load
     from iwm.runtime.errors import UserError
     from iwm.training.callbacks import Callback
-    from iwm.training.loop import pretrain
     from iwm.training.optimisers import Optimiser, register_optimiser
     from iwm.verbs import Verb
     from iwm.verbs import register as register_verb
@@ -73,7 +73,7 @@ _HOMES = {
     "import_set": "actions.action_sets",
     "load": "run_folder:load_model",
     "open_images": "data.sources",
-    "pretrain": "training.loop",
+    "pretrain": "evaluation.after_pretraining",
     "register": "actions.action_sets",
     "register_verb": "verbs:register",
     "register_conditioning": "model.conditioning",

@@ -186,3 +186,15 @@ def test_two_that_end_at_once_take_two_names(run: str) -> None:
         thread.join()
     assert sorted(result["top1"] for result in RunFolder.of(run).results()) == [0, 1, 2, 3]
     assert not RunFolder.of(run).results_lock.exists()
+
+
+def test_a_result_replaces_what_it_holds_whole(tmp_path: Path) -> None:
+    work = ritual.Evaluation("probe", str(tmp_path), "", CPU)
+    plain = Outcome(data="photos", payload={"top1": 0.3}, settings={"seed": 0, "undo": False})
+    more = Outcome(data="photos", payload={"top1": 0.3}, settings={"seed": 0, "undo": True}, contains=[plain.settings])
+    other = Outcome(data="photos", payload={"top1": 0.3}, settings={"seed": 1, "undo": False})
+    first = work.write(plain)["path"]
+    assert work.write(other)["path"] != first
+    assert work.write(more)["path"] == first
+    assert work.write(more)["path"] == first
+    assert work.write(plain)["path"] != first, "what the larger one holds beyond it would be lost"

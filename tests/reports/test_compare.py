@@ -38,6 +38,18 @@ def test_compare_marks_the_best_and_names_what_differs(tmp_path: Path, capsys: p
     assert "has no results yet" in said
 
 
+def test_compare_shows_instance_probes_side_by_side(tmp_path: Path) -> None:
+    one, two = (plant(tmp_path / name) for name in ("one", "two"))
+    for run, top1, crop in ((one, 0.4, 0.7), (two, 0.45, 0.6)):
+        payload = {"kind": "instance", "top1": top1, "mrr": top1, "crop_top1": crop, "undo_known_top1": crop}
+        save(run, "probe", "photos", payload | {"raw_pixels_top1": 0.3, "data": "photos"}, {}, variant="instance")
+    rows = {row["metric"]: row for row in compare([one, two])}
+    assert {row["result"] for row in rows.values()} == {"probe-instance"}
+    assert rows["top1"]["best"] == rows["mrr"]["best"] == [two]
+    assert rows["crop_top1"]["best"] == rows["undo_known_top1"]["best"] == [one]
+    assert rows["raw_pixels_top1"]["best"] == []
+
+
 def test_compare_says_when_a_result_was_measured_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = plant(tmp_path / "a" / "run"), plant(tmp_path / "b" / "run")
     for run, bank in ((one, 256), (two, 64)):

@@ -83,6 +83,18 @@ def test_a_good_run_makes_a_whole_safe_page(tmp_path: Path) -> None:
         assert number in page.text
 
 
+def test_what_an_instance_probe_finds_is_shown(tmp_path: Path) -> None:
+    run = plant(tmp_path / "run")
+    payload = {"kind": "instance", "data": "photos", "top1": 0.4, "random_encoder_top1": 0.1, "n_val": 100}
+    path = save_result(run, "probe", "photos", payload, {"seed": 0}, variant="instance")
+    for ending in ("", "-nearest"):
+        save(Figure((1, 1)), path.with_name(f"{path.stem}{ending}.png"))
+    page = Page(write(Path(run)).read_text())
+    assert page.tags.count("img") == 3  # curves, bars, nearest
+    assert "photos: an image, a changed crop of it, and the nearest in the gallery" in page.text
+    assert "Of 100 images 40.0% are found again by a changed crop: above a random encoder (10.0%)." in page.text
+
+
 def test_names_are_text_and_never_markup_or_template_code(tmp_path: Path) -> None:
     name = "<b>&\"' {{ 7 * 7 }} {% if %}"
     run = Path(plant(tmp_path / name))

@@ -53,6 +53,41 @@ def test_the_verdict_on_the_world_model(change: dict[str, Any], good: bool, says
     assert says in found.sentence
 
 
+INSTANCE = {
+    "kind": "instance", "top1": 0.45, "crop_top1": 0.61, "chance": 0.01, "n_val": 119,
+    "random_encoder_top1": 0.19, "random_encoder_difference_standard_error": 0.04,
+    "raw_pixels_top1": 0.34, "raw_pixels_difference_standard_error": 0.04,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "good", "says"),
+    [
+        (
+            {},
+            True,
+            "Of 119 images 45.0% are found again by a changed crop (61.0% by the crop unchanged): above raw pixels",
+        ),
+        ({"raw_pixels_difference_standard_error": 0.06}, False, "level with raw pixels (34.0%) and above a random"),
+        ({"top1": 0.1}, False, "BELOW raw pixels (34.0%) and BELOW a random encoder (19.0%)."),
+        (
+            {"target_top1": 0.4, "undo_inferred_top1": 0.42, "undo_known_top1": 0.5},
+            True,
+            "In target space it is 40.0%, and where the predictor undoes the change first 42.0% with the action "
+            "inferred and 50.0% with the action known.",
+        ),
+        ({"top1": None}, False, "not finite"),
+    ],
+)
+def test_the_verdict_on_images_found_again(change: dict[str, Any], good: bool, says: str) -> None:
+    found = finding({**INSTANCE, **change}, "probe")
+    assert found.title == "Instance probe on objects"
+    assert found.good is good
+    assert says in found.sentence
+    alone = {key: value for key, value in INSTANCE.items() if not key.startswith(("raw", "random"))}
+    assert finding(alone, "probe").good is None
+
+
 def test_without_controls_nothing_is_claimed() -> None:
     assert finding({"mrr": 0.4}).good is None
     assert finding({"top1": 0.4, "kind": "knn"}, "probe").good is None

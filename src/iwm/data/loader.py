@@ -96,7 +96,7 @@ class Loader:
         self._workers = max(1, devices.cores() - 1) if speed.workers < 0 else speed.workers
         self._running: Iterator[Batch] | None = None
         if self.in_memory:
-            self._maker.decoded = _decode_all(images, len(images), lambda image: image, self._maker.least, progress)
+            self._maker.decoded = _decode_all(images, len(images), lambda image, _: image, self._maker.least, progress)
             self._note([image for image in self._maker.decoded if isinstance(image, BrokenImage)])
             if len(self.broken) == len(images):
                 raise UserError(_none_left(images))
@@ -233,15 +233,15 @@ def _ahead(thread: ThreadPoolExecutor, make: Callable[[Any], Any], tasks: Iterat
 
 
 def _decode_all(
-    images: ImageSet, count: int, keep: Callable[[Tensor], Tensor], least: int, progress: Progress | None
+    images: ImageSet, count: int, keep: Callable[[Tensor, int], Tensor], least: int, progress: Progress | None
 ) -> list[Tensor | BrokenImage]:
-    """`keep` of each of the first `count` images, or why there is none; `least` px of the shorter side will do."""
+    """`keep` of each of the first `count` images and its index, or why there is none; `least` px of the shorter side will do."""
 
     def some(start: int) -> list[Tensor | BrokenImage]:
         done: list[Tensor | BrokenImage] = []
         for index in range(start, min(start + CHUNK, count)):
             try:
-                done.append(keep(images.load_reduced(index, least)))
+                done.append(keep(images.load_reduced(index, least), index))
             except BrokenImage as error:
                 done.append(error)
         return done
@@ -258,7 +258,7 @@ def _decode_all(
 def _decode_squared(
     images: ImageSet, count: int, size: int, progress: Progress | None = None
 ) -> list[Tensor | BrokenImage]:
-    return _decode_all(images, count, lambda image: center(image, size).contiguous(), size, progress)
+    return _decode_all(images, count, lambda image, _: center(image, size).contiguous(), size, progress)
 
 
 def load_all(
@@ -291,6 +291,23 @@ def load_chunks(
         raise UserError(_none_left(images))
 
 
+def load_with_crops(
+    images: ImageSet, size: int, area: tuple[float, float], seed: int, numbers: Int64[np.ndarray, " m"]
+) -> tuple[UInt8[Tensor, "n 3 {size} {size}"], UInt8[Tensor, "n 3 {size} {size}"], Int64[np.ndarray, " n"]]:
+    """Every image squared by `center`, a random crop of it that may be mirrored, and the indices kept as in `load_all`.
+
+    The crop of an image is drawn by seed and its entry in `numbers`. Raises UserError when no image is left.
+    """
+
+    def both(image: Tensor, index: int) -> Tensor:
+        crop = random_crops([image], size, area, 0.5, seed, 0, numbers[index : index + 1], "query")[0]
+        return torch.stack([center(image, size), crop])
+
+    pairs, kept = _readable(images, _decode_all(images, len(images), both, least_side(size, area), None))
+    whole, crops = torch.stack(pairs).unbind(1)
+    return whole.contiguous(), crops.contiguous(), kept
+
+
 def load_pairs(
     images: ImageSet, data: config.Data, seed: int, step: int
 ) -> tuple[UInt8[Tensor, "n 3 s s"], UInt8[Tensor, "n 3 s s"], Int64[np.ndarray, " n"]]:
@@ -299,7 +316,7 @@ def load_pairs(
     Raises UserError when none is left.
     """
     least = least_side(data.image_size, data.crop_area)
-    whole, kept = _readable(images, _decode_all(images, len(images), lambda image: image, least, None))
+    whole, kept = _readable(images, _decode_all(images, len(images), lambda image, _: image, least, None))
     first, second = (
         random_crops(whole, data.image_size, data.crop_area, data.flip, seed, step, kept, purpose) for purpose in CROPS
     )

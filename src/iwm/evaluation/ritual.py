@@ -5,8 +5,9 @@ Results lie in `RUN/eval/VERB[-VARIANT]-DATA.json`, one file for every distinct 
     name = VERB-VARIANT-DATA              where free, or taken by the very same settings
     name = VERB-VARIANT-FINGERPRINT-DATA  where other settings already lie under the plain name
 
-so a repeat replaces only itself and nothing is ever lost. Each file also holds the command, the settings, their
-fingerprint, the seed, the machine and the date. Pictures and weights of a result lie beside it under the same name.
+so a repeat replaces only itself, or what it holds whole, and nothing is ever lost. Each file also holds the command,
+the settings, their fingerprint, the seed, the machine and the date. Pictures and weights of a result lie beside it
+under the same name.
 
     with ritual.evaluation("probe", options) as work:
         model = work.world_model()
@@ -69,6 +70,8 @@ class Outcome:
     """Words that tell this way of measuring from others, for the file's name; empty ones are left out."""
     figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
     """Pictures by the ending of their name: "" is RESULT.png, "averaged" is RESULT-averaged.png."""
+    contains: Sequence[Mapping[str, Any]] = ()
+    """Settings of results that this one holds whole, and so may replace."""
     weights: Callable[[Path], None] | None = None
     """Writes weights into the folder RESULT/, whose path then stands under "weights"."""
 
@@ -100,11 +103,15 @@ class Evaluation:
 
     def settings(self, outcome: Outcome) -> dict[str, Any]:
         """The outcome's settings with what tells RUNs apart."""
-        return {**outcome.settings, "run": run_identity(self.run, self.out)}
+        return self._of_run(outcome.settings)
+
+    def _of_run(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {**settings, "run": run_identity(self.run, self.out)}
 
     def place(self, outcome: Outcome) -> Path:
         """The JSON file where the outcome belongs. Raises UserError when the file there is damaged."""
         mark = fingerprint(self.settings(outcome))
+        replaceable = {mark, *(fingerprint(self._of_run(settings)) for settings in outcome.contains)}
         # Disks take 255 bytes, what lies beside adds a few; names cut alike are told apart as other settings are.
         data = plain_name(outcome.data).encode()[:LONGEST].decode(errors="ignore")
         variant = "-".join(word for word in outcome.variant if word)
@@ -112,7 +119,7 @@ class Evaluation:
         for length in (0, 6, 12, 24, len(mark)):
             words = (self.verb, variant, mark[:length], data)
             path = self.folder.eval / ("-".join(plain_name(word) for word in words if word) + ".json")
-            if not path.exists() or read_result(path).get("fingerprint") == mark:
+            if not path.exists() or read_result(path).get("fingerprint") in replaceable:
                 return path
         raise UserError(f"{path} is damaged; delete it.")
 

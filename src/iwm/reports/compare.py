@@ -16,6 +16,7 @@ from iwm.verbs.compare import Compare
 HIGHER = (
     *("mrr", "hits_at_1", "hits_at_5", "hits_at_10", "top1", "top5", "balanced_top1", "average_top1"),
     *("miou", "pixel_accuracy", "last_block_top1"),
+    *("crop_top1", "crop_mrr", "undo_known_top1", "undo_inferred_top1"),
 )
 LOWER = ("inferred_action_error",)
 """Metrics with a best value; controls (chance, baselines) and costs have none."""
@@ -26,7 +27,8 @@ SHOWN: dict[str, tuple[str, ...]] = {
     ),
     "probe": (
         "top1", "top5", "balanced_top1", "random_encoder_top1", "last_block_top1", "random_encoder_last_block_top1",
-        "raw_pixels_top1",
+        "raw_pixels_top1", "crop_top1", "crop_mrr", "mrr", "random_encoder_crop_top1", "raw_pixels_crop_top1",
+        "target_top1", "undo_inferred_top1", "undo_known_top1",
     ),
     "finetune": ("top1", "top5", "trainable_parameters", "flops_per_image", "train_images_per_second"),
     "multitask": (

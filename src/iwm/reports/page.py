@@ -179,7 +179,7 @@ def _content(folder: RunFolder) -> dict[str, Any]:
             "What one step of training works on. The action leads from the source's colours to the target's.",
         ),
         "imagination": _exhibits(folder, results, ("world", "imagine", "decoder")),
-        "inspection": _exhibits(folder, results, ("look", "infer", "undo")),
+        "inspection": [*_exhibits(folder, results, ("look", "infer", "undo")), *_nearest(folder, results)],
         "multitask": _multitask(folder, results),
         "segmentation": _segmentation(folder, results),
         "results": [_result(folder, result) for result in results],
@@ -299,6 +299,18 @@ def _errors(answer: Any) -> dict[str, Any]:
     content = answer if isinstance(answer, dict) else {}
     components = content.get("components")
     return {"mean": content.get("error"), **(components if isinstance(components, dict) else {})}
+
+
+def _nearest(folder: RunFolder, results: Sequence[Result]) -> list[dict[str, Any]]:
+    """What instance probes have found nearest to changed crops."""
+    pictures = []
+    for result in results:
+        path = folder.picture_of(result)
+        caption = f"{data_of(result)}: an image, a changed crop of it, and the nearest in the gallery to the encoder; "
+        caption += "the image itself is framed green."
+        path = path.with_name(f"{path.stem}-nearest.png")
+        pictures.append(_read_picture(path, f"Nearest images on {data_of(result)}", "medium", caption))
+    return [{"pictures": [picture], "tables": []} for picture in pictures if picture]
 
 
 def _rows(value: Any) -> Rows:

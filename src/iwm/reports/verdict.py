@@ -142,6 +142,35 @@ def judge_probe(result: Result) -> Finding:
     return Finding(title, not behind, words, bars)
 
 
+def judge_instance(result: Result) -> Finding:
+    """How many images an encoder finds again by a changed crop, against a random encoder and pixels."""
+    title, top1 = f"Instance probe on {data_of(result)}", number(result, "top1")
+    if top1 is None:
+        return Finding(title, False, "The share of images found again is not finite.")
+    names = {"raw_pixels": "raw pixels", "random_encoder": "a random encoder"}
+    controls = numbers(result, {f"{key}_top1": name for key, name in names.items()})
+    bars = (("this encoder", top1), *controls.items(), *numbers(result, {"chance": "chance"}).items())
+    among = f"Of {result.get('n_val', '?')} images {top1:.1%} are found again by a changed crop"
+    crop = number(result, "crop_top1")
+    among += "" if crop is None else f" ({crop:.1%} by the crop unchanged)"
+    if not controls:
+        return Finding(title, None, f"{among}; without baselines this cannot be judged.", bars)
+    places = {}
+    for key, name in names.items():
+        if name in controls:
+            error = number(result, f"{key}_difference_standard_error")
+            error = _error(top1, controls[name], result) if error is None else error
+            places[name] = standing(top1, controls[name], error)
+    words = f"{among}: " + join([f"{place} {name} ({controls[name]:.1%})" for name, place in places.items()]) + "."
+    undone = numbers(result, {"target_top1": "as it is", "undo_inferred_top1": "action inferred"})
+    undone |= numbers(result, {"undo_known_top1": "action known"})
+    if undone:
+        told = join([f"{value:.1%} with the {name}" for name, value in list(undone.items())[1:]])
+        words += f" In target space it is {undone.get('as it is', 0):.1%}, and where the predictor undoes the change "
+        words += f"first {told}."
+    return Finding(title, all(place == "above" for place in places.values()), words, bars)
+
+
 def judge_finetuning(pretrained: Sequence[Result], random: Sequence[Result], others: Sequence[Result] = ()) -> Finding:
     """Finetuning from the pretrained predictor against a randomly initialised one, over the seeds both were run with.
 
@@ -247,7 +276,8 @@ def judge_results(results: Sequence[Result]) -> list[Finding]:
         findings.append(judge_world(min(group, key=lambda r: ("frozen_random_twin_mrr" not in r, len(r["file"])))))
     probes = sorted((r for r in results if verb_of(r) == "probe"), key=lambda r: r.get("kind") != "linear")
     for group in _groups(probes, lambda r: (data_of(r), r.get("kind"))):
-        findings.append(judge_probe(min(group, key=_plainest)))
+        judge = judge_instance if group[0].get("kind") == "instance" else judge_probe
+        findings.append(judge(min(group, key=_plainest)))
     tuned = [r for r in results if verb_of(r) == "finetune"]
     for group in _groups([r for r in tuned if r.get("predictor") == "pretrained"], _tuning):
         random = [r for r in tuned if r.get("predictor") == "random" and _tuning(r) == _tuning(group[0])]

@@ -9,7 +9,7 @@ from iwm.runtime.errors import UserError
 from iwm.verbs import Parse, without_option
 
 OPTIONS = config.Config
-WORK = "iwm.training.loop:pretrain"
+WORK = "iwm.evaluation.after_pretraining:pretrain"
 
 
 def read(words: Sequence[str], parse: Parse) -> config.Config:

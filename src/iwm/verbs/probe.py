@@ -1,4 +1,4 @@
-"""What does the encoder know: kNN, linear or attentive probe, beside a random encoder and raw pixels."""
+"""What does the encoder know: kNN, linear, attentive or instance probe, beside a random encoder and raw pixels."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -9,13 +9,16 @@ from iwm.runtime.bounds import AtLeast, Positives
 from iwm.runtime.errors import UserError
 from iwm.verbs.shared import LEARNING_RATES, Measured, Options, Schedule, Source
 
+GALLERY = 1000
+"""Images of the instance probe unless its options say otherwise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings(Options):
     """What a probe's numbers depend on, beside the encoder and the data."""
 
     kind: str = "linear"
-    """knn, linear, or attentive."""
+    """knn, linear, attentive, or instance: the same image found again, which needs no labels."""
     seed: Annotated[int, AtLeast(0)] = 0
     k: Annotated[int, AtLeast(1)] = 20
     """Neighbours of kNN."""
@@ -41,6 +44,8 @@ class ProbeSettings(Options):
 class Probe(ProbeSettings, Measured, Source):
     run: Positional[str]
     """A run folder, exported weights, hf-hub:user/name, or timm:NAME[,weights=PATH]."""
+    data: str
+    """A source, labelled unless --kind is instance."""
     student: bool = False
     """Probe the student instead of the EMA encoder."""
     layer: int = 0
@@ -50,6 +55,10 @@ class Probe(ProbeSettings, Measured, Source):
     is reported beside them. 0: one block."""
     size: int = 0
     """Side of the pictures; 0: the run's."""
+    gallery: Annotated[int, AtLeast(0)] = GALLERY
+    """Instance: held-out images at most, a seeded draw; 0: all."""
+    undo: bool = False
+    """Instance: also after the predictor has undone the change, told it or not."""
     baselines: bool = True
     """Also a random encoder and raw pixels."""
     encoder: str = ""

@@ -30,6 +30,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from iwm import run_folder
+from iwm.actions.action_space import ActionSpace
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import load_chunks
 from iwm.model import pretrained
@@ -75,6 +76,8 @@ class FrozenEncoder(nn.Module):
     layer: int
     depth: int
     layers: int = 0
+    space: ActionSpace | None = None
+    """What it was trained to see changed, where that is known."""
 
     def forward(self, images: Pixels) -> Float[Tensor, "b n d"]:
         """Tokens of block `layer`."""
@@ -247,6 +250,7 @@ def open_encoder(
     model = run_folder.load_model(run)
     body = model.encoder if student else model.target_encoder
     encoder = WorldEncoder(body, name_of(student), size or model.settings.data.image_size, layer)
+    encoder.space = model.space
     return encoder.reading(layer_count(layers, encoder.depth))
 
 

@@ -3,6 +3,7 @@
     kNN        score_c(z) = sum over the k nearest z_i of class c of exp(cos(z, z_i) / T)
     linear     min_W mean_i CE(W z_i + b, y_i) + l2/2 |W|^2     on standardised features, full-batch L-BFGS
     attentive  one learned query over the tokens (`AttentiveHead`)
+    instance   no labels: the same image is found again among others (`iwm.evaluation.tasks.instance`)
 
 A kind is a class in the table PROBES; `register_probe` adds one of your own, which `iwm probe --kind NAME` then takes:
 
@@ -32,6 +33,7 @@ from iwm.evaluation.tasks.features import Pooling
 from iwm.evaluation.tasks.fitting import Learner, Samples, accuracy, choose, decay_groups, logits_of
 from iwm.evaluation.tasks.linear import choose_l2, fit_linear
 from iwm.runtime.devices import Session
+from iwm.runtime.errors import UserError
 from iwm.runtime.registry import Registry
 from iwm.verbs.probe import ProbeSettings
 
@@ -58,6 +60,7 @@ class FeatureProbe:
 
     name: ClassVar[str] = ""
     """What `--kind` takes."""
+    needs_labels: ClassVar[bool] = True
     settings: ProbeSettings
     session: Session
 
@@ -184,6 +187,27 @@ class AttentiveProbe(FeatureProbe):
         return Answer(logits_of(trained.learner.logits, test, session), trained.choice, trained.tried)
 
 
+class InstanceProbe(FeatureProbe):
+    """The same image found again. It learns nothing, so it needs no labels and answers no question about classes."""
+
+    name = "instance"
+    needs_labels = False
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        return dict.fromkeys(("gallery", "crops", "changes"), self.settings.seed)
+
+    def evaluate(
+        self,
+        train: Float[Tensor, "n d"],
+        labels: Int64[Tensor, " n"],
+        test: Float[Tensor, "m d"],
+        classes: int,
+        tried: Sequence[dict[str, Any]] = (),
+    ) -> Answer:
+        raise UserError("--kind instance looks for images, not for classes; take knn, linear or attentive.")
+
+
 def knn_scores(
     train: Float[Tensor, "n d"],
     labels: Int64[Tensor, " n"],
@@ -206,7 +230,7 @@ def knn_scores(
 
 # ---- the table -----------------------------------------------------------------------------------------------------
 
-PROBES = Registry(FeatureProbe, "--kind", "register_probe", Knn, LinearProbe, AttentiveProbe)
+PROBES = Registry(FeatureProbe, "--kind", "register_probe", Knn, LinearProbe, AttentiveProbe, InstanceProbe)
 """Every kind of probe by its name."""
 
 

@@ -18,7 +18,7 @@ from iwm.data.sources import LabelledSplits, labelled_splits
 from iwm.evaluation import ritual
 from iwm.evaluation.grids import grid_ends
 from iwm.evaluation.ritual import Outcome
-from iwm.evaluation.tasks import features
+from iwm.evaluation.tasks import features, instance
 from iwm.evaluation.tasks.features import RAW_SIZES, FrozenEncoder, Labelled, RawPixels
 from iwm.evaluation.tasks.fitting import accuracy, scores
 from iwm.evaluation.tasks.probe_kinds import Answer, FeatureProbe, probe_of
@@ -28,7 +28,7 @@ from iwm.runtime.console import console
 from iwm.runtime.devices import Session
 from iwm.runtime.drawing import blank
 from iwm.runtime.errors import UserError
-from iwm.verbs.probe import Probe, ProbeSettings
+from iwm.verbs.probe import GALLERY, Probe, ProbeSettings
 from iwm.verbs.shared import Source
 
 SHOWN = (
@@ -54,55 +54,86 @@ def facts_of_source(splits: LabelledSplits) -> dict[str, Any]:
 
 
 def probe(o: Probe) -> dict[str, Any]:
-    """Probe a RUN (or timm:NAME[,weights=PATH]) on a labelled source; writes RUN/eval/probe-KIND-DATA.json and the
-    confusion matrix beside it, returns the result.
+    """Probe a RUN (or timm:NAME[,weights=PATH]) on a source, labelled unless `kind` is "instance"; writes
+    RUN/eval/probe-KIND-DATA.json and pictures beside it, returns the result.
 
     `encoder`, another RUN or timm model, is seen at its own image size unless `size` says otherwise. Raises UserError
     for bad input, see `labelled_splits`.
     """
     with ritual.evaluation("probe", o) as work:
         way = probe_of(o, work.session)
-        if o.layers and way.pooling == "tokens":
-            raise UserError(f"--kind {o.kind} reads the tokens of one block, not pooled ones; leave out --layers.")
+        _refuse(o, way)
         encoder = features.open_encoder(o.run, student=o.student, layer=o.layer, layers=o.layers, size=o.size)
         other = features.open_encoder(o.encoder, layers=o.layers, size=o.size) if o.encoder else None
-        splits = open_labelled(o, encoder.size)
-        numbers = _numbers(encoder, splits, way, work.folder.cache, baselines=o.baselines)
-        if other is not None:
-            numbers |= _numbers_beside(other, o, splits if other.size == encoder.size else None, way, work.folder.cache)
-        looked_at = {"encoder": encoder.name, "layer": encoder.layer, "depth": encoder.depth, "pooling": way.pooling}
+        if way.needs_labels:
+            outcome = _of_classes(o, way, encoder, other, work.folder.cache)
+        else:
+            outcome = instance.measure(o, way, encoder, other, work.session)
         layers = {"layers": encoder.layers} if encoder.layers else {}
-        title = f"{o.kind} probe, {encoder.name}, {splits.train.name}"
-        outcome = Outcome(
-            data=splits.train.name,
+        looked_at = {"encoder": encoder.name, "layer": encoder.layer, "depth": encoder.depth, "pooling": way.pooling}
+        settings = {
+            **outcome.settings,
+            **ritual.identities(data=o.data, val=o.val),
+            "student": o.student,
+            "layer": encoder.layer,
+            **layers,
+            "size": encoder.size,
+            "baselines": o.baselines,
+            **({"beside": ritual.run_identity(o.encoder, o.encoder)} if o.encoder else {}),
+        }
+        outcome = replace(
+            outcome,
             payload={
                 **work.facts,
-                **facts_of_source(splits),
                 "kind": o.kind,
-                **numbers,
+                **outcome.payload,
                 **looked_at,
                 **layers,
                 "image_size": encoder.size,
-                "classes": list(splits.classes),
             },
-            settings={
-                **ritual.settings_of(o, ProbeSettings),
-                **ritual.identities(data=o.data, val=o.val),
-                "student": o.student,
-                "layer": encoder.layer,
-                **layers,
-                "size": encoder.size,
-                "baselines": o.baselines,
-                **({"beside": ritual.run_identity(o.encoder, o.encoder)} if o.encoder else {}),
-            },
+            settings=settings,
+            contains=[{**settings, "undo": False}] if o.undo else [],
             variant=_variant(o, encoder, way),
-            figures={"": lambda: confusion_matrix(numbers, splits.classes, f"{title}: {numbers['top1']:.1%}")},
         )
-        return work.conclude(outcome, lambda content: _show(title, content))
+        return work.conclude(outcome, lambda content: _show(content, way))
 
 
-def _show(title: str, content: Mapping[str, Any]) -> None:
-    ritual.printing(title, SHOWN)(content)
+def _refuse(o: Probe, way: FeatureProbe) -> None:
+    """Raises UserError for options that would do nothing."""
+    if o.layers and way.pooling == "tokens":
+        raise UserError(f"--kind {o.kind} reads the tokens of one block, not pooled ones; leave out --layers.")
+    if way.needs_labels and (o.undo or o.gallery != GALLERY):
+        raise UserError(
+            f"--{'undo' if o.undo else 'gallery'} belongs to --kind instance; leave it out with --kind {o.kind}."
+        )
+
+
+def _of_classes(
+    o: Probe, way: FeatureProbe, encoder: FrozenEncoder, other: FrozenEncoder | None, cache: Path
+) -> Outcome:
+    """A probe that tells classes apart. Raises UserError, see `labelled_splits`."""
+    splits = open_labelled(o, encoder.size)
+    numbers = _numbers(encoder, splits, way, cache, baselines=o.baselines)
+    if other is not None:
+        numbers |= _numbers_beside(other, o, splits if other.size == encoder.size else None, way, cache)
+    title = f"{_title(o.kind, encoder.name, splits.train.name)}: {numbers['top1']:.1%}"
+    return Outcome(
+        data=splits.train.name,
+        payload={**facts_of_source(splits), **numbers, "classes": list(splits.classes)},
+        settings=ritual.settings_of(o, ProbeSettings),
+        figures={"": lambda: confusion_matrix(numbers, splits.classes, title)},
+    )
+
+
+def _title(kind: str, encoder: str, data: str) -> str:
+    return f"{kind} probe, {encoder}, {data}"
+
+
+def _show(content: Mapping[str, Any], way: FeatureProbe) -> None:
+    if way.needs_labels:
+        ritual.printing(_title(content["kind"], content["encoder"], content["data"]), SHOWN)(content)
+    else:
+        instance.show(content)
     seeds = ", ".join(f"{name.replace('_', ' ')} {seed}" for name, seed in content["seeds"].items())
     console.print(f"Noise of the probe itself, drawn by seeds: {seeds}.")
 

@@ -1,0 +1,46 @@
+"""Pretraining as a verb: training, and then, where the source has no labels, one number that needs none.
+
+A source with labels has its online probe in every line of the metrics; without them the instance probe
+(`iwm.evaluation.tasks.instance`) says at the end what the encoder knows.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from iwm import config
+from iwm.data.image_sets import ImageSet
+from iwm.data.sources import open_images
+from iwm.evaluation.tasks import probes
+from iwm.runtime.console import console
+from iwm.runtime.errors import UserError
+from iwm.training import loop
+from iwm.verbs.probe import Probe
+
+
+def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks: Sequence[Any] = ()) -> Path:
+    """Train a world model, see `iwm.training.loop.pretrain`; without labels probe it by instances. Returns the run
+    folder. Images of your own, given as `source`, have no part that is held out, so nothing is measured on them.
+
+    Raises UserError for bad settings, Interrupted after Ctrl-C (saved).
+    """
+    run = loop.pretrain(settings, source, callbacks)
+    if source is None and open_images(settings.data.source, "train", size=settings.data.image_size).labels is None:
+        print_instances(run, settings)
+    return run
+
+
+def print_instances(run: Path, settings: config.Config) -> None:
+    """The instance probe of a run on its own source, and what it says as the last line. Where it cannot be measured
+    the line says why."""
+    how = Probe(run=str(run), data=settings.data.source, kind="instance", seed=settings.run.seed, speed=settings.speed)
+    try:
+        numbers = probes.probe(how)
+    except UserError as error:
+        console.print(f"What the encoder knows was not measured. {error}", markup=False)
+        return
+    console.print(
+        f"Without labels: of {numbers['n_val']:,} held-out images {numbers['top1']:.1%} are found again by a changed "
+        f"crop (random encoder {numbers['random_encoder_top1']:.1%}, raw pixels {numbers['raw_pixels_top1']:.1%}, "
+        f"chance {numbers['chance']:.1%})."
+    )
