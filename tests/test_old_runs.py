@@ -198,7 +198,7 @@ def test_a_repeat_finds_the_old_result(here: Path, path: str, capsys) -> None:
     assert set(here.rglob("*.json")) == files
     assert after["date"] != before["date"]
     assert (after["settings"], after["fingerprint"]) == (before["settings"], before["fingerprint"])
-    assert set(after) == set(before)
+    assert set(after) >= set(before), "newer results may say more, never less"
     if before.get("points"):
         assert after["points"] == before["points"]
         assert "4 of 4 points are there already" in said(capsys)
