@@ -135,8 +135,8 @@ def test_a_scaled_photo_gives_nearly_the_same_picture(size, least):
 
 
 def test_crops_of_a_scaled_photo_are_the_same_but_for_a_fraction_of_a_pixel():
-    """Levels of 255: 4 on average, as boxes stand on whole pixels of the smaller photo; a box that just fits the one
-    and not the other is another draw, one crop in ten at most. None is enlarged for it."""
+    """Levels of 255: 4 on average, as boxes stand on whole pixels of the smaller photo; a box that just fits
+    the one and not the other is another draw, one crop in ten at most. None is enlarged for it."""
     data, area = photo(1500, 2000), (0.3, 1.0)
     least = least_side(64, area)
     small, large = decode(data, least=least), decode(data)
@@ -145,6 +145,7 @@ def test_crops_of_a_scaled_photo_are_the_same_but_for_a_fraction_of_a_pixel():
     for step in range(100):
         ours, theirs = (random_crop(image, 64, area, 0.5, 0, step, 3).float() for image in (small, large))
         differences.append(float((ours - theirs).abs().mean()))
-        boxes, _ = crop_boxes(*(np.array([side]) for side in small.shape[1:]), area, 0.5, 0, step, np.array([3]))
+        heights, widths = (np.array([side]) for side in small.shape[1:])
+        boxes, _ = crop_boxes(heights, widths, area, 0.5, 0, step, np.array([3]))
         assert boxes[0, 2:].min() >= 64
     assert float(np.quantile(differences, 0.9)) < 4
