@@ -235,7 +235,9 @@ def _ahead(thread: ThreadPoolExecutor, make: Callable[[Any], Any], tasks: Iterat
 def _decode_all(
     images: ImageSet, count: int, keep: Callable[[Tensor, int], Tensor], least: int, progress: Progress | None
 ) -> list[Tensor | BrokenImage]:
-    """`keep` of each of the first `count` images and its index, or why there is none; `least` px of the shorter side will do."""
+    """`keep` of each of the first `count` images and its index, or why there is none.
+
+    `least` px of the shorter side will do."""
 
     def some(start: int) -> list[Tensor | BrokenImage]:
         done: list[Tensor | BrokenImage] = []
