@@ -7,7 +7,7 @@ import torch
 from conftest import tiny
 
 from iwm import config
-from iwm.model.encoder import Encoder
+from iwm.model.encoder import Encoder, checked_pixels
 from iwm.runtime.errors import UserError
 
 SETTINGS = config.Encoder(patch_size=8, width=48, depth=3, heads=4)
@@ -120,3 +120,28 @@ def test_intermediates_are_timms_after_a_layer_norm(encoder):
     for ours, theirs in zip(found[:3], (raw[0], raw[1], raw[1]), strict=True):
         torch.testing.assert_close(ours, torch.nn.functional.layer_norm(theirs, (48,)))
     assert torch.equal(found[3], encoder.tokens(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda x: x.float(), r"floats from 0 to 2\d\d; .* \(images / 255\)"),
+        (lambda x: (x.float() / 255 - 0.45) / 0.22, "leave out mean and deviation"),
+        (lambda x: x.long(), r"Images are torch.int64; .*images.to\(torch.uint8\)"),
+        (lambda x: x.int(), "Images are torch.int32"),
+        (lambda x: x[:, :1], r"of 1 channels; .*expand\(-1, 3, -1, -1\)"),
+        (lambda x: x.movedim(1, -1), r"movedim\(-1, 1\)"),
+        (lambda x: x[0], r"images\[None\]"),
+        (lambda x: x.float() * torch.nan, "floats from nan"),
+    ],
+)
+def test_pixels_of_another_scale_are_refused(images, change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        checked_pixels(change(images))
+
+
+def test_every_type_of_the_right_scale_is_taken(images):
+    assert checked_pixels(images) is images
+    for kind in (torch.float16, torch.float32, torch.float64):
+        assert checked_pixels((images / 255).to(kind)).allclose(images / 255, atol=1e-3)
+    assert checked_pixels(images / 255 * 1.1 - 0.05).dtype == torch.float32  # bicubic resizing overshoots

@@ -25,6 +25,36 @@ from iwm.model.vit import (
 )
 from iwm.runtime.errors import UserError
 
+SLACK = 0.25
+"""How far a float pixel may lie outside [0, 1]: bicubic resizing overshoots."""
+
+
+def checked_pixels(images: Tensor) -> Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]:
+    """Images as an encoder takes them, any floats as float32. Raises UserError for another type, shape or scale."""
+    wanted = "give a tensor [b, 3, h, w] of uint8, or of floats in [0, 1]"
+    if not isinstance(images, Tensor):
+        raise UserError(f"Images are a {type(images).__name__}; {wanted} (torch.from_numpy(array).movedim(-1, 1)).")
+    shape = list(images.shape)
+    if images.ndim != 4:
+        raise UserError(f"Images are {shape}; {wanted} (images[None] for a single one).")
+    if images.shape[1] != 3:
+        mend = ""
+        if images.shape[1] == 1:
+            mend = " (images.expand(-1, 3, -1, -1) for grey ones)"
+        elif images.shape[3] in (1, 3, 4):
+            mend = " (images.movedim(-1, 1) puts the channels first)"
+        raise UserError(f"Images are {shape}, of {images.shape[1]} channels; {wanted}{mend}.")
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise UserError(f"Images are {images.dtype}; {wanted} (images.to(torch.uint8) for whole numbers 0..255).")
+    if images.numel():
+        low, high = (float(value) for value in images.detach().aminmax())
+        if not (low >= -SLACK and high <= 1 + SLACK):  # also for NaN
+            mend = "images / 255" if low >= 0 and high <= 255 else "scale them, and leave out mean and deviation"
+            raise UserError(f"Images are floats from {low:.3g} to {high:.3g}; {wanted} ({mend}).")
+    return images if images.dtype == torch.float32 else images.float()
+
 
 class Encoder(VisionTransformer):
     """Vision transformer over the kept patches of an image.

@@ -19,7 +19,7 @@ from iwm import config
 from iwm.actions.action_space import ActionSpace
 from iwm.actions.views import Views
 from iwm.model.action_search import Search, descend
-from iwm.model.encoder import Encoder
+from iwm.model.encoder import Encoder, checked_pixels
 from iwm.model.masks import Masks
 from iwm.model.objectives import OBJECTIVES, objective_of
 from iwm.model.objectives.objective import ModelParts, Output, Pixels
@@ -133,17 +133,22 @@ class ImageWorldModel(ModelParts):
 
     # ---- use ---------------------------------------------------------------------------------------------------
 
-    def encode(self, images: Pixels, *, student: bool = False) -> Tokens:
-        """The EMA encoder's tokens after the final norm, [b, n, d]; any image size."""
+    def encode(self, images: Pixels | Tensor, *, student: bool = False) -> Tokens:
+        """The EMA encoder's tokens after the final norm, [b, n, d], of images of any size, uint8 or float in [0, 1].
+
+        Raises UserError for pixels of another scale, type or shape.
+        """
+        images = checked_pixels(images)
         encoder = self.encoder if student else self.target_encoder
         return Tokens(encoder.tokens(images.to(self.device)), encoder.grid_of(images))
 
-    def target(self, images: Pixels) -> Tokens:
+    def target(self, images: Pixels | Tensor) -> Tokens:
         """The truth in target space: what `predict` is trained to say of these images.
 
-        Raises UserError where there is no predictor.
+        Raises UserError where there is no predictor, and as `encode` does.
         """
         self.require_predictor()
+        images = checked_pixels(images)
         return Tokens(self.target_norm(self.raw_target(images.to(self.device))), self.encoder.grid_of(images))
 
     def action(self, **changes: float) -> Float[Tensor, " k"]:
