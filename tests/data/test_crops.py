@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import InterpolationMode
@@ -116,3 +117,18 @@ def test_a_small_image_lies_on_its_mean_colour():
     classes = crop.of_mask(torch.ones(10, 12, dtype=torch.int16))
     assert int((classes == 1).sum()) == 120
     assert int((classes == IGNORED).sum()) == 32 * 32 - 120
+
+
+@pytest.mark.parametrize("shape", [(1, 65_000), (20_000, 2), (3, 27)])
+def test_a_long_strip_costs_no_more_than_its_middle(shape):
+    image = torch.zeros(3, *shape, dtype=torch.uint8)
+    image[:, shape[0] // 2 - 1 : shape[0] // 2 + 2, shape[1] // 2 - 1 : shape[1] // 2 + 2] = 200
+    square = center(image, 64)
+    assert square.shape == (3, 64, 64)
+    assert square[:, 32, 32].min() > 150
+
+
+def test_a_strip_is_cut_where_scaling_the_whole_would_cut_it():
+    image = torch.randint(0, 256, (3, 8, 8 * 20), dtype=torch.uint8)
+    whole = F.interpolate(image[None], (16, 320), mode="bicubic", antialias=True)[0][:, :, 152:168]
+    assert (center(image, 16).int() - whole.int()).abs().max() <= 1

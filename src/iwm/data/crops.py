@@ -17,10 +17,19 @@ from iwm.runtime.randomness import uniforms
 
 IGNORED = -100
 """Class of pixels that neither teach nor count: what PyTorch's cross-entropy leaves out."""
+STRIP = 8
+"""Sides' ratio from which `center` cuts before it scales: 1 x 65000 px at 224 would be 14 million px long."""
 
 
 def center(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 {size} {size}"]:
-    """Resize the shorter side to `size` (bicubic, antialiased) and cut out the middle."""
+    """Resize the shorter side to `size` (bicubic, antialiased) and cut out the middle.
+
+    Of a strip whose longer side exceeds STRIP times the shorter only that much around the middle is resized.
+    """
+    longest = STRIP * min(image.shape[1:])
+    if max(image.shape[1:]) > longest:
+        top, left = (max(0, side - longest) // 2 for side in image.shape[1:])
+        image = image[:, top : top + longest, left : left + longest]
     height, width = image.shape[1:]
     scale = size / min(height, width)
     if scale != 1:
