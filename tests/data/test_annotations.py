@@ -8,9 +8,8 @@ from picture_files import zipped
 from PIL import Image
 
 from iwm.data import samples
-from iwm.data.annotations import Examples, annotated_splits, decode_mask, open_annotated
+from iwm.data.annotations import Examples, annotated_splits, open_annotated
 from iwm.data.crops import IGNORED
-from iwm.data.decode import BrokenImage
 from iwm.data.sources import open_images
 from iwm.runtime import devices
 from iwm.runtime.errors import UserError
@@ -123,7 +122,7 @@ def test_validation_masks_that_ask_nothing(tmp_path):
     masks = np.arange(4 * 25).reshape(4, 5, 5) % 2
     images = np.zeros((4, 5, 5, 3), dtype=np.uint8)
     np.savez(tmp_path / "m.npz", images=images, masks=masks, val_images=images, val_masks=np.full_like(masks, 255))
-    with pytest.raises(UserError, match="Every pixel of the validation masks of 'm' holds the ignored value 255"):
+    with pytest.raises(UserError, match="Every pixel of the validation masks of 'm' holds the ignored value"):
         annotated_splits(str(tmp_path / "m.npz"))
 
 
@@ -133,7 +132,7 @@ def test_the_embedded_objects_have_masks():
     assert train.names is not None
     assert train.names[0] == "background"
     assert len(train.names) == 1 + len(samples.sprites())
-    image, mask = train.load(5, 255)
+    image, mask = train.load(5)
     scene = samples.scene("train", 5, 24)
     assert (image.permute(1, 2, 0).numpy() == scene.image).all()
     assert (mask.numpy() == np.where(scene.mask, scene.label + 1, 0)).all()
@@ -157,8 +156,6 @@ def test_broken_images_are_left_out_and_named(root, capsys):
     splits = annotated_splits(str(root))
     assert len(splits.train) == 3
     assert "Skipped a broken image" in capsys.readouterr().out
-    with pytest.raises(BrokenImage):
-        decode_mask(b"no")
 
 
 def drop_masks(root: Path) -> None:
@@ -190,17 +187,13 @@ def ask_the_unknown(root: Path) -> None:
     pair(root, "val", "new", halves(3, 4))
 
 
-def leave_a_gap(root: Path) -> None:
-    pair(root, "train", "new", halves(0, 5))
-
-
 def leave_one_class(root: Path) -> None:
     for path in root.rglob("annotations/*.png"):
-        Image.fromarray(np.where(np.array(Image.open(path)) == 0, 0, 255).astype(np.uint8)).save(path)
+        Image.fromarray(np.zeros_like(np.array(Image.open(path)))).save(path)
 
 
 def colour_a_mask(root: Path) -> None:
-    Image.new("RGB", (8, 6)).save(root / "train" / "annotations" / "0.png")
+    Image.new("RGB", (8, 6), (1, 2, 3)).save(root / "train" / "annotations" / "0.png")
 
 
 def blur_a_mask(root: Path) -> None:
@@ -217,8 +210,7 @@ def blur_a_mask(root: Path) -> None:
         (name_twice, "must name every class once"),
         (name_too_many, "Class 'tree' of 'rooms' has no training image"),
         (ask_the_unknown, "different classes: '3', '4' only in validation"),
-        (leave_a_gap, "Class '3' of 'rooms' has no training image"),
-        (leave_one_class, r"hold one class only \('0'\), beside the ignored value 255"),
+        (leave_one_class, r"hold one class only \('0'\), beside the ignored value"),
         (colour_a_mask, r"is a colour picture \(RGB\)"),
         (blur_a_mask, "is a JPEG file"),
     ],
@@ -251,4 +243,79 @@ def test_no_readable_image(root):
     for path in (root / "train" / "images").iterdir():
         path.write_bytes(b"no")
     with pytest.raises(UserError, match="Not one image"):
-        Examples(train, 255)
+        Examples(train)
+
+
+def binary(
+    root: Path,
+    foreground: int,
+    background: int = 0,
+    suffix: str = "png",
+    names: tuple[str, str] = ("images", "annotations"),
+) -> Path:
+    """Twelve images with masks of two values, without folders of splits."""
+    for number in range(12):
+        mask = halves(background, foreground)
+        for folder, pixels, kind in zip(names, (np.stack([mask] * 3, axis=-1), mask), ("png", suffix), strict=True):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / folder / f"{number:02}.{kind}")
+    return root
+
+
+@pytest.mark.parametrize(("background", "foreground"), [(0, 255), (0, 128), (1, 2), (0, 1), (254, 255)])
+def test_classes_are_the_values_that_occur(tmp_path, background, foreground):
+    splits = annotated_splits(str(binary(tmp_path / "s", foreground, background)))
+    assert splits.classes == (str(background), str(foreground))
+    assert splits.train.load(0)[1].tolist() == [[0] * 4 + [1] * 4] * 6
+    assert splits.train.pixels.tolist() == [24 * len(splits.train)] * 2
+
+
+@pytest.mark.parametrize("ignore_index", [255, -1])
+@pytest.mark.parametrize("value", [1, 128, 255])
+def test_names_go_to_the_values_in_order(tmp_path, value, ignore_index):
+    root = binary(tmp_path / "s", value)
+    (root / "classes.txt").write_text("\ufeffskin\nlesion\n", encoding="utf-8")
+    splits = annotated_splits(str(root), ignore_index=ignore_index)
+    assert splits.classes == ("skin", "lesion")
+    assert splits.train.load(0)[1][0].tolist() == [0] * 4 + [1] * 4
+
+
+def test_a_gap_between_the_values_is_no_class(root):
+    pair(root, "train", "new", halves(0, 5))
+    assert annotated_splits(str(root)).classes == ("0", "1", "2", "5")
+
+
+def test_values_of_soft_edges_are_no_classes(root):
+    pair(root, "train", "new", np.arange(256, dtype=np.uint8).reshape(16, 16))
+    with pytest.raises(UserError, match="hold 255 values, more than classes usually are"):
+        annotated_splits(str(root))
+
+
+@pytest.mark.parametrize("suffix", ["tif", "bmp", "gif", "pgm"])
+@pytest.mark.parametrize("names", [("images", "masks"), ("JPEGImages", "SegmentationClass"), ("img", "ground_truth")])
+def test_masks_of_every_folder_and_format(tmp_path, suffix, names):
+    splits = annotated_splits(str(binary(tmp_path / "s", 255, suffix=suffix, names=names)))
+    assert splits.classes == ("0", "255")
+    assert splits.train.load(0)[1][0].tolist() == [0] * 4 + [1] * 4
+
+
+def test_a_mask_beside_its_image(tmp_path):
+    for number in range(12):
+        Image.new("RGB", (8, 6)).save(tmp_path / f"{number:02}.tif")
+        Image.fromarray(halves(0, 255)).save(tmp_path / f"{number:02}_mask.tif")
+    assert len(open_images(str(tmp_path), "all")) == 12
+    splits = annotated_splits(str(tmp_path))
+    assert (len(splits.train) + len(splits.val), splits.classes) == (12, ("0", "255"))
+
+
+def test_two_masks_for_an_image_are_refused(root):
+    Image.fromarray(halves(0, 1)).save(root / "train" / "annotations" / "0_mask.png")
+    with pytest.raises(UserError, match=r"has two masks for one image, train/annotations/0.png and"):
+        annotated_splits(str(root))
+
+
+def test_masks_of_an_array_may_be_true_and_false(tmp_path):
+    images = np.zeros((20, 6, 8, 3), dtype=np.uint8)
+    masks = np.stack([halves(0, 1)] * 20).astype(bool)[..., None]
+    np.savez(tmp_path / "m.npz", images=images, masks=masks)
+    assert annotated_splits(str(tmp_path / "m.npz")).classes == ("0", "1")

@@ -1,15 +1,17 @@
 """Decoding of every format."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 import torch
 from picture_files import ORANGE, encoded
-from PIL import Image
+from PIL import Image, ImageCms
 
 from iwm.data.crops import center, crop_boxes, least_side, random_crop
 from iwm.data.decode import BrokenImage, decode
+from iwm.runtime import devices
 
 
 def of_array(values: object, kind: str, dtype: str, **options: object) -> bytes:
@@ -149,3 +151,35 @@ def test_crops_of_a_scaled_photo_are_the_same_but_for_a_fraction_of_a_pixel():
         boxes, _ = crop_boxes(heights, widths, area, 0.5, 0, step, np.array([3]))
         assert boxes[0, 2:].min() >= 64
     assert float(np.quantile(differences, 0.9)) < 4
+
+
+def tiff_of(channels: int) -> bytes:
+    """A TIFF of 2 x 2 px with that many channels of 8 bits, without compression."""
+    pixels = bytes(range(4 * channels))
+    tags = [(256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+    tags += [(277, 3, 1, channels), (278, 3, 1, 2), (279, 4, 1, len(pixels))]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory
+
+
+def test_images_of_many_channels_are_refused_by_name():
+    assert decode(tiff_of(1)).shape == (3, 2, 2)
+    for channels in (5, 8, 13):
+        with pytest.raises(BrokenImage, match=f"a TIFF of {channels} channels .*; save 1 or 3 of them"):
+            decode(tiff_of(channels), "scene.tif")
+
+
+def test_large_images_are_read_where_memory_allows(monkeypatch):
+    data = encoded(Image.new("1", (20_000, 10_000)), "PNG")  # more than Pillow's own limit
+    monkeypatch.setattr(devices, "free_memory", lambda: 2**30)
+    with pytest.raises(BrokenImage, match=r"20000 x 10000 px need 2\.2 GB of memory and 1\.0 GB are free"):
+        decode(data)
+    monkeypatch.setattr(Image.Image, "convert", lambda picture, mode: Image.new("RGB", (2, 1)))
+    monkeypatch.setattr(devices, "free_memory", lambda: 2**33)
+    assert decode(data).shape == (3, 1, 2)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_a_large_colour_profile_is_no_obstacle(kind):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() + bytes(3 * 2**20)
+    assert decode(encoded(Image.new("RGB", (6, 4), ORANGE), kind, icc_profile=profile)).shape == (3, 4, 6)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,18 @@ import numpy as np
 import pytest
 from evaluation.planted import corners
 from picture_files import write, zipped
+from PIL import Image
 
-from iwm.data import samples
+from iwm.data import file_index, samples
 from iwm.data.image_sets import require_labels
 from iwm.data.sources import labelled_splits, open_images, open_pictures, open_splits, source_identity
 from iwm.runtime.errors import UserError
+from iwm.runtime.files import mark_output
+
+
+@pytest.fixture(autouse=True)
+def _every_note_is_said_anew(monkeypatch):
+    monkeypatch.setattr(file_index, "_sentences", set())
 
 
 def test_flat_folder_of_mixed_formats(tmp_path):
@@ -72,48 +80,163 @@ def test_another_source_for_validation(tmp_path):
     assert how == "one for training, two for validation"
 
 
-def test_different_classes_are_named(tmp_path):
-    for path in ("train/cat", "train/dog", "val/cat", "val/dgo"):
+def test_a_class_without_a_training_image_is_named(tmp_path):
+    for path in ("train/cat", "train/dog", "val/cat", "val/Dog"):
         write(tmp_path / path / "1.png")
-    with pytest.raises(UserError, match=r"'dog' only in training and 'dgo' only in validation"):
-        open_splits(str(tmp_path))
+    with pytest.raises(UserError, match=r"Class 'Dog' .* no training image; .* \(training has 'dog'\)"):
+        labelled_splits(str(tmp_path))
+    assert open_splits(str(tmp_path))[0].classes == ("cat", "dog", "Dog")  # no measure without labels needs them alike
     write(tmp_path / "flat" / "1.png")
-    with pytest.raises(UserError, match="class folders or labels and 'flat'"):
-        open_splits(str(tmp_path), str(tmp_path / "flat"))
+    assert len(open_splits(str(tmp_path), str(tmp_path / "flat"))[1]) == 1
+    with pytest.raises(UserError, match="'flat' has no labels"):
+        labelled_splits(str(tmp_path), str(tmp_path / "flat"))
 
 
-def test_npz(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
-    path = tmp_path / "arrays.npz"
-    np.savez(path, images=pixels, labels=[0, 1, 0, 1, 1], classes=["x", "y"], val_images=pixels[:2], val_labels=[1, 0])
-    train, val, how = open_splits(str(path))
-    assert how == "arrays: images and val_images"
-    assert train.name == "arrays"
-    assert require_labels(train)[0] == ("x", "y")
-    assert require_labels(val)[1].tolist() == [1, 0]
-    assert np.array_equal(train.load(3).permute(1, 2, 0).numpy(), pixels[3])
-    assert len(open_images(str(path), "all")) == 7
+@pytest.mark.parametrize("form", ["folder", "zip", "npz", "other source"])
+def test_validation_may_lack_a_class(tmp_path, form, caplog):
+    root = tmp_path / "set"
+    for path in ("train/ant", "train/bee", "train/cat", "val/ant", "val/cat"):
+        write(root / path / "1.png")
+    data, val = str(root), ""
+    if form == "zip":
+        data = str(zipped(root, tmp_path / "set.zip"))
+    elif form == "npz":
+        data = str(tmp_path / "set.npz")
+        pixels = np.zeros((3, 4, 4, 3), np.uint8)
+        np.savez(data, images=pixels, labels=["ant", "bee", "cat"], val_images=pixels[:2], val_labels=["ant", "cat"])
+    elif form == "other source":
+        data, val = str(root / "train"), str(root / "val")
+    splits = labelled_splits(data, val)
+    assert splits.classes == ("ant", "bee", "cat")
+    assert require_labels(splits.train)[1].tolist() == [0, 1, 2]
+    assert require_labels(splits.val)[1].tolist() == [0, 2]
+    assert "1 of 3 classes have no validation image: bee" in caplog.text
+
+
+def test_a_flat_test_folder_is_no_validation(tmp_path, caplog):
+    for index in range(10):
+        write(tmp_path / "kaggle" / "train" / "ab"[index % 2] / f"{index}.png")
+    write(tmp_path / "kaggle" / "test" / "1.png")
+    splits = labelled_splits(str(tmp_path / "kaggle"))
+    assert (len(splits.train), len(splits.val)) == (9, 1)
+    assert "test/ has no class folders as train/ has, so its 1 images are left out" in caplog.text
+    held = {splits.val.path(0)}
+    trained_on = open_images(str(tmp_path / "kaggle"), "train")
+    assert held.isdisjoint(trained_on.path(index) for index in range(len(trained_on)))
+
+
+def test_images_without_a_label_are_for_pretraining(tmp_path, caplog):
+    for index in range(4):
+        write(tmp_path / "stl" / "train" / "ab"[index % 2] / f"{index}.png")
+        write(tmp_path / "stl" / "test" / "ab"[index % 2] / f"{index}.png")
+        write(tmp_path / "stl" / "unlabeled" / f"{index}.png")
+    write(tmp_path / "stl" / "train" / "stray.png")
+    train = open_images(str(tmp_path / "stl"))
+    assert sorted(require_labels(train)[1].tolist()) == [-1] * 5 + [0, 0, 1, 1]
+    assert len(labelled_splits(str(tmp_path / "stl")).train) == 4
+    assert "5 of 9 images (train) have no label" in caplog.text
+
+
+def test_what_iwm_wrote_is_no_data(tmp_path, caplog):
+    for path in ("pets/cat/1.png", "pets/dog/2.png", "pets/runs/mine/gallery.png", "pets/runs/mine/eval/a.png"):
+        write(tmp_path / path)
+    mark_output(tmp_path / "pets" / "runs" / "mine")
+    archive = zipped(tmp_path / "pets", tmp_path / "pets.zip", "top/")
+    for source in (tmp_path / "pets", archive):
+        opened = open_images(str(source), "all")
+        assert (len(opened), opened.classes) == (2, ("cat", "dog"))
+        assert "runs/mine/ was written by iwm and left out" in caplog.text
+    assert len(open_images(str(tmp_path / "pets" / "runs" / "mine"), "all")) == 2  # where it is asked for
+
+
+@pytest.mark.parametrize("prefix", ["pets\\", "./pets/", "/pets/", "pets//"])
+def test_archives_of_every_archiver(tmp_path, prefix):
+    separator = "\\" if "\\" in prefix else "/"
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        for path in ("train/cat/1.png", "train/dog/2.png", "val/cat/3.png", "val/dog/4.png"):
+            archive.writestr(prefix + path.replace("/", separator), write(tmp_path / "1.png").read_bytes())
+    train, val, _ = open_splits(str(tmp_path / "pets.zip"))
+    assert (len(train), len(val), train.classes) == (2, 2, ("cat", "dog"))
+    assert train.load(0).shape == (3, 8, 8)
+
+
+def test_a_folder_unpacked_with_backslashes_in_its_names(tmp_path):
+    for path in ("train\\cat\\1.png", "train\\dog\\2.png", "val\\cat\\3.png"):
+        write(tmp_path / "pets" / path)
+    train, val, _ = open_splits(str(tmp_path / "pets"))
+    assert (len(train), len(val), train.classes, train.load(0).shape) == (2, 1, ("cat", "dog"), (3, 8, 8))
+
+
+def deep(folder: Path, values: object, dtype: str, count: int = 3, suffix: str = "png") -> Path:
+    """Images of more than 8 bits that rise from the first of the values to the last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    low, high = values  # pyright: ignore[reportGeneralTypeIssues]
+    for index in range(count):
+        ramp = np.linspace(low, high, 256).reshape(16, 16).astype(dtype)
+        Image.fromarray(ramp).save(folder / f"{index}.{suffix}")
+    return folder
 
 
 @pytest.mark.parametrize(
-    ("arrays", "sentence"),
+    ("values", "dtype", "suffix", "note"),
     [
-        ({"pictures": np.zeros(3)}, "has no array `images`"),
-        ({"images": np.zeros((2, 4, 4, 3))}, r"is float64 \[2, 4, 4, 3\]; save uint8"),
-        ({"images": np.zeros((2, 3, 4, 4), np.uint8)}, r"save uint8 \[n, h, w, 3\]"),
-        (
-            {"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.array([0])},
-            "`labels` in .* must be 2 whole numbers",
-        ),
-        ({"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.array([0, -1])}, "must be 2 whole numbers"),
-        ({"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.array([0, 2]), "classes": ["a", "b"]}, "0 up to 1"),
-        ({"images": np.array([None, 1], dtype=object)}, "not a readable .npz of plain arrays"),
+        ((0, 65535), "uint16", "png", ""),
+        ((0, 4095), "uint16", "png", "from 0 to 4,095"),
+        ((0, 1023), "uint16", "tif", "from 0 to 1,023"),
+        ((0, 255), "uint16", "png", "from 0 to 255"),
+        ((-1000, 3000), "int32", "tif", "from -1,000 to 3,000"),
+        ((0, 1), "float32", "tif", ""),
+        ((0, 255), "float32", "tif", "from 0 to 255"),
+        ((-3, 900), "float32", "tif", "from -3 to 900"),
     ],
 )
-def test_bad_npz(tmp_path, arrays, sentence):
-    np.savez(tmp_path / "bad.npz", **arrays)
-    with pytest.raises(UserError, match=sentence):
-        open_images(str(tmp_path / "bad.npz"))
+def test_grey_levels_of_more_than_8_bits_survive(tmp_path, values, dtype, suffix, note, caplog):
+    source = deep(tmp_path / "grey", values, dtype, suffix=suffix)
+    wanted = np.linspace(0, 255, 256).reshape(16, 16)
+    for opened in (
+        open_images(str(source), "all"),
+        open_pictures(str(source)),
+        open_pictures(str(source / f"1.{suffix}")),
+        open_images(str(zipped(source, tmp_path / "grey.zip")), "all"),
+    ):
+        assert np.abs(opened.load(0)[0].numpy() - wanted).max() <= 1
+    assert note in caplog.text
+    assert bool(note) == ("become black to white" in caplog.text)
+
+
+def test_the_range_of_a_file_is_that_of_its_source(tmp_path):
+    """A dark picture stays dark beside a bright one, in training and alone."""
+    source = deep(tmp_path / "grey", (0, 4095), "uint16")
+    Image.fromarray(np.full((4, 4), 400, np.uint16)).save(source / "dark.png")
+    for opened in (open_pictures(str(source)), open_pictures(str(source / "dark.png"))):
+        assert opened.load(len(opened) - 1).float().mean() == pytest.approx(400 / 4095 * 255, abs=1)
+
+
+def test_the_grey_range_may_be_given(tmp_path):
+    source = deep(tmp_path / "ct" / "train", (-1000, 3000), "int32", suffix="tif").parent
+    (source / "grey_range.txt").write_text("-160 240")
+    for opened in (open_images(str(source), "all"), open_pictures(str(source / "train" / "0.tif"))):
+        assert opened.load(0)[0].unique().tolist()[0] == 0
+        assert (opened.load(0)[0] == 255).sum() > 150
+    (source / "grey_range.txt").write_text("240 -160")
+    with pytest.raises(UserError, match="must hold two numbers"):
+        open_images(str(source))
+
+
+def test_types_that_are_not_read_are_counted(tmp_path, caplog):
+    for name in ("1.jpg", "2.heic", "3.heic", "4.dcm", "scan", "classes.txt", "notes.md", ".hidden.heic"):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "set" / name, "JPEG")
+    assert len(open_images(str(tmp_path / "set"), "all")) == 1
+    assert "4 files are left out, for their type is not read (2 .heic, 1 .dcm, 1 without a suffix)" in caplog.text
+
+
+def test_pages_of_an_image_are_said(tmp_path, caplog):
+    pages = [Image.new("L", (8, 8), value) for value in (10, 20, 30)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    write(tmp_path / "one.png")
+    assert open_images(str(tmp_path), "all").load(1)[0, 0, 0] == 10
+    assert "1 of 2 images looked at have several frames or pages" in caplog.text
 
 
 def test_bad_sources(tmp_path):
@@ -224,7 +347,7 @@ def classed(path: Path, labels: list[int] | None) -> str:
     [
         (None, None, "has no labels"),
         ([0, 0, 0, 0], [0, 0, 0, 0], "one class"),
-        ([0, 0, 1, 1], [0, 1, 2, 2], "class"),
+        ([0, 0, 1, 1], [0, 1, 2, 2], "Class .2. of"),
     ],
 )
 def test_sources_that_cannot_be_probed(tmp_path, train, val, sentence):

@@ -1,41 +1,36 @@
 """A path is a segmentation data set: images, each with the class of every pixel. A source is a folder or .zip with
-`images/` and `annotations/` in every split (PNG masks of the same names, a pixel's value is its class; ADE20K's own
-order, images/training/, is understood), an .npz with `images` and `masks`, or `sample-objects` (background and the
-drawn objects). Names of the classes come from a `classes.txt`, one a line in order of the values, or from the array
-`classes`.
-
-    class = value                     where value < ignore index
-    class = value - 1                 where value > ignore index
-    class = IGNORED                   where value = ignore index: neither learned nor counted
+images and lossless masks of the same names in every split (`iwm.data.layout` has the folders' names), an .npz with
+`images` and `masks`, or `sample-objects` (background and the drawn objects). The classes are the values that occur in
+the masks (`iwm.data.mask_values`); names come from a `classes.txt`, one a line in order of the values, or from the
+array `classes`.
 """
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int16, Int64, Integer, UInt8
-from PIL import Image
+from jaxtyping import Int16, Int32, Int64, UInt8
 from torch import Tensor
 
 from iwm.data import file_index, samples, sources, splits
-from iwm.data.crops import IGNORED
-from iwm.data.decode import BrokenImage, reason
+from iwm.data.arrays import read_arrays
+from iwm.data.decode import BrokenImage
 from iwm.data.image_sets import Arrays, Files, ImageSet, Subset
+from iwm.data.layout import INSTANCES, Named, mask_key, parts_of, read_layout
 from iwm.data.loader import decoded_bytes
+from iwm.data.mask_values import Mask, ValueTable, count_values, decode_mask, require_pixels, value_table
 from iwm.runtime import devices
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import UserError
 
-Mask = Integer[np.ndarray, "h w"]
-Pair = tuple[UInt8[Tensor, "3 h w"], Int16[Tensor, "h w"]]
-"""An image and the classes of its pixels."""
+Pair = tuple[UInt8[Tensor, "3 h w"], Int32[Tensor, "h w"]]
+"""An image and the values of its mask."""
 
-LARGEST = 2**15 - 1
-"""Largest value a mask may hold, beside the ignore index."""
+LARGEST = 2**31 - 1
+"""Largest value a mask may hold."""
 LAYOUT = "images/ and annotations/ (a PNG of the same name for every image, its pixel values the classes)"
 
 
@@ -63,28 +58,20 @@ class Annotated:
             self.names,
         )
 
-    def load(self, index: int, ignore_index: int) -> Pair:
-        """Image and classes. Raises BrokenImage; UserError when the two differ in size or a value is no class."""
+    def load(self, index: int) -> Pair:
+        """Image and raw values. Raises BrokenImage; UserError when the two differ in size or a value is negative."""
         image, mask = self.images.load(index), self.mask(index)
         if image.shape[1:] != mask.shape:
             raise UserError(
                 f"The mask {self.mask_path(index)} is {mask.shape[1]} x {mask.shape[0]} px and its image "
                 f"{image.shape[2]} x {image.shape[1]}; every pixel needs its class, so make them the same size."
             )
-        ignored = mask == ignore_index
-        values = mask[~ignored]
-        top = len(self.names) - 1 if self.names else LARGEST
-        if values.size and (values.min() < 0 or values.max() > top):
-            wrong = int(values.min() if values.min() < 0 else values.max())
-            known = f"there are {len(self.names)} classes, 0 to {top}" if self.names else f"classes are 0 to {top}"
+        if mask.size and (mask.min() < 0 or mask.max() > LARGEST):
+            wrong = int(mask.min() if mask.min() < 0 else mask.max())
             raise UserError(
-                f"The mask {self.mask_path(index)} holds the value {wrong}, but {known}; correct the mask or the "
-                f"class names, or leave those pixels out with --ignore-index {wrong}."
+                f"The mask {self.mask_path(index)} holds the value {wrong}; classes are 0 to {LARGEST}, so correct it."
             )
-        classes = mask.astype(np.int64)
-        classes -= (classes > ignore_index) & (ignore_index >= 0)
-        classes[ignored] = IGNORED
-        return image, torch.from_numpy(classes.astype(np.int16))
+        return image, torch.from_numpy(mask.astype(np.int32))
 
 
 # ---- sources -------------------------------------------------------------------------------------------------------
@@ -102,13 +89,20 @@ def open_annotated(source: str, size: int) -> tuple[Annotated, Annotated | None,
     if path.suffix.lower() == ".npz" and not path.is_dir():
         return _open_arrays(path, name)
     names_below = file_index.file_names(path)
-    train, valid, how = file_index.split_files(path, names_below)
+    paths = file_index.pictures_among(path, names_below)
+    layout = read_layout(path, paths)
+    for sentence in layout.notes:
+        file_index.note(name, sentence)
     names = _class_names(path, names_below)
-    return (
-        _paired(path, name, "train", train, names),
-        None if valid is None else _paired(path, name, "val", valid, names),
-        how,
-    )
+    train = _paired(path, name, "train", (layout.train, layout.train_masks), names)
+    valid = None
+    if layout.val is not None:
+        valid = _paired(path, name, "val", (layout.val, layout.val_masks), names)
+    ranges = sources.grey_ranges(path, name, names_below, [item for item, _ in (*layout.train, *(layout.val or ()))])
+    for part in (train, valid):
+        if part is not None and isinstance(part.images, Files):
+            part.images.ranges = ranges
+    return train, valid, layout.how
 
 
 def _scenes(scenes: ImageSet, size: int) -> Annotated:
@@ -121,20 +115,24 @@ def _scenes(scenes: ImageSet, size: int) -> Annotated:
 
 
 def _open_arrays(path: Path, name: str) -> tuple[Annotated, Annotated | None, str]:
-    arrays = sources.read_arrays(path)
+    arrays = read_arrays(path)
     names = tuple(arrays["classes"].astype(str).tolist()) if "classes" in arrays else None
 
     def half(prefix: str, split: str) -> Annotated:
         shown, masks = arrays[f"{prefix}images"], arrays.get(f"{prefix}masks")
         if masks is None:
             raise UserError(f"'{path}' has no array `{prefix}masks`; save whole numbers [n, h, w] under that name.")
-        if masks.dtype.kind not in "iu" or masks.shape != shown.shape[:3]:
+        if masks.ndim == 4 and masks.shape[3] == 1:
+            masks = masks[..., 0]
+        if masks.dtype.kind not in "biu" or masks.shape != shown.shape[:3]:
             raise UserError(
                 f"`{prefix}masks` in '{path}' is {masks.dtype} {list(masks.shape)}; it must be whole numbers "
                 f"{list(shown.shape[:3])}, the class of every pixel of `{prefix}images`."
             )
         pictures = Arrays(shown, name, split, f"{path}:{prefix}images")
-        return Annotated(pictures, lambda index: masks[index], lambda index: f"{path}:{prefix}masks[{index}]", names)
+        return Annotated(
+            pictures, lambda index: masks[index].astype(np.int64), lambda index: f"{path}:{prefix}masks[{index}]", names
+        )
 
     if "val_images" not in arrays:
         return half("", "train"), None, "images"
@@ -143,79 +141,66 @@ def _open_arrays(path: Path, name: str) -> tuple[Annotated, Annotated | None, st
 
 def _class_names(root: Path, below: Sequence[str]) -> tuple[str, ...] | None:
     """The lines of the uppermost `classes.txt`, or None."""
-    lists = sorted((name for name in below if PurePosixPath(name).name == "classes.txt"), key=lambda n: n.count("/"))
-    if not lists:
+    file = file_index.uppermost(below, "classes.txt")
+    if file is None:
         return None
-    text = Files(root, lists[:1], "", "").read(0).decode("utf-8", errors="replace")
+    text = Files(root, [file], "", "").read(0).decode("utf-8-sig", errors="replace")
     names = tuple(line.strip() for line in text.strip().splitlines())
     if "" in names or len(set(names)) < len(names):
-        raise UserError(f"{root / lists[0]} must name every class once, one a line; correct it.")
+        raise UserError(f"{root / file} must name every class once, one a line; correct it.")
     return names
 
 
 def _paired(
-    root: Path, name: str, split: str, files: Sequence[file_index.Named], names: tuple[str, ...] | None
+    root: Path, name: str, split: str, files: tuple[Sequence[Named], Sequence[Named]], names: tuple[str, ...] | None
 ) -> Annotated:
     """Images and masks of one split, by name."""
-
-    def below(folder: str) -> dict[str, str]:
-        inside = [(path, parts) for path, parts in files if len(parts) > 1 and parts[0].lower() == folder]
-        return {str(PurePosixPath(*parts[1:]).with_suffix("")): path for path, parts in inside}
-
-    pictures, masks = below(file_index.IMAGES), below(file_index.MASKS)
-    if not pictures or not masks:
+    pictures = {mask_key(parts, is_mask=False): path for path, parts in files[0]}
+    masks: dict[str, str] = {}
+    for path, parts in files[1]:
+        if any(part.lower() in INSTANCES for part in parts_of(path)):
+            continue
+        other = masks.setdefault(mask_key(parts, is_mask=True), path)
+        if other != path:
+            raise UserError(
+                f"'{name}' ({split}) has two masks for one image, {other} and {path}; take one of them out."
+            )
+    if not masks:
         raise UserError(f"'{root}' ({split}) has no masks; lay every split out as {LAYOUT}, or give an .npz with both.")
-    lacking = [path for stem, path in pictures.items() if stem not in masks]
+    lacking = [path for key, path in pictures.items() if key not in masks]
     if lacking:
         raise UserError(
             f"{len(lacking)} of the {len(pictures)} images of '{name}' ({split}) have no mask, e.g. {lacking[0]}; "
             f"lay them out as {LAYOUT}, or take those images out."
         )
-    alone = [path for stem, path in masks.items() if stem not in pictures]
+    alone = [path for key, path in masks.items() if key not in pictures]
     if alone:
         console.print(f"{len(alone)} masks of {name} ({split}) have no image and are left out, e.g. {alone[0]}.")
-    shown = Files(root, list(pictures.values()), name, split)
-    annotations = Files(root, [masks[stem] for stem in pictures], name, split)
+    images = Files(root, list(pictures.values()), name, split)
+    annotations = Files(root, [masks[key] for key in pictures], name, split)
     return Annotated(
-        shown, lambda index: decode_mask(annotations.read(index), annotations.path(index)), annotations.path, names
+        images, lambda index: decode_mask(annotations.read(index), annotations.path(index)), annotations.path, names
     )
-
-
-def decode_mask(data: bytes, name: str = "mask") -> Mask:
-    """The values of a grey, palette or black-and-white PNG as they are stored.
-
-    Raises BrokenImage when it cannot be decoded, UserError when it is not a PNG or is a colour picture.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            kind, mode, values = picture.format, picture.mode, np.asarray(picture)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-        raise BrokenImage(name, reason(error)) from error
-    if kind != "PNG":
-        raise UserError(f"The mask {name} is a {kind} file, which may blur classes; save masks as PNG.")
-    if mode not in ("1", "L", "P") and not mode.startswith("I"):
-        raise UserError(f"The mask {name} is a colour picture ({mode}); save the classes as grey or palette values.")
-    return values.astype(np.int64)
 
 
 # ---- splits, checked -----------------------------------------------------------------------------------------------
 
 
 class Examples:
-    """The readable images of a split with their classes; decoded once and kept where memory allows.
+    """The readable images of a split with their masks; decoded once and kept where memory allows.
 
     Raises UserError when none can be decoded, and what `Annotated.load` raises.
     """
 
-    def __init__(self, source: Annotated, ignore_index: int) -> None:
-        self.source, self.ignore_index = source, ignore_index
+    def __init__(self, source: Annotated) -> None:
+        self.source = source
         self.name, self.split = source.images.name, source.images.split
-        pixels = decoded_bytes(source.images) / 3
-        keep = pixels * 5 < devices.free_memory() / 4
-        self.pixels = np.zeros(0, dtype=np.int64)
-        """Pixels of every class that occurs."""
+        keep = decoded_bytes(source.images) / 3 * 7 < devices.free_memory() / 4
+        self.table: ValueTable | None = None
+        """What the values mean; to be set before the first `load`."""
+        self.values: dict[int, int] = {}
+        """Pixels of every value that occurs."""
+        self._first: dict[int, int] = {}
         rows: list[int] = []
         decoded: list[Pair] = []
         shorter: list[int] = []
@@ -223,11 +208,11 @@ class Examples:
             if isinstance(pair, BrokenImage):
                 console.print(f"[yellow]Skipped a broken image: {pair}")
                 continue
+            for value, pixels in count_values(pair[1].numpy()).items():
+                self.values[value] = self.values.get(value, 0) + pixels
+                self._first.setdefault(value, row)
             rows.append(row)
             shorter.append(min(pair[1].shape))
-            pixel_counts = np.bincount(pair[1][pair[1] != IGNORED].numpy(), minlength=len(self.pixels))
-            pixel_counts[: len(self.pixels)] += self.pixels
-            self.pixels = pixel_counts
             if keep:
                 decoded.append(pair)
         if not rows:
@@ -240,12 +225,21 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def load(self, index: int) -> Pair:
+    @property
+    def pixels(self) -> Int64[np.ndarray, " c"]:
+        """Pixels of every class."""
+        assert self.table is not None
+        return np.array([self.values.get(value, 0) for value in self.table.values], dtype=np.int64)
+
+    def load(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Int16[Tensor, "h w"]]:
         """Image and classes of one example."""
-        if self._decoded is not None:
-            return self._decoded[index]
+        assert self.table is not None
+        image, mask = self._decoded[index] if self._decoded is not None else self._again(index)
+        return image, self.table.classes_of(mask)
+
+    def _again(self, index: int) -> Pair:
         try:
-            return self.source.load(self.rows[index], self.ignore_index)
+            return self.source.load(self.rows[index])
         except BrokenImage as error:
             raise UserError(
                 f"An image could be read before and cannot now ({error}); is its disk still there?"
@@ -254,10 +248,14 @@ class Examples:
     def path(self, index: int) -> str:
         return self.source.images.path(self.rows[index])
 
+    def mask_with(self, value: int) -> str:
+        """The path of the first mask that holds a value."""
+        return self.source.mask_path(self._first[value])
+
     def _read_all(self) -> Iterator[Pair | BrokenImage]:
         def read(index: int) -> Pair | BrokenImage:
             try:
-                return self.source.load(index, self.ignore_index)
+                return self.source.load(index)
             except BrokenImage as error:
                 return error
 
@@ -308,46 +306,9 @@ def annotated_splits(data: str, val: str = "", *, ignore_index: int = 255, size:
         rest, tenth = splits.hold_out_rows(len(train), train.images.name, seed=0)
         train, valid = train.part(rest, "train"), train.part(tenth, "val")
         how = "a seeded tenth (seed 0) held out"
-    shown, asked_of = Examples(train, ignore_index), Examples(valid, ignore_index)
-    classes = _classes_of(train.names, shown, asked_of, ignore_index)
+    shown, asked_of = Examples(train), Examples(valid)
+    table = value_table(train.names, shown, asked_of, ignore_index)
+    shown.table = asked_of.table = table
+    require_pixels(table, shown, asked_of)
     where = f"{train.images.name}: " if not val else ""
-    return AnnotatedSplits(shown, asked_of, classes, train.names is not None, where + how)
-
-
-def _classes_of(names: tuple[str, ...] | None, train: Examples, val: Examples, ignore_index: int) -> tuple[str, ...]:
-    """Names of the classes, the ignored one left out. Raises UserError when they cannot be learned from `train`."""
-    count = max(len(train.pixels), len(val.pixels))
-    if names is None:
-        values = range(count + 1 if 0 <= ignore_index <= count else count)
-        names = tuple(map(str, values))
-    classes = tuple(name for value, name in enumerate(names) if value != ignore_index)
-    pixels, val_pixels = (np.pad(part.pixels, (0, len(classes) - len(part.pixels))) for part in (train, val))
-    if (pixels > 0).sum() < 2:
-        only = "".join(f" ('{classes[number]}')" for number in np.flatnonzero(pixels))
-        raise UserError(
-            f"The training masks of '{train.name}' hold one class only{only}, beside the ignored value {ignore_index}; "
-            "two are needed. A foreground that is stored as that value needs --ignore-index -1 or another value."
-        )
-    strange = np.flatnonzero((pixels == 0) & (val_pixels > 0))
-    if len(strange):
-        raise UserError(
-            f"Training and validation masks of '{train.name}' have different classes: "
-            f"{', '.join(repr(classes[number]) for number in strange[:5])} only in validation; add training images of "
-            "it, or take it out of validation."
-        )
-    absent = np.flatnonzero(pixels == 0)
-    if len(absent):
-        raise UserError(
-            f"Class '{classes[absent[0]]}' of '{train.name}' has no training image; add some, or number the classes "
-            "without it."
-        )
-    if not val_pixels.any():
-        raise UserError(
-            f"Every pixel of the validation masks of '{val.name}' holds the ignored value {ignore_index}; give masks "
-            "with classes, or another --ignore-index."
-        )
-    unasked = np.flatnonzero(val_pixels == 0)
-    if len(unasked):
-        listed = ", ".join(classes[number] for number in unasked[:5]) + ", ..." * (len(unasked) > 5)
-        console.print(f"{len(unasked)} of {len(classes)} classes occur in no validation mask: {listed}.")
-    return classes
+    return AnnotatedSplits(shown, asked_of, table.names, train.names is not None, where + how)

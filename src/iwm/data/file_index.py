@@ -1,22 +1,41 @@
-"""The files of a source: which of a folder or archive are images, and how their folders part them into splits."""
+"""The files of a source: what a folder or archive holds, and which of it are images."""
 
+import logging
 import os
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from iwm.data.decode import reason
+from iwm.data.layout import parts_of
 from iwm.runtime.errors import UserError
+from iwm.runtime.files import OUTPUT_MARK
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
-TRAIN_FOLDERS = ("train", "training")
-VAL_FOLDERS = ("val", "valid", "validation", "test")
-"""Folder names of the splits, any case; of several the first is taken."""
-IMAGES, MASKS = "images", "annotations"
-"""The two folders of a split whose images have masks (`iwm.data.annotations`)."""
-Named = tuple[str, list[str]]
-"""A file's path below its root, and the parts of it that lie below single top folders and the split's folder."""
+log = logging.getLogger("iwm")
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".dib"),
+    *(".tif", ".tiff", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    *(".tga", ".pcx", ".sgi", ".qoi"),
+)
+COMPANIONS = (
+    *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".md", ".rst"),
+    *(".html", ".htm", ".pdf", ".py", ".ipynb", ".m", ".sh", ".log", ".db", ".lock", ".part"),
+)
+"""Types of files that lie beside images and that nobody takes for one."""
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_sentences: set[str] = set()
+"""Sentences that were said: a source may be opened several times."""
+
+
+def note(source: str, sentence: str) -> None:
+    """Tell the user once what is left out of a source, or read otherwise than one may think."""
+    whole = f"{source}: {sentence}"
+    if whole not in _sentences:
+        _sentences.add(whole)
+        log.warning("%s", whole)
 
 
 def locate(source: str) -> tuple[Path, str]:
@@ -35,77 +54,91 @@ def file_names(path: Path) -> list[str]:
         return _folder_names(path)
     if path.suffix.lower() == ".zip":
         return _archive_names(path)
-    hint = "give the folder it lies in" if path.suffix.lower() in SUFFIXES else "give a folder, a .zip or an .npz"
+    suffixes = "".join(path.suffixes[-2:]).lower()
+    if path.suffix.lower() in SUFFIXES:
+        hint = "give the folder it lies in"
+    elif re.search(r"\.(tar|tgz|7z|rar|gz|bz2|xz|zst)$", suffixes):
+        hint = "unpack it and give the folder, or pack it as a .zip"
+    else:
+        hint = "give a folder, a .zip or an .npz"
     raise UserError(f"'{path}' is not a source of images; {hint}.")
 
 
 def _archive_names(path: Path) -> list[str]:
-    """Paths in a zip archive. Raises UserError when it cannot be read."""
+    """Paths in a zip archive, as they are stored, each once. Raises UserError when it cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
+            members = archive.infolist()
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"'{path}' is not a readable zip archive ({reason(error)}); make it again.") from error
+    for member in members:
+        if member.flag_bits & 1:
+            raise UserError(f"'{path}' is encrypted (e.g. {member.filename}); unpack it and give the folder.")
+        if member.compress_type not in METHODS:
+            raise UserError(
+                f"'{path}' is packed by method {member.compress_type}, which Python cannot read; unpack it and give "
+                "the folder, or pack it by the method deflate."
+            )
+    names = list(dict.fromkeys(member.filename for member in members))
+    outputs = {tuple(parts[:-1]) for parts in map(parts_of, names) if len(parts) > 1 and parts[-1] == OUTPUT_MARK}
+    if not outputs:
+        return names
+    _note_outputs(path, ["/".join(folder) for folder in outputs])
+    return [name for name in names if not any(tuple(parts_of(name)[: len(folder)]) == folder for folder in outputs)]
 
 
 def _folder_names(root: Path) -> list[str]:
-    """Paths of all files below a folder, links followed."""
-    names = []
+    """Paths of all files below a folder, links followed, without what iwm wrote there."""
+    names, outputs = [], []
     visits: set[str] = set()  # links are followed, but a loop only once
     for folder, below, files in os.walk(root, followlinks=True):
+        inside = Path(folder).relative_to(root).as_posix()
+        if OUTPUT_MARK in files and inside != ".":
+            below.clear()
+            outputs.append(inside)
+            continue
         below[:] = [
             name
             for name in below
             if (real := os.path.realpath(os.path.join(folder, name))) not in visits and not visits.add(real)
         ]
-        inside = Path(folder).relative_to(root).as_posix()
         names += [name if inside == "." else f"{inside}/{name}" for name in files]
+    if outputs:
+        _note_outputs(root, outputs)
     return names
 
 
+def _note_outputs(root: Path, folders: Sequence[str]) -> None:
+    listed = ", ".join(f"{folder}/" for folder in sorted(folders)[:3]) + ", ..." * (len(folders) > 3)
+    note(str(root), f"{listed} {'was' if len(folders) == 1 else 'were'} written by iwm and left out.")
+
+
+def uppermost(names: Sequence[str], file: str) -> str | None:
+    """The path of the file of that name that has the fewest folders above it, or None."""
+    return min((name for name in names if parts_of(name)[-1:] == [file]), key=lambda n: len(parts_of(n)), default=None)
+
+
 def pictures_among(root: Path, names: Sequence[str]) -> list[str]:
-    """The paths below `root` that are image files and not hidden, sorted. Raises UserError when there are none."""
+    """The paths below `root` that are image files and not hidden, sorted; what else may be an image is counted and
+    said. Raises UserError when there are none."""
 
-    def hidden(parts: Sequence[str]) -> bool:
-        return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    def hidden(path: str) -> bool:
+        return any(part.startswith(".") or part == "__MACOSX" for part in parts_of(path))
 
-    paths = sorted(item for item in names if item.lower().endswith(SUFFIXES) and not hidden(item.split("/")))
+    visible = [name for name in names if not name.endswith(("/", "\\")) and not hidden(name)]
+    paths = sorted(name for name in visible if name.lower().endswith(SUFFIXES))
+    others = Counter(PurePosixPath(name.lower()).suffix for name in visible if not name.lower().endswith(SUFFIXES))
+    unknown = {kind: number for kind, number in others.most_common() if kind and kind not in COMPANIONS}
+    if others[""]:
+        unknown["without a suffix"] = others[""]
+    listed = ", ".join(f"{number:,} {kind}" for kind, number in list(unknown.items())[:5])
     if not paths:
-        raise UserError(f"'{root}' holds no images; known file types are {', '.join(kind[1:] for kind in SUFFIXES)}.")
+        what = f"it has {listed}; known file types are" if unknown else "known file types are"
+        raise UserError(f"'{root}' holds no images; {what} {', '.join(kind[1:] for kind in SUFFIXES)}.")
+    if unknown:
+        note(
+            str(root),
+            f"{sum(unknown.values()):,} files are left out, for their type is not read ({listed}); convert those that "
+            "are images to PNG, JPEG or TIFF.",
+        )
     return paths
-
-
-def split_files(root: Path, names: Sequence[str]) -> tuple[list[Named], list[Named] | None, str]:
-    """The image files of training and validation (None where there is no such folder), and in words how they are told
-    apart.
-
-    ADE20K's own order (images/training/, annotations/training/) is read as training/images/ and so on. Raises
-    UserError when there are no images.
-    """
-    paths = pictures_among(root, names)
-    # (path, what of it lies below the single top folders)
-    files = [(path, path.split("/")) for path in paths]
-    while len(files[0][1]) > 1 and len({parts[0] for _, parts in files}) == 1:
-        files = [(path, parts[1:]) for path, parts in files]
-
-    tops = {parts[0].lower() for _, parts in files if len(parts) > 1}
-    if tops == {IMAGES, MASKS}:
-        seconds = {parts[1].lower() for _, parts in files if len(parts) > 2}
-        if seconds & {*TRAIN_FOLDERS} and seconds & {*VAL_FOLDERS}:
-            files = [(path, [parts[1], parts[0], *parts[2:]]) for path, parts in files if len(parts) > 2]
-            tops = seconds
-
-    def below(folder: str) -> list[Named]:
-        return [(path, parts[1:]) for path, parts in files if len(parts) > 1 and parts[0].lower() == folder]
-
-    train = next((folder for folder in TRAIN_FOLDERS if folder in tops), None)
-    valid = next((folder for folder in VAL_FOLDERS if folder in tops), None)
-    held = [folder for folder in VAL_FOLDERS if folder in tops]
-    if train is None and len(held) > 1 and len(held) == len(tops) and all(len(parts) > 1 for _, parts in files):
-        named = " and ".join(f"{folder}/" for folder in held)
-        raise UserError(f"'{root}' has {named} but no train/ folder; add one, or leave only one of those in it.")
-    if train is None:
-        return files, None, "all images"
-    if valid is None:
-        return below(train), None, f"{train}/"
-    return below(train), below(valid), f"{train}/ and {valid}/"

@@ -1,6 +1,7 @@
 """Sets of images: indexed, each decoded when asked for, some with classes and labels."""
 
 import io
+import logging
 import os
 import zipfile
 from collections.abc import Sequence
@@ -15,7 +16,14 @@ from torch import Tensor
 
 from iwm.data import samples
 from iwm.data.decode import BrokenImage, decode, drafted_size, reason
+from iwm.data.grey import DEEP, FRAMES, LOOKED_AT, GreyRanges, Survey
 from iwm.runtime.errors import UserError
+
+log = logging.getLogger("iwm")
+
+
+UNLABELLED = -1
+"""Label of an image that has none, in a set whose other images have one."""
 
 
 class ImageSet:
@@ -27,6 +35,7 @@ class ImageSet:
     """"train", "val" or "all"."""
     classes: tuple[str, ...] | None = None
     labels: Int64[np.ndarray, " n"] | None = None
+    """Of every image its place in `classes`, or UNLABELLED."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -56,9 +65,13 @@ class ImageSet:
 class Files(ImageSet):
     """Image files of a folder or a zip archive."""
 
-    def __init__(self, root: Path, names: Sequence[str], name: str, split: str):
-        """`names` are the files' paths below `root` (inside the archive), with forward slashes."""
+    def __init__(
+        self, root: Path, names: Sequence[str], name: str, split: str, ranges: GreyRanges | None = None
+    ) -> None:
+        """`names` are the files' paths below `root` (inside the archive) as they are stored there; `ranges` are those
+        of the source's grey values."""
         self.root, self.names, self.name, self.split = root, list(names), name, split
+        self.ranges = ranges
         self._archive: tuple[int, zipfile.ZipFile] | None = None
 
     def __len__(self) -> int:
@@ -68,10 +81,10 @@ class Files(ImageSet):
         return str(self.root / self.names[index])
 
     def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        return decode(self.read(index), self.path(index))
+        return decode(self.read(index), self.path(index), ranges=self.ranges)
 
     def load_reduced(self, index: int, least: int) -> UInt8[Tensor, "3 h w"]:
-        return decode(self.read(index), self.path(index), least)
+        return decode(self.read(index), self.path(index), least, self.ranges)
 
     def dimensions(self, index: int) -> tuple[int, int]:
         return self.reduced_dimensions(index, 0)
@@ -82,6 +95,19 @@ class Files(ImageSet):
                 return drafted_size(picture, least)
         except Exception as error:
             raise BrokenImage(self.path(index), reason(error)) from error
+
+    def survey(self) -> Survey:
+        """What the images hold that a header alone does not say: grey values, frames. Broken ones are passed over."""
+        survey = Survey.empty()
+        rows = [row for row, name in enumerate(self.names) if name.lower().endswith((*DEEP, *FRAMES))]
+        for place in np.unique(np.linspace(0, len(rows) - 1, LOOKED_AT).astype(int)) if rows else ():
+            try:
+                data = self.read(rows[place])
+                with Image.open(io.BytesIO(data)) as picture:
+                    survey.add(picture, data[:32])
+            except Exception as error:  # it is named when it is decoded
+                log.debug("Passed over %s: %s", self.path(rows[place]), reason(error))
+        return survey
 
     def read(self, index: int) -> bytes:
         """The file itself. Raises BrokenImage."""
@@ -232,3 +258,11 @@ def require_labels(images: ImageSet) -> tuple[tuple[str, ...], Int64[np.ndarray,
             "two classes or more), or give an .npz with `images` and `labels`."
         )
     return images.classes, images.labels
+
+
+def with_classes(images: ImageSet, classes: tuple[str, ...]) -> None:
+    """Number a set's labels by other classes, which hold its own by name."""
+    if images.classes is None or images.labels is None or images.classes == classes:
+        return
+    places = np.array([classes.index(kind) for kind in images.classes] + [UNLABELLED], dtype=np.int64)
+    images.classes, images.labels = classes, places[images.labels]

@@ -99,7 +99,7 @@ class Loader:
             self._maker.decoded = _decode_all(images, len(images), lambda image, _: image, self._maker.least, progress)
             self._note([image for image in self._maker.decoded if isinstance(image, BrokenImage)])
             if len(self.broken) == len(images):
-                raise UserError(_none_left(images))
+                raise UserError(_none_left(images, self._maker.decoded))
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
@@ -138,7 +138,7 @@ class Loader:
         for part in parts:
             self._note(part.broken)
             if not len(part.indices):
-                raise UserError(_none_left(self.images))
+                raise UserError(_none_left(self.images, part.broken))
             gathered.append(part)
             if len(gathered) < self._maker.chunks:
                 continue
@@ -282,15 +282,17 @@ def load_chunks(
 
     Raises UserError at the end when no image at all could be decoded.
     """
-    any_image = False
+    any_image, broken = False, []
     for start in range(0, len(images), at_once):
         rows = np.arange(start, min(len(images), start + at_once))
-        whole, kept = _named_broken(_decode_squared(Subset(images, rows), len(rows), size))
+        decoded = _decode_squared(Subset(images, rows), len(rows), size)
+        whole, kept = _named_broken(decoded)
+        broken = broken or decoded
         if whole:
             any_image = True
             yield torch.stack(whole), rows[kept]
     if not any_image:
-        raise UserError(_none_left(images))
+        raise UserError(_none_left(images, broken))
 
 
 def load_with_crops(
@@ -329,7 +331,7 @@ def _readable(images: ImageSet, loaded: Sequence[Tensor | BrokenImage]) -> tuple
     """`_named_broken`. Raises UserError when there is nothing left."""
     whole, kept = _named_broken(loaded)
     if not whole:
-        raise UserError(_none_left(images))
+        raise UserError(_none_left(images, loaded))
     return whole, kept
 
 
@@ -357,9 +359,10 @@ def _name(broken: BrokenImage) -> None:
         log.warning("Skipped a broken image: %s", broken)
 
 
-def _none_left(images: ImageSet) -> str:
-    count = len(images)
-    return f"Not one of the {count} images of '{images.name}' can be decoded; check its files, e.g. {images.path(0)}."
+def _none_left(images: ImageSet, loaded: Sequence[Tensor | BrokenImage]) -> str:
+    broken = next((one for one in loaded if isinstance(one, BrokenImage)), None)
+    example = broken or images.path(0)
+    return f"Not one of the {len(images)} images of '{images.name}' can be decoded; check its files, e.g. {example}."
 
 
 def decoded_bytes(images: ImageSet, least: int = 0) -> int:

@@ -4,17 +4,26 @@ an .npz, `sample`, `sample-objects`, or several of them separated by commas; cla
 """
 
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from iwm.data import file_index
-from iwm.data.decode import reason
-from iwm.data.image_sets import Arrays, Files, ImageSet, _Mix, _Photos, _Scenes, require_labels
+from iwm.data import arrays, file_index, grey
+from iwm.data.grey import GreyRanges
+from iwm.data.image_sets import (
+    UNLABELLED,
+    Files,
+    ImageSet,
+    Subset,
+    _Mix,
+    _Photos,
+    _Scenes,
+    require_labels,
+    with_classes,
+)
+from iwm.data.layout import Named, part_masks, parts_of, read_layout
 from iwm.data.splits import hold_out_images
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
@@ -47,14 +56,32 @@ def open_images(
 
 
 def open_pictures(source: str, size: int | None = None) -> ImageSet:
-    """Every image of a source whatever its folders are called, or a single image file. Raises UserError."""
+    """Every image of a source whatever its folders are called, masks left out, or a single image file. Raises
+    UserError."""
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() in file_index.SUFFIXES:
-        return Files(path.parent, [path.name], path.stem, "all")
+        return _single_file(path)
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
         name = path.resolve().name if path.is_dir() else path.stem
-        return Files(path, file_index.pictures_among(path, file_index.file_names(path)), name, "all")
+        names = file_index.file_names(path)
+        pictures, masks = part_masks([(item, parts_of(item)) for item in file_index.pictures_among(path, names)])
+        _note_masks(name, masks)
+        paths = [item for item, _ in pictures or masks]
+        return Files(path, paths, name, "all", grey_ranges(path, name, names, paths))
     return open_images(source, "all", size=size)
+
+
+def _single_file(path: Path) -> Files:
+    """One image file; grey values of more than 8 bits are those of its folder's images."""
+    images = Files(path.parent, [path.name], path.stem, "all")
+    if images.survey().low:
+        for folder in list(path.absolute().parents)[:4]:
+            if (folder / grey.FILE).is_file():
+                images.ranges = grey_ranges(folder, path.stem, [grey.FILE], [])
+                return images
+        alike = sorted(item.name for item in path.parent.iterdir() if item.suffix.lower() == path.suffix.lower())
+        images.ranges = grey_ranges(path.parent, path.stem, [], alike)
+    return images
 
 
 def open_splits(
@@ -63,7 +90,8 @@ def open_splits(
     """Training images, validation images, and in words how they were split (short names only, no paths).
 
     `val` names another source for validation: its own val/ or test/, else all of it. `seed` and `size` as in
-    `open_images`. Raises UserError, also when the two have different classes.
+    `open_images`. Where both have classes they have the same, by name, though one may lack images of some. Raises
+    UserError.
     """
     trains, valids, how = [], [], []
     for part in _parts(source):
@@ -81,14 +109,13 @@ def open_splits(
     train, valid = _join(trains, "train"), _join(valids, "val")
     if val:
         how = [f"{train.name} for training, {valid.name} for validation"]
-    if train.classes != valid.classes:
-        raise UserError(_class_difference(train, valid))
+    _share_classes(train, valid)
     return train, valid, "; ".join(how)
 
 
 @dataclass(frozen=True)
 class LabelledSplits:
-    """A labelled source, checked: both splits have the same classes and nothing is asked that was never shown."""
+    """A labelled source, checked: every image has a label and nothing is asked that was never shown."""
 
     train: ImageSet
     val: ImageSet
@@ -98,24 +125,46 @@ class LabelledSplits:
 
 
 def labelled_splits(data: str, val: str = "", *, size: int | None = None) -> LabelledSplits:
-    """Open a classification source. Raises UserError without labels, with one class only, when the class sets of the
-    splits differ, and when a class has no training image."""
+    """Open a classification source; images without a label are left out. Raises UserError without labels, with one
+    class only, and when a class of validation has no training image."""
     if size is not None and size < 1:
         raise UserError(f"--size {size} is no side of a picture; give 1 px or more, or 0 for the run's own.")
     train, test, sentence = open_splits(data, val, size=size)
+    train, test = _with_labels(train), _with_labels(test)
     classes, labels = require_labels(train)
     _, truth = require_labels(test)
-    shown = np.unique(labels)
-    if len(shown) < 2:
+    present = np.unique(labels)
+    if len(present) < 2:
         raise UserError(
-            f"{data} has one class only ('{classes[shown[0]]}') to train on; a classifier needs two or more."
+            f"{data} has one class only ('{classes[present[0]]}') to train on; a classifier needs two or more."
         )
     missing = np.setdiff1d(truth, labels)
     if len(missing):
+        alike = next((classes[i] for i in present if classes[i].lower() == classes[missing[0]].lower()), "")
         raise UserError(
-            f"Class '{classes[missing[0]]}' of {data} has no training image; add some or take it out of validation."
+            f"Class '{classes[missing[0]]}' of {data} has no training image; add some or take it out of validation"
+            f"{f' (training has {alike!r})' if alike else ''}."
         )
+    if len(lacking := np.setdiff1d(labels, truth)):
+        listed = ", ".join(classes[label] for label in lacking[:5]) + ", ..." * (len(lacking) > 5)
+        file_index.note(test.name, f"{len(lacking)} of {len(present)} classes have no validation image: {listed}.")
     return LabelledSplits(train, test, classes, sentence)
+
+
+def _with_labels(images: ImageSet) -> ImageSet:
+    """The images that have a label. Raises UserError when none has."""
+    _, labels = require_labels(images)
+    rows = np.flatnonzero(labels != UNLABELLED)
+    if len(rows) == len(labels):
+        return images
+    if not len(rows):
+        raise UserError(f"Not one image of '{images.name}' ({images.split}) has a label; give some labels.")
+    file_index.note(
+        images.name,
+        f"{len(labels) - len(rows):,} of {len(labels):,} images ({images.split}) have no label and are "
+        "left out of what needs one.",
+    )
+    return Subset(images, rows)
 
 
 def require_others(vals: Sequence[str], sources: Sequence[str]) -> None:
@@ -134,6 +183,11 @@ def source_identity(source: str) -> str:
         str(Path(part).expanduser().resolve()) if part not in EMBEDDED and Path(part).expanduser().exists() else part
         for part in (part.strip() for part in source.split(","))
     )
+
+
+def is_source(folder: Path, source: str) -> bool:
+    """Whether a folder is one of the sources itself, and not a folder in it."""
+    return any(Path(part).expanduser().resolve() == folder.resolve() for part in _parts(source) if part not in EMBEDDED)
 
 
 def _parts(source: str) -> list[str]:
@@ -155,99 +209,72 @@ def _open_one(source: str, size: int) -> tuple[ImageSet, ImageSet | None, str]:
         return _Scenes("train", size), _Scenes("val", size), "scenes on different photos"
     path, name = file_index.locate(source)
     if path.suffix.lower() == ".npz" and not path.is_dir():
-        return _open_arrays(path, name)
+        return arrays.open_arrays(path, name)
     return _open_files(path, name, file_index.file_names(path))
 
 
 def _open_files(root: Path, name: str, names: Sequence[str]) -> tuple[ImageSet, ImageSet | None, str]:
     """Find splits and classes in the paths below `root`."""
-    train, valid, how = file_index.split_files(root, names)
-    return _labelled(root, name, "train", train), _labelled(root, name, "val", valid) if valid else None, how
+    paths = file_index.pictures_among(root, names)
+    layout = read_layout(root, paths)
+    for sentence in layout.notes:
+        file_index.note(name, sentence)
+    _note_masks(name, [*layout.train_masks, *layout.val_masks])
+    ranges = grey_ranges(root, name, names, paths)
+    tops = {parts[0] for _, parts in layout.train if len(parts) > 1}
+    files = [*layout.train, *layout.unlabelled]
+    train = Files(root, [path for path, _ in files], name, "train", ranges)
+    _set_labels(train, layout.train if len(tops) > 1 else [])
+    if layout.val is None:
+        return train, None, layout.how
+    folder = layout.how.split("/ and ")[-1]
+    if train.labels is not None and all(len(parts) == 1 for _, parts in layout.val):
+        file_index.note(
+            name,
+            f"{folder} has no class folders as train/ has, so its {len(layout.val):,} images are left out and a tenth "
+            "of train/ is held out.",
+        )
+        return train, None, layout.how.split(" and ")[0]
+    val = Files(root, [path for path, _ in layout.val], name, "val", ranges)
+    several = len({parts[0] for _, parts in layout.val if len(parts) > 1}) > 1
+    _set_labels(val, layout.val if several or train.labels is not None else [])
+    _share_classes(train, val)
+    return train, val, layout.how
 
 
-def _labelled(root: Path, name: str, split: str, files: Sequence[file_index.Named]) -> ImageSet:
-    tops = {parts[0].lower() for _, parts in files if len(parts) > 1}
-    if tops == {
-        file_index.IMAGES,
-        file_index.MASKS,
-    }:  # a segmentation source: its masks are neither pictures nor a class
-        files = [
-            (path, parts[1:2]) for path, parts in files if len(parts) > 1 and parts[0].lower() == file_index.IMAGES
-        ]
-    images = Files(root, [path for path, _ in files], name, split)
+def _set_labels(images: Files, files: Sequence[Named]) -> None:
+    """Label the first images, those of `files`, by their folders; the others, and files beside folders, have none."""
     tops = [parts[0] if len(parts) > 1 else "" for _, parts in files]
-    classes = tuple(sorted(set(tops)))
-    if len(classes) > 1 and "" not in classes:
-        number = {kind: index for index, kind in enumerate(classes)}
-        images.classes, images.labels = classes, np.array([number[top] for top in tops], dtype=np.int64)
-    return images
+    classes = tuple(sorted({*tops} - {""}))
+    if classes:
+        number = {"": UNLABELLED} | {kind: index for index, kind in enumerate(classes)}
+        labels = [number[top] for top in tops] + [UNLABELLED] * (len(images) - len(files))
+        images.classes, images.labels = classes, np.array(labels, dtype=np.int64)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz, checked: `images` and, where there are any, `val_images` are uint8 [n, h, w, 3].
-
-    Raises UserError.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError) as error:
-        raise UserError(f"'{path}' is not a readable .npz of plain arrays ({reason(error)}); save it again.") from error
-    if "images" not in arrays:
-        raise UserError(f"'{path}' has no array `images`; save uint8 [n, h, w, 3] under that name.")
-    for key in ("images", "val_images"):
-        images = arrays.get(key)
-        if images is not None and (
-            images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size
-        ):
-            raise UserError(f"`{key}` in '{path}' is {images.dtype} {list(images.shape)}; save uint8 [n, h, w, 3].")
-    return arrays
+def _share_classes(train: ImageSet, valid: ImageSet) -> None:
+    """Give both sets the classes of either, in training's order; labels go by name."""
+    if train.classes is not None and valid.classes is not None:
+        classes = (*train.classes, *(kind for kind in valid.classes if kind not in train.classes))
+        with_classes(train, classes)
+        with_classes(valid, classes)
 
 
-def _open_arrays(path: Path, name: str) -> tuple[ImageSet, ImageSet | None, str]:
-    """An .npz with `images`, optional `labels`, `classes`, `val_images`, `val_labels`."""
-    arrays = read_arrays(path)
-    counts = [int(arrays[key].max()) + 1 for key in ("labels", "val_labels") if arrays.get(key, np.zeros(0)).size]
-    classes = tuple(
-        arrays["classes"].astype(str).tolist() if "classes" in arrays else map(str, range(max(counts or [0])))
-    )
+def grey_ranges(root: Path, name: str, names: Sequence[str], paths: Sequence[str]) -> GreyRanges:
+    """The range of a source's grey values: from its grey_range.txt among `names`, else from some of its images."""
+    file = file_index.uppermost(names, grey.FILE)
+    if file is not None:
+        return grey.parse_range(Files(root, [file], "", "").read(0).decode(errors="replace"), root / file)
+    survey = Files(root, paths, name, "all").survey()
+    for sentence in survey.notes():
+        file_index.note(name, sentence)
+    return survey.ranges()
 
-    def half(prefix: str, split: str) -> ImageSet:
-        images, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
-        opened = Arrays(images, name, split, f"{path}:{prefix}images")
-        if labels is not None:
-            whole = labels.shape == (len(images),) and labels.dtype.kind in "iu"
-            if not whole or labels.min() < 0 or labels.max() >= len(classes):
-                raise UserError(
-                    f"`{prefix}labels` in '{path}' must be {len(images)} whole numbers from 0 up to "
-                    f"{len(classes) - 1}, one an image and each with a class; save them so."
-                )
-            opened.classes, opened.labels = classes, labels.astype(np.int64)
-        return opened
 
-    if "val_images" not in arrays:
-        return half("", "train"), None, "images"
-    return half("", "train"), half("val_", "val"), "images and val_images"
+def _note_masks(name: str, masks: Sequence[Named]) -> None:
+    if masks:
+        file_index.note(name, f"{len(masks):,} masks are left out of the images, e.g. {masks[0][0]}.")
 
 
 def _join(members: Sequence[ImageSet], split: str) -> ImageSet:
     return members[0] if len(members) == 1 else _Mix(members, split)
-
-
-def _class_difference(train: ImageSet, valid: ImageSet) -> str:
-    if train.classes is None or valid.classes is None:
-        with_, without = (train, valid) if valid.classes is None else (valid, train)
-        return (
-            f"'{with_.name}' ({with_.split}) has class folders or labels and '{without.name}' ({without.split}) has "
-            "none; lay out both the same way."
-        )
-    lacking = [
-        f"{', '.join(repr(kind) for kind in missing)} only in {where}"
-        for where, missing in (
-            ("training", [kind for kind in train.classes if kind not in valid.classes]),
-            ("validation", [kind for kind in valid.classes if kind not in train.classes]),
-        )
-        if missing
-    ]
-    what = " and ".join(lacking) or "the same names in another order"
-    return f"Training and validation images of '{train.name}' have different classes ({what}); make them agree."

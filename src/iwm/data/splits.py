@@ -35,7 +35,7 @@ def hold_out_rows(
     order = permutation(seed, "held out", 0, count)
     if labels is not None:
         order = _by_class(order, labels)
-        several = order[np.bincount(labels)[labels[order]] > 1]
+        several = order[np.bincount(labels + 1)[labels[order] + 1] > 1]  # images without a label are one class more
         order = several if len(several) else order
     chosen = np.zeros(count, dtype=bool)
     chosen[order[4::10] if len(order) >= 10 else order[:1]] = True

@@ -22,6 +22,15 @@ except ImportError:  # Windows
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What disks answer that know no locks."""
 
+OUTPUT_MARK = ".iwm-output"
+"""A file in every folder that iwm writes pictures into, so that they are not read as a source's images."""
+
+
+def mark_output(folder: Path) -> None:
+    """Make a folder, and mark it as one that iwm writes into."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / OUTPUT_MARK).touch()
+
 
 def sync(path: Path) -> None:
     """Have a file's (or folder's) contents on the disk before going on."""

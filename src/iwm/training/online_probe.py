@@ -6,12 +6,13 @@ A ridge-regression classifier (closed form) on the EMA encoder's mean-pooled tok
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from iwm import config
-from iwm.data.image_sets import ImageSet, Subset
+from iwm.data.image_sets import UNLABELLED, ImageSet, Subset
 from iwm.data.loader import load_all
 from iwm.data.splits import shuffled_rows
 from iwm.model.world_model import ImageWorldModel
@@ -45,9 +46,10 @@ class OnlineProbe(Callback):
     @classmethod
     def for_run(cls, source: ImageSet, settings: config.Config) -> "OnlineProbe | None":
         """None when the source has no labels or too few images. Subsets are of the training images, seeded."""
-        if source.labels is None or len(source) < 100:
+        if source.labels is None or (source.labels != UNLABELLED).sum() < 100:
             return None
-        chosen = shuffled_rows(TRAIN + VAL, len(source), settings.run.seed)
+        labelled = np.flatnonzero(source.labels != UNLABELLED)
+        chosen = labelled[shuffled_rows(TRAIN + VAL, len(labelled), settings.run.seed)]
         images, kept = load_all(Subset(source, chosen), settings.data.image_size)
         return cls(images, torch.from_numpy(source.labels[chosen[kept]]))
 
