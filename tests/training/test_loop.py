@@ -13,12 +13,13 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICES, pictures_file, tiny, with_run
+from conftest import DEVICES, pictures_file, tiny, trained_on, with_run
+from picture_files import write
 from safetensors.torch import load_file
 
 from iwm import config, run_folder
 from iwm.data.loader import Batch
-from iwm.data.sources import open_splits
+from iwm.data.sources import open_images, open_splits
 from iwm.model.vit import choose_attention
 from iwm.model.weights import TENSORS
 from iwm.run_folder import RunFolder
@@ -447,3 +448,16 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_pictures_are_read(t
         UserError, match=r"The run cannot be written to .*/file/run \(Not a directory\); give another --out"
     ):
         loop.pretrain(with_run(chosen, out=str(tmp_path / "file" / "run")))
+
+
+def test_a_run_may_lie_inside_its_data_and_is_no_data(tmp_path):
+    for index in range(20):
+        write(tmp_path / "pets" / "ab"[index % 2] / f"{index}.png", size=(16, 16))
+    source, run = str(tmp_path / "pets"), tmp_path / "pets" / "run"
+    settings = trained_on(tiny(optim=replace(tiny().optim, epochs=1, batch_size=8)), source=source, out=str(run))
+    loop.pretrain(settings)
+    assert (run / "gallery.png").is_file()
+    assert open_images(source, "all").classes == ("a", "b")
+    assert len(open_images(source, "all")) == 20
+    with pytest.raises(UserError, match="is the source itself"):
+        loop.pretrain(trained_on(settings, source=source, out=source))

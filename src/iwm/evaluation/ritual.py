@@ -142,6 +142,7 @@ class Evaluation:
         """Write the numbers, then weights and pictures; returns the content, with the file under "path"."""
         settings, payload = self.settings(outcome), dict(outcome.payload)
         with files.lock(self.folder.results_lock, f"A result is written to {self.folder.eval}", wait=True):
+            files.mark_output(self.folder.eval)
             path = self.place(outcome)  # nobody else takes the same name meanwhile
             content = write(path, payload, settings)
             if outcome.weights:

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from iwm.data.sources import is_source
 from iwm.runtime import devices, errors
 from iwm.runtime.console import console, progress
 from iwm.runtime.errors import Interrupted, UserError
+from iwm.runtime.files import mark_output
 from iwm.sweeps import measurement, page
 from iwm.sweeps.axes import Cell
 from iwm.sweeps.study import Study
@@ -38,6 +40,7 @@ def sweep(o: Sweep) -> dict[str, Any]:
             print(_command(o.words, cell.name))
         return {}
     study.require_same()
+    mark_output(study.folder)
     study = study.prepare()
     if not o.cell:
         study.collect()  # what is there already, before hours pass
@@ -66,6 +69,8 @@ def _require_sense(study: Study) -> None:
     o = study.options
     if not o.settings.run.out:
         raise UserError("Where should the sweep go? Give --out DIR.")
+    if is_source(study.folder, o.settings.data.source):
+        raise UserError(f"--out {o.settings.run.out} is the source itself; give another folder.")
     if (o.list or o.jobs > 1) and not o.words:
         raise UserError("A process of its own repeats a command line; from Python leave out jobs and list.")
     if o.recipes and not o.words:

@@ -14,7 +14,7 @@ from typing import Any
 from iwm import config
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import Loader
-from iwm.data.sources import open_images, source_identity
+from iwm.data.sources import is_source, open_images, source_identity
 from iwm.model import pretrained, weights
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder, load_model
@@ -48,6 +48,11 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
     validate(settings)
     if run.path.exists() and not run.path.is_dir():
         raise UserError(f"{run.path} is a file; give a folder as --out.")
+    if source is None and is_source(run.path, settings.data.source):
+        raise UserError(
+            f"--out {settings.run.out} is the source itself, and what is written there would join its images; give "
+            "another folder (it may lie inside the source)."
+        )
     files.require_writable(run.path, "The run", "give another --out FOLDER.")
     source = source or open_images(settings.data.source, "train", size=settings.data.image_size)
     # The source as anybody can find it again, from whatever folder the run is replayed or resumed.
@@ -172,7 +177,7 @@ def initialise_from(model: ImageWorldModel, init: str) -> None:
 
 def _write_beginning(run: RunFolder, settings: config.Config, start: int) -> Metrics:
     """Write the settings; the metrics, which hold no line after step `start`."""
-    run.path.mkdir(parents=True, exist_ok=True)
+    files.mark_output(run.path)
     config.save(settings, run.config)
     metrics = Metrics(run.metrics)
     metrics.cut_back(start)
