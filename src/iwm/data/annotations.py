@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int16, Int32, Int64, UInt8
 from torch import Tensor
 
-from iwm.data import file_index, samples, sources, splits
+from iwm.data import file_index, memory, samples, sources, splits
 from iwm.data.arrays import read_arrays
 from iwm.data.decode import BrokenImage
 from iwm.data.image_sets import Arrays, Files, ImageSet, Subset
@@ -85,6 +85,8 @@ def open_annotated(source: str, size: int) -> tuple[Annotated, Annotated | None,
     if source == "sample-objects":
         train, valid, how = sources.open_splits(source, size=size)
         return _scenes(train, size), _scenes(valid, size), how
+    if memory.is_memory(source):
+        raise UserError("Masks are read from files; give a folder, or an .npz with `images` and `masks`.")
     path, name = file_index.locate(source)
     if path.suffix.lower() == ".npz" and not path.is_dir():
         return _open_arrays(path, name)

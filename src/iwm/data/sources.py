@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from iwm.data import arrays, file_index, grey
+from iwm.data import arrays, file_index, grey, memory
 from iwm.data.grey import GreyRanges
 from iwm.data.image_sets import (
     UNLABELLED,
@@ -207,6 +207,8 @@ def _open_one(source: str, size: int) -> tuple[ImageSet, ImageSet | None, str]:
         return _Photos("train"), _Photos("val"), "800 and 119 of the embedded photos"
     if source == "sample-objects":
         return _Scenes("train", size), _Scenes("val", size), "scenes on different photos"
+    if memory.is_memory(source):
+        return *memory.splits_of(source), "images in memory"
     path, name = file_index.locate(source)
     if path.suffix.lower() == ".npz" and not path.is_dir():
         return arrays.open_arrays(path, name)

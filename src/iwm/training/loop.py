@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from iwm import config
+from iwm.data import memory
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import Loader
 from iwm.data.sources import is_source, open_images, source_identity
@@ -130,7 +131,14 @@ def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
     Raises UserError naming the first setting that drifted.
     """
     source, now_at = old.data.source, new.data.source
-    if source != now_at and _names(source) == _names(now_at):
+    if memory.is_memory(source) and memory.is_memory(now_at):
+        if memory.content_of(source) != memory.content_of(now_at):
+            raise UserError(
+                f"{out} was trained on other images in memory (content {memory.content_of(source)}, now "
+                f"{memory.content_of(now_at)}); give the same images and labels, or another --out."
+            )
+        old = replace(old, data=replace(old.data, source=now_at))
+    elif source != now_at and _names(source) == _names(now_at):
         console.print(f"The pictures of {out} were at {source}, now they are at {now_at}.")
         old = replace(old, data=replace(old.data, source=now_at))
     was, now = fields.flatten(fields.to_dict(old)), fields.flatten(fields.to_dict(new))

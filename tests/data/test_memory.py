@@ -1,0 +1,159 @@
+"""Images in memory are a source: the same pixels and labels however they are given, told apart by content."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, TensorDataset
+
+from iwm.data import memory
+from iwm.data.sources import open_images, open_pictures, open_splits
+from iwm.runtime.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    with memory.held():
+        yield
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (30, 9, 7, 3), dtype=np.uint8)
+
+
+LABELS = np.arange(30) % 3
+
+
+class Flips(Dataset[tuple[torch.Tensor, int]]):
+    """Mirrors at random, as a dataset with training transforms does."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image = self.pixels[index]
+        return (image.flip(-1) if torch.rand(()) < 0.5 else image), index % 3
+
+
+def kinds(pixels: np.ndarray, folder: Path) -> dict[str, object]:
+    """The same images in every form."""
+    tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    pictures = [Image.fromarray(one) for one in pixels]
+    paths = [folder / f"{index}.png" for index in range(len(pixels))]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    return {
+        "array": pixels,
+        "tensor": tensor,
+        "floats": tensor.float() / 255,
+        "pictures": pictures,
+        "paths": paths,
+        "texts": [str(path) for path in paths],
+        "arrays": list(pixels),
+        "dataset": TensorDataset(tensor, torch.from_numpy(LABELS)),
+        "images": open_images(memory.source_of(pixels), "all"),
+        "pair": (pixels, LABELS),
+    }
+
+
+def test_the_same_images_have_the_same_content_in_every_form(pixels, tmp_path):
+    sources = {}
+    for kind, images in kinds(pixels, tmp_path).items():
+        labels = None if kind in ("dataset", "pair") else LABELS
+        sources[kind] = memory.source_of(images, labels)
+        opened = open_images(sources[kind], "all")
+        assert opened.labels is not None
+        assert opened.labels.tolist() == LABELS.tolist(), kind
+        assert opened.classes == ("0", "1", "2")
+        for index in (0, 29):
+            assert torch.equal(opened.load(index).permute(1, 2, 0), torch.from_numpy(pixels[index])), kind
+            assert opened.dimensions(index) == (9, 7)
+    assert len(set(sources.values())) == 1
+    (source,) = set(sources.values())
+    assert open_images(source).name == f"memory-{memory.content_of(source)[:8]}"
+
+
+@pytest.mark.parametrize("change", ["a pixel", "a label", "the order", "the shape"])
+def test_any_change_is_another_content(pixels, change):
+    other, labels = pixels.copy(), LABELS.copy()
+    if change == "a pixel":
+        other[17, 3, 2, 1] ^= 1
+    elif change == "a label":
+        labels[5] = 0
+    elif change == "the order":
+        other, labels = other[::-1], labels[::-1]
+    else:
+        other = other.reshape(30, 7, 9, 3)
+    assert memory.source_of(other, labels) != memory.source_of(pixels, LABELS)
+
+
+def test_hold_outs_are_those_of_any_source(pixels):
+    source = memory.source_of(pixels, LABELS, "mine")
+    train, val, how = open_splits(source)
+    assert (len(train), len(val), train.name) == (27, 3, "mine")
+    assert "held out" in how
+    both = memory.source_of({"train": (pixels[:20], LABELS[:20]), "test": (pixels[20:], LABELS[20:])})
+    train, val, how = open_splits(both)
+    assert (len(train), len(val), len(open_images(both))) == (20, 10, 20)
+    assert how.endswith("images in memory")
+
+
+def test_texts_are_classes_and_a_dataset_brings_its_own_names(pixels):
+    names = np.array(["cat", "ant", "bee"])[LABELS]
+    opened = open_images(memory.source_of(pixels, list(names)), "all")
+    assert opened.classes == ("ant", "bee", "cat")
+    assert opened.labels is not None
+    assert opened.classes is not None
+    assert [opened.classes[label] for label in opened.labels] == list(names)
+    dataset = TensorDataset(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(LABELS))
+    dataset.classes = ["x", "y", "z"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert open_images(memory.source_of(dataset), "all").classes == ("x", "y", "z")
+
+
+def test_grey_becomes_rgb_and_one_picture_is_a_source(pixels):
+    grey = open_images(memory.source_of(pixels[..., 0]), "all")
+    assert torch.equal(grey.load(2), torch.from_numpy(pixels[2, ..., 0]).expand(3, -1, -1))
+    assert len(open_pictures(memory.source_of(Image.fromarray(pixels[0])))) == 1
+    assert len(open_pictures(memory.source_of(pixels[0]))) == 1
+
+
+def test_a_set_travels_to_decoding_processes(pixels):
+    opened = open_images(memory.source_of(list(pixels)), "all")
+    copy = pickle.loads(pickle.dumps(opened))
+    assert torch.equal(copy.load(3), opened.load(3))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "complaint"),
+    [
+        (lambda x: Flips(x), None, "gives another image .* leave out its random transforms"),
+        (lambda x: x.astype(np.uint16), None, "has values of uint16"),
+        (lambda x: x / 255 - 0.5, None, r"has values from -0.5 to 0.4.*; give uint8, or floats from 0 to 1 \(leave"),
+        (lambda x: np.zeros((4, 8, 8, 4), np.uint8), None, r"is an array \[8, 8, 4\]"),
+        (lambda x: [], None, "holds no images"),
+        (lambda x: ["absent.png"], None, "no image file absent.png"),
+        (lambda x: 5, None, "data is a int; give a path, a PyTorch dataset"),
+        (lambda x: {"train": x, "extra": x}, None, "has the splits train, extra"),
+        (lambda x: x, LABELS[:4], "give 30 whole numbers or texts"),
+        (lambda x: x, LABELS / 2, "give 30 whole numbers or texts"),
+        (lambda x: x, LABELS - 1, "The label -1 is no class"),
+        (lambda x: (x, LABELS), LABELS, "leave out labels="),
+    ],
+)
+def test_what_is_no_image_is_one_sentence(pixels, images, labels, complaint):
+    with pytest.raises(UserError, match=complaint):
+        memory.source_of(images(pixels), labels)
+
+
+def test_a_name_is_part_of_a_files_name(pixels):
+    assert memory.source_of(pixels, name="my-set.v2").endswith("/my-set.v2")
+    for name in ("a/b", "a,b", ".hidden", "a=b", "two words"):
+        with pytest.raises(UserError, match="data_name"):
+            memory.source_of(pixels, name=name)
