@@ -5,57 +5,81 @@ world = iwm.load("RUN")
 tokens = world.encode(images)
 future = world.predict(tokens, world.action(brightness=0.3))
 
-Every verb of the command line is a function too, its options are keywords (`iwm.pretrain` takes an `iwm.Config`):
+Every verb of the command line is a function too, its options are keywords (docs/python.md):
 
-iwm.probe("RUN", data="photos", kind="knn")
+run = iwm.pretrain("demo", data=images, out="runs/mine", **{"optim.epochs": 3})
+iwm.probe(run, data="photos", kind="knn").top1
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from iwm.actions.action_sets import import_set, register
     from iwm.actions.action_space import ActionSpace
     from iwm.actions.transformation import Transformation
     from iwm.config import Config
     from iwm.data.sources import open_images
-    from iwm.evaluation.after_pretraining import pretrain
+    from iwm.evaluation.tasks.classifier import load_classifier
     from iwm.evaluation.tasks.probe_kinds import FeatureProbe, register_probe
+    from iwm.evaluation.tasks.segmenter import load_segmenter
+    from iwm.functions import pretrain
     from iwm.model.conditioning import Conditioning, register_conditioning
     from iwm.model.objectives import Objective, register_objective
     from iwm.model.world_model import ImageWorldModel, Tokens
+    from iwm.reports.results import (
+        DoctorResult,
+        EfficiencyResult,
+        FinetuneResult,
+        ImagineResult,
+        InferResult,
+        LookResult,
+        MultitaskResult,
+        ProbeResult,
+        Result,
+        Run,
+        SegmentResult,
+        SweepResult,
+        TableResult,
+        UndoResult,
+        WorldResult,
+    )
+    from iwm.reports.results import read as read_result
     from iwm.run_folder import load_model as load
     from iwm.runtime.errors import UserError
     from iwm.training.callbacks import Callback
     from iwm.training.optimisers import Optimiser, register_optimiser
     from iwm.verbs import Verb
     from iwm.verbs import register as register_verb
+R = TypeVar("R", covariant=True)
 
 
-class Work(Protocol):
+class Work(Protocol[R]):
     """A verb from Python: its options in their order or as keywords, nested ones with dots."""
 
-    def __call__(self, *values: Any, **keywords: Any) -> Any: ...
+    def __call__(self, *values: Any, **keywords: Any) -> R: ...
 
 
-compare: Work
-decoder: Work
-demo: Work
-doctor: Work
-efficiency: Work
-finetune: Work
-imagine: Work
-infer: Work
-look: Work
-multitask: Work
-predict: Work
-probe: Work
-recipes: Work
-report: Work
-segment: Work
-sweep: Work
-undo: Work
-world: Work
+compare: "Work[TableResult]"
+decoder: "Work[Result]"
+demo: "Work[Path]"
+doctor: "Work[DoctorResult]"
+efficiency: "Work[EfficiencyResult]"
+finetune: "Work[FinetuneResult]"
+imagine: "Work[ImagineResult]"
+infer: "Work[InferResult]"
+look: "Work[LookResult]"
+multitask: "Work[MultitaskResult]"
+predict: "Work[TableResult]"
+probe: "Work[ProbeResult]"
+recipes: "Work[None]"
+report: "Work[Path]"
+segment: "Work[SegmentResult]"
+sweep: "Work[SweepResult]"
+undo: "Work[UndoResult]"
+world: "Work[WorldResult]"
 
 _HOMES = {
     "ActionSpace": "actions.action_space",
@@ -73,7 +97,12 @@ _HOMES = {
     "import_set": "actions.action_sets",
     "load": "run_folder:load_model",
     "open_images": "data.sources",
-    "pretrain": "evaluation.after_pretraining",
+    "load_classifier": "evaluation.tasks.classifier",
+    "load_segmenter": "evaluation.tasks.segmenter",
+    "pretrain": "functions",
+    "read_result": "reports.results:read",
+    "Result": "reports.results",
+    "Run": "reports.results",
     "register": "actions.action_sets",
     "register_verb": "verbs:register",
     "register_conditioning": "model.conditioning",
@@ -92,6 +121,8 @@ __all__ = [
     "ImageWorldModel",
     "Objective",
     "Optimiser",
+    "Result",
+    "Run",
     "Tokens",
     "Transformation",
     "UserError",
@@ -106,12 +137,15 @@ __all__ = [
     "import_set",
     "infer",
     "load",
+    "load_classifier",
+    "load_segmenter",
     "look",
     "multitask",
     "open_images",
     "predict",
     "pretrain",
     "probe",
+    "read_result",
     "recipes",
     "register",
     "register_conditioning",
@@ -135,7 +169,7 @@ def __getattr__(name: str) -> Any:
     if not name.startswith("_"):
         verbs = importlib.import_module("iwm.verbs")
         if name in verbs.names():
-            return verbs.from_python(name)
+            return importlib.import_module("iwm.functions").verb_function(name)
     raise AttributeError(f"module 'iwm' has no attribute '{name}'")
 
 

@@ -35,7 +35,7 @@ from iwm.evaluation import grids
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder, is_remote, load_model, plain_name, read_result
 from iwm.runtime import devices, drawing, fields, files
-from iwm.runtime.console import console, show
+from iwm.runtime.console import console, show, tables_are_printed
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.runtime.files import plain
@@ -74,6 +74,12 @@ class Outcome:
     """Settings of results that this one holds whole, and so may replace."""
     weights: Callable[[Path], None] | None = None
     """Writes weights into the folder RESULT/, whose path then stands under "weights"."""
+
+
+class Content(dict[str, Any]):
+    """What a result's file holds, with the file under "path"; `print` prints it as a table."""
+
+    print: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -128,13 +134,19 @@ class Evaluation:
         write it and print where it lies; returns the content, with the file under "path".
 
         What took hours is not lost at its end: the numbers are printed before anything is written, and written before
-        pictures are drawn. Raises OSError naming the file that cannot be written.
+        pictures are drawn. Python callers get an object instead, unless it cannot be written. Raises OSError naming
+        the file that cannot be written.
         """
-        content = content_of(outcome.payload, self.settings(outcome))
-        print_content(content)
-        for sentence in grids.sentences(content):
-            console.print(f"[yellow]{escape(sentence)}", soft_wrap=True)
-        content = self.write(outcome)
+        early = content_of(outcome.payload, self.settings(outcome))
+        if tables_are_printed():
+            _print(early, print_content)
+        try:
+            content = Content(self.write(outcome))
+        except OSError:
+            if not tables_are_printed():
+                _print(early, print_content)
+            raise
+        content.print = lambda: _print(content, print_content)
         console.print(f"Written to {content['path']}", soft_wrap=True, markup=False)
         return content
 
@@ -151,6 +163,13 @@ class Evaluation:
             for ending, draw in outcome.figures.items():
                 drawing.save(draw(), path.with_name(f"{path.stem}{'-' if ending else ''}{ending}.png"))
         return {**content, "path": str(path)}
+
+
+def _print(content: Mapping[str, Any], print_content: Callable[[Mapping[str, Any]], None]) -> None:
+    """The table of a result, and what is to be said of its searches."""
+    print_content(content)
+    for sentence in grids.sentences(content):
+        console.print(f"[yellow]{escape(sentence)}", soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from rich.text import Text
 from iwm.reports.verdict import Result, data_of, join, number, settings_of, verb_of
 from iwm.run_folder import RunFolder, plain_name
 from iwm.runtime import fields
-from iwm.runtime.console import console, in_words
+from iwm.runtime.console import console, in_words, tables_are_printed
 from iwm.runtime.errors import UserError
 from iwm.verbs.compare import Compare
 
@@ -55,7 +55,8 @@ def compare(o: Compare) -> list[dict[str, Any]]:
         raise UserError(f"There are no results in {join(runs)}; measure something first, say `iwm world RUN --data S`.")
     rows = [row for file in sorted({file for own in results.values() for file in own}) for row in _rows(file, results)]
     names = _short(folders)
-    console.print(_table(rows, names))
+    if tables_are_printed():
+        console.print(_table(rows, names))
     for run in runs:
         if not results[run]:
             console.print(Text(f"{run} has no results yet.", "yellow"))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from iwm.run_folder import RunFolder
-from iwm.runtime.console import console
+from iwm.runtime.console import console, tables_are_printed
 from iwm.runtime.errors import UserError
 from iwm.training import health
 from iwm.verbs.doctor import Doctor
@@ -19,7 +19,8 @@ def doctor(o: Doctor) -> int:
     if not lines:
         raise UserError(f"{folder.metrics} is empty; let the run reach its first log line.")
     verdict = health.judge(lines[-1], folder.objective_kind())
-    console.print(f"[{'green' if verdict.healthy else 'red'}]{verdict.word}[/] at step {lines[-1]['step']}")
-    for finding in verdict.findings:
-        console.print(f"  {finding}")
+    if tables_are_printed():
+        console.print(f"[{'green' if verdict.healthy else 'red'}]{verdict.word}[/] at step {lines[-1]['step']}")
+        for finding in verdict.findings:
+            console.print(f"  {finding}")
     return 0 if verdict.healthy else 1

@@ -10,7 +10,7 @@ from iwm.data.sources import open_pictures
 from iwm.evaluation.tasks.classifier import Classifier, find_classifier, load_classifier
 from iwm.evaluation.tasks.classifier import predict as probabilities_of
 from iwm.runtime import files
-from iwm.runtime.console import console, progress, table
+from iwm.runtime.console import console, progress, table, tables_are_printed
 from iwm.runtime.devices import Session
 from iwm.verbs.predict import Predict
 
@@ -42,7 +42,8 @@ def predict(o: Predict) -> list[dict[str, str]]:
     files.write_text(path, text.getvalue())
     counts = {name: sum(line["prediction"] == name for line in lines) for name in classifier.names}
     rows = sorted(((name, count) for name, count in counts.items() if count), key=lambda row: -row[1])
-    console.print(table(f"{folder.name} on {images.name}", ["prediction", "images"], rows))
+    if tables_are_printed():
+        console.print(table(f"{folder.name} on {images.name}", ["prediction", "images"], rows))
     left_out = len(images) - len(lines)
     if left_out:
         console.print(f"[yellow]{left_out} broken image{'s were' if left_out > 1 else ' was'} left out.")

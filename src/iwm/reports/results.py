@@ -1,0 +1,360 @@
+"""What Python callers get back: results as frozen dataclasses, and the run itself.
+
+A result is a mapping of exactly what its JSON file holds; its main numbers are attributes too. It prints as the table
+of the command line, draws itself, and shows as HTML in a notebook.
+"""
+
+import dataclasses
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from matplotlib.figure import Figure
+
+from iwm.evaluation.ritual import Content
+from iwm.model.world_model import ImageWorldModel
+from iwm.reports import figures
+from iwm.reports.tables import MOST_ROWS, Rows, figure_of, html_of, picture_html, tables_of, text_of
+from iwm.run_folder import RunFolder, load_model, read_result
+from iwm.runtime.console import console, in_words
+from iwm.runtime.errors import UserError
+from iwm.training import health
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Result(Mapping[str, Any]):
+    """What a verb measured, a mapping of what its JSON file holds."""
+
+    path: Path
+    """The JSON file; pictures lie beside it under the same name."""
+    content: Mapping[str, Any] = field(repr=False)
+    live: Content | None = field(default=None, repr=False)
+    """What the verb handed over; prints the command line's own table."""
+    verb: ClassVar[str] = ""
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], path: Path) -> "Result":
+        """The result that a file holds. Raises UserError when one of the class's numbers is missing."""
+        values = {name: value for name, value in content.items() if name != "path"}
+        names = [one.name for one in dataclasses.fields(cls) if one.name not in ("path", "content", "live")]
+        missing = [name for name in names if name not in values and not _optional(cls, name)]
+        if missing:
+            raise UserError(f"{path} has no {missing[0]}; measure again.")
+        live = content if isinstance(content, Content) else None
+        chosen = {name: Path(values[name]) if name == "weights" else values[name] for name in names if name in values}
+        return cls(path=path, content=values, live=live, **chosen)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.content[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.content)
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    @property
+    def pictures(self) -> dict[str, Path]:
+        """The pictures of the result by their ending: "" is RESULT.png."""
+        paths = sorted(self.path.parent.glob(f"{self.path.stem}*.png"))
+        others = [path for path in self.path.parent.glob("*.json") if path.stem.startswith(f"{self.path.stem}-")]
+        own = [path for path in paths if not any(path.stem.startswith(other.stem) for other in others)]
+        return {path.stem.removeprefix(self.path.stem).removeprefix("-"): path for path in own}
+
+    def figure(self, ending: str = "") -> Figure:
+        """The result's picture as a matplotlib figure. Raises UserError when it has none of that ending."""
+        if ending not in self.pictures:
+            known = ", ".join(repr(one) for one in self.pictures) or "none"
+            raise UserError(f"{self.path.stem} has no picture '{ending}' (there is {known}).")
+        return figure_of(self.pictures[ending])
+
+    def __str__(self) -> str:
+        if self.live is not None:
+            with console.capture() as capture:
+                self.live.print()
+            return capture.get().rstrip("\n")
+        return text_of(tables_of(self.path.stem, self))
+
+    def __repr__(self) -> str:
+        names = [one.name for one in dataclasses.fields(self) if one.name not in ("path", "content", "live")]
+        numbers = [f"{name}={in_words(getattr(self, name))}" for name in names]
+        return f"{type(self).__name__}({', '.join([*numbers, f'path={str(self.path)!r}'])})"
+
+    def _repr_html_(self) -> str:
+        parts = [html_of(rows, title) for title, rows in tables_of(self.path.stem, self)]
+        return "".join([*parts, *(picture_html(path) for path in self.pictures.values())])
+
+
+def _optional(cls: type, name: str) -> bool:
+    (one,) = (one for one in dataclasses.fields(cls) if one.name == name)
+    return one.default is not dataclasses.MISSING
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class WorldResult(Result):
+    """What `iwm.world` measured."""
+
+    verb: ClassVar[str] = "world"
+    data: str
+    mrr: float
+    mrr_standard_error: float
+    mrr_chance: float
+    mrr_shuffled: float
+    mrr_null: float
+    hits_at_1: float
+    hits_at_5: float
+    hits_at_10: float
+    action_sensitivity: float
+    inferred_action_error: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ProbeResult(Result):
+    """What `iwm.probe` measured; the baselines are None where they were left out."""
+
+    verb: ClassVar[str] = "probe"
+    data: str
+    kind: str
+    top1: float
+    chance: float
+    top5: float | None = None
+    balanced_top1: float | None = None
+    random_encoder_top1: float | None = None
+    raw_pixels_top1: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class FinetuneResult(Result):
+    """What `iwm.finetune` measured; `iwm.load_classifier(result.weights)` is the classifier."""
+
+    verb: ClassVar[str] = "finetune"
+    data: str
+    top1: float
+    top5: float
+    trainable_parameters: int
+    flops_per_image: int
+    train_images_per_second: float | None = None
+    weights: Path
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class EfficiencyResult(Result):
+    """What `iwm.efficiency` measured: a point for every way of finetuning."""
+
+    verb: ClassVar[str] = "efficiency"
+    data: str
+    points: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class MultitaskResult(Result):
+    """What `iwm.multitask` measured, for every task beside a predictor of its own."""
+
+    verb: ClassVar[str] = "multitask"
+    data: str
+    tasks: Mapping[str, Mapping[str, Any]]
+    average_top1: float
+    average_single_task_top1: float
+    weights: Path
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SegmentResult(Result):
+    """What `iwm.segment` measured."""
+
+    verb: ClassVar[str] = "segment"
+    data: str
+    miou: float
+    pixel_accuracy: float
+    per_class_iou: Sequence[float | None]
+    majority_miou: float
+    weights: Path
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ImagineResult(Result):
+    """What `iwm.imagine` showed: the truth's rank in the bank, 1 is right."""
+
+    verb: ClassVar[str] = "imagine"
+    data: str
+    action: str
+    rank: float
+    bank: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class InferResult(Result):
+    """What `iwm.infer` says: of two images the action in raw units and in words, of a source the error."""
+
+    verb: ClassVar[str] = "infer"
+    data: str
+    action: Mapping[str, float] | None = None
+    words: str | None = None
+    residual: float | None = None
+    inferred_action_error: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LookResult(Result):
+    """What `iwm.look` measured."""
+
+    verb: ClassVar[str] = "look"
+    data: str
+    change_explained: Mapping[str, Any]
+    composition: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class UndoResult(Result):
+    """What `iwm.undo` measured."""
+
+    verb: ClassVar[str] = "undo"
+    data: str
+    clean_top1: float
+    corruptions: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SweepResult(Result):
+    """What `iwm.sweep` collected; `path` is DIR/sweep.json, the page lies beside it."""
+
+    verb: ClassVar[str] = "sweep"
+    runs: Sequence[Mapping[str, Any]]
+
+    @property
+    def pictures(self) -> dict[str, Path]:
+        return {path.stem: path for path in sorted(self.path.parent.glob("*.png"))}
+
+
+KINDS: dict[str, type[Result]] = {
+    kind.verb: kind
+    for kind in (
+        *(WorldResult, ProbeResult, FinetuneResult, EfficiencyResult, MultitaskResult, SegmentResult),
+        *(ImagineResult, InferResult, LookResult, UndoResult, SweepResult),
+    )
+}
+"""The class of each verb's result."""
+
+
+def read(path: str | Path) -> Result:
+    """A result that was written before, RUN/eval/VERB-....json. Raises UserError when the file holds none."""
+    path = Path(path).expanduser()
+    content = read_result(path)
+    if "fingerprint" not in content:
+        raise UserError(f"{path} is no result; give a file RUN/eval/VERB-....json.")
+    return KINDS.get(path.stem.split("-")[0], Result).of(content, path)
+
+
+# ---- what is no single measurement ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class TableResult(Sequence[Mapping[str, Any]]):
+    """Lines of a table, each a mapping of the same columns."""
+
+    title: str
+    rows: tuple[Mapping[str, Any], ...]
+    path: Path | None = None
+    """The file they were written to."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _table(self) -> Rows:
+        rows = [_unfolded(row) for row in self.rows]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        return [columns, *([row.get(name) for name in columns] for row in rows)]
+
+    def __str__(self) -> str:
+        return text_of([(self.title, self._table())])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_of(self._table()[: MOST_ROWS + 1], self.title)
+
+
+def _unfolded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of a table with a column for every entry of a mapping in it."""
+    cells: dict[str, Any] = {}
+    for name, value in row.items():
+        cells |= value if isinstance(value, Mapping) else {name: ", ".join(value) if isinstance(value, list) else value}
+    return cells
+
+
+@dataclass(frozen=True)
+class DoctorResult:
+    """Whether a run is healthy, with the findings in words."""
+
+    healthy: bool
+    word: str
+    findings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n  ".join([self.word, *self.findings])
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<li>{html.escape(one)}</li>" for one in self.findings)
+        return f"<b>{html.escape(self.word)}</b><ul>{lines}</ul>"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk; verbs take it wherever they take the path of a run."""
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.path)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return self.folder.metric_lines()
+
+    @property
+    def results(self) -> list[Result]:
+        """All that was measured on the run."""
+        eval_ = self.folder.eval
+        return [read(eval_ / f"{one['file']}.json") for one in self.folder.results()]
+
+    def load(self, device: str = "cpu") -> ImageWorldModel:
+        """The trained model in eval mode."""
+        return load_model(self.path, device)
+
+    def verdict(self) -> DoctorResult:
+        """Whether it is learning or collapsing. Raises UserError for a run without metrics."""
+        folder = self.folder.require("metrics")
+        lines = folder.metric_lines()
+        if not lines:
+            raise UserError(f"{folder.metrics} is empty; let the run reach its first log line.")
+        verdict = health.judge(lines[-1], folder.objective_kind())
+        return DoctorResult(verdict.healthy, verdict.word, tuple(verdict.findings))
+
+    def figure(self) -> Figure:
+        """The training curves. Raises UserError before the first line of metrics."""
+        if not self.metrics:
+            raise UserError(f"{self.path} has no metrics yet; let the run reach its first log line.")
+        return figures.curves(self.metrics)
+
+    def _table(self) -> Rows:
+        line = self.metrics[-1] if self.metrics else {}
+        names = ("step", "epoch", "loss", "position_mean_loss", "rankme", "target_variance", "action_sensitivity")
+        return [["what", "value"], *([name, line[name]] for name in (*names, "probe_top1") if name in line)]
+
+    def __str__(self) -> str:
+        return text_of([(f"Run {self.path}", self._table())])
+
+    def _repr_html_(self) -> str:
+        verdict = self.verdict()._repr_html_() if self.metrics else ""
+        gallery = picture_html(self.folder.gallery) if self.folder.gallery.is_file() else ""
+        return html_of(self._table(), f"Run {self.path}") + verdict + gallery
