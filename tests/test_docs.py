@@ -119,6 +119,18 @@ def test_the_python_example_runs_as_written(tmp_path, monkeypatch, images):
     assert future.values.shape == truth.values.shape
 
 
+def test_the_page_on_python_runs_as_written(tmp_path, monkeypatch):
+    """docs/python.md's code, in order; only the sizes are made tiny."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("iwm.recipe_book.get", lambda name: replace(tiny(), recipe=name))
+    names = {}
+    for block in blocks(ROOT / "docs" / "python.md", "python"):
+        exec(block, names)
+    assert names["world"].figure().get_axes()
+    assert names["probe"].data == "noise"
+    assert names["run"].metrics[-1]["patch_weight"] > 0
+
+
 def test_the_verb_of_your_own_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.setattr(verbs, "_REGISTERED", {})
     model = ImageWorldModel(tiny())

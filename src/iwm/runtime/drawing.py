@@ -4,6 +4,7 @@ Every function returns or fills a matplotlib figure of its own (no global state)
 Okabe and Ito, which people with any colour vision can tell apart.
 """
 
+import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -32,9 +33,18 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
+class ShownFigure(Figure):
+    """A figure that Jupyter shows without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=DPI)
+        return file.getvalue()
+
+
 def blank(width: float, height: float) -> Figure:
     """An empty white figure, inches."""
-    figure = Figure(figsize=(width, height), facecolor="white")
+    figure = ShownFigure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
