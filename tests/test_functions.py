@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,23 @@ def test_a_result_holds_what_its_file_holds_prints_and_draws(trained, arrays, ca
         result.figure("other")
 
 
+COMMITTED = sorted(path for path in (Path(__file__).parent.parent / "results").glob("*-cpu/eval/*.json"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.parent.name}-{path.stem}")
+def test_results_written_before_are_objects_too(path):
+    result = iwm.read_result(path)
+    content = json.loads(path.read_text())
+    assert type(result).__name__.lower() == f"{path.stem.split('-')[0]}result"
+    assert dict(result) == content
+    for name, value in vars(result).items():
+        if name in content and name != "weights":
+            assert value == content[name]
+    assert len(repr(result)) < 500
+    assert str(content["data"]) in str(result)
+    assert "<table>" in result._repr_html_()
+
+
 def test_labels_reach_the_probe_and_another_set_validates(trained, arrays):
     train, val = (arrays["images"], arrays["labels"]), (arrays["val_images"], arrays["val_labels"])
     result = iwm.probe(trained, data=train, val=val, kind="knn", baselines=False)
@@ -111,13 +129,25 @@ def test_tasks_in_memory_are_named(monkeypatch, arrays):
 
 
 def test_a_sweep_takes_a_recipe_and_images(monkeypatch, arrays):
-    monkeypatch.setattr("iwm.sweeps.sweep.sweep", lambda o: {})
     seen = []
     monkeypatch.setattr("iwm.verbs.Verb.run", lambda self, o: seen.append(o))
     iwm.sweep("demo", data=arrays["images"], out="out", data_name="mine", **{"optim.epochs": 1})
     settings = seen[0].settings
     assert settings.data.source.endswith("/mine")
     assert (settings.recipe, settings.optim.epochs, settings.run.out) == ("demo", 1, "out")
+
+
+def test_a_sweep_is_an_object(monkeypatch, tmp_path, capsys):
+    one = {"cell": "none-jitter", "mrr": 0.5, "linear": 0.25, "attentive": None, "predictor_finetuning": None}
+    content = {"runs": [{**one, "healthy": True}], "guidance": [{"title": "Which?", "sentence": "Too few runs."}]}
+    monkeypatch.setattr("iwm.verbs.Verb.run", lambda self, o: content)
+    result = iwm.sweep("demo", data="sample", out=tmp_path)
+    assert capsys.readouterr().out == ""
+    assert dict(result) == content
+    assert result.path == tmp_path / "sweep.json"
+    assert "0.2500" in str(result)
+    assert "Too few runs." in str(result)
+    assert "<td>none-jitter</td><td>0.5000</td><td>0.2500</td><td>True</td>" in result._repr_html_()
 
 
 def test_a_run_shows_itself(trained):
@@ -167,3 +197,13 @@ def test_a_run_goes_on_with_equal_content_only_and_a_replay_says_what_is_missing
     assert not (tmp_path / "replay").exists()
     again = iwm.pretrain(run.folder.config, data=pixels, data_name="mine", out=tmp_path / "replay")
     assert again.metrics[-1]["step"] == 2
+
+
+def test_a_stopped_run_on_images_in_memory_says_how_it_goes_on(arrays, tmp_path):
+    class Stop:
+        def on_step(self, state):
+            if state.step == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(iwm.Interrupted, match=r"Saved at step 2 of 6. Go on with: the same iwm.pretrain\("):
+        iwm.pretrain(tiny(), data=arrays["images"], out=tmp_path / "run", callbacks=[Stop()])

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     )
     from iwm.reports.results import read as read_result
     from iwm.run_folder import load_model as load
-    from iwm.runtime.errors import UserError
+    from iwm.runtime.errors import Interrupted, UserError
     from iwm.training.callbacks import Callback
     from iwm.training.optimisers import Optimiser, register_optimiser
     from iwm.verbs import Verb
@@ -88,6 +88,7 @@ _HOMES = {
     "Config": "config",
     "FeatureProbe": "evaluation.tasks.probe_kinds",
     "ImageWorldModel": "model.world_model",
+    "Interrupted": "runtime.errors",
     "Objective": "model.objectives",
     "Optimiser": "training.optimisers",
     "Tokens": "model.world_model",
@@ -119,6 +120,7 @@ __all__ = [
     "Config",
     "FeatureProbe",
     "ImageWorldModel",
+    "Interrupted",
     "Objective",
     "Optimiser",
     "Result",

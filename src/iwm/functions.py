@@ -16,11 +16,13 @@ from typing import Any
 from iwm import config, recipe_book, verbs
 from iwm.data import memory
 from iwm.evaluation import after_pretraining
+from iwm.evaluation.ritual import Content
 from iwm.reports import results
 from iwm.reports.results import Run, SweepResult, TableResult
 from iwm.runtime import fields
 from iwm.runtime.console import tables_returned
 from iwm.runtime.errors import UserError
+from iwm.sweeps import page
 
 SOURCES = ("data", "val", "images", "image", "source", "target", "candidates", "eval_data")
 """Options that name images, and take images in memory as well."""
@@ -145,7 +147,10 @@ def _object(name: str, options: Any, value: Any) -> Any:
     if name == "doctor":  # whose work returns an exit code
         return Run(Path(options.run).expanduser()).verdict() if isinstance(value, int) else value
     if name == "sweep":
-        return SweepResult.of(value, Path(options.settings.run.out).expanduser() / "sweep.json")
+        folder = Path(options.settings.run.out).expanduser()
+        content = Content(value)
+        content.print = lambda: page.show(value, folder)
+        return SweepResult.of(content, folder / "sweep.json")
     if name == "predict":
         path = Path(options.out).expanduser()
         return TableResult(path.name, tuple(value), path)

@@ -22,6 +22,9 @@ from iwm.runtime.console import console, in_words
 from iwm.runtime.errors import UserError
 from iwm.training import health
 
+SWEEP_COLUMNS = ("cell", "mrr", "linear", "attentive", "predictor_finetuning", "healthy")
+"""What a notebook shows of a sweep's runs."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Result(Mapping[str, Any]):
@@ -79,7 +82,10 @@ class Result(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         names = [one.name for one in dataclasses.fields(self) if one.name not in ("path", "content", "live")]
-        numbers = [f"{name}={in_words(getattr(self, name))}" for name in names]
+        values = {name: getattr(self, name) for name in names}
+        numbers = [
+            f"{name}={in_words(value)}" for name, value in values.items() if not isinstance(value, Mapping | list)
+        ]
         return f"{type(self).__name__}({', '.join([*numbers, f'path={str(self.path)!r}'])})"
 
     def _repr_html_(self) -> str:
@@ -222,6 +228,11 @@ class SweepResult(Result):
 
     verb: ClassVar[str] = "sweep"
     runs: Sequence[Mapping[str, Any]]
+
+    def _repr_html_(self) -> str:
+        columns = [name for name in SWEEP_COLUMNS if any(run.get(name) is not None for run in self.runs)]
+        rows = [[run.get(name) for name in columns] for run in self.runs]
+        return html_of([columns, *rows], str(self.path.parent)) + "".join(map(picture_html, self.pictures.values()))
 
     @property
     def pictures(self) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from iwm.data.sources import is_source
 from iwm.runtime import devices, errors
-from iwm.runtime.console import console, progress
+from iwm.runtime.console import console, progress, tables_are_printed
 from iwm.runtime.errors import Interrupted, UserError
 from iwm.runtime.files import mark_output
 from iwm.sweeps import measurement, page
@@ -54,7 +54,8 @@ def sweep(o: Sweep) -> dict[str, Any]:
         study.collect()  # the cells that have got farther since
         raise
     content = study.collect()
-    page.show(content, study.folder)
+    if tables_are_printed():
+        page.show(content, study.folder)
     broken = [row for row in content["runs"] if row["failed"] and o.cell in ("", row["cell"])]
     if broken:
         first = f"{broken[0]['cell']} ({broken[0]['failed'].rstrip('.')})"

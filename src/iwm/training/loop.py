@@ -230,6 +230,8 @@ def _loop(state: State, loader: Loader, callbacks: Callbacks) -> None:
     if stop.pending and last_save < state.steps:
         run = state.run
         again = shlex.join(["iwm", "pretrain", "--config", str(run.config), "--out", str(run.path)])
+        if memory.is_memory(state.settings.data.source):
+            again = "the same iwm.pretrain(..., data=IMAGES)"
         where = f"Saved at step {last_save} of {state.steps}" if last_save else "Stopped before the first step"
         raise Interrupted(f"{where}. Go on with: {again}")
 
