@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from iwm.model.objectives import Objective, register_objective
     from iwm.model.world_model import ImageWorldModel, Tokens
     from iwm.reports.results import (
+        DecoderResult,
         DoctorResult,
         EfficiencyResult,
         FinetuneResult,
@@ -63,7 +64,7 @@ class Work(Protocol[R]):
 
 
 compare: "Work[TableResult]"
-decoder: "Work[Result]"
+decoder: "Work[DecoderResult]"
 demo: "Work[Path]"
 doctor: "Work[DoctorResult]"
 efficiency: "Work[EfficiencyResult]"

@@ -223,6 +223,18 @@ class UndoResult(Result):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class DecoderResult(Result):
+    """What `iwm.decoder` measured: PSNR in dB of decoded truth, prediction, and prediction of no change."""
+
+    verb: ClassVar[str] = "decoder"
+    data: str
+    head: str
+    psnr_truth: float
+    psnr_prediction: float
+    psnr_null: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SweepResult(Result):
     """What `iwm.sweep` collected; `path` is DIR/sweep.json, the page lies beside it."""
 
@@ -243,7 +255,7 @@ KINDS: dict[str, type[Result]] = {
     kind.verb: kind
     for kind in (
         *(WorldResult, ProbeResult, FinetuneResult, EfficiencyResult, MultitaskResult, SegmentResult),
-        *(ImagineResult, InferResult, LookResult, UndoResult, SweepResult),
+        *(ImagineResult, InferResult, LookResult, UndoResult, DecoderResult, SweepResult),
     )
 }
 """The class of each verb's result."""
