@@ -277,6 +277,11 @@ def check_bounds(config: Config) -> None:
             check(settings, f"{group.name}.")
 
 
+LATER = ("masks.context_area", "objective.error")
+"""Settings that came after the first results. At their default they are no part of what a sweep is recognised by, so
+that older sweeps go on."""
+
+
 def save(config: Config, path: Path) -> None:
     """Write a config.yaml, whole or not at all."""
     write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))

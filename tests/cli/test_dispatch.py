@@ -144,8 +144,8 @@ def labelled(tmp_path_factory) -> str:
     ("pictures", "said"),
     [
         (("1.png", "2.png", "3.png"), "has no labels"),
-        (("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png"), "'b' only in training and 'c' only in val"),
-        (("train/a/1.png", "train/b/1.png", "val/1.png"), "has none; lay out both the same way"),
+        (("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png"), "Class 'c' of"),
+        (("train/a/1.png", "train/b/1.png", "val/1.png"), "has one class only ('b')"),
         (("val/a/1.png", "val/b/1.png", "test/a/1.png", "test/b/1.png"), "no train/ folder"),
         (("train/a/1.png", "train/a/2.png", "val/a/1.png"), "no labels"),
     ],
@@ -171,7 +171,7 @@ def test_a_source_that_names_its_classes_otherwise(model, tmp_path, capsys):
     for place in ("one/a/1.png", "one/b/1.png", "two/a/1.png", "two/c/1.png"):
         write(tmp_path / place)
     argv = ["probe", model, "--data", str(tmp_path / "one"), "--val", str(tmp_path / "two")]
-    assert "different classes" in refused(capsys, *argv)
+    assert "Class 'c' of" in refused(capsys, *argv)
 
 
 @pytest.mark.parametrize(

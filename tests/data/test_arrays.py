@@ -1,5 +1,7 @@
 """Arrays as a source: images of every shape, labels of every kind."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -57,7 +59,9 @@ def test_one_channel_and_transparency(tmp_path, images, wanted):
     ],
 )
 def test_the_names_of_others(tmp_path, names):
-    arrays = dict(zip(names, (PIXELS, np.arange(6)[:, None] % 2, PIXELS[:2], np.arange(2)), strict=True))
+    arrays: dict[str, Any] = dict(
+        zip(names, (PIXELS, np.arange(6)[:, None] % 2, PIXELS[:2], np.arange(2)), strict=True)
+    )
     np.savez(tmp_path / "set.npz", **arrays)
     train, val, _ = open_splits(str(tmp_path / "set.npz"))
     assert (len(train), len(val)) == (6, 2)
@@ -66,7 +70,9 @@ def test_the_names_of_others(tmp_path, names):
 
 def test_medmnist_has_three_splits(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(file_index, "_sentences", set())
-    arrays = {f"{split}_images": PIXELS[:, :, :, 0][:count] for split, count in (("train", 6), ("val", 3), ("test", 2))}
+    arrays: dict[str, Any] = {
+        f"{split}_images": PIXELS[:, :, :, 0][:count] for split, count in (("train", 6), ("val", 3), ("test", 2))
+    }
     arrays |= {f"{split}_labels": np.full((count, 1), k) for k, (split, count) in enumerate((("test", 2), ("val", 3)))}
     np.savez(tmp_path / "med.npz", **arrays, train_labels=np.arange(6)[:, None] % 2)
     train, val, _ = open_splits(str(tmp_path / "med.npz"))

@@ -101,7 +101,7 @@ def test_an_evaluation_ends_with_json_pictures_weights_and_a_table(
     assert written == {key: value for key, value in content.items() if key != "path"}
     assert written["weights"] == str(path.with_suffix(""))
     names = {entry.name for entry in path.parent.iterdir()}
-    assert names == {path.name, path.stem, f"{path.stem}.png", f"{path.stem}-averaged.png"}
+    assert names == {".iwm-output", path.name, path.stem, f"{path.stem}.png", f"{path.stem}-averaged.png"}
     printed = capsys.readouterr().out
     assert printed.index("top-1 0.5") < printed.index(f"Written to {path}")
 

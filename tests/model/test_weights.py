@@ -175,7 +175,7 @@ def test_weights_of_the_hub_are_those_two_files_or_a_sentence(tmp_path, monkeypa
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
     assert run_folder.find_weights("hf-hub:user/name") == tmp_path
-    assert asked == [("user/name", ["config.json", "model.safetensors"])]
+    assert asked == [("user/name", ["config.json", "decoder.safetensors", "model.safetensors"])]
     with pytest.raises(UserError, match=r"hf-hub:user/absent cannot be fetched \(no route to host\); give a run"):
         run_folder.find_weights("hf-hub:user/absent")
 

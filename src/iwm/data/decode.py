@@ -50,7 +50,7 @@ def decode(
                 picture.draft(None, (least, least))
             _require_room(picture)
             ImageOps.exif_transpose(picture, in_place=True)
-            pixels = np.array(_rgb(picture, ranges))
+            pixels = np.array(rgb(picture, ranges))
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
@@ -74,7 +74,8 @@ def _require_room(picture: Image.Image) -> None:
         )
 
 
-def _rgb(picture: Image.Image, ranges: GreyRanges | None) -> Image.Image:
+def rgb(picture: Image.Image, ranges: GreyRanges | None = None) -> Image.Image:
+    """The picture in RGB: transparency on white, grey values of more than 8 bits by their ranges."""
     if is_deep(picture.mode):
         values = np.asarray(picture)
         if ranges is None:

@@ -21,9 +21,9 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from iwm.data.decode import BrokenImage, _rgb, decode, reason
-from iwm.data.file_index import TRAIN_FOLDERS, VAL_FOLDERS
+from iwm.data.decode import BrokenImage, decode, reason, rgb
 from iwm.data.image_sets import ImageSet
+from iwm.data.layout import TRAIN, VAL
 from iwm.runtime.errors import UserError
 
 PREFIX = "memory:"
@@ -106,8 +106,8 @@ def _checked_name(name: str) -> str:
 
 def _both_splits(images: Mapping[str, Any], labels: Any) -> "tuple[_Pictures, _Pictures]":
     keys = {str(key).lower(): key for key in images}
-    train = next((keys[key] for key in TRAIN_FOLDERS if key in keys), None)
-    val = next((keys[key] for key in VAL_FOLDERS if key in keys), None)
+    train = next((keys[key] for key in TRAIN if key in keys), None)
+    val = next((keys[key] for key in VAL if key in keys), None)
     if len(images) != 2 or train is None or val is None:
         raise UserError(f"data has the splits {', '.join(map(str, images))}; give two, 'train' and 'val' (or 'test').")
     if labels is not None:
@@ -288,7 +288,7 @@ def pixels_of(picture: Any, name: str = "image") -> UInt8[Tensor, "3 h w"]:
         return decode(Path(picture).expanduser().read_bytes(), name)
     if isinstance(picture, Image.Image):
         upright = ImageOps.exif_transpose(picture) or picture
-        return torch.from_numpy(np.array(_rgb(upright))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(rgb(upright))).permute(2, 0, 1)
     if not isinstance(picture, np.ndarray | Tensor):
         raise UserError(f"{name} is a {type(picture).__name__}; give {KINDS}.")
     values = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture

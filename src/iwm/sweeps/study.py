@@ -15,7 +15,7 @@ from typing import Any
 from rich.markup import escape
 
 from iwm import verbs
-from iwm.config import Config
+from iwm.config import LATER, Config
 from iwm.data.sources import labelled_splits, open_splits, source_identity
 from iwm.evaluation import ritual
 from iwm.model import weights
@@ -121,7 +121,6 @@ class Study:
 
     def prepare(self) -> "Study":
         """The same on the chosen images. Raises UserError when they, or a setting, will not do."""
-        files.require_writable(self.folder, "The sweep", "give another --out.")
         o, folder = self.options, self.folder / "images"
         size, seed = self.base.data.image_size, self.base.run.seed
         source, val = self.base.data.source, o.val
@@ -130,6 +129,7 @@ class Study:
             validate(cell.settings)
         if o.needs_labels:
             labelled_splits(data, val, size=size)
+        files.require_writable(self.folder, "The sweep", "give another --out.")
         if any(o.eval_images):
             train_set, test_set, _ = open_splits(data, val, size=size)
             data, val = subset.write(train_set, test_set, o.eval_images, size, seed, folder), ""
@@ -269,9 +269,15 @@ class Study:
 
 
 def learned(settings: Config) -> dict[str, Any]:
-    """The settings that decide what is learned, flat; the source as anybody finds it again."""
+    """The settings that decide what is learned, flat; the source as anybody finds it again.
+
+    Of settings that came after the first sweeps (`config.LATER`) only those that are not at their default, so that
+    older sweeps go on.
+    """
     settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
     flat = fields.flatten(fields.to_dict(settings))
+    default = fields.flatten(fields.to_dict(Config()))
+    flat = {k: v for k, v in flat.items() if k not in LATER or v != default[k]}
     return {k: v for k, v in flat.items() if k == "run.seed" or k.split(".")[0] not in ("speed", "run", "recipe")}
 
 

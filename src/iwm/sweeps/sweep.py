@@ -40,8 +40,8 @@ def sweep(o: Sweep) -> dict[str, Any]:
             print(_command(o.words, cell.name))
         return {}
     study.require_same()
-    mark_output(study.folder)
     study = study.prepare()
+    mark_output(study.folder)
     if not o.cell:
         study.collect()  # what is there already, before hours pass
     mine = [cell for cell in study.cells if o.cell in ("", cell.name)]

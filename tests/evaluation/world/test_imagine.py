@@ -92,18 +92,20 @@ def test_the_result_lies_in_the_run_with_its_picture(file: str, tmp_path: Path, 
 
 
 def test_what_asks_nothing_is_refused(file: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
     cases: list[tuple[dict[str, Any], str]] = [
         ({}, "Give --action"),
         ({"action": "light=0.1", "sweep": "light"}, "not both"),
     ]
     for more, said in cases:
         with pytest.raises(UserError, match=said):
-            verbs.call("imagine", run="run", image=file, **more)
+            verbs.call("imagine", run=str(run), image=file, **more)
     with pytest.raises(UserError, match="absent"):
-        verbs.call("imagine", run="run", image=str(tmp_path / "absent.png"), action="light=0.1")
+        verbs.call("imagine", run=str(run), image=str(tmp_path / "absent.png"), action="light=0.1")
     Path(file).with_name("second.png").write_bytes(Path(file).read_bytes())
     with pytest.raises(UserError, match="2 images; give one"):
-        verbs.call("imagine", run="run", image=str(tmp_path), action="light=0.1")
+        verbs.call("imagine", run=str(run), image=str(tmp_path), action="light=0.1")
 
 
 def test_an_encoder_alone_imagines_nothing(tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ class FeatureProbe:
 
     name: ClassVar[str] = ""
     """What `--kind` takes."""
+    searches_lrs: ClassVar[bool] = False
+    """Whether it is trained, with a search over `lrs`."""
     needs_labels: ClassVar[bool] = True
     settings: ProbeSettings
     session: Session
@@ -156,6 +158,7 @@ class AttentiveProbe(FeatureProbe):
     """The attentive head, trained on all tokens."""
 
     name = "attentive"
+    searches_lrs = True
 
     @property
     def pooling(self) -> Pooling:

@@ -21,7 +21,7 @@ from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks import features, instance
 from iwm.evaluation.tasks.features import RAW_SIZES, FrozenEncoder, Labelled, RawPixels
 from iwm.evaluation.tasks.fitting import accuracy, scores
-from iwm.evaluation.tasks.probe_kinds import Answer, FeatureProbe, probe_of
+from iwm.evaluation.tasks.probe_kinds import PROBES, Answer, FeatureProbe, probe_of
 from iwm.evaluation.uncertainty import accuracy_error
 from iwm.run_folder import plain_name
 from iwm.runtime.console import console
@@ -29,7 +29,7 @@ from iwm.runtime.devices import Session
 from iwm.runtime.drawing import blank
 from iwm.runtime.errors import UserError
 from iwm.verbs.probe import GALLERY, Probe, ProbeSettings
-from iwm.verbs.shared import Source
+from iwm.verbs.shared import LEARNING_RATES, Source
 
 SHOWN = (
     *("encoder", "layer", "layers", "pooling", "top1", "top1_standard_error", "top5", "balanced_top1"),
@@ -60,6 +60,7 @@ def probe(o: Probe) -> dict[str, Any]:
     `encoder`, another RUN or timm model, is seen at its own image size unless `size` says otherwise. Raises UserError
     for bad input, see `labelled_splits`.
     """
+    PROBES.find(o.kind)
     with ritual.evaluation("probe", o) as work:
         way = probe_of(o, work.session)
         _refuse(o, way)
@@ -120,7 +121,8 @@ def _of_classes(
     return Outcome(
         data=splits.train.name,
         payload={**facts_of_source(splits), **numbers, "classes": list(splits.classes)},
-        settings=ritual.settings_of(o, ProbeSettings),
+        # Kinds that search no learning rates are recognised by the grid that older results of theirs hold.
+        settings=ritual.settings_of(o if way.searches_lrs else replace(o, lrs=LEARNING_RATES), ProbeSettings),
         figures={"": lambda: confusion_matrix(numbers, splits.classes, title)},
     )
 
