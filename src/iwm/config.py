@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from tyro.conf import Positional, arg
+from tyro.conf import Fixed, Positional, Suppress, arg
 
 from iwm.runtime.bounds import Area, AtLeast, DeviceName, Fraction, Rising, check
 from iwm.runtime.errors import UserError
@@ -115,8 +115,23 @@ class Masks:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """A timm VisionTransformer without class token."""
+    """A vision transformer of ours without class token, or, by its name, one of others (docs/any-encoder.md)."""
 
+    name: str = ""
+    """An encoder of others: timm:NAME[,weights=PATH] (weights=random: as drawn), or hf-hub:ID. It brings its own
+    patch_size, width, depth, heads, mlp_ratio, mean and std. Empty: one of ours."""
+    train: str = "all"
+    """all; last-K: its last K blocks up to `layer`; none: it stands still, only the predictor is trained."""
+    layer: int = 0
+    """Block whose tokens the world model sees and predicts, from 1; negative ones count from the end; 0: the last. Of
+    an encoder of others."""
+    views: Annotated[int, AtLeast(0)] = 8
+    """Views of each crop whose tokens an encoder of others that stands still gives once, before training; 0: encode
+    anew in every step."""
+    crops: Annotated[int, AtLeast(1)] = 1
+    """Crops of each image that are encoded so."""
+    architecture: Suppress[Fixed[str]] = ""
+    """What timm calls the encoder of others, with its arguments; set by `name`."""
     patch_size: Annotated[int, AtLeast(1)] = 16
     width: Annotated[int, AtLeast(4)] = 768
     depth: Annotated[int, AtLeast(1)] = 12
@@ -140,6 +155,9 @@ class Predictor:
     mlp_ratio: Annotated[float, AtLeast(0.1)] = 4.0
     init: Literal["trunc_normal", "xavier"] = "trunc_normal"
     """As the encoder's; xavier also draws the conditioning MLP by He's rule."""
+    residual: bool = False
+    """Predict the change of the source's own tokens, each in its place, instead of the target's tokens at queries
+    (objective.kind latent)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +168,9 @@ class Objective:
     """latent: the teacher's tokens of the target (IWM, I-JEPA); pixels: the target's patches (MAE, generative world
     models); joint: nothing, two views of an image are to be embedded alike (MoCo v3, BYOL); or one of your own
     (docs/classes.md)."""
-    target_norm: Literal["token", "batch"] = "token"
+    target_norm: Literal["token", "batch", "change"] = "token"
     """token: LayerNorm without affine, of pixels MAE's normalisation of each patch; batch: per channel, with running
-    statistics."""
+    statistics; change: per channel in units of how far it is from source to target (latent)."""
     error: Literal["squared", "smooth_l1"] = "squared"
     """latent, pixels: squared error (IWM, MAE), or Huber's with threshold 1 (the published I-JEPA code)."""
     variance: Annotated[float, AtLeast(0)] = 0.0
@@ -202,8 +220,6 @@ class Optim:
     """AdamW's; Muon's momentum is .95."""
     clip: Annotated[float, AtLeast(0)] = 0.0
     """Largest gradient norm; 0: no clipping."""
-    freeze_encoder: bool = False
-    """Train only the predictor, on a frozen encoder (the control of `iwm world --frozen-random-twin`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +238,8 @@ class Speed:
     """Decoding processes of a streamed source; -1: one less than the cores. Images kept in memory need none."""
     cache: Literal["auto", "memory", "stream"] = "auto"
     """auto: keep decoded images in memory when they fit in a quarter of what is free."""
+    tokens: str = ""
+    """Folder of the tokens that an encoder of others gave once (encoder.views); empty: `tokens` beside the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +285,29 @@ class Config:
 
     def __post_init__(self) -> None:
         with_paths_as_text(self)
+
+    @staticmethod
+    def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+        """Plain settings of any age as they are called today: optim.freeze_encoder became encoder.train."""
+        optim = values.get("optim")
+        if not isinstance(optim, dict) or "freeze_encoder" not in optim:
+            return values
+        rest = {name: value for name, value in optim.items() if name != "freeze_encoder"}
+        encoder = {**values.get("encoder", {}), **({"train": "none"} if optim["freeze_encoder"] else {})}
+        return {**values, "optim": rest, "encoder": encoder}
+
+
+def last_blocks(train: str) -> int | None:
+    """How many blocks of the encoder `encoder.train` lets learn: K of last-K, 0 of none; None: all it has.
+
+    Raises UserError for anything else.
+    """
+    if train in ("all", "none"):
+        return None if train == "all" else 0
+    count = train.removeprefix("last-")
+    if count == train or not count.isdigit() or not int(count):
+        raise UserError(f"encoder.train is {train!r}; give none, last-K (K blocks, 1 or more) or all.")
+    return int(count)
 
 
 def check_bounds(config: Config) -> None:

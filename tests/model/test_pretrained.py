@@ -1,22 +1,32 @@
+import json
+import os
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 import timm
 import torch
 from conftest import tiny
+from safetensors.torch import save as safetensors_bytes
 from safetensors.torch import save_file
+from tiny_encoders import SIZES
 from torch import nn
 
 from iwm import config
 from iwm.model import pretrained
+from iwm.model.architecture import timm_model
 from iwm.model.encoder import Encoder
-from iwm.model.pretrained import open_timm, start_from_run, start_from_timm, timm_model
+from iwm.model.pretrained import open_timm, start_from_run, start_from_timm
 from iwm.model.vit import sincos_positions
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import UserError
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAME = "test_vit"  # timm's own miniature: 160 px, patches of 16, with a class token
 
 
@@ -152,3 +162,95 @@ def test_a_run_goes_on_at_another_size_as_it_is_used_there(size):
         assert torch.equal(model.encode(images, student=student).values, run.encode(images, student=student).values)
     assert torch.equal(model.predictor.positions, sincos_positions(model.grid, 32))
     assert model.predict(model.encode(images), model.action()).values.shape == (2, (size // 4) ** 2, 32)
+
+
+# ---- as it is ------------------------------------------------------------------------------------------------------
+
+
+def test_init_sends_encoders_with_other_parts_where_they_belong(tmp_path):
+    assert "tiny_registers" in SIZES
+    body = timm.create_model("tiny_registers")
+    save_file(body.state_dict(), tmp_path / "weights.safetensors")
+    settings = replace(tiny().encoder, patch_size=8, width=32, depth=3, heads=2, mean=MEAN, std=STD)
+    name = f"timm:tiny_registers,weights={tmp_path / 'weights.safetensors'}"
+    with pytest.raises(UserError, match=r"has parts that our encoder has not \(ls1, ls2\).*--encoder.name timm:"):
+        start_from_timm(Encoder(settings, 48), name)
+
+
+HUB = """
+import json, sys
+from dataclasses import replace
+import torch
+from iwm import config
+from iwm.model import pretrained
+from iwm.model.architecture import timm_model
+from iwm.model.foreign_encoder import encoder_of
+from iwm.runtime.errors import UserError
+
+settings = pretrained.with_encoder(config.Encoder(name="hf-hub:somebody/small", train="none"), {})
+encoder = encoder_of(settings, 32).eval()
+pretrained.load_encoder(encoder)
+torch.save((settings.architecture, settings.width, settings.mean, encoder.body.state_dict()), sys.argv[1])
+try:
+    pretrained.with_encoder(replace(settings, name="hf-hub:somebody/absent"), {})
+except UserError as error:
+    print(error)
+"""
+
+
+def test_the_hub_is_asked_through_its_own_client(tmp_path):
+    """The real huggingface_hub, against a stand-in for the hub on this machine."""
+    torch.manual_seed(0)
+    arguments: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32}
+    body: Any = timm.create_model("vit_small_patch16_dinov3", **arguments)
+    content = {
+        "architecture": "vit_small_patch16_dinov3",
+        "num_classes": 0,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [3, 32, 32],
+            "mean": [0.1, 0.2, 0.3],
+            "std": [0.4, 0.5, 0.6],
+            "num_classes": 0,
+        },
+    }
+    files = {"config.json": json.dumps(content).encode(), "model.safetensors": safetensors_bytes(body.state_dict())}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET(head=True)
+
+        def do_GET(self, head: bool = False) -> None:
+            name = self.path.split("?")[0].removeprefix("/somebody/small/resolve/main/")
+            body = files.get(name)
+            self.send_response(200 if body is not None else 404)
+            if body is not None:
+                self.send_header("X-Repo-Commit", "0" * 40)
+                self.send_header("ETag", f'"{name}"')
+            else:
+                self.send_header("X-Error-Code", "EntryNotFound" if "small" in self.path else "RepoNotFound")
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            if body is not None and not head:
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *words: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {
+            **{name: value for name, value in os.environ.items() if "proxy" not in name.lower()},
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path / "hub"),
+            "HF_HUB_OFFLINE": "0",
+        }
+        words = [sys.executable, "-c", HUB, str(tmp_path / "result.pt")]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    architecture, width, mean, state = torch.load(tmp_path / "result.pt")
+    assert architecture.startswith("vit_small_patch16_dinov3 {")
+    assert (width, mean) == (32, (0.1, 0.2, 0.3))
+    assert all(torch.equal(value, state[name]) for name, value in body.state_dict().items() if name in state)
+    assert len(state) > 20
+    assert "hf-hub:somebody/absent cannot be read as a timm model" in done.stdout

@@ -70,7 +70,7 @@ def test_the_teacher_is_the_exponential_average(images):
 
 
 def test_a_frozen_encoder_stays(images):
-    model = build(optim=replace(tiny().optim, freeze_encoder=True)).train()
+    model = build(encoder=replace(tiny().encoder, train="none")).train()
     model(*inputs(model, images)).loss.backward()
     assert all(p.grad is None for p in model.encoder.parameters())
     assert any(p.grad is not None for p in model.predictor.parameters())

@@ -34,6 +34,22 @@ class Views:
     target_parameters: Parameters
 
 
+@dataclass(frozen=True)
+class TokenViews:
+    """A batch of views that an encoder which stands still has already turned into tokens."""
+
+    source: Float[Tensor, "b n d"]
+    target: Float[Tensor, "b n d"]
+    action: Float[Tensor, "b k"]
+    indices: Int64[np.ndarray, " b"]
+    """The images' places in the data source."""
+
+    def chunk(self, parts: int) -> "list[TokenViews]":
+        """The batch in equal parts."""
+        tensors = (each.chunk(parts) for each in (self.source, self.target, self.action))
+        return [TokenViews(*part) for part in zip(*tensors, np.split(self.indices, parts), strict=True)]
+
+
 def make_views(
     crops: UInt8[Tensor, "b 3 h w"],
     space: ActionSpace,

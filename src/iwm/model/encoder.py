@@ -1,10 +1,12 @@
-"""The encoder f: a timm VisionTransformer without class token that can drop tokens before block 0.
+"""The encoder f: what every encoder offers, and ours, a timm VisionTransformer without class token that can drop tokens
+before block 0. Encoders of others: `iwm.model.foreign_encoder`.
 
 Positions are fixed (frozen) 2-D sin-cos vectors kept in `pos_embed`, resampled for other grids; mean and standard
 deviation of the pixels are part of the module but not of its state dict, which *is* a timm state dict.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from iwm.model.vit import (
     patch_product,
     rescale_residuals,
     sincos_positions,
+    without_affine,
 )
 from iwm.runtime.errors import UserError
 
@@ -56,22 +59,102 @@ def checked_pixels(images: Tensor) -> Float[Tensor, "b 3 h w"] | UInt8[Tensor, "
     return images if images.dtype == torch.float32 else images.float()
 
 
-class Encoder(VisionTransformer):
-    """Vision transformer over the kept patches of an image.
+class PatchEncoder(nn.Module):
+    """Images to the tokens of their patches: what a world model, and every task, asks of an encoder.
+
+    `grid` is the patch grid at the training size, `depth` the number of blocks, `layer` the one whose tokens the world
+    model sees and predicts.
+    """
+
+    settings: config.Encoder
+    patch_size: int
+    grid: Grid
+    depth: int
+    layer: int
+    mean: Tensor
+    std: Tensor
+
+    if TYPE_CHECKING:  # what one kind has beyond these
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    @property
+    def stack(self) -> list[nn.Module]:
+        """The blocks, in their order."""
+        raise NotImplementedError
+
+    @property
+    def timm_model(self) -> nn.Module:
+        """What timm's own functions (layer decay, say) take."""
+        raise NotImplementedError
+
+    @property
+    def beneath(self) -> list[nn.Module | nn.Parameter]:
+        """What lies before the first block."""
+        raise NotImplementedError
+
+    def set_statistics(self) -> None:
+        """Make mean and deviation of the pixels part of the module, not of its state."""
+        for stat in ("mean", "std"):
+            values = torch.tensor(getattr(self.settings, stat)).view(1, 3, 1, 1)
+            self.register_buffer(stat, values, persistent=False)
+
+    def grid_of(self, images: Tensor) -> Grid:
+        """Patch grid of these images, sides rounded up to whole patches."""
+        height, width = images.shape[-2:]
+        return -(-height // self.patch_size), -(-width // self.patch_size)
+
+    def normalise(self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+        """Pixels (uint8, or float in [0, 1]) to zero mean and unit deviation; sides that the patch does not divide
+        are padded with the mean colour on the right and below."""
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        images = (images - self.mean) / self.std
+        height, width = images.shape[-2:]
+        patch = self.patch_size
+        if height % patch or width % patch:
+            images = F.pad(images, (0, -width % patch, 0, -height % patch))
+        return images
+
+    def tokens(
+        self,
+        images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"],
+        keep: Int64[Tensor, "b k"] | None = None,
+        average: int = 1,
+    ) -> Float[Tensor, "b k d"]:
+        """Tokens of the kept patches (None: all) after block `layer`.
+
+        `average` = 1 gives them as `intermediates` does; more, the mean over the last `average` blocks' outputs up to
+        that one, each LayerNormed without affine (data2vec).
+        """
+        raise NotImplementedError
+
+    def intermediates(
+        self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], numbers: Sequence[int], affine: bool = True
+    ) -> list[Float[Tensor, "b n d"]]:
+        """Tokens of all patches after the blocks of these numbers (see `vit.block_outputs`); without `affine` the last
+        block's too go through a LayerNorm that has none."""
+        raise NotImplementedError
+
+
+def require_whole_patches(patch: int, image_size: int) -> None:
+    """Raises UserError when the image size is smaller than a patch or not divisible by it."""
+    if image_size < patch or image_size % patch:
+        raise UserError(
+            f"Images of {image_size} px do not divide into patches of {patch} px; choose an image_size that is a "
+            f"multiple of {patch}, or another encoder.patch_size."
+        )
+
+
+class Encoder(PatchEncoder, VisionTransformer):
+    """Our vision transformer over the kept patches of an image.
 
     Raises UserError when the image size is smaller than a patch or not divisible by it.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, settings: config.Encoder, image_size: int) -> None:
         patch = settings.patch_size
-        if image_size < patch or image_size % patch:
-            raise UserError(
-                f"Images of {image_size} px do not divide into patches of {patch} px; choose an image_size that is a "
-                f"multiple of {patch}, or another encoder.patch_size."
-            )
+        require_whole_patches(patch, image_size)
         if settings.width % settings.heads or settings.width % 4:
             raise UserError(
                 f"encoder.width {settings.width} must be a multiple of 4 and of encoder.heads ({settings.heads})."
@@ -92,8 +175,8 @@ class Encoder(VisionTransformer):
         )
         self.settings = settings
         self.patch_size = patch
-        self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
+        self.depth = self.layer = settings.depth
+        self.set_statistics()
         initialise(self, settings.init)
         rescale_residuals(self.blocks)
         assert isinstance(self.pos_embed, nn.Parameter)
@@ -101,28 +184,22 @@ class Encoder(VisionTransformer):
         self.pos_embed.copy_(sincos_positions(self.grid, settings.width))
 
     @property
-    def grid(self) -> Grid:
-        """Patch grid at the training size."""
+    def grid(self) -> Grid:  # pyright: ignore[reportIncompatibleVariableOverride]
         size = self.patch_embed.grid_size
         assert size is not None
         return size[0], size[1]
 
-    def grid_of(self, images: Tensor) -> Grid:
-        """Patch grid of these images, sides rounded up to whole patches."""
-        height, width = images.shape[-2:]
-        return -(-height // self.patch_size), -(-width // self.patch_size)
+    @property
+    def stack(self) -> list[nn.Module]:
+        return list(self.blocks)
 
-    def normalise(self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        """Pixels (uint8, or float in [0, 1]) to zero mean and unit deviation; sides that the patch does not divide
-        are padded with the mean colour on the right and below."""
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        images = (images - self.mean) / self.std
-        height, width = images.shape[-2:]
-        patch = self.patch_size
-        if height % patch or width % patch:
-            images = F.pad(images, (0, -width % patch, 0, -height % patch))
-        return images
+    @property
+    def timm_model(self) -> nn.Module:
+        return self
+
+    @property
+    def beneath(self) -> list[nn.Module | nn.Parameter]:
+        return [self.patch_embed]
 
     def _patches(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b r c d"]:
         """The patch convolution; on a GPU as the matrix product it is, for cuDNN's convolution of patches as large as
@@ -151,11 +228,6 @@ class Encoder(VisionTransformer):
         keep: Int64[Tensor, "b k"] | None = None,
         average: int = 1,
     ) -> Float[Tensor, "b k d"]:
-        """Tokens of the kept patches (None: all).
-
-        `average` = 1 gives the last block's output after the final norm; more, the mean over the last `average`
-        blocks' outputs, each LayerNormed without affine (data2vec).
-        """
         x = self.norm_pre(self.embed(images, keep))
         if average == 1:
             return self.norm(self.blocks(x))
@@ -167,7 +239,7 @@ class Encoder(VisionTransformer):
         return total / average
 
     def intermediates(
-        self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], numbers: Sequence[int]
+        self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], numbers: Sequence[int], affine: bool = True
     ) -> list[Float[Tensor, "b n d"]]:
-        """Tokens of all patches after the blocks of these numbers (see `vit.block_outputs`)."""
-        return block_outputs(self.norm_pre(self.embed(images)), self.blocks, numbers, self.norm)
+        norm = self.norm if affine else without_affine
+        return block_outputs(self.norm_pre(self.embed(images)), self.blocks, numbers, norm)

@@ -25,21 +25,23 @@ def encoder_flops(settings: Config, tokens: int) -> float:
     """A forward pass of the encoder that keeps so many of the image's patches."""
     s = settings.encoder
     embedding = patch_count(settings) * 2 * 3 * s.patch_size**2 * s.width
-    return embedding + block_flops(tokens, s.width, s.depth, s.mlp_ratio)
+    depth = s.layer if 0 < s.layer < s.depth else s.depth + min(0, s.layer + 1)
+    return embedding + block_flops(tokens, s.width, depth, s.mlp_ratio)
 
 
 def student_passes(settings: Config) -> int:
     """What training the student costs in forward passes: a backward pass is two of them, a frozen one needs none."""
-    return 1 if settings.optim.freeze_encoder else 3
+    return 1 if settings.encoder.train == "none" else 3
 
 
 def predictor_flops(settings: Config, actions: int, context: int, queries: int, output: int) -> float:
     """A forward pass of the predictor that says `output` numbers of each query."""
     s, conditioning = settings.predictor, conditioning_of(settings.predictor, actions)
-    tokens = context + queries + conditioning.token_count
-    blocks = block_flops(tokens, s.width, s.depth, s.mlp_ratio, queries)
+    places = patch_count(settings) if s.residual else context + queries
+    outputs = places if s.residual else queries
+    blocks = block_flops(places + conditioning.token_count, s.width, s.depth, s.mlp_ratio, outputs)
     linear = 2 * s.width * (context * settings.encoder.width + queries * output)
-    return blocks + linear + conditioning.flops(queries)
+    return blocks + linear + conditioning.flops(outputs)
 
 
 def block_parameters(width: int, mlp_ratio: float) -> int:

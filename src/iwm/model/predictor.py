@@ -3,6 +3,10 @@
     x   = W_in z_context + positions,      q_i = mask token + position_i
     out = W_out LN(blocks([x ; q]))        at the queries
 
+With `predictor.residual` the tokens change in their places, and what comes out is that change:
+
+    x   = W_in z_i + position_i where z_i is seen, mask token + position_i elsewhere;   out = W_out LN(blocks(x))
+
 How it is told the action: `iwm.model.conditioning`.
 """
 
@@ -16,7 +20,7 @@ from torch import Tensor, nn
 
 from iwm import config
 from iwm.model.conditioning import conditioning_of
-from iwm.model.vit import Grid, block_outputs, initialise, rescale_residuals, sincos_positions
+from iwm.model.vit import Grid, block_outputs, gather_tokens, initialise, rescale_residuals, sincos_positions
 from iwm.runtime.errors import UserError
 
 
@@ -53,6 +57,8 @@ class Predictor(nn.Module):
         initialise(self, self.settings.init)
         rescale_residuals(self.blocks)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
+        if self.settings.residual and isinstance(self.project, nn.Linear):
+            nn.init.zeros_(self.project.weight)  # it begins with "nothing changes"
         self.conditioning.reset(self)
 
     def open_gates(self) -> None:
@@ -109,11 +115,13 @@ class Predictor(nn.Module):
         task: Float[Tensor, "b t w"] | None = None,
     ) -> list[Float[Tensor, "b q w"]]:
         """The queries after the blocks of these numbers (see `vit.block_outputs`)."""
-        batch = len(tokens)
         positions = self._positions(grid or self.grid)
         x = self.embed(tokens) + (positions if context is None else positions[context])
-        query = self.mask_token + (positions if queries is None else positions[queries])
-        query = query.expand(batch, -1, -1)
+        asked = None if self.settings.residual else queries
+        query = self.mask_token + (positions if asked is None else positions[asked])
+        query = query.expand(len(tokens), -1, -1)
+        if self.settings.residual:
+            query, x = self._in_place(query, x, context), x[:, :0]
         count = query.shape[1]
         action = action.to(query.dtype)
         query = self.conditioning.query(self, query, action)
@@ -122,5 +130,13 @@ class Predictor(nn.Module):
         x = torch.cat([part.to(x.dtype) for part in parts], dim=1)
         blocks = self.conditioning.blocks(self, action)
         blocks[-1] = partial(blocks[-1], count=count)  # nothing looks at what the last one would say of the others
-        outputs = block_outputs(x, blocks, numbers, self.norm)
-        return [output[:, :count] for output in outputs]
+        outputs = [output[:, :count] for output in block_outputs(x, blocks, numbers, self.norm)]
+        return [gather_tokens(output, queries) for output in outputs] if self.settings.residual else outputs
+
+    def _in_place(
+        self, query: Float[Tensor, "b n w"], seen: Float[Tensor, "b c w"], context: Int64[Tensor, "b c"] | None
+    ) -> Float[Tensor, "b n w"]:
+        """`predictor.residual`: every position of the grid once, the token itself where it is seen."""
+        if context is None:
+            return seen
+        return query.to(seen.dtype).scatter(1, context.unsqueeze(2).expand_as(seen), seen)

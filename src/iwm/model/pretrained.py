@@ -1,29 +1,101 @@
-"""Weights of other people: timm models by name or file, and how they start a world model's encoder.
+"""Weights of other people: timm models by name, file or hub, and how they become, or start, a world model's encoder.
 
 Files are read as safetensors, or as .pth without pickled code (`weights_only=True`).
 """
 
-import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from timm.data.config import resolve_model_data_config
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
+from iwm import config
+from iwm.model import checkpoint_layouts
+from iwm.model.architecture import described, parsed, timm_model, written
 from iwm.model.encoder import Encoder
+from iwm.model.foreign_encoder import ForeignEncoder
+from iwm.model.objectives.objective import ModelParts
 from iwm.model.vit import Grid
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 
-ANY_SIZE = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")
-"""Modules of timm whose models interpolate their positions when told so."""
+RANDOM = "random"
+"""In place of a file of weights: as drawn."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an encoder of others comes from, read from its name."""
+
+    name: str
+    """As given."""
+    model: str
+    """timm's name, or the hub's ID."""
+    weights: str
+    """A file; "random"; or empty, for the published ones."""
+
+    @classmethod
+    def of(cls, name: str) -> "Origin":
+        """timm:NAME[,weights=PATH] or hf-hub:ID. Raises UserError for anything else, and what timm does not have."""
+        kind, _, rest = name.partition(":")
+        model, _, option = rest.partition(",")
+        if kind not in ("timm", "hf-hub") or not model:
+            raise UserError(f"'{name}' names no encoder; give timm:NAME, timm:NAME,weights=PATH or hf-hub:ID.")
+        if option and not option.startswith("weights="):
+            raise UserError(f"'{option}' is not understood in {name}; write {kind}:NAME,weights=PATH.")
+        if kind == "timm" and not timm.is_model(model.split(".")[0]):
+            raise UserError(
+                f"timm has no model '{model}'; `python -c 'import timm; print(timm.list_models())'` lists them."
+            )
+        return cls(name, model, option.removeprefix("weights="))
+
+    @property
+    def on_hub(self) -> bool:
+        return self.name.startswith("hf-hub:")
+
+    def architecture(self) -> tuple[str, dict[str, Any] | None]:
+        """timm's architecture with its arguments, and the hub's word on how pixels are normalised.
+
+        Raises UserError when the hub cannot be asked, or has another kind of model there.
+        """
+        if not self.on_hub:
+            return self.model, None
+        try:
+            pretrained_cfg, name, arguments = timm.models.load_model_config_from_hf(self.model)
+        except Exception as error:  # whatever the network, the hub or the file raises
+            raise UserError(
+                f"{self.name} cannot be read as a timm model ({_reason(error)}); check the ID and the network."
+            ) from None
+        return written(name, arguments or {}), pretrained_cfg
+
+    def body(self) -> Any:
+        """The model with its weights. Raises UserError naming what cannot be fetched, read or made to fit."""
+        architecture, pretrained_cfg = self.architecture()
+        name, arguments = parsed(architecture)
+        if self.weights:
+            body = timm_model(name, **arguments)
+            if pretrained_cfg is not None:
+                body.pretrained_cfg = pretrained_cfg
+            if self.weights != RANDOM:
+                checkpoint_layouts.load(body, Path(self.weights).expanduser(), name)
+            return body
+        try:
+            return timm_model(name, pretrained=True, source=self.name if self.on_hub else "", **arguments)
+        except Exception as error:  # whatever the network or the hub raises
+            mend = "check the network" if self.on_hub else "add ,weights=PATH"
+            raise UserError(f"The weights of {self.name} cannot be fetched ({_reason(error)}); {mend}.") from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def open_timm(name: str) -> tuple[str, Any]:
@@ -31,52 +103,59 @@ def open_timm(name: str) -> tuple[str, Any]:
 
     Without weights=PATH timm fetches the model's published ones. Raises UserError naming what does not exist or fit.
     """
-    model_name, _, rest = name.removeprefix("timm:").partition(",")
-    if not timm.is_model(model_name.split(".")[0]):
-        raise UserError(
-            f"timm has no model '{model_name}'; `python -c 'import timm; print(timm.list_models())'` lists them."
-        )
-    if rest and not rest.startswith("weights="):
-        raise UserError(f"'{rest}' is not understood in {name}; write timm:NAME,weights=PATH.")
-    if not rest:
-        try:
-            body = timm_model(model_name, pretrained=True)
-        except Exception as error:  # whatever the network or the hub raises
-            reason = str(error).splitlines()[0]
+    origin = Origin.of(name)
+    return origin.model, origin.body()
+
+
+def with_encoder(settings: config.Encoder, own: Mapping[str, Any]) -> config.Encoder:
+    """The settings of an encoder of others with the sizes it brings; those of ours come back as they are.
+
+    `own` are sizes that nobody chose (a recipe's). Raises UserError when another size was given, or there is no such
+    encoder.
+    """
+    if not settings.name:
+        return settings
+    result = described(settings, *Origin.of(settings.name).architecture())
+    for name, value in own.items():
+        chosen, brought = getattr(settings, name), getattr(result, name)
+        if not settings.architecture and chosen not in (value, brought):
             raise UserError(
-                f"The weights of timm:{model_name} cannot be fetched ({reason}); add ,weights=PATH."
-            ) from None
-        return model_name, body
-    path = Path(rest.removeprefix("weights=")).expanduser()
-    if not path.is_file():
-        raise UserError(f"There is no weights file {path}; give timm:{model_name},weights=PATH.")
+                f"{settings.name} has its own encoder.{name} ({brought}); leave out the {chosen} that was given."
+            )
+    return result
+
+
+def random_and_still(settings: config.Encoder) -> config.Encoder:
+    """The same encoder, as drawn, of which nothing is trained: a control."""
+    name = settings.name and f"{settings.name.split(',')[0]},weights={RANDOM}"
+    return replace(settings, name=name, train="none")
+
+
+@torch.no_grad()
+def load_encoder(encoder: ForeignEncoder) -> None:
+    """Give an encoder of others the weights that its name stands for, in place. Raises UserError when there are none
+    or they do not fit."""
+    origin = Origin.of(encoder.settings.name)
+    if origin.weights == RANDOM:
+        return
+    state = origin.body().state_dict()
     try:
-        state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} cannot be read as weights ({reason}); give .safetensors or a plain state dict."
-        ) from None
-    body = timm_model(model_name)
-    classifier = body.pretrained_cfg.get("classifier") or "head"
-    heads = [classifier] if isinstance(classifier, str) else list(classifier)
-    # The classifier is not part of the features; everything else has to be there and to fit.
-    state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
-    try:
-        body.load_state_dict(state)
+        encoder.body.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise UserError(
-            f"{path} does not hold the weights of {model_name} ({reason}); give the model they are of."
-        ) from None
-    return model_name, body
+        raise UserError(f"The weights of {origin.name} do not fit its architecture ({reason}); give its own.") from None
 
 
-def timm_model(name: str, pretrained: bool = False) -> Any:
-    """The model without its classifier, in eval mode, taking any image size where timm can."""
-    family = timm.model_entrypoint(name.split(".")[0]).__module__.rsplit(".")[-1]
-    options: dict[str, Any] = {"dynamic_img_size": True} if family in ANY_SIZE else {}
-    return timm.create_model(name, pretrained=pretrained, num_classes=0, **options).eval().requires_grad_(False)
+def load_into(model: ModelParts) -> None:
+    """Give student and teacher the weights of the encoder that the settings name, in place.
+
+    Raises UserError as `load_encoder`.
+    """
+    teacher, student = model.target_encoder, model.encoder
+    assert isinstance(teacher, ForeignEncoder)
+    load_encoder(teacher)
+    if student is not teacher:
+        student.load_state_dict(teacher.state_dict())
 
 
 @torch.no_grad()
@@ -84,26 +163,32 @@ def start_from_timm(encoder: Encoder, name: str) -> None:
     """Copy a timm vision transformer's weights into `encoder`, in place.
 
     A class token is left out, its positions with it; positions of another grid are resampled. Raises UserError when
-    the model is no vision transformer, has other sizes, heads or layers, or expects pixels normalised otherwise.
+    the model is no vision transformer, has other sizes, heads, layers or parts, or expects pixels normalised otherwise.
     """
     model_name, body = open_timm(name)
+    whole = f"use it as it is, with --encoder.name {name}"
     if not isinstance(body, VisionTransformer):
-        raise UserError(f"timm:{model_name} is no vision transformer; --init takes one without special parts.")
+        raise UserError(f"timm:{model_name} is no vision transformer, which --init would need; {whole}.")
     expected = resolve_model_data_config(body)
     mine = encoder.settings
     if tuple(expected["mean"]) != mine.mean or tuple(expected["std"]) != mine.std:
         mean, std = (" ".join(map(str, expected[stat])) for stat in ("mean", "std"))
         raise UserError(f"timm:{model_name} expects other pixels; add --encoder.mean {mean} --encoder.std {std}.")
-    _require_same_computation(encoder, body, f"timm:{model_name}")
     left_out = ("cls_token", "reg_token")
     state = {key: value for key, value in body.state_dict().items() if not key.startswith(left_out)}
+    beyond = sorted({key.split(".")[-2] for key in state if key not in encoder.state_dict() and "blocks.0." in key})
+    if beyond:
+        raise UserError(f"timm:{model_name} has parts that our encoder has not ({', '.join(beyond)}); {whole}.")
+    _require_same_computation(encoder, body, f"timm:{model_name}")
     grid = body.patch_embed.grid_size
     state["pos_embed"] = _on_grid(state["pos_embed"][:, -grid[0] * grid[1] :], grid, encoder.grid)
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise UserError(f"timm:{model_name} does not fit these settings ({reason}); use its sizes.") from None
+        raise UserError(
+            f"timm:{model_name} does not fit these settings ({reason}); use its sizes, or {whole}."
+        ) from None
 
 
 @torch.no_grad()
@@ -116,7 +201,8 @@ def start_from_run(model: ImageWorldModel, other: ImageWorldModel, name: str) ->
     """
     _require_same_settings(model, other, name)
     state = other.state_dict()
-    for part in ("encoder.pos_embed", "target_encoder.pos_embed"):
+    own = () if model.settings.encoder.name else ("encoder.pos_embed", "target_encoder.pos_embed")
+    for part in own:  # an encoder of others resamples its positions by itself
         state[part] = _on_grid(state[part], other.grid, model.grid)
     try:
         model.load_state_dict(state)
@@ -145,6 +231,10 @@ def _require_same_computation(encoder: Encoder, body: VisionTransformer, name: s
 def _require_same_settings(model: ImageWorldModel, other: ImageWorldModel, name: str) -> None:
     """Raises UserError for the first setting that changes what the weights compute and that no weight shows."""
     mine, theirs = model.settings, other.settings
+    for stat in ("architecture", "layer"):
+        was, now = getattr(theirs.encoder, stat), getattr(mine.encoder, stat)
+        if was != now:
+            raise UserError(f"{name} was trained with encoder.{stat} {was or 'of ours'}, here it is {now or 'ours'}.")
     for stat in ("heads", "mean", "std"):
         was, now = getattr(theirs.encoder, stat), getattr(mine.encoder, stat)
         if was != now:

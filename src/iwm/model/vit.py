@@ -16,6 +16,8 @@ from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from iwm.runtime.errors import UserError
+
 Grid = tuple[int, int]
 """Height and width of a patch grid; tokens are in row-major order."""
 
@@ -69,6 +71,11 @@ def block_outputs(
     return outputs
 
 
+def without_affine(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    """LayerNorm without affine."""
+    return F.layer_norm(tokens, tokens.shape[-1:])
+
+
 def depths(count: int) -> tuple[int, int, int, int]:
     """Numbers of the blocks at 1/3, 1/2, 2/3 and the end of `count` blocks, rounded up."""
     return -(-count // 3), -(-count // 2), -(-2 * count // 3), count
@@ -113,10 +120,11 @@ def rescale_residuals(blocks: nn.ModuleList | nn.Sequential) -> None:
 
 def set_drop_path(blocks: Iterable[nn.Module], rate: float) -> None:
     """Stochastic depth in training: the branches of block i of n (from 1) are left out with probability
-    rate i / n for a whole image (Huang et al. 2016)."""
+    rate i / n for a whole image (Huang et al. 2016). Raises UserError for blocks without it."""
     stack = list(blocks)
     for number, block in enumerate(stack, start=1):
-        assert isinstance(block, Block)
+        if not hasattr(block, "drop_path1"):
+            raise UserError(f"Blocks of type {type(block).__name__} have no stochastic depth; leave out --drop-path.")
         block.drop_path1, block.drop_path2 = (DropPath(rate * number / len(stack)) for _ in range(2))
 
 
@@ -185,8 +193,8 @@ def choose_attention(module: nn.Module, device: torch.device, precision: str) ->
     """
     fused = not (device.type == "cpu" and precision == "bf16")
     for layer in module.modules():
-        if isinstance(layer, Attention):
-            layer.fused_attn = fused  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(getattr(layer, "fused_attn", None), bool):
+            layer.fused_attn = fused  # pyright: ignore[reportArgumentType]
 
 
 def compile_blocks(module: nn.Module) -> None:

@@ -10,6 +10,7 @@ module takes it along; every kind keeps it, for f-bar is what is used after trai
 
 import copy
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 
 from iwm import config
 from iwm.actions.action_space import ActionSpace
-from iwm.actions.views import Views
+from iwm.actions.views import TokenViews, Views
 from iwm.model.action_search import Search, descend
-from iwm.model.encoder import Encoder, checked_pixels
+from iwm.model.encoder import checked_pixels
+from iwm.model.foreign_encoder import encoder_of, stands_still
 from iwm.model.masks import Masks
 from iwm.model.objectives import OBJECTIVES, objective_of
 from iwm.model.objectives.objective import ModelParts, Output, Pixels
@@ -60,23 +62,29 @@ class ImageWorldModel(ModelParts):
         self.objective = objective_of(settings)
         size, width = settings.data.image_size, settings.encoder.width
         self.space = space or ActionSpace.from_config(settings.actions, size)
-        self.encoder = Encoder(settings.encoder, size)
-        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        if stands_still(settings.encoder):
+            # One module under two names: student and teacher are the same, and saved once.
+            self.target_encoder = encoder_of(settings.encoder, size).requires_grad_(False)
+            object.__setattr__(self, "encoder", self.target_encoder)
+        else:
+            self.encoder = encoder_of(settings.encoder, size)
+            self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         if self.objective.predicts:
             output = self.objective.output_width
             self.predictor = Predictor(settings.predictor, width, self.space.dim, self.encoder.grid, output)
         for name, module in self.objective.modules().items():
             self.add_module(name, module)
         self.target_norm = self.objective.normalisation()
-        if not 1 <= settings.objective.target_layers <= settings.encoder.depth:
+        if not 1 <= settings.objective.target_layers <= self.encoder.layer:
             raise UserError(
                 f"objective.target_layers is {settings.objective.target_layers}; it must lie between 1 and "
-                f"encoder.depth ({settings.encoder.depth})."
+                f"{'encoder.layer' if settings.encoder.name else 'encoder.depth'} ({self.encoder.layer})."
             )
-        if settings.optim.freeze_encoder:
+        if settings.encoder.train == "none":
             self.encoder.requires_grad_(False)
         if settings.objective.freeze_patches:
-            self.encoder.patch_embed.requires_grad_(False)
+            for part in self.encoder.beneath:
+                part.requires_grad_(False)
 
     @property
     def grid(self) -> Grid:
@@ -99,14 +107,15 @@ class ImageWorldModel(ModelParts):
 
     # ---- training ----------------------------------------------------------------------------------------------
 
-    def forward(self, views: Views, masks: Masks) -> Output:
-        """One micro-batch: what the objective makes of the views under the masks."""
-        return self.objective.forward(self, views, masks)
+    def forward(self, views: Views | TokenViews, masks: Masks) -> Output:
+        """One micro-batch: what the objective makes of the views under the masks. Only one that predicts the teacher's
+        tokens is given views that are tokens already."""
+        return self.objective.forward(self, cast(Views, views), masks)
 
     @torch.no_grad()
-    def calibrate(self, views: Views) -> None:
+    def calibrate(self, views: Views | TokenViews) -> None:
         """Let the target statistics see a micro-batch before the first step; `after_step` is not involved."""
-        self.objective.calibrate(self, views)
+        self.objective.calibrate(self, cast(Views, views))
 
     @torch.no_grad()
     def after_step(self, ema: float, finite: Bool[Tensor, ""] | None = None) -> None:
@@ -115,7 +124,7 @@ class ImageWorldModel(ModelParts):
         Where `finite`, on the model's device, is False, both stay as they are; None is True.
         """
         moving: list[tuple[nn.Module, nn.Module]] = []
-        if not self.settings.optim.freeze_encoder:
+        if self.settings.encoder.train != "none":
             moving.append((self.target_encoder, self.encoder))
         moving.extend(self.objective.averages(self))
         share = torch.full((), 1 - ema, device=self.device)
@@ -134,8 +143,9 @@ class ImageWorldModel(ModelParts):
     # ---- use ---------------------------------------------------------------------------------------------------
 
     def encode(self, images: Pixels | Tensor, *, student: bool = False) -> Tokens:
-        """The EMA encoder's tokens after the final norm, [b, n, d], of images of any size, uint8 or float in [0, 1].
+        """The EMA encoder's tokens after the final norm, or of `encoder.layer`, [b, n, d], of images of any size.
 
+        Pixels are uint8, or float in [0, 1].
         Raises UserError for pixels of another scale, type or shape.
         """
         images = checked_pixels(images)
@@ -163,7 +173,10 @@ class ImageWorldModel(ModelParts):
         """
         self.require_predictor()
         action = action.to(self.device).expand(len(tokens.values), -1)
-        return Tokens(self.predictor(tokens.values, action, grid=tokens.grid), tokens.grid)
+        values = self.predictor(tokens.values, action, grid=tokens.grid)
+        if self.settings.predictor.residual:
+            values = values.float() + self.target_norm(tokens.values)
+        return Tokens(values, tokens.grid)
 
     @property
     def decodes(self) -> bool:
@@ -216,14 +229,14 @@ class ImageWorldModel(ModelParts):
 
 
 def for_tasks(settings: config.Config, actions: int, grid: Grid, depth: int = 0) -> Predictor:
-    """A fresh predictor of `depth` blocks (0: all) as tasks use it: one that predicts no tokens (pixels, say) without
-    its last Linear, so that heads see its own."""
+    """A fresh predictor of `depth` blocks (0: all) as tasks use it: one that predicts no tokens (pixels, or a change)
+    without its last Linear, so that heads see its own."""
     own = replace(settings.predictor, depth=depth or settings.predictor.depth)
-    output = None if objective_of(settings).predicts_tokens else 0
+    output = None if objective_of(settings).tasks_read_predictions else 0
     return Predictor(own, settings.encoder.width, actions, grid, output)
 
 
 def seen_width(settings: config.Config, predicts: bool) -> int:
     """Width of the tokens a task's head sees: the encoder's, or those `for_tasks` says (`predicts`)."""
-    own = predicts and not objective_of(settings).predicts_tokens
+    own = predicts and not objective_of(settings).tasks_read_predictions
     return settings.predictor.width if own else settings.encoder.width

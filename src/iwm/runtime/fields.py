@@ -37,8 +37,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def from_dict(kind: type[T], values: dict[str, Any], where: str = "") -> T:
     """Build a settings dataclass from nested dictionaries, checking names and types.
 
-    Raises UserError naming the unknown or ill-typed setting.
+    A dataclass with a static method `upgraded` is given what that makes of older names. Raises UserError naming the
+    unknown or ill-typed setting.
     """
+    values = getattr(kind, "upgraded", dict)(values)
     hints = typing.get_type_hints(kind)
     unknown = [name for name in values if name not in hints]
     if unknown:

@@ -11,6 +11,9 @@ from iwm.verbs import Parse, without_option
 OPTIONS = config.Config
 WORK = "iwm.evaluation.after_pretraining:pretrain"
 
+ENCODER_SIZES = ("patch_size", "width", "depth", "heads", "mlp_ratio", "mean", "std")
+"""Settings that an encoder of others brings with it."""
+
 
 def read(words: Sequence[str], parse: Parse) -> config.Config:
     """The settings: those of the recipe, or of a file, with what is typed on top. Raises UserError."""
@@ -28,6 +31,8 @@ def read(words: Sequence[str], parse: Parse) -> config.Config:
             raise UserError("Which recipe? Give `iwm pretrain RECIPE ...` (see `iwm recipes`) or --config FILE.")
         default = recipe_book.get(name)
     settings = parse(config.Config, words, default)
+    if settings.encoder.name:
+        _refuse_sizes(words, settings.encoder.name)
     if path and settings.recipe != default.recipe:
         raise UserError(f"--config already gives all settings; leave out the recipe '{settings.recipe}'.")
     if not settings.data.source:
@@ -36,3 +41,11 @@ def read(words: Sequence[str], parse: Parse) -> config.Config:
         )
     config.check_bounds(settings)
     return settings
+
+
+def _refuse_sizes(words: Sequence[str], encoder: str) -> None:
+    """Raises UserError where a size is typed beside an encoder of others, which brings its own."""
+    for flag in (word.split("=")[0] for word in words):
+        name = flag.removeprefix("--encoder.").replace("-", "_")
+        if flag.startswith("--encoder.") and name in ENCODER_SIZES:
+            raise UserError(f"{flag} comes with {encoder}; leave it out.")

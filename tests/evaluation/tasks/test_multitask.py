@@ -180,7 +180,10 @@ def test_one_pass_for_all_equals_each_tasks_own(run, sources):
 
 def test_only_predictor_heads_and_tokens_are_trained(run, sources):
     model = run_folder.load_model(run)
-    tasks = [replace(task, work=task.work.encoded(model.target_encoder)) for task in ready(sources)]
+    tasks = [
+        replace(task, work=task.work.encoded(model.target_encoder, model.target_encoder.layer))
+        for task in ready(sources)
+    ]
     before = multitask.classifiers_of(model, tasks, QUICK)
     after = multitask.Training(model, tasks, QUICK, tasks).run().classifiers
     for old, new in zip(before, after, strict=True):
@@ -193,7 +196,7 @@ def test_only_predictor_heads_and_tokens_are_trained(run, sources):
 def test_the_precision_of_a_users_machine_works_and_agrees(run, sources):
     model, tasks = run_folder.load_model(run), ready(sources)
     made = multitask.classifiers_of(model, tasks, QUICK)
-    kept = [task.work.encoded(model.target_encoder).test[:6] for task in tasks]
+    kept = [task.work.encoded(model.target_encoder, model.target_encoder.layer).test[:6] for task in tasks]
     with torch.no_grad():
         plain = multitask.logits_together(made, kept, tokens_given=True)
         with torch.autocast("cpu", torch.bfloat16):

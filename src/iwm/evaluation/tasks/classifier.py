@@ -26,7 +26,8 @@ from iwm.actions.action_space import ActionSpace
 from iwm.config import Speed
 from iwm.evaluation.tasks.fitting import logits_of
 from iwm.model import weights
-from iwm.model.encoder import Encoder
+from iwm.model.encoder import PatchEncoder
+from iwm.model.foreign_encoder import encoder_of
 from iwm.model.predictor import Predictor
 from iwm.model.vit import head_count, initialise
 from iwm.model.world_model import ImageWorldModel, for_tasks, seen_width
@@ -92,7 +93,7 @@ class Headed(nn.Module):
     """
 
     def __init__(
-        self, encoder: Encoder, predictor: Predictor | None, head: nn.Module, space: ActionSpace, size: int
+        self, encoder: PatchEncoder, predictor: Predictor | None, head: nn.Module, space: ActionSpace, size: int
     ) -> None:
         super().__init__()
         self.encoder, self.predictor, self.head = encoder, predictor, head
@@ -106,12 +107,17 @@ class Headed(nn.Module):
         self.names: tuple[str, ...] = ()
         """Class names, in the order of the logits."""
 
+    @property
+    def layer(self) -> int:
+        """The encoder's block that is read: the world model's where its predictor follows, the last one otherwise."""
+        return self.encoder.layer if self.predictor is not None else self.encoder.depth
+
 
 class Classifier(Headed):
     """Images to class logits."""
 
     def __init__(
-        self, encoder: Encoder, predictor: Predictor | None, head: nn.Module, space: ActionSpace, size: int
+        self, encoder: PatchEncoder, predictor: Predictor | None, head: nn.Module, space: ActionSpace, size: int
     ) -> None:
         super().__init__(encoder, predictor, head, space, size)
         side = -(-size // encoder.patch_size)
@@ -119,7 +125,7 @@ class Classifier(Headed):
 
     def forward(self, images: UInt8[Tensor, "b 3 s s"] | Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c"]:
         """Logits of images, uint8 or in [0, 1]."""
-        return self.classify(self.encoder.tokens(images))
+        return self.classify(self.encoder.intermediates(images, [self.layer])[0])
 
     def classify(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b c"]:
         """The part after the encoder."""
@@ -215,7 +221,7 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu", *, t
     try:
         what, settings = meta["classifier"], fields.from_dict(config.Config, meta["settings"])
         space = ActionSpace.from_spec(meta["actions"])
-        encoder = Encoder(settings.encoder, settings.data.image_size)
+        encoder = encoder_of(settings.encoder, settings.data.image_size)
         classes = what["classes"] if number is None else what["tasks"][number]["classes"]
         width, count = seen_width(settings, predicts=what["predictor"]), len(classes)
         predictor = None

@@ -34,8 +34,10 @@ from iwm.actions.action_space import ActionSpace
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import load_chunks
 from iwm.model import pretrained
-from iwm.model.encoder import Encoder
-from iwm.model.vit import block_outputs, choose_attention
+from iwm.model.architecture import layer_number, timm_model
+from iwm.model.encoder import PatchEncoder
+from iwm.model.foreign_encoder import encoder_of
+from iwm.model.vit import choose_attention, without_affine
 from iwm.runtime import files, tensors
 from iwm.runtime.console import console, progress
 from iwm.runtime.devices import CPU, Session
@@ -112,11 +114,11 @@ class FrozenEncoder(nn.Module):
 class WorldEncoder(FrozenEncoder):
     """An encoder of ours."""
 
-    def __init__(self, body: Encoder, name: str, size: int, layer: int = 0) -> None:
+    def __init__(self, body: PatchEncoder, name: str, size: int, layer: int = 0) -> None:
         super().__init__()
         self.body, self.name, self.size = body, name, size
         self.architecture = str(body.settings)
-        self.depth = len(body.blocks)
+        self.depth = body.depth
         self.layer = layer_number(layer, self.depth)
 
     @torch.no_grad()
@@ -126,12 +128,12 @@ class WorldEncoder(FrozenEncoder):
     @torch.no_grad()
     def last_blocks(self, images: Pixels) -> list[Float[Tensor, "b _n _d"]]:
         body, numbers = self.body, range(self.depth - self.layers + 1, self.depth + 1)
-        return block_outputs(body.norm_pre(body.embed(images)), body.blocks, numbers, without_affine)
+        return body.intermediates(images, numbers, affine=False)
 
     def drawn_anew(self, seed: int) -> "WorldEncoder":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            body = Encoder(self.body.settings, self.body.grid[0] * self.body.patch_size)
+            body = encoder_of(self.body.settings, self.body.grid[0] * self.body.patch_size)
         body.eval().requires_grad_(False)
         twin = WorldEncoder(body, "random encoder", self.size, self.layer)
         twin.layers = self.layers
@@ -185,7 +187,7 @@ class TimmEncoder(FrozenEncoder):
     def drawn_anew(self, seed: int) -> "TimmEncoder":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            twin = TimmEncoder(self.model_name, pretrained.timm_model(self.model_name), self.size, self.layer)
+            twin = TimmEncoder(self.model_name, timm_model(self.model_name), self.size, self.layer)
         twin.name, twin.layers = "random encoder", self.layers
         return twin
 
@@ -209,30 +211,12 @@ class RawPixels(FrozenEncoder):
         return ""
 
 
-def layer_number(layer: int, depth: int) -> int:
-    """Block number from 1 to depth; 0 is the last, negative ones count from the end (-1 is the last too).
-
-    Raises UserError when there is no such block.
-    """
-    number = depth + 1 + layer if layer < 0 else layer or depth
-    if not 1 <= number <= depth:
-        raise UserError(
-            f"There is no layer {layer} in an encoder of {depth} blocks; give 1 to {depth}, or 0 for the last."
-        )
-    return number
-
-
 def layer_count(layers: int | Literal["all"], depth: int) -> int:
     """How many of the last blocks `--layers` means. Raises UserError when there are not so many."""
     count = depth if layers == "all" else layers
     if count > depth:
         raise UserError(f"There are no {count} layers in an encoder of {depth} blocks; give 1 to {depth}, or all.")
     return count
-
-
-def without_affine(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-    """LayerNorm without affine."""
-    return F.layer_norm(tokens, tokens.shape[-1:])
 
 
 def open_encoder(

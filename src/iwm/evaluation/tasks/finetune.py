@@ -31,7 +31,7 @@ from iwm.evaluation.tasks.classifier import AttentiveHead, Classifier, MeanHead,
 from iwm.evaluation.tasks.fitting import Samples, Trained, accuracy, logits_of, scores
 from iwm.evaluation.tasks.probes import open_labelled
 from iwm.evaluation.tasks.tuning import nothing_pretrained, parts_of, start_of, training_of
-from iwm.model.encoder import Encoder
+from iwm.model.encoder import PatchEncoder
 from iwm.model.vit import set_drop_path
 from iwm.model.world_model import ImageWorldModel, seen_width
 from iwm.runtime import devices
@@ -127,7 +127,7 @@ def build(model: ImageWorldModel, settings: Classification, classes: tuple[str, 
     classifier.names = classes
     classifier.queries, classifier.action, classifier.seed = settings.queries, settings.action, settings.seed
     if settings.drop_path:
-        moving = list(encoder.blocks)[-settings.last_blocks :] if settings.moves_encoder else []
+        moving = encoder.stack[-settings.last_blocks :] if settings.moves_encoder else []
         for blocks in (moving, predictor.blocks if predictor else []):
             set_drop_path(blocks, settings.drop_path)
     return classifier
@@ -181,16 +181,17 @@ class ClassificationWork(tuning.Work[Classifier]):
     def tokens_kept(self) -> bool:
         return self.test.dtype != torch.uint8
 
-    def encoded(self, encoder: Encoder) -> "ClassificationWork":
-        """The same with a frozen encoder's tokens in place of the pictures; unchanged where they do not fit.
+    def encoded(self, encoder: PatchEncoder, layer: int) -> "ClassificationWork":
+        """The same with a frozen encoder's tokens after a block in place of the pictures; unchanged where they do not
+        fit.
 
         With the same weights as the last time, nothing is computed.
         """
-        mark = features.digest(list(encoder.state_dict().items()))
+        mark = f"{features.digest(list(encoder.state_dict().items()))} layer {layer}"
         if mark not in self.tokens:
             self.tokens.clear()
-            kept = frozen_tokens(encoder, self.samples.values, self.session)
-            test = frozen_tokens(encoder, self.test[None], self.session) if kept is not None else None
+            kept = frozen_tokens(encoder, self.samples.values, self.session, layer)
+            test = frozen_tokens(encoder, self.test[None], self.session, layer) if kept is not None else None
             if kept is None or test is None:
                 return self
             self.tokens[mark] = kept, test[0]
@@ -209,17 +210,21 @@ class ClassificationWork(tuning.Work[Classifier]):
         """Choose learning rates, train, and look at the test images."""
         since = time.perf_counter()
         encoder = model.encoder if settings.student else model.target_encoder
-        fed = self.encoded(encoder) if settings.reuses_tokens else self
+        layer = encoder.layer if settings.uses_predictor else encoder.depth
+        fed = self.encoded(encoder, layer) if settings.reuses_tokens else self
         feeding = {"tokens_kept": fed.tokens_kept, "encode_seconds": round(time.perf_counter() - since, 2)}
         classifier, trained = self.train(model, settings, fed.samples, fed.logits, start, title)
         return Finetuning(classifier, trained, fed.guess(classifier, fed.test), feeding)
 
 
-def frozen_tokens(encoder: Encoder, views: UInt8[Tensor, "v n 3 s s"], session: Session) -> Tensor | None:
-    """Tokens [v, n, t, d] of all pictures in float16; None when they would take more than a quarter of free memory."""
+def frozen_tokens(
+    encoder: PatchEncoder, views: UInt8[Tensor, "v n 3 s s"], session: Session, layer: int
+) -> Tensor | None:
+    """Tokens [v, n, t, d] of all pictures after a block, in float16; None when they would take more than a quarter of
+    free memory."""
     side = -(-views.shape[-1] // encoder.patch_size)
     if views.shape[0] * views.shape[1] * side**2 * encoder.settings.width * 2 > devices.free_memory() / 4:
         return None
-    frozen = features.WorldEncoder(encoder, "frozen encoder", views.shape[-1])
+    frozen = features.WorldEncoder(encoder, "frozen encoder", views.shape[-1], layer)
     tokens = features.encode(frozen, views.flatten(0, 1), pooling="tokens", session=session)
     return tokens.unflatten(0, tuple(views.shape[:2]))

@@ -156,7 +156,7 @@ def _prepare(
         console.print(f"{name}: {len(of_task.classes)} classes, {of_task.sentence}.")
         work = ClassificationWork.prepare(of_task, settings, size, session)
         pictures.append(Task(name, of_task, work))
-        tokens.append(Task(name, of_task, work.encoded(encoder) if settings.reuses_tokens else work))
+        tokens.append(Task(name, of_task, work.encoded(encoder, encoder.layer) if settings.reuses_tokens else work))
     # A batch holds all tasks, so either all are tokens or all are pictures.
     return tokens if all(task.work.tokens_kept for task in tokens) else pictures
 

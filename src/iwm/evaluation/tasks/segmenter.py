@@ -22,7 +22,7 @@ from iwm import config
 from iwm.actions.action_space import ActionSpace
 from iwm.evaluation.tasks.classifier import Headed
 from iwm.model import weights
-from iwm.model.encoder import Encoder
+from iwm.model.foreign_encoder import encoder_of
 from iwm.model.vit import depths
 from iwm.model.world_model import ImageWorldModel, for_tasks
 from iwm.runtime import fields
@@ -96,8 +96,8 @@ class Segmenter(Headed):
 
     def encode(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b l n d"]:
         """What comes from the encoder: four depths, or the final tokens where a predictor follows."""
-        depth = len(self.encoder.blocks)
-        return torch.stack(self.encoder.intermediates(images, [depth] if self.predictor else depths(depth)), dim=1)
+        numbers = [self.layer] if self.predictor else depths(self.encoder.depth)
+        return torch.stack(self.encoder.intermediates(images, numbers), dim=1)
 
     def classify(self, features: Float[Tensor, "b l n d"], size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
         """The part after the encoder, for images of this height and width."""
@@ -173,7 +173,7 @@ def load_segmenter(folder: str | Path, device: str | torch.device = "cpu") -> Se
         meta = weights.read_meta(folder)
         what, settings = meta["segmenter"], fields.from_dict(config.Config, meta["settings"])
         space = ActionSpace.from_spec(meta["actions"])
-        encoder = Encoder(settings.encoder, settings.data.image_size)
+        encoder = encoder_of(settings.encoder, settings.data.image_size)
         predictor = None
         if what["predictor"]:
             predictor = for_tasks(settings, space.dim, encoder.grid, what.get("predictor_depth", 0))

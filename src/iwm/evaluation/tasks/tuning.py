@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from iwm.evaluation.tasks import features
 from iwm.evaluation.tasks.classifier import Headed
 from iwm.evaluation.tasks.fitting import Learner, Trained, TrainingSet, choose, decay_groups
-from iwm.model.encoder import Encoder
+from iwm.model.encoder import Encoder, PatchEncoder
 from iwm.model.predictor import Predictor
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel, for_tasks
@@ -38,7 +38,7 @@ Verb = TypeVar("Verb", Finetune, Segment)
 
 def parts_of(
     model: ImageWorldModel, settings: Tuning, head: Callable[[], nn.Module]
-) -> tuple[Encoder, Predictor | None, nn.Module]:
+) -> tuple[PatchEncoder, Predictor | None, nn.Module]:
     """Encoder, predictor and a head, the same for the same seed; only what is to be trained takes gradients.
 
     The world model itself is left as it is. Raises UserError when more blocks are asked for than there are.
@@ -50,24 +50,26 @@ def parts_of(
         return encoder, predictor_of(model, settings), fresh
 
 
-def encoder_of(model: ImageWorldModel, settings: Tuning) -> Encoder:
+def encoder_of(model: ImageWorldModel, settings: Tuning) -> PatchEncoder:
     """A copy of the encoder of which only what is to be trained takes gradients.
 
     Raises UserError when last-K asks for more blocks than there are.
     """
     encoder = copy.deepcopy(model.encoder if settings.student else model.target_encoder)
-    depth = len(encoder.blocks)
+    depth = encoder.depth
     if settings.last_blocks > depth:
         raise UserError(
             f"--train {settings.train} asks for more than the encoder's {depth} blocks; give at most last-{depth}."
         )
     encoder.requires_grad_(settings.moves_encoder)
-    assert encoder.pos_embed is not None
-    encoder.pos_embed.requires_grad_(False)
+    if isinstance(encoder, Encoder):
+        cast(Tensor, encoder.pos_embed).requires_grad_(False)
+    if settings.uses_predictor:
+        for block in encoder.stack[encoder.layer :] if encoder.layer < depth else ():
+            block.requires_grad_(False)  # the predictor reads what lies below
     if settings.last_blocks:
-        encoder.patch_embed.requires_grad_(False)
-        for block in list(encoder.blocks)[: depth - settings.last_blocks]:
-            block.requires_grad_(False)
+        for part in [*encoder.beneath, *encoder.stack[: depth - settings.last_blocks]]:
+            part.requires_grad_(False)
     return encoder
 
 
@@ -101,7 +103,7 @@ def groups_of(classifier: Headed, settings: Tuning, lr: float, ratio: float) -> 
     if classifier.predictor is not None:
         groups += decay_groups(classifier.predictor, lr * ratio, decay)
     if settings.moves_encoder:
-        layers = param_groups_layer_decay(classifier.encoder, decay, layer_decay=settings.layer_decay)
+        layers = param_groups_layer_decay(classifier.encoder.timm_model, decay, layer_decay=settings.layer_decay)
         for layer in layers:
             groups.append(
                 {

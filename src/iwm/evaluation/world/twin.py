@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from iwm import config
+from iwm.model.pretrained import random_and_still
 from iwm.run_folder import RunFolder
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
@@ -29,7 +30,7 @@ def train_twin(run: str, speed: config.Speed) -> RunFolder:
     settings = replace(
         settings,
         init=init,
-        optim=replace(settings.optim, freeze_encoder=True),
+        encoder=random_and_still(settings.encoder),
         speed=replace(settings.speed, device=speed.device, workers=speed.workers, threads=speed.threads),
         run=replace(settings.run, out=str(folder.twin.path), resume=True),
     )

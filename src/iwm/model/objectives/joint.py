@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from iwm import config
 from iwm.actions.views import Views
 from iwm.model.flops import encoder_flops, patch_count, student_passes
+from iwm.model.foreign_encoder import stands_still
 from iwm.model.masks import Masks
 from iwm.model.objectives.objective import Examination, ModelParts, Objective, Output
 from iwm.runtime.errors import UserError
@@ -111,6 +112,8 @@ class Joint(Objective):
             raise UserError("objective.variance and objective.covariance are no part of objective.kind joint; give 0.")
         if settings.masks.sampler != "none":
             raise UserError("objective.kind joint masks nothing; give masks.sampler none.")
+        if stands_still(settings.encoder):
+            raise UserError("objective.kind joint trains the encoder; give encoder.train all or last-K.")
         if not s.temperature > 0:
             raise UserError(f"objective.temperature is {s.temperature}; give a number above 0.")
         if settings.optim.batch_size < 2 * settings.optim.accumulate:

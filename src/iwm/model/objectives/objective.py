@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from iwm.actions.action_space import ActionSpace
 from iwm.actions.views import Views
 from iwm.config import Config
-from iwm.model.encoder import Encoder
+from iwm.model.encoder import PatchEncoder
 from iwm.model.masks import Masks
 from iwm.model.objectives.target_norm import TargetNorm
 from iwm.model.predictor import Predictor
@@ -29,8 +29,8 @@ class ModelParts(nn.Module):
     """
 
     space: ActionSpace
-    encoder: Encoder
-    target_encoder: Encoder
+    encoder: PatchEncoder
+    target_encoder: PatchEncoder
     predictor: Predictor
     target_norm: TargetNorm
 
@@ -111,11 +111,21 @@ class Objective(ABC):
             raise UserError(
                 f"objective.target_layers averages latent targets, objective.kind {self.name} has none; give 1."
             )
+        own = {"predictor.residual": self.settings.predictor.residual}
+        own["objective.target_norm change"] = self.settings.objective.target_norm == "change"
+        wrong = next((name for name, chosen in own.items() if chosen and not self.learned_targets), None)
+        if wrong:
+            raise UserError(f"{wrong} is of latent targets, objective.kind {self.name} has none; leave it out.")
 
     @classmethod
     def summary(cls, values: Mapping[str, Any]) -> str:
         """The model beside the encoder, for a report. `values` are flat settings, of any age ('predictor.depth')."""
         return cls.noun or f"objective {cls.name}"
+
+    @property
+    def tasks_read_predictions(self) -> bool:
+        """Whether a task's head reads what the predictor says: tokens like the encoder's, and no change of them."""
+        return self.predicts_tokens and not self.settings.predictor.residual
 
     @property
     def size(self) -> str:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from iwm.actions.views import Views
+from iwm.actions.views import TokenViews, Views
 from iwm.model.flops import encoder_flops, patch_count, predictor_flops, predictor_parameters, student_passes
+from iwm.model.foreign_encoder import stands_still
 from iwm.model.masks import Masks, dropped_count, query_count
 from iwm.model.objectives.objective import Examination, ModelParts, Objective, Output
 from iwm.model.objectives.spread import variance_covariance
@@ -45,8 +46,21 @@ class PatchPrediction(Objective):
                 "views.geometry shared, or objective.kind joint."
             )
         super().check()
+        if s.predictor.residual:
+            self._check_residual()
         if s.masks.sampler == "none" and s.masks.predict == "dropped":
             raise UserError("masks.sampler none drops no patch to predict; give masks.predict all, or another sampler.")
+
+    def _check_residual(self) -> None:
+        s = self.settings
+        if s.objective.target_layers != 1:
+            raise UserError("predictor.residual changes the tokens it is given; give objective.target_layers 1.")
+        hidden = s.masks.sampler != "none" and s.masks.predict != "visible"
+        if hidden and not stands_still(s.encoder):
+            raise UserError(
+                "predictor.residual says how the source's own tokens change, so it must see them; give masks.predict "
+                "visible, or masks.sampler none."
+            )
 
     @classmethod
     def summary(cls, values: Mapping[str, Any]) -> str:
@@ -63,18 +77,49 @@ class PatchPrediction(Objective):
             return F.smooth_l1_loss(prediction.float(), target.float())
         return squared_error(prediction, target)
 
-    def forward(self, model: ModelParts, views: Views, masks: Masks) -> Output:
+    def forward(self, model: ModelParts, views: Views | TokenViews, masks: Masks) -> Output:
         """The target is made of the whole target view, the student sees the source's context."""
+        context, start = self.context(model, views, masks)
         with torch.no_grad():
-            raw = self.raw_target(model, views.target)
+            raw = self.target_tokens(model, views)
             if model.training:
-                model.target_norm.observe(raw)
-            target = model.target_norm(raw)
-        context = model.encoder.tokens(views.source, masks.context)
+                self.observe(model, views, raw)
+            target = gather_tokens(model.target_norm(raw), masks.predicted)
         prediction = model.predictor(context, views.action, context=masks.context, queries=masks.predicted)
-        target = gather_tokens(target, masks.predicted)
+        if start is not None:
+            prediction = prediction.float() + model.target_norm(start)
         loss = self.compare(prediction, target)
         return Output(loss + self.spread(context, masks), loss, prediction, target)
+
+    def context(
+        self, model: ModelParts, views: Views | TokenViews, masks: Masks
+    ) -> tuple[Float[Tensor, "b c d"], Float[Tensor, "b q d"] | None]:
+        """The source's tokens that are seen, and, for `predictor.residual`, its tokens where it is asked."""
+        residual = self.settings.predictor.residual
+        if isinstance(views, TokenViews):
+            seen = gather_tokens(views.source, masks.context)
+            return seen, gather_tokens(views.source, masks.predicted) if residual else None
+        if residual and stands_still(self.settings.encoder):
+            whole = model.encoder.tokens(views.source)
+            return gather_tokens(whole, masks.context), gather_tokens(whole, masks.predicted)
+        seen = model.encoder.tokens(views.source, masks.context)
+        if not residual:
+            return seen, None
+        count = patch_count(self.settings)
+        whole = seen.new_zeros(len(seen), count, seen.shape[2])
+        whole = whole.scatter(1, masks.context.unsqueeze(2).expand_as(seen), seen)
+        return seen, gather_tokens(whole, masks.predicted)
+
+    def target_tokens(self, model: ModelParts, views: Views | TokenViews) -> Float[Tensor, "b n r"]:
+        """`raw_target` of the target views."""
+        return views.target if isinstance(views, TokenViews) else self.raw_target(model, views.target)
+
+    def observe(self, model: ModelParts, views: Views | TokenViews, raw: Float[Tensor, "b n r"]) -> None:
+        """Let the target statistics see what the targets are; `change` also what they were in the source."""
+        before = None
+        if self.settings.objective.target_norm == "change":
+            before = views.source if isinstance(views, TokenViews) else self.raw_target(model, views.source)
+        model.target_norm.observe(raw, before)
 
     def spread(self, context: Float[Tensor, "b c d"], masks: Masks) -> Float[Tensor, ""] | float:
         """The weighted variance and covariance terms; nothing where both weights are 0, as in the paper."""
@@ -84,8 +129,8 @@ class PatchPrediction(Objective):
         variance, covariance = variance_covariance(context, masks.context, patch_count(self.settings))
         return s.variance * variance + s.covariance * covariance
 
-    def calibrate(self, model: ModelParts, views: Views) -> None:
-        model.target_norm.observe(self.raw_target(model, views.target))
+    def calibrate(self, model: ModelParts, views: Views | TokenViews) -> None:
+        self.observe(model, views, self.target_tokens(model, views))
 
     # ---- health ------------------------------------------------------------------------------------------------
 
@@ -106,15 +151,20 @@ class PatchPrediction(Objective):
         moved = model.predictor(seen.tokens, action, grid=grid).float()
         still = model.predictor(seen.tokens, torch.zeros_like(action), grid=grid).float()
         moves = (changed - target).square().sum()
+        along = ((moved - still) * (changed - target)).sum()
         return {
             "position_mean_loss": float(self.compare(gather_tokens(mean, masks.predicted), truth) * unbiased),
             "identity_loss": float(self.compare(identity, truth)),
             "action_sensitivity": float((moved - still).square().sum() / moves.clamp_min(1e-12)),
+            "action_slope": float(along / moves.clamp_min(1e-12)),
+            "residual": float(self.settings.predictor.residual),
             "conditioned": float(model.predictor.conditioning.uses_action and float(moves) > 0),
         }
 
     @classmethod
     def findings(cls, line: Mapping[str, Any]) -> list[str]:
+        if line.get("residual") and line["health_loss"] >= line["identity_loss"]:
+            return ["The predictor foretells the change no better than 'nothing changes'; train longer."]
         if not line.get("conditioned", 1.0) or line["action_sensitivity"] >= 0.02:
             return []
         return [

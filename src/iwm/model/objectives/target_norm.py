@@ -2,6 +2,7 @@
 
     token   LayerNorm without affine (I-JEPA's lineage)
     batch   every channel by running statistics over images and positions
+    change  every channel in units of its change from source to target, the root of its running mean square
 
 At small scale the two could not be told apart (docs/small-data.md). The statistics used in a step are those folded in
 before it, so neither the number of micro-batches nor of ranks changes the targets.
@@ -32,7 +33,7 @@ class TargetNorm(nn.Module):
     def __init__(self, settings: config.Objective, width: int, of_pixels: bool = False) -> None:
         super().__init__()
         self.kind, self.of_pixels = settings.target_norm, of_pixels
-        if self.kind == "batch":
+        if self.kind != "token":
             self.register_buffer("mean", torch.zeros(width))
             self.register_buffer("variance", torch.ones(width))
             self.register_buffer("folded", torch.zeros(()))
@@ -53,11 +54,13 @@ class TargetNorm(nn.Module):
         return values.float() * self.variance.clamp_min(FLOOR).sqrt() + self.mean
 
     @torch.no_grad()
-    def observe(self, tokens: Float[Tensor, "b n d"]) -> None:
-        """Add a micro-batch to the sums that the next `fold` takes in."""
-        if self.kind == "batch":
+    def observe(self, tokens: Float[Tensor, "b n d"], before: Float[Tensor, "b n d"] | None = None) -> None:
+        """Add a micro-batch to the sums that the next `fold` takes in; `change` needs the source's tokens `before`."""
+        if self.kind != "token":
             values = tokens.flatten(0, 1).float()
             variance, mean = torch.var_mean(values, dim=0, correction=0)
+            if self.kind == "change" and before is not None:
+                variance = (values - before.flatten(0, 1).float()).square().mean(dim=0)
             moments = torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
             sums = len(values) * double(moments)
             self.pending = sums if self.pending is None else self.pending + sums
@@ -68,7 +71,7 @@ class TargetNorm(nn.Module):
 
         Sums of a step that was not `finite` are forgotten; None: it was.
         """
-        if self.kind != "batch" or self.pending is None:
+        if self.kind == "token" or self.pending is None:
             return
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.pending)
