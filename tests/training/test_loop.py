@@ -282,7 +282,7 @@ def test_init_starts_from_a_run(trained, tmp_path):
     second = loop.pretrain(frozen)
     one, two = weights(first), weights(second)
     assert torch.equal(one["predictor.embed.weight"], two["predictor.embed.weight"])
-    still = replace(chosen, optim=replace(chosen.optim, freeze_encoder=True, epochs=1))
+    still = replace(chosen, encoder=replace(chosen.encoder, train="none"), optim=replace(chosen.optim, epochs=1))
     third = weights(loop.pretrain(with_run(still, out=str(tmp_path / "still"))))
     for name, value in one.items():
         if name.startswith("target_encoder."):  # the encoder that is used afterwards is the one that stands still

@@ -92,6 +92,8 @@ class Loader:
         )
         self.broken: list[str] = []
         """Names of the images found broken so far."""
+        self.place = "in memory" if self.in_memory else "streamed"
+        """Where the pictures come from, in words."""
         self._maker = _Maker(images, data, batch_size, seed, self.steps_per_epoch, pairs)
         self._workers = max(1, devices.cores() - 1) if speed.workers < 0 else speed.workers
         self._running: Iterator[Batch] | None = None
@@ -310,6 +312,16 @@ def load_with_crops(
     pairs, kept = _readable(images, _decode_all(images, len(images), both, least_side(size, area), None))
     whole, crops = torch.stack(pairs).unbind(1)
     return whole.contiguous(), crops.contiguous(), kept
+
+
+def load_whole(
+    images: ImageSet, rows: Int64[np.ndarray, " n"], least: int
+) -> tuple[list[Tensor], Int64[np.ndarray, " k"]]:
+    """Some images, not squared, and which of the rows they are: broken ones are skipped and named.
+
+    `least` px of the shorter side will do."""
+    whole, kept = _named_broken(_decode_all(Subset(images, rows), len(rows), lambda image, _: image, least, None))
+    return whole, rows[kept]
 
 
 def load_pairs(

@@ -17,6 +17,7 @@ from iwm.data.image_sets import ImageSet
 from iwm.data.loader import Loader
 from iwm.data.sources import is_source, open_images, source_identity
 from iwm.model import pretrained, weights
+from iwm.model.encoder import Encoder
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder, load_model
 from iwm.runtime import devices, fields, files
@@ -31,7 +32,8 @@ from iwm.training.online_probe import OnlineProbe
 from iwm.training.schedule import Updates
 from iwm.training.step import Training
 from iwm.training.stop_signal import StopSignal
-from iwm.training.validation import validate
+from iwm.training.token_training import TokenLoader, begin, keeps_tokens
+from iwm.training.validation import validate, with_encoder
 from iwm.training.watch import HealthBatch, LineEnd, ProgressBar, Watch
 
 
@@ -46,6 +48,7 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
     if not settings.run.out:
         raise UserError("Where should the run go? Give --out FOLDER.")
     run = RunFolder(Path(settings.run.out).expanduser())
+    settings = with_encoder(settings)
     validate(settings)
     if run.path.exists() and not run.path.is_dir():
         raise UserError(f"{run.path} is a file; give a folder as --out.")
@@ -70,11 +73,7 @@ def _pretrain(
     """Go on with the run or begin it, train it to the end, export the weights."""
     state = _newest_state(run, settings, source)
     start = state.step if state else 0
-    pairs = settings.views.geometry == "independent"
-    loader = Loader(
-        source, settings.data, settings.optim.batch_size, settings.run.seed, settings.speed, start, pairs=pairs
-    )
-    training = Training.start(settings, loader.steps_per_epoch, session)
+    training, loader = _begin(settings, source, run, session, start)
     if state:
         checkpoint.restore(state, training.model, training.optimisers)
         training.updates = Updates(state.updates)
@@ -92,13 +91,29 @@ def _pretrain(
         console.print(f"Going on from step {start} of {steps}.")
     console.print(
         f"{len(source):,} images, {steps:,} steps of {settings.optim.batch_size}; {session.device.type} in "
-        f"{session.precision}, {'in memory' if loader.in_memory else 'streamed'}."
+        f"{session.precision}, {loader.place}."
     )
     now = State(run, training, source, start, steps)
     if start < steps:  # of a finished run nothing is left to do but the export
         _loop(now, loader, _callbacks(now, metrics, own))
     weights.export(training.model, run.model, step=steps, precision=session.precision)
     _show_verdict(now, loader)
+
+
+def _begin(
+    settings: config.Config, source: ImageSet, run: RunFolder, session: Session, start: int
+) -> tuple[Training, Loader | TokenLoader]:
+    """The state before the first step, and the batches from step `start` on."""
+    if keeps_tokens(settings):
+        return begin(settings, source, run.path, session, start)
+    pairs = settings.views.geometry == "independent"
+    loader = Loader(
+        source, settings.data, settings.optim.batch_size, settings.run.seed, settings.speed, start, pairs=pairs
+    )
+    training = Training.start(settings, loader.steps_per_epoch, session)
+    if settings.encoder.name:
+        pretrained.load_into(training.model)
+    return training, loader
 
 
 # ---- beginning -----------------------------------------------------------------------------------------------------
@@ -168,6 +183,7 @@ def _was_saved(run: RunFolder) -> bool:
 def initialise_from(model: ImageWorldModel, init: str) -> None:
     """Start from the weights of a RUN (everything) or of timm:NAME[,weights=PATH] (both encoders)."""
     if init.startswith("timm:"):
+        assert isinstance(model.encoder, Encoder)
         pretrained.start_from_timm(model.encoder, init)
         model.target_encoder.load_state_dict(model.encoder.state_dict())
         return
@@ -179,7 +195,7 @@ def initialise_from(model: ImageWorldModel, init: str) -> None:
             "same kind."
         )
     pretrained.start_from_run(model, other, init)
-    if model.settings.optim.freeze_encoder:  # what stands still is the encoder that is used afterwards
+    if model.settings.encoder.train == "none":  # what stands still is the encoder that is used afterwards
         model.encoder.load_state_dict(model.target_encoder.state_dict())
 
 
@@ -203,7 +219,7 @@ def _callbacks(state: State, metrics: Metrics, own: Sequence[Any]) -> Callbacks:
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-def _loop(state: State, loader: Loader, callbacks: Callbacks) -> None:
+def _loop(state: State, loader: Loader | TokenLoader, callbacks: Callbacks) -> None:
     """Train from `state.step` to the last one. Raises Interrupted after Ctrl-C, UserError on divergence."""
     stop = StopSignal()
     last_save = state.step
@@ -245,7 +261,7 @@ def _save(state: State) -> Path:
     )
 
 
-def _show_verdict(state: State, loader: Loader) -> None:
+def _show_verdict(state: State, loader: Loader | TokenLoader) -> None:
     verdict = health.judge(state.line, state.settings.objective.kind) if state.line else None
     if verdict:
         console.print(f"[{'green' if verdict.healthy else 'red'}]{verdict.word}[/]: " + " ".join(verdict.findings))

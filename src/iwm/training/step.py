@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from iwm import config
-from iwm.actions.views import Views, make_independent_views, make_views
+from iwm.actions.views import TokenViews, Views, make_independent_views, make_views
 from iwm.data.loader import Batch
 from iwm.model.masks import is_whole, sample_masks
 from iwm.model.vit import choose_attention, compile_blocks
@@ -20,6 +20,8 @@ from iwm.training.schedule import Schedule, Updates, apply_schedule
 
 Crops = tuple[Tensor, Tensor | None]
 """Crops of images, uint8 [b, 3, s, s], and where views share no geometry as many others."""
+Part = Crops | TokenViews
+"""What a micro-batch is made of: crops, or views that are tokens already."""
 
 
 def build(settings: config.Config, device: torch.device) -> ImageWorldModel:
@@ -50,16 +52,21 @@ class Training:
         optimisers = make_optimisers(model, settings.optim, devices.dtype_of(session.precision))
         return cls(settings, model, optimisers, Schedule(settings.optim, steps_per_epoch), session)
 
-    def micro_batches(self, batch: Batch) -> list[tuple[Crops, np.ndarray]]:
+    def micro_batches(self, batch: Batch) -> list[tuple[Part, np.ndarray]]:
         """The step's crops and indices, split into `optim.accumulate` parts."""
+        self.require_whole_parts(batch)
+        parts = self.settings.optim.accumulate
+        others = [None] * parts if batch.others is None else batch.others.chunk(parts)
+        crops = zip(batch.images.chunk(parts), others, strict=True)
+        return list(zip(crops, np.split(batch.indices, parts), strict=True))
+
+    def require_whole_parts(self, batch: Batch) -> None:
+        """Raises UserError when a batch does not divide into micro-batches."""
         parts = self.settings.optim.accumulate
         if len(batch.indices) % parts:
             raise UserError(
                 f"optim.batch_size ({len(batch.indices)}) must be a multiple of optim.accumulate ({parts})."
             )
-        others = [None] * parts if batch.others is None else batch.others.chunk(parts)
-        crops = zip(batch.images.chunk(parts), others, strict=True)
-        return list(zip(crops, np.split(batch.indices, parts), strict=True))
 
     def views(self, crops: Crops, indices: np.ndarray, step: int) -> Views:
         """What the settings make of an image's crop, or of its two."""
@@ -70,10 +77,13 @@ class Training:
             return make_views(first, space, s.actions, s.run.seed, step, indices, self.session.device, clean=clean)
         return make_independent_views(first, other, space, s.views, s.run.seed, step, indices, self.session.device)
 
-    def loss(self, crops: Crops, indices: np.ndarray, step: int) -> Tensor:
+    def _views_of(self, part: Part, indices: np.ndarray, step: int) -> Views | TokenViews:
+        return part if isinstance(part, TokenViews) else self.views(part, indices, step)
+
+    def loss(self, part: Part, indices: np.ndarray, step: int) -> Tensor:
         """One micro-batch forward: crops -> views -> masks -> loss."""
         s = self.settings
-        views = self.views(crops, indices, step)
+        views = self._views_of(part, indices, step)
         masks = sample_masks(s.masks, self.model.grid, s.run.seed, step, indices, self.session.device)
         with self.session.autocast():
             return self.model(views, masks).loss
@@ -89,8 +99,8 @@ class Training:
             self._calibrate(parts)
         total = torch.zeros((), device=self.session.device)
         self.model.zero_grad(set_to_none=True)
-        for crops, indices in parts:
-            loss = self.loss(crops, indices, batch.step) / len(parts)
+        for part, indices in parts:
+            loss = self.loss(part, indices, batch.step) / len(parts)
             loss.backward()
             total += loss.detach()
         trainable = [p for p in self.model.parameters() if p.grad is not None]
@@ -109,10 +119,10 @@ class Training:
         return total, finite
 
     @torch.no_grad()
-    def _calibrate(self, parts: list[tuple[Crops, np.ndarray]]) -> None:
+    def _calibrate(self, parts: list[tuple[Part, np.ndarray]]) -> None:
         """Before the first step: target statistics from its own images, whatever the number of micro-batches."""
-        for crops, indices in parts:
-            views = self.views(crops, indices, 0)
+        for part, indices in parts:
+            views = self._views_of(part, indices, 0)
             with self.session.autocast():
                 self.model.calibrate(views)
         self.model.target_norm.fold()

@@ -2,11 +2,11 @@
 
 import gc
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
 
-from iwm.data.loader import Batch, Loader
+from iwm.data.loader import Batch
 from iwm.runtime.console import console
 
 
@@ -21,7 +21,7 @@ class StopSignal:
     pending = False
     waiting = False
 
-    def batches(self, loader: Loader) -> Iterator[Batch]:
+    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """The loader's batches until a stop is asked for."""
         coming = iter(loader)
         try:

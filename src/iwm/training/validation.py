@@ -1,8 +1,15 @@
 """What is checked of the settings before any work: names, numbers, and what does not go together."""
 
-from iwm.config import Config, check_bounds
+from dataclasses import replace
+
+from iwm import recipe_book
+from iwm.config import Config, Encoder, check_bounds, last_blocks
+from iwm.model import pretrained
+from iwm.model.architecture import SIZES
 from iwm.model.conditioning import CONDITIONINGS
+from iwm.model.foreign_encoder import stands_still
 from iwm.model.objectives import OBJECTIVES, objective_of
+from iwm.runtime.errors import UserError
 from iwm.training.optimisers import OPTIMISERS
 
 
@@ -15,4 +22,39 @@ def validate(settings: Config) -> None:
     CONDITIONINGS.find(settings.predictor.conditioning)
     OPTIMISERS.find(settings.optim.kind)
     check_bounds(settings)
+    _check_encoder(settings)
     objective_of(settings).check()
+
+
+def _check_encoder(settings: Config) -> None:
+    encoder = settings.encoder
+    blocks = last_blocks(encoder.train)
+    if not encoder.name and encoder.layer:
+        raise UserError("encoder.layer is of an encoder of others (encoder.name); leave it out.")
+    if not encoder.name and blocks:
+        raise UserError(
+            f"encoder.train {encoder.train} is of an encoder of others (encoder.name); give all, or none for the "
+            "control with a frozen one."
+        )
+    if encoder.name and settings.init.startswith("timm:"):
+        raise UserError("init timm: and encoder.name both bring an encoder; give one of them.")
+    latent = settings.objective.kind == "latent"
+    if stands_still(encoder) and latent and encoder.views and settings.objective.target_layers != 1:
+        raise UserError(
+            "Tokens that are encoded once are of one block (objective.target_layers 1); give that, or encode in every "
+            "step with encoder.views 0."
+        )
+    if stands_still(encoder) and encoder.views == 1:
+        raise UserError("encoder.views 1 gives no pair of views to learn from; give 2 or more, or 0.")
+
+
+def with_encoder(settings: Config) -> Config:
+    """The settings with the sizes of the encoder of others that they name; of ours, as they are.
+
+    Raises UserError when sizes of its own were given too, or there is no such encoder.
+    """
+    last_blocks(settings.encoder.train)
+    recipe = recipe_book.RECIPES.get(settings.recipe)
+    base = recipe().encoder if recipe else Encoder()
+    own = {name: getattr(base, name) for name in SIZES}
+    return replace(settings, encoder=pretrained.with_encoder(settings.encoder, own))

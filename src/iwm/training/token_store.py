@@ -1,0 +1,218 @@
+"""Tokens of an encoder that stands still, given once: K views of every crop, on disk, in half precision.
+
+    view 0          the crop as it is
+    views 1 .. T    jittered as a target is            T = K // 2
+    the others      jittered and destroyed as a source is
+
+Every view's parameters are a pure function of (seed, view, image), so any pair of views of a crop is a training pair
+whose action is known. A part of the images is one file, named by the hash of all its tokens depend on: weights, pixels,
+settings. So encoding goes on where it was stopped, and another run with the same encoder and views finds it again.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float16, Int64, UInt8
+from torch import Tensor
+
+from iwm import config
+from iwm.actions.action_space import ActionSpace, Parameters
+from iwm.data.crops import least_side, random_crops
+from iwm.data.image_sets import ImageSet
+from iwm.data.loader import load_whole
+from iwm.model.world_model import ImageWorldModel
+from iwm.runtime import files
+from iwm.runtime.console import console, progress
+from iwm.runtime.devices import Session
+from iwm.runtime.errors import UserError
+
+PART = 64
+"""Images whose views are encoded, and kept in a file, together."""
+BATCH = 64
+"""Views through the encoder at once."""
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """Which views of which crops an image has."""
+
+    settings: config.Config
+    space: ActionSpace
+
+    @property
+    def crops(self) -> int:
+        return self.settings.encoder.crops
+
+    @property
+    def views(self) -> int:
+        return self.settings.encoder.views
+
+    @property
+    def targets(self) -> int:
+        """How many of the views, the first ones, may be targets: they carry nothing that is destructive."""
+        return 1 + self.views // 2
+
+    def parameters(self, indices: Int64[np.ndarray, " b"], crop: int, view: int) -> Parameters:
+        """What one view of one crop of some images is changed by."""
+        if view == 0:
+            return self.space.neutral(len(indices))
+        kind = "target" if view < self.targets else "source"
+        return self.space.sample(self.settings.run.seed, crop * self.views + view, indices, kind)
+
+
+class TokenStore:
+    """The tokens of all views, memory-mapped: [crops, views, patches, width] for every image that could be read."""
+
+    def __init__(self, plan: ViewPlan, parts: Sequence[Float16[np.ndarray, "p c k n d"]], kept: Sequence[np.ndarray]):
+        self.plan, self.parts = plan, parts
+        self.images = np.concatenate(kept)
+        """The images' places in the data source."""
+        self.ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(
+        self, rows: Int64[np.ndarray, " b"], crops: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"]
+    ) -> Float16[Tensor, "b n d"]:
+        """Tokens of one view of one crop of each of the images in these rows."""
+        which = np.searchsorted(self.ends, rows, side="right")
+        within = rows - np.concatenate([[0], self.ends])[which]
+        chosen = [self.parts[p][r, c, v] for p, r, c, v in zip(which, within, crops, views, strict=True)]
+        return torch.from_numpy(np.stack(chosen))
+
+
+def size_of(settings: config.Config, images: int) -> int:
+    """Bytes of all tokens."""
+    e = settings.encoder
+    patches = (settings.data.image_size // e.patch_size) ** 2
+    return images * e.crops * e.views * patches * e.width * 2
+
+
+def build(model: ImageWorldModel, images: ImageSet, folder: Path, session: Session) -> TokenStore:
+    """Encode what is not there yet. Raises UserError when the disk has no room or no image can be read."""
+    settings = model.settings
+    plan = ViewPlan(settings, model.space)
+    mark = _mark(model, session)
+    needed = size_of(settings, len(images))
+    folder.mkdir(parents=True, exist_ok=True)
+    count = plan.crops * plan.views
+    seconds = _seconds_for_one(model, session) * count * len(images)
+    console.print(
+        f"{len(images):,} images x {count} views go once through {settings.encoder.name.split(',')[0]} up to block "
+        f"{model.encoder.layer}: {needed / 2**30:.2f} GiB in {folder}, about {seconds / 60:.1f} minutes where they "
+        "are not there yet.",
+        soft_wrap=True,
+    )
+    parts, kept = [], []
+    least = least_side(settings.data.image_size, settings.data.crop_area)
+    with progress("images") as bar:
+        task = bar.add_task("encode", total=len(images), note="")
+        for start in range(0, len(images), PART):
+            rows = np.arange(start, min(start + PART, len(images)))
+            whole, rows = load_whole(images, rows, least)
+            if len(rows):
+                crops = [_crops(whole, settings, rows, crop) for crop in range(plan.crops)]
+                path = folder / f"{_name(mark, crops, rows)}.npy"
+                if not path.is_file():
+                    _require_room(folder, needed * len(rows) // len(images))
+                    _encode(model, plan, crops, rows, path, session)
+                parts.append(np.load(path, mmap_mode="r"))
+                kept.append(rows)
+            bar.advance(task, min(PART, len(images) - start))
+    if not parts:
+        raise UserError(f"Not one of the {len(images)} images of '{images.name}' can be decoded; check its files.")
+    return TokenStore(plan, parts, kept)
+
+
+@torch.no_grad()
+def _seconds_for_one(model: ImageWorldModel, session: Session) -> float:
+    """Seconds the encoder takes for a view here, the second time it is asked."""
+    size = model.settings.data.image_size
+    views, seconds = torch.zeros(8, 3, size, size, device=session.device), 0.0
+    for _ in range(2):
+        since = time.perf_counter()
+        with session.autocast():
+            model.target_encoder.tokens(views).cpu()
+        seconds = time.perf_counter() - since
+    return seconds / len(views)
+
+
+def _crops(
+    whole: list[Tensor], settings: config.Config, rows: Int64[np.ndarray, " b"], crop: int
+) -> UInt8[Tensor, "b 3 s s"]:
+    data = settings.data
+    return random_crops(whole, data.image_size, data.crop_area, data.flip, settings.run.seed, crop, rows, "crop")
+
+
+def _mark(model: ImageWorldModel, session: Session) -> str:
+    """What the tokens depend on beside the pixels."""
+    state = hashlib.blake2b(digest_size=16)
+    encoder = model.target_encoder
+    for name, value in sorted({**encoder.state_dict(), "mean": encoder.mean, "std": encoder.std}.items()):
+        state.update(f"{name} {tuple(value.shape)}\n".encode())
+        state.update(value.detach().float().cpu().contiguous().numpy().data)
+    s = model.settings
+    what = {
+        "weights": state.hexdigest(),
+        "architecture": s.encoder.architecture,
+        "layer": encoder.layer,
+        "views": [s.encoder.crops, s.encoder.views, s.run.seed],
+        "actions": [asdict(s.actions), model.space.spec()],
+        "precision": [session.precision, session.device.type],
+    }
+    return json.dumps(what, sort_keys=True, default=str)
+
+
+def _name(mark: str, crops: Sequence[UInt8[Tensor, "b 3 s s"]], rows: Int64[np.ndarray, " b"]) -> str:
+    name = hashlib.blake2b(mark.encode(), digest_size=16)
+    name.update(rows.tobytes())
+    for pixels in crops:
+        name.update(pixels.contiguous().numpy().data)
+    return name.hexdigest()
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"The tokens need {needed / 2**30:.2f} GiB more in {folder}, {free / 2**30:.2f} are free; lower "
+            "encoder.views or encoder.crops, give another --speed.tokens, or encode in every step (encoder.views 0)."
+        )
+
+
+@torch.no_grad()
+def _encode(
+    model: ImageWorldModel,
+    plan: ViewPlan,
+    crops: Sequence[UInt8[Tensor, "b 3 s s"]],
+    rows: Int64[np.ndarray, " b"],
+    path: Path,
+    session: Session,
+) -> None:
+    """Write the tokens of all views of some images."""
+    grid, width = model.encoder.grid, model.settings.encoder.width
+    tokens = np.empty((len(rows), plan.crops, plan.views, grid[0] * grid[1], width), dtype=np.float16)
+    for crop, pixels in enumerate(crops):
+        images = pixels.to(session.device).float() / 255
+        for view in range(plan.views):
+            changed = model.space.apply(images, plan.parameters(rows, crop, view))
+            for start, batch in _batches(changed):
+                with session.autocast():
+                    values = model.target_encoder.tokens(batch)
+                tokens[start : start + len(batch), crop, view] = values.half().cpu().numpy()
+    with files.replacing(path) as part, part.open("wb") as file:
+        np.save(file, tokens)
+
+
+def _batches(images: Tensor) -> Iterator[tuple[int, Any]]:
+    for start in range(0, len(images), BATCH):
+        yield start, images[start : start + BATCH]

@@ -1,0 +1,132 @@
+"""Training a predictor on tokens that were encoded once: pairs of views in place of pictures.
+
+    source ~ all K views of a crop,   target ~ its views that carry nothing destructive, another one
+    a = (w(target) - w(source)) / range,  and a flag for what only the source carries
+
+A step that `masks.whole` makes a whole one has the untouched crop as its source. Health is measured on pictures.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iwm import config
+from iwm.actions.action_space import Parameters
+from iwm.actions.views import TokenViews
+from iwm.data.image_sets import ImageSet
+from iwm.data.loader import Batch
+from iwm.model import pretrained
+from iwm.model.foreign_encoder import stands_still
+from iwm.model.masks import is_whole
+from iwm.model.vit import choose_attention
+from iwm.runtime import devices
+from iwm.runtime.devices import Session
+from iwm.runtime.errors import UserError
+from iwm.runtime.randomness import permutation, uniforms
+from iwm.training import step, token_store
+from iwm.training.step import Part, Training
+from iwm.training.token_store import TokenStore
+
+
+def keeps_tokens(settings: config.Config) -> bool:
+    """Whether the encoder's tokens are kept instead of given anew in every step."""
+    return stands_still(settings.encoder) and settings.encoder.views > 0 and settings.objective.kind == "latent"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBatch(Batch):
+    """A batch of pairs of views; it has no pictures."""
+
+    views: TokenViews
+
+
+class TokenLoader:
+    """Endless batches of pairs: batch `step` is a pure function of the store, the settings, seed and step."""
+
+    place = "tokens from the disk"
+
+    def __init__(self, store: TokenStore, settings: config.Config, start_step: int, device: torch.device) -> None:
+        batch, images = settings.optim.batch_size, len(store)
+        if batch > images:
+            raise UserError(f"A batch of {batch} is larger than the {images} images; lower optim.batch_size.")
+        self.store, self.settings, self.start_step, self.device = store, settings, start_step, device
+        self.steps_per_epoch = images // batch
+        self.broken: list[str] = []
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        step = self.start_step
+        while True:
+            since = time.perf_counter()
+            views = self.pairs(step)
+            none = torch.empty(len(views.indices), 3, 0, 0, dtype=torch.uint8)
+            waited = time.perf_counter() - since
+            yield TokenBatch(step, views.indices, none, None, waited, views=views)
+            step += 1
+
+    def close(self) -> None:
+        """Nothing runs beside it."""
+
+    def pairs(self, step: int) -> TokenViews:
+        """The pairs of one step: rows in an order of the epoch's own, crop, source and target drawn for each."""
+        seed, size = self.settings.run.seed, self.settings.optim.batch_size
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        rows = permutation(seed, "order", epoch, len(self.store))[batch * size : (batch + 1) * size]
+        plan, images = self.store.plan, self.store.images[rows]
+        numbers = uniforms(seed, "pairs", step, images, 3)
+        crops = (numbers[:, 0] * plan.crops).astype(np.int64)
+        sources = (numbers[:, 1] * plan.views).astype(np.int64)
+        if is_whole(self.settings.masks, step):
+            sources[:] = 0
+        # Another view than the source: where that is among the targets, it is passed over.
+        choices = plan.targets - (sources < plan.targets)
+        targets = (numbers[:, 2] * choices).astype(np.int64)
+        targets += (sources < plan.targets) & (targets >= sources)
+        action = self._action(images, crops, sources, targets)
+        tokens = (self.store.take(rows, crops, views) for views in (sources, targets))
+        source, target = (devices.upload(each, self.device).float() for each in tokens)
+        return TokenViews(source, target, devices.upload(action, self.device), images)
+
+    def _action(self, images: np.ndarray, crops: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> Tensor:
+        first, second = (self._parameters(images, crops, views) for views in (sources, targets))
+        return self.store.plan.space.difference(first, second)
+
+    def _parameters(self, images: np.ndarray, crops: np.ndarray, views: np.ndarray) -> Parameters:
+        """The parameters of one view of each image."""
+        plan = self.store.plan
+        neutral = plan.space.neutral(len(images))
+        values, applied = neutral.values.clone(), neutral.applied.clone()
+        for crop, view in np.unique(np.stack([crops, views]), axis=1).T:
+            where = np.flatnonzero((crops == crop) & (views == view))
+            changes = plan.parameters(images[where], int(crop), int(view))
+            values[where], applied[where] = changes.values, changes.applied
+        return Parameters(values, applied)
+
+
+class TokenTraining(Training):
+    """A training state whose batches are pairs of views; its health is measured on pictures like any other's."""
+
+    def micro_batches(self, batch: Batch) -> list[tuple[Part, np.ndarray]]:
+        assert isinstance(batch, TokenBatch)
+        self.require_whole_parts(batch)
+        parts = batch.views.chunk(self.settings.optim.accumulate)
+        return [(part, part.indices) for part in parts]
+
+
+def begin(
+    settings: config.Config, source: ImageSet, out: Path, session: Session, start: int
+) -> tuple[Training, TokenLoader]:
+    """The state before the first step, once every view is encoded, and the batches from step `start` on."""
+    model = step.build(settings, session.device)
+    pretrained.load_into(model)
+    choose_attention(model, session.device, session.precision)
+    folder = Path(settings.speed.tokens).expanduser() if settings.speed.tokens else out.parent / "tokens"
+    store = token_store.build(model.eval(), source, folder, session)
+    loader = TokenLoader(store, settings, start, session.device)
+    training = TokenTraining.start(settings, loader.steps_per_epoch, session)
+    training.model.target_encoder.load_state_dict(model.target_encoder.state_dict())
+    return training, loader

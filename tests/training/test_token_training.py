@@ -1,0 +1,146 @@
+"""A predictor on an encoder of others, frozen or trained, learns more than the position, and more than no change."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import pictures_file, tiny
+from tiny_encoders import SIZES
+
+from iwm import config, run_folder
+from iwm.data.sources import open_images
+from iwm.run_folder import RunFolder
+from iwm.runtime.devices import CPU
+from iwm.runtime.errors import UserError
+from iwm.training import loop, token_training
+from iwm.training.validation import with_encoder
+
+
+def settings(tmp_path: Path, kind: str, **changes: Any) -> config.Config:
+    source, base = tmp_path / "pictures.npz", tiny()
+    if not source.exists():
+        pictures_file(source, count=64, size=32, labelled=True)
+    encoder = {"name": f"timm:{kind},weights=random", "train": "none", "layer": 2, **changes.pop("encoder", {})}
+    residual = changes.pop("residual", True)
+    return replace(
+        base,
+        data=config.Data(source=str(source), image_size=SIZES[kind]),
+        masks=config.Masks(sampler="none", predict="all"),
+        encoder=config.Encoder(**encoder),
+        predictor=replace(base.predictor, residual=residual, depth=1),
+        objective=config.Objective(target_norm="change" if residual else "batch"),
+        optim=replace(base.optim, epochs=25, lr=3e-3, kind="muon"),
+        run=config.Run(out=str(tmp_path / kind), log_every=200, save_every=80),
+        **changes,
+    )
+
+
+def last_line(run: Path) -> dict[str, Any]:
+    return RunFolder(run).metric_lines()[-1]
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_frozen_one_is_learned_on(tmp_path, kind):
+    run = loop.pretrain(settings(tmp_path, kind))
+    line = last_line(run)
+    assert line["health_loss"] < 0.9 * line["position_mean_loss"]
+    assert line["health_loss"] < 0.9 * line["identity_loss"]
+    model = run_folder.load_model(str(run))
+    assert model.encoder is model.target_encoder
+    assert not any(name.startswith("encoder.") for name in model.state_dict())
+
+
+@pytest.mark.parametrize(("kind", "train"), [("tiny_registers", "last-1"), *((kind, "all") for kind in SIZES)])
+def test_one_that_is_trained_on_has_a_teacher_of_its_own(tmp_path, kind, train):
+    chosen = settings(tmp_path, kind, encoder={"train": train, "layer": 0})
+    objective = config.Objective(target_norm="change", variance=0.1, covariance=0.004)
+    masks = config.Masks(sampler="random", ratio=0.2, predict="visible")
+    chosen = replace(chosen, masks=masks, objective=objective, optim=replace(chosen.optim, lr=1e-3, lr_final=1e-4))
+    run = loop.pretrain(chosen)
+    line = last_line(run)
+    assert line["health_loss"] < 0.9 * line["position_mean_loss"]
+    assert line["ema_gap"] > 0
+    model = run_folder.load_model(str(run))
+    body, teacher = model.encoder.body, model.target_encoder.body
+    assert not torch.equal(body.blocks[2].mlp.fc1.weight, teacher.blocks[2].mlp.fc1.weight)
+    same = torch.equal(body.blocks[0].mlp.fc1.weight, teacher.blocks[0].mlp.fc1.weight)
+    assert same == (train == "last-1")
+
+
+def test_encoding_anew_in_every_step_learns_too(tmp_path):
+    chosen = settings(tmp_path, "tiny_class_token", encoder={"views": 0})
+    line = last_line(loop.pretrain(replace(chosen, masks=config.Masks(predict="dropped"))))
+    assert line["health_loss"] < line["identity_loss"]
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path):
+    chosen = settings(tmp_path, "tiny_registers")
+    chosen = replace(chosen, run=replace(chosen.run, save_every=4), optim=replace(chosen.optim, epochs=2))
+    whole = loop.pretrain(replace(chosen, run=replace(chosen.run, out=str(tmp_path / "whole"))))
+    half = replace(chosen, run=replace(chosen.run, out=str(tmp_path / "half")))
+    loop.pretrain(half)
+    checkpoints = sorted((tmp_path / "half" / "checkpoints").iterdir())
+    assert len(checkpoints) == 2
+    for path in checkpoints[-1].iterdir():
+        path.unlink()
+    checkpoints[-1].rmdir()
+    loop.pretrain(half)
+    ours, theirs = (run_folder.load_model(str(each)).state_dict() for each in (whole, tmp_path / "half"))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_pairs_are_of_one_crop_and_their_action_is_known(tmp_path):
+    chosen = with_encoder(settings(tmp_path, "tiny_registers", encoder={"crops": 2, "views": 5}))
+    chosen = replace(chosen, masks=replace(chosen.masks, whole=0.5))
+    source = open_images(chosen.data.source, "train", size=32)
+    training, loader = token_training.begin(chosen, source, tmp_path / "run", CPU, 0)
+    space, store = training.model.space, loader.store
+    seen = set()
+    for step in range(6):
+        views = loader.pairs(step)
+        for row, (image, action) in enumerate(zip(views.indices, views.action, strict=True)):
+            place = np.array([int(np.flatnonzero(store.images == image)[0])])
+            known = {}
+            for crop in range(2):
+                for view in range(5):
+                    tokens = store.take(place, np.array([crop]), np.array([view]))[0].float()
+                    known |= {("source", crop, view): None} if torch.equal(tokens, views.source[row]) else {}
+                    known |= {("target", crop, view): None} if torch.equal(tokens, views.target[row]) else {}
+            (_, crop, first), (_, other, second) = sorted(known)
+            assert crop == other
+            assert first != second
+            assert second < store.plan.targets
+            assert first == 0 or step % 2 == 0
+            at = np.array([image])
+            between = space.difference(store.plan.parameters(at, crop, first), store.plan.parameters(at, crop, second))
+            torch.testing.assert_close(action, between[0])
+            seen.add((first, second))
+    assert len(seen) > 6
+
+
+def test_settings_that_do_not_go_together_are_refused(tmp_path):
+    base = settings(tmp_path, "tiny_registers")
+
+    def refused(changes: dict[str, Any], sentence: str) -> None:
+        with pytest.raises(UserError, match=sentence):
+            loop.pretrain(replace(base, **changes))
+
+    encoder = base.encoder
+    refused({"encoder": replace(encoder, width=64)}, r"has its own encoder\.width \(32\); leave out the 64")
+    refused({"encoder": replace(encoder, train="first-2")}, "give none, last-K")
+    refused({"encoder": replace(encoder, views=1)}, r"encoder\.views 1 gives no pair")
+    refused({"encoder": replace(encoder, name="")}, r"encoder\.layer is of an encoder of others")
+    layers = config.Objective(target_layers=2)
+    refused({"objective": layers}, r"of one block \(objective\.target_layers 1\)")
+    anew = replace(encoder, views=0)
+    refused({"objective": layers, "encoder": anew}, r"predictor\.residual changes the tokens")
+    refused({"objective": config.Objective(kind="pixels")}, "is of latent targets")
+    refused({"init": "timm:test_vit"}, "both bring an encoder")
+    trained = replace(encoder, train="all")
+    refused({"encoder": trained, "masks": config.Masks(predict="all")}, "so it must see them")
+    refused({"encoder": replace(encoder, name="timm:no_such_model")}, "timm has no model")
+    refused({"encoder": replace(encoder, layer=4)}, "no layer 4 in an encoder of 3 blocks")
+    refused({"data": replace(base.data, image_size=30)}, "patches of 8 px")
