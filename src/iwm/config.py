@@ -318,7 +318,17 @@ def check_bounds(config: Config) -> None:
             check(settings, f"{group.name}.")
 
 
-LATER = ("masks.context_area", "objective.error")
+LATER = (
+    "encoder.architecture",
+    "encoder.crops",
+    "encoder.layer",
+    "encoder.name",
+    "encoder.train",
+    "encoder.views",
+    "masks.context_area",
+    "objective.error",
+    "predictor.residual",
+)
 """Settings that came after the first results. At their default they are no part of what a sweep is recognised by, so
 that older sweeps go on."""
 

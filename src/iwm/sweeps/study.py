@@ -276,6 +276,7 @@ def learned(settings: Config) -> dict[str, Any]:
     """
     settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
     flat = fields.flatten(fields.to_dict(settings))
+    flat["optim.freeze_encoder"] = settings.encoder.train == "none"  # as it was called in the first sweeps
     default = fields.flatten(fields.to_dict(Config()))
     flat = {k: v for k, v in flat.items() if k not in LATER or v != default[k]}
     return {k: v for k, v in flat.items() if k == "run.seed" or k.split(".")[0] not in ("speed", "run", "recipe")}
