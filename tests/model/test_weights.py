@@ -16,7 +16,7 @@ from iwm.evaluation.tasks.classifier import load_classifier
 from iwm.evaluation.tasks.segmenter import load_segmenter
 from iwm.model import weights
 from iwm.model.vit import Attention
-from iwm.model.weights import export, write_weights
+from iwm.model.weights import export, export_small, write_weights
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
@@ -53,6 +53,29 @@ def test_an_exported_model_is_loaded_for_use_from_any_of_its_paths(tmp_path):
         assert loaded.space.spec() == model.space.spec()
         assert loaded.state_dict().keys() == model.state_dict().keys()
         assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_small_export_is_the_same_model_rounded_and_without_its_student(tmp_path, images):
+    model = made(seed=3).eval()
+    model.encoder.load_state_dict(made(seed=4).encoder.state_dict())
+    model.target_norm.mean += 0.1234567
+    export(model, tmp_path / "whole")
+    export_small(model, tmp_path / "small")
+    sizes = [(tmp_path / name / weights.TENSORS).stat().st_size for name in ("whole", "small")]
+    assert sizes[1] < sizes[0] / 2.5
+    small = run_folder.load_model(tmp_path / "small")
+    for name, value in model.state_dict().items():
+        if name.startswith("target_norm."):
+            assert torch.equal(small.state_dict()[name], value), name
+        elif not name.startswith("encoder."):
+            assert torch.equal(small.state_dict()[name], value.bfloat16().float()), name
+    assert torch.equal(small.encoder.patch_embed.proj.weight, small.target_encoder.patch_embed.proj.weight)
+    with torch.no_grad():
+        close = small.encode(images).values - model.encode(images).values
+        assert close.abs().max() < 0.1
+        model.encode(images, student=True)
+        with pytest.raises(UserError, match="hold the EMA encoder only, no student"):
+            small.encode(images, student=True)
 
 
 def test_the_action_space_is_the_exported_one_and_not_made_anew(tmp_path):

@@ -73,18 +73,21 @@ class PixelDecoder:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
-    def write(self, path: Path, identity: str) -> None:
+    def write(self, path: Path, identity: str, dtype: torch.dtype = torch.float32) -> None:
         """Write the decoder of the weights with this content hash, whole or not at all."""
         with files.replacing(path) as part:
-            tensors = {name: value.cpu().contiguous() for name, value in self._tensors().items()}
+            tensors = {name: value.to("cpu", dtype).contiguous() for name, value in self._tensors().items()}
             save_file(tensors, part, metadata={"weights": identity})
 
 
 def read(path: Path) -> tuple[PixelDecoder, str]:
-    """A decoder, and the content hash of the weights that it belongs to. Raises UserError when the file is damaged."""
+    """A decoder in fp32, and the content hash of the weights that it belongs to.
+
+    Raises UserError when the file is damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            decoder = PixelDecoder(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            decoder = PixelDecoder(**{name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
             return decoder, (file.metadata() or {}).get("weights", "")
     except (OSError, SafetensorError, TypeError) as error:
         reason = str(error).splitlines()[0]

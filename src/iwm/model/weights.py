@@ -21,6 +21,9 @@ TENSORS, CONFIG = "model.safetensors", "config.json"
 DECODER = "decoder.safetensors"
 """The file beside them that `iwm decoder` adds."""
 
+STUDENT, TEACHER = "encoder.", "target_encoder."
+"""What the names of the student's and of the EMA encoder's tensors begin with."""
+
 FORMAT = 1
 """Of weights and checkpoints; a higher one comes from a newer iwm and is refused."""
 
@@ -74,6 +77,20 @@ def export(model: ImageWorldModel, folder: Path, **extra: Any) -> None:
     write_weights(folder, model.state_dict(), meta)
 
 
+def export_small(model: ImageWorldModel, folder: Path, **extra: Any) -> None:
+    """Write a model for use only, in a quarter of the bytes: no student, all in bf16 but the target statistics.
+
+    `read_model` gives it back in fp32, rounded, and without a student.
+    """
+    tensors = {
+        name: value.bfloat16() if value.is_floating_point() and not name.startswith("target_norm.") else value
+        for name, value in model.state_dict().items()
+        if not name.startswith(STUDENT)
+    }
+    meta = {"settings": fields.to_dict(model.settings), "actions": model.space.spec(), "student": False, **extra}
+    write_weights(folder, tensors, meta)
+
+
 def are_in(folder: Path) -> bool:
     """Whether a folder holds exported weights."""
     return (folder / TENSORS).is_file() and (folder / CONFIG).is_file()
@@ -86,6 +103,10 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> ImageWorldMo
         tensors = read_tensors(folder, meta)
         settings = fields.from_dict(config.Config, meta["settings"])
         model = ImageWorldModel(settings, ActionSpace.from_spec(meta["actions"]))
+        model.has_student = bool(meta.get("student", True))
+        if not model.has_student:
+            copies = {name.replace(TEACHER, STUDENT, 1): tensors[name] for name in tensors if name.startswith(TEACHER)}
+            tensors |= {name: value for name, value in copies.items() if name in model.state_dict()}
         model.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

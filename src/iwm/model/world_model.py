@@ -20,7 +20,7 @@ from iwm import config
 from iwm.actions.action_space import ActionSpace
 from iwm.actions.views import TokenViews, Views
 from iwm.model.action_search import Search, descend
-from iwm.model.encoder import checked_pixels
+from iwm.model.encoder import PatchEncoder, checked_pixels
 from iwm.model.foreign_encoder import encoder_of, stands_still
 from iwm.model.masks import Masks
 from iwm.model.objectives import OBJECTIVES, objective_of
@@ -55,6 +55,8 @@ class ImageWorldModel(ModelParts):
 
     decoder: PixelDecoder | None = None
     """What `iwm decoder` fitted to these very weights; no part of the module's state."""
+    has_student: bool = True
+    """Whether `encoder` is the student; of weights that were exported without it, it is a copy of the EMA encoder."""
 
     def __init__(self, settings: config.Config, space: ActionSpace | None = None) -> None:
         super().__init__()
@@ -142,14 +144,20 @@ class ImageWorldModel(ModelParts):
 
     # ---- use ---------------------------------------------------------------------------------------------------
 
+    def used_encoder(self, student: bool) -> PatchEncoder:
+        """The EMA encoder, or the student. Raises UserError where the weights came without a student."""
+        if student and not self.has_student:
+            raise UserError("These weights hold the EMA encoder only, no student; leave out --student (student=True).")
+        return self.encoder if student else self.target_encoder
+
     def encode(self, images: Pixels | Tensor, *, student: bool = False) -> Tokens:
         """The EMA encoder's tokens after the final norm, or of `encoder.layer`, [b, n, d], of images of any size.
 
         Pixels are uint8, or float in [0, 1].
-        Raises UserError for pixels of another scale, type or shape.
+        Raises UserError for pixels of another scale, type or shape, and where there is no student.
         """
         images = checked_pixels(images)
-        encoder = self.encoder if student else self.target_encoder
+        encoder = self.used_encoder(student)
         return Tokens(encoder.tokens(images.to(self.device)), encoder.grid_of(images))
 
     def target(self, images: Pixels | Tensor) -> Tokens:

@@ -232,7 +232,7 @@ def open_encoder(
             raise UserError(f"{run} has no student encoder; leave out --student.")
         return open_timm(run, layer=layer, layers=layers, size=size)
     model = run_folder.load_model(run)
-    body = model.encoder if student else model.target_encoder
+    body = model.used_encoder(student)
     encoder = WorldEncoder(body, name_of(student), size or model.settings.data.image_size, layer)
     encoder.space = model.space
     return encoder.reading(layer_count(layers, encoder.depth))

@@ -209,7 +209,7 @@ class ClassificationWork(tuning.Work[Classifier]):
     def fit(self, model: ImageWorldModel, settings: Classification, start: str = "", title: str = "") -> Finetuning:
         """Choose learning rates, train, and look at the test images."""
         since = time.perf_counter()
-        encoder = model.encoder if settings.student else model.target_encoder
+        encoder = model.used_encoder(settings.student)
         layer = encoder.layer if settings.uses_predictor else encoder.depth
         fed = self.encoded(encoder, layer) if settings.reuses_tokens else self
         feeding = {"tokens_kept": fed.tokens_kept, "encode_seconds": round(time.perf_counter() - since, 2)}

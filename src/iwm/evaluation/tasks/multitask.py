@@ -150,7 +150,7 @@ def _prepare(
     model: ImageWorldModel, splits: Mapping[str, LabelledSplits], settings: Classification, size: int, session: Session
 ) -> list[Task]:
     """All tasks in memory: as the frozen encoder's tokens, or as pictures where one of them does not fit."""
-    encoder = model.encoder if settings.student else model.target_encoder
+    encoder = model.used_encoder(settings.student)
     pictures, tokens = [], []
     for name, of_task in splits.items():
         console.print(f"{name}: {len(of_task.classes)} classes, {of_task.sentence}.")

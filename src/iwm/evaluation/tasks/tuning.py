@@ -55,7 +55,7 @@ def encoder_of(model: ImageWorldModel, settings: Tuning) -> PatchEncoder:
 
     Raises UserError when last-K asks for more blocks than there are.
     """
-    encoder = copy.deepcopy(model.encoder if settings.student else model.target_encoder)
+    encoder = copy.deepcopy(model.used_encoder(settings.student))
     depth = encoder.depth
     if settings.last_blocks > depth:
         raise UserError(
