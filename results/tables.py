@@ -23,7 +23,8 @@ reads holds its command, seed, versions, hardware and date, and every folder the
 small-data `ablation.sh` and `evidence.sh`). Numbers are fractions of 1.
 
 The paper's columns are **ImageNet-1k at 224 px, ViT-B/16, 300 epochs**: a different scale, there to compare the order
-of things, not their values. Everything of ours was run on two CPU cores.
+of things, not their values. Everything of ours was run on two CPU cores; where `demo-model`, the model in the package,
+was trained, its [card](../src/iwm/model/assets/demo/card.md) says.
 """
 
 
@@ -125,9 +126,10 @@ def _twin(result: Result) -> tuple[Result | None, str]:
 
 def probes() -> str:
     rows = []
-    runs = sorted({(r["folder"], r["data"]) for r in read("probe-*")})
+    of_classes = [r for r in read("probe-*") if r["kind"] != "instance"]
+    runs = sorted({(r["folder"], r["data"]) for r in of_classes})
     for folder, data in runs:
-        kinds = {r["kind"]: r for r in read("probe-*") if (r["folder"], r["data"]) == (folder, data)}
+        kinds = {r["kind"]: r for r in of_classes if (r["folder"], r["data"]) == (folder, data)}
         row = [folder, data]
         for kind in ("linear", "attentive", "knn"):
             found = kinds.get(kind)

@@ -3,10 +3,13 @@
 config.yaml       settings, as the run was started
 metrics.jsonl     a line every `run.log_every` steps
 gallery.png       views and masks of one step
+stages.png        what it imagined of held-out photos while it was trained; stages.safetensors: the pictures alone
 checkpoints/      what training goes on from
 model/            weights for use (`iwm.model.weights`), and the pixel decoder fitted to them
 eval/             results: VERB[-VARIANT]-DATA.json, with pictures and weights of the same name beside them
 report.html       the page
+
+A RUN may also be a name and no place on this disk: hf-hub:user/name, timm:NAME, and `demo`, the model in the package.
 """
 
 import json
@@ -27,7 +30,12 @@ from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.console import console
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
+from iwm.runtime.fields import as_text
 from iwm.runtime.files import sha256_of
+
+SHIPPED = "demo"
+"""The RUN that is the model in the package. A folder of that name is `./demo`."""
+SHIPPED_FOLDER = Path(__file__).parent / "model" / "assets" / "demo"
 
 
 @dataclass(frozen=True)
@@ -41,9 +49,10 @@ class RunFolder:
         """The folder under which `eval/` of a RUN lies.
 
         `out` where given; a run folder itself; the run folder of exported weights (its `model/`, or a file in it); for
-        what is no local folder (hf-hub:, timm:) `./iwm-eval/NAME`. Raises UserError when a local RUN does not exist.
+        what is no local folder (demo, hf-hub:, timm:) `./iwm-eval/NAME`. Raises UserError when a local RUN does not
+        exist.
         """
-        run = str(run)
+        run = as_text(run)
         if out:
             return cls(Path(out).expanduser())
         if is_remote(run):
@@ -73,6 +82,11 @@ class RunFolder:
     @property
     def gallery(self) -> Path:
         return self.path / "gallery.png"
+
+    @property
+    def stages(self) -> Path:
+        """What the model imagined before, half-way through and after its training (`iwm demo`)."""
+        return self.path / "stages.png"
 
     @property
     def checkpoints(self) -> Path:
@@ -182,8 +196,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def is_remote(run: str) -> bool:
-    """Whether RUN is a name (hf-hub:, timm:) and no place on this disk."""
-    return run.startswith(("hf-hub:", "timm:"))
+    """Whether RUN is a name (demo, hf-hub:, timm:) and no place on this disk."""
+    return run == SHIPPED or run.startswith(("hf-hub:", "timm:"))
 
 
 def plain_name(text: str) -> str:
@@ -203,8 +217,11 @@ def read_result(path: Path) -> dict[str, Any]:
 def find_weights(run: str) -> Path:
     """The folder that holds `model.safetensors` and `config.json` for a RUN.
 
-    RUN is a run folder, a folder or file of exported weights, or hf-hub:user/name. Raises UserError when it is none.
+    RUN is a run folder, a folder or file of exported weights, `demo`, or hf-hub:user/name. Raises UserError when it is
+    none.
     """
+    if run == SHIPPED:
+        return SHIPPED_FOLDER
     if run.startswith("hf-hub:"):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -234,10 +251,13 @@ def find_weights(run: str) -> Path:
 def load_model(run: str | Path, device: str | torch.device = "cpu") -> ImageWorldModel:
     """Load a trained world model in eval mode.
 
-    Raises UserError when RUN is none, or is damaged.
+    `demo` is the model in the package. Raises UserError when RUN is none, or is damaged.
     """
-    model = weights.read_model(find_weights(str(run)), device)
-    model.decoder = _decoder_of(str(run), device)
+    run = as_text(run)
+    if run == SHIPPED and RunFolder(Path(SHIPPED)).model.exists():
+        console.print(f"[yellow]'{SHIPPED}' is the model in the package; the run of that name here is ./{SHIPPED}.")
+    model = weights.read_model(find_weights(run), device)
+    model.decoder = _decoder_of(run, device)
     return model
 
 
@@ -280,6 +300,15 @@ def open_world(run: str, session: Session) -> ImageWorldModel:
     model.require_predictor()
     choose_attention(model, session.device, session.precision)
     return model
+
+
+def settings_of_weights(run: str) -> dict[str, Any]:
+    """The settings that a RUN's weights were trained with, as they were written; empty where they cannot be read."""
+    try:
+        settings = weights.read_meta(find_weights(run)).get("settings")
+    except (UserError, OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def identity(run: str) -> str:

@@ -124,7 +124,7 @@ def test_a_card_shows_its_sign_and_ours_first() -> None:
 
 def test_a_name_without_a_value_is_an_error() -> None:
     with pytest.raises(jinja2.UndefinedError, match="name"):
-        render("report.html.jinja", {"run": "a"})
+        render("report.html.jinja", {"run": "a", "elsewhere": ""})
 
 
 def test_jinja_is_imported_only_when_a_page_is_written() -> None:

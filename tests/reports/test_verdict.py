@@ -130,11 +130,23 @@ def test_finetuning_is_judged_over_the_seeds_both_have(tmp_path: Path) -> None:
     assert "(52.5%) is above a random one (50.3%): +2.2 points, over 3 seeds, standard error 0.2." in found.sentence
 
 
+@pytest.mark.parametrize(
+    ("rank", "untold", "good"), [(3.0, 100.0, True), (140.0, 200.0, False), (60.0, 40.0, False), (None, 40.0, False)]
+)
+def test_imagined_changes_are_judged_by_the_rank_untold_and_a_guess(rank, untold, good) -> None:
+    result = {"file": "imagine-changes-photos", "data": "photos", "rank": rank, "rank_untold": untold, "bank": 256}
+    (finding,) = judge_results([result])
+    assert finding.good is good
+    assert "128.5" in finding.sentence or rank is None
+    assert judge_results([{"file": "imagine-hue-0.1-a", "rank": 3.0, "bank": 256}]) == []
+
+
 def test_the_headline_counts() -> None:
     good, bad, open_ = (Finding("", good, "") for good in (True, False, None))
     assert headline(open_, []).startswith("Nothing is known of the training; no evaluation")
     assert headline(good, [good, open_]) == "The training is healthy, and every evaluation beats its controls."
     assert headline(good, [good, bad]) == "The training is healthy, but of 2 evaluations only 1 beats its controls."
+    assert headline(None, [good]) == "The model was trained elsewhere, and every evaluation beats its controls."
     assert headline(bad, [bad]) == "The training is ill, and no evaluation beats its controls."
 
 

@@ -14,6 +14,7 @@ from iwm.data.sources import open_images
 from iwm.evaluation.tasks import probes
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
+from iwm.runtime.fields import as_text
 from iwm.training import loop
 from iwm.verbs.probe import Probe
 
@@ -33,7 +34,9 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
 def print_instances(run: Path, settings: config.Config) -> None:
     """The instance probe of a run on its own source, and what it says as the last line. Where it cannot be measured
     the line says why."""
-    how = Probe(run=str(run), data=settings.data.source, kind="instance", seed=settings.run.seed, speed=settings.speed)
+    how = Probe(
+        run=as_text(run), data=settings.data.source, kind="instance", seed=settings.run.seed, speed=settings.speed
+    )
     try:
         numbers = probes.probe(how)
     except UserError as error:

@@ -33,7 +33,7 @@ from iwm.reports.verdict import (
     number,
     verb_of,
 )
-from iwm.run_folder import RunFolder
+from iwm.run_folder import RunFolder, is_remote, settings_of_weights
 from iwm.runtime import drawing, fields, files
 from iwm.runtime.console import console, in_words
 from iwm.runtime.errors import UserError
@@ -58,6 +58,8 @@ CAPTIONS = {
 }
 """Verbs whose pictures need the width of the page, with what they show."""
 
+STAGES = "Held-out photos, never trained on: what the model imagined before, half-way through and after its training."
+
 Rows = list[list[str]]
 
 
@@ -68,16 +70,19 @@ def report(o: Report) -> Path:
     return path
 
 
-def write(run: str | Path, out: str | Path = "") -> Path:
+def write(run: str | Path, out: str | Path = "", results: str = "") -> Path:
     """Write RUN/report.html, or the file `out`, from the files of the run; returns its path.
 
-    What is missing is left out with a sentence that says which command would fill it. Raises UserError when `run` is
-    no run folder, and when the page cannot be written.
+    Of a RUN that was trained elsewhere (`demo`, hf-hub:user/name, or `results`, the folder of its results) there are
+    results only. What is missing is left out with a sentence that says which command would fill it. Raises UserError
+    when `run` is no run folder, and when the page cannot be written.
     """
-    folder = RunFolder.of(run).require("config", "metrics")
+    run = fields.as_text(run)
+    elsewhere = bool(results) or is_remote(run)
+    folder = RunFolder.of(run, results).require(*(("eval",) if elsewhere else ("config", "metrics")))
     path = Path(out).expanduser() if out else folder.report
     files.require_file(path, "The page", "give --out FILE.html.")
-    files.write_text(path, render("report.html.jinja", _content(folder)))
+    files.write_text(path, render("report.html.jinja", _content(folder, run if elsewhere else "")))
     return path
 
 
@@ -160,16 +165,17 @@ def _read_picture(path: Path, alt: str, width: str = "", caption: str = "") -> P
 # ---- the page of a run ---------------------------------------------------------------------------------------------
 
 
-def _content(folder: RunFolder) -> dict[str, Any]:
-    """Everything that `report.html.jinja` needs."""
+def _content(folder: RunFolder, elsewhere: str) -> dict[str, Any]:
+    """Everything that `report.html.jinja` needs; `elsewhere` is the RUN of weights that were trained elsewhere."""
     order = {verb: place for place, verb in enumerate(VERBS)}
     results = sorted(folder.results(), key=lambda result: order.get(verb_of(result), len(order)))
     metrics = _read_metrics(folder)
     return {
-        "name": folder.name,
-        "run": shlex.quote(str(folder.path)),
-        "facts": _facts(folder, metrics, results),
-        **_verdict(folder, metrics, results),
+        "name": elsewhere or folder.name,
+        "run": shlex.quote(elsewhere or str(folder.path)),
+        "elsewhere": elsewhere,
+        "facts": _facts(settings_of_weights(elsewhere) if elsewhere else folder.settings_unchecked(), metrics, results),
+        **_verdict(None if elsewhere else judge_training(metrics, folder.objective_kind()), results),
         "lacks": _lacks(folder, metrics, results),
         "curves": _curves(metrics),
         "gallery": _read_picture(
@@ -178,6 +184,7 @@ def _content(folder: RunFolder) -> dict[str, Any]:
             "wide",
             "What one step of training works on. The action leads from the source's colours to the target's.",
         ),
+        "stages": _read_picture(folder.stages, "Imagined while it was trained", "wide", STAGES),
         "imagination": _exhibits(folder, results, ("world", "imagine", "decoder")),
         "inspection": [*_exhibits(folder, results, ("look", "infer", "undo")), *_nearest(folder, results)],
         "multitask": _multitask(folder, results),
@@ -196,9 +203,9 @@ def _read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
         return []
 
 
-def _facts(folder: RunFolder, metrics: Sequence[Mapping[str, Any]], results: Sequence[Result]) -> list[str]:
+def _facts(settings: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], results: Sequence[Result]) -> list[str]:
     """What was trained, on what, where and when, in a line or two."""
-    facts = _settings_facts(folder.settings_unchecked())
+    facts = _settings_facts(settings)
     if metrics:
         last = metrics[-1]
         speeds = sorted(rate for line in metrics if (rate := number(line, "images_per_second")) is not None)
@@ -234,14 +241,15 @@ def _settings_facts(settings: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _verdict(folder: RunFolder, metrics: Sequence[Mapping[str, Any]], results: Sequence[Result]) -> dict[str, Any]:
+def _verdict(training: Finding | None, results: Sequence[Result]) -> dict[str, Any]:
     """The headline with its tone, and a card for each finding."""
-    training, findings = judge_training(metrics, folder.objective_kind()), judge_results(results)
-    signs = [finding.good for finding in (training, *findings)]
+    judged = judge_results(results)
+    findings = [training, *judged] if training else judged
+    signs = [finding.good for finding in findings]
     return {
-        "tone": "bad" if False in signs else "good" if True in signs and findings else "",
-        "headline": headline(training, findings),
-        "findings": [card(finding) for finding in (training, *findings)],
+        "tone": "bad" if False in signs else "good" if True in signs and judged else "",
+        "headline": headline(training, judged),
+        "findings": [card(finding) for finding in findings],
     }
 
 

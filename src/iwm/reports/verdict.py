@@ -117,6 +117,19 @@ def judge_world(result: Result) -> Finding:
     return Finding(title, good, words, tuple(bars))
 
 
+def judge_imagination(result: Result) -> Finding:
+    """Ranks of the truth for single changes of some photos, against the same model told no change and a guess."""
+    title, rank = f"Imagined changes of {data_of(result)}", number(result, "rank")
+    untold, bank = number(result, "rank_untold"), number(result, "bank")
+    if rank is None or untold is None or not bank:
+        return Finding(title, False, "The ranks are not finite: the model's tokens are broken.")
+    guess = (bank + 1) / 2
+    words = f"Told the change, the model ranks the really changed photo {rank:.1f} of {bank:g} on average, 1 is right; "
+    words += f"told no change {untold:.1f}, by a guess {guess:.1f}."
+    bars = (("told the change", 1 / rank), ("told no change", 1 / untold), ("a guess", 1 / guess))
+    return Finding(title, rank < min(untold, guess), f"{words} Bars: one over the rank.", bars)
+
+
 def judge_probe(result: Result) -> Finding:
     """A probe's accuracy against the same probe on a random encoder and on raw pixels."""
     kind = str(result.get("kind") or "").replace("knn", "kNN")
@@ -274,6 +287,7 @@ def judge_results(results: Sequence[Result]) -> list[Finding]:
     for group in _groups([r for r in results if verb_of(r) == "world"], data_of):
         # With a twin the question is answered in full; else the result under the plain name.
         findings.append(judge_world(min(group, key=lambda r: ("frozen_random_twin_mrr" not in r, len(r["file"])))))
+    findings += [judge_imagination(r) for r in results if verb_of(r) == "imagine" and "rank_untold" in r]
     probes = sorted((r for r in results if verb_of(r) == "probe"), key=lambda r: r.get("kind") != "linear")
     for group in _groups(probes, lambda r: (data_of(r), r.get("kind"))):
         judge = judge_instance if group[0].get("kind") == "instance" else judge_probe
@@ -317,17 +331,19 @@ def _tuning(result: Result) -> str:
     return json.dumps([data_of(result), result.get("train"), settings], sort_keys=True)
 
 
-def headline(training: Finding, findings: Sequence[Finding]) -> str:
-    """The verdict in one sentence."""
+def headline(training: Finding | None, findings: Sequence[Finding]) -> str:
+    """The verdict in one sentence; None: it was trained elsewhere."""
     judged = [finding for finding in findings if finding.good is not None]
     behind = [finding for finding in judged if not finding.good]
-    if training.good is None:
+    if training is None:
+        start = "The model was trained elsewhere"
+    elif training.good is None:
         start = "Nothing is known of the training"
     else:
         start = "The training is healthy" if training.good else "The training is ill"
     if not judged:
         return f"{start}; no evaluation has been compared with its controls yet."
-    joined = "and" if bool(training.good) == (not behind) else "but"
+    joined = "and" if (training is None or bool(training.good)) == (not behind) else "but"
     ahead = len(judged) - len(behind)
     if not behind:
         return f"{start}, {joined} every evaluation beats its controls."

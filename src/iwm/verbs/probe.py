@@ -43,7 +43,7 @@ class ProbeSettings(Options):
 @dataclass(frozen=True, kw_only=True)
 class Probe(ProbeSettings, Measured, Source):
     run: Positional[str]
-    """A run folder, exported weights, hf-hub:user/name, or timm:NAME[,weights=PATH]."""
+    """A run folder, exported weights, hf-hub:user/name, timm:NAME[,weights=PATH], or demo, the model in the package."""
     data: str
     """A source, labelled unless --kind is instance."""
     student: bool = False

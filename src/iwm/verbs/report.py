@@ -8,7 +8,7 @@ from tyro.conf import Positional
 @dataclass(frozen=True, kw_only=True)
 class Report:
     run: Positional[str]
-    """A run folder."""
+    """A run folder; or what else was evaluated, as demo or hf-hub:user/name."""
     out: str = ""
     """File of the page; by default RUN/report.html."""
 

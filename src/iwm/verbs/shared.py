@@ -33,7 +33,7 @@ class OneRun(Options):
     """Which run."""
 
     run: Positional[str]
-    """A run folder, exported weights, or hf-hub:user/name."""
+    """A run folder, exported weights, hf-hub:user/name, or demo, the model in the package."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from iwm.model.foreign_encoder import encoder_of
 from iwm.model.predictor import Predictor
 from iwm.model.vit import head_count, initialise
 from iwm.model.world_model import ImageWorldModel, for_tasks, seen_width
-from iwm.run_folder import RunFolder
+from iwm.run_folder import RunFolder, is_remote
 from iwm.runtime import errors, fields
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
@@ -264,7 +264,7 @@ def find_classifier(run: str) -> Path:
     Raises UserError when there is none, and one listing them when there are several.
     """
     folder = Path(run).expanduser()
-    if _holds_classifier(folder):
+    if not is_remote(run) and _holds_classifier(folder):
         return folder
     folders = [path for path in RunFolder.of(run).weights_of_results() if _holds_classifier(path)]
     if not folders:
