@@ -119,6 +119,13 @@ def test_the_python_example_runs_as_written(tmp_path, monkeypatch, images):
     assert future.values.shape == truth.values.shape
 
 
+def test_the_model_in_the_package_is_used_as_written(images):
+    names = {"images": images}
+    with torch.no_grad():
+        exec(blocks(ROOT / "docs" / "demo.md", "python")[0], names)
+    assert names["picture"].shape == images.shape
+
+
 def test_the_page_on_python_runs_as_written(tmp_path, monkeypatch):
     """docs/python.md's code, in order; only the sizes are made tiny."""
     monkeypatch.chdir(tmp_path)

@@ -73,7 +73,7 @@ def test_values_without_a_name_are_the_command_lines_then_the_required_ones() ->
     assert verbs.find("imagine").positions == ("run", "image")
     assert verbs.find("infer").positions == ("run", "source", "target")
     assert verbs.find("world").positions == ("run", "data")
-    assert verbs.find("demo").positions == ()
+    assert verbs.find("demo").positions == ("photos",)
     options = verbs.find("world").fill("runs/mine", "photos", bank=8)
     assert options == World(run="runs/mine", data="photos", bank=8)
     assert verbs.find("compare").fill(["one", "two"]) == Compare(runs=("one", "two"))

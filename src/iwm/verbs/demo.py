@@ -1,15 +1,32 @@
-"""Pretrain on the embedded images, evaluate, finetune the predictor, write report.html."""
+"""See what an image world model does: the shipped one on your photos, then one trained anew in minutes."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import Positional
+
+from iwm.runtime.bounds import AtLeast
+from iwm.runtime.errors import UserError
+from iwm.verbs.shared import Options
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class Demo(Options):
+    photos: Positional[str] = "sample"
+    """Your photos: an image, a folder, .zip or .npz. From 200 up a model is trained on them, else on the 800 embedded
+    ones."""
     out: str = ""
     """Folder of the run; by default runs/demo, or runs/demo-quick."""
     quick: bool = False
-    """A minute's run that shows every step; too short to learn much."""
-    seed: int = 0
+    """One epoch, to see every step; too short to learn much."""
+    full: bool = False
+    """Then half an hour more: MRR beside a twin with a frozen random encoder, labelled probes, finetuned predictor."""
+    seed: Annotated[int, AtLeast(0)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.photos:
+            raise UserError("Which photos? Give an image, a folder, .zip or .npz, or leave them out.")
 
 
 OPTIONS = Demo

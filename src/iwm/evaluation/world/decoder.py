@@ -12,7 +12,7 @@ The null action has the decoder's blur too, so prediction minus null is what the
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,27 +99,35 @@ def _fit(model: ImageWorldModel, lessons: UInt8[Tensor, "n 3 s s"], o: Decoder, 
         return {"head": "exact"}
     if len(lessons) < 2:
         raise UserError("A decoder is fitted to nine tenths of the images and chosen by the others; give 2 or more.")
-    model.decoder, errors = pixel_decoder.fit(batches(model, lessons, o.changes, o.seed), o.head, o.seed)
+    with progress("images") as bar:
+        task = bar.add_task("fit the decoder", total=len(lessons), note="")
+        parts = batches(model, lessons, o.changes, o.seed, lambda count: bar.advance(task, count))
+        model.decoder, errors = pixel_decoder.fit(parts, o.head, o.seed)
     model.decoder.write(place, identity(o.run))
     decibels = {f"tenth_psnr_{head}": -10 * float(torch.tensor(error).log10()) for head, error in errors.items()}
     return {"head": model.decoder.head, "decoder": str(place), **decibels}
 
 
 @torch.no_grad()
-def batches(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], changes: int, seed: int) -> Iterator[Batch]:
-    """Targets and pixels of changed versions of the images, a seeded tenth of them held."""
+def batches(
+    model: ImageWorldModel,
+    images: UInt8[Tensor, "n 3 s s"],
+    changes: int,
+    seed: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Iterator[Batch]:
+    """Targets and pixels of changed versions of the images, a seeded tenth of them held. `advance` is called with how
+    many images are done."""
     space, size = reference_space(model.space, model.settings.data.image_size), model.encoder.patch_size
     rest, tenth = tenth_of_rows(len(images), seed)
-    with progress("images") as bar:
-        task = bar.add_task("fit the decoder", total=len(images), note="")
-        for rows, held in ((rest, False), (tenth, True)):
-            for part in rows.split(BATCH):
-                pixels = images[part].to(model.device).float() / 255
-                for change in range(changes):
-                    draws = space.sample(seed, change, part.numpy(), "target", always=True)
-                    changed = space.apply(pixels, draws)
-                    yield Batch(model.target(changed).values.float(), patches_of(changed, size), held)
-                bar.advance(task, len(part))
+    for rows, held in ((rest, False), (tenth, True)):
+        for part in rows.split(BATCH):
+            pixels = images[part].to(model.device).float() / 255
+            for change in range(changes):
+                draws = space.sample(seed, change, part.numpy(), "target", always=True)
+                changed = space.apply(pixels, draws)
+                yield Batch(model.target(changed).values.float(), patches_of(changed, size), held)
+            advance(len(part))
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
