@@ -66,19 +66,12 @@ def infer(o: Infer) -> dict[str, Any]:
 
 
 def _of_pair(o: Infer, model: ImageWorldModel, work: Evaluation) -> dict[str, Any]:
-    size, space = model.settings.data.image_size, model.space
+    size = model.settings.data.image_size
     source, target = load_one(o.source, size), load_one(o.target, size)
     names = [plain_name(Path(path).stem) for path in (o.source, o.target)]
     with work.session.autocast():
-        action = model.infer_action(source, target, Search(undo=o.undo))
-        payload = {
-            "action": in_raw_units(space, action[0]),
-            "words": space.describe(action[0].cpu()),
-            "residual": float(residuals(model, source, target, action)),
-            "null_residual": float(residuals(model, source, target, space.null(1))),
-            "pixel_search": _pixel_answer(space, source.to(model.device), target.to(model.device), o.seed),
-            "data": f"{names[0]} to {names[1]}",
-        }
+        payload = answer_pair(model, source, target, undo=o.undo, seed=o.seed)
+        payload |= {"data": f"{names[0]} to {names[1]}"}
     outcome = Outcome(
         data=names[1],
         payload=payload,
@@ -91,6 +84,30 @@ def _of_pair(o: Infer, model: ImageWorldModel, work: Evaluation) -> dict[str, An
         variant=(names[0],),
     )
     return work.conclude(outcome, lambda _: _show_pair(payload, names))
+
+
+def answer_pair(
+    model: ImageWorldModel,
+    source: UInt8[Tensor, "1 3 s s"],
+    target: UInt8[Tensor, "1 3 s s"],
+    *,
+    undo: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The action between two images by search through the predictor and, under "pixel_search", among pictures: by
+    component in raw units, in words, and the difference left (`residual`) beside that of no change (`null_residual`).
+
+    Residuals are mean squared differences, of tokens in target space and of pixels.
+    """
+    space = model.space
+    action = model.infer_action(source, target, Search(undo=undo))
+    return {
+        "action": in_raw_units(space, action[0]),
+        "words": space.describe(action[0].cpu()),
+        "residual": float(residuals(model, source, target, action)),
+        "null_residual": float(residuals(model, source, target, space.null(1))),
+        "pixel_search": _pixel_answer(space, source.to(model.device), target.to(model.device), seed),
+    }
 
 
 def in_raw_units(space: ActionSpace, action: Float[Tensor, " k"]) -> dict[str, float]:
