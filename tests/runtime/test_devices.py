@@ -1,5 +1,7 @@
 """What the machine is said to be."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -61,3 +63,18 @@ def test_a_numbered_gpu_is_the_current_one_of_its_session():
     with devices.Session.open(Speed(device=f"cuda:{last}")) as session:
         assert torch.cuda.current_device() == last
         assert session.upload(torch.zeros(1)).device == torch.device("cuda", last)
+
+
+def test_freed_memory_goes_back_to_the_system():
+    status = Path("/proc/self/statm")
+    with devices.returned_memory() as can:
+        if not can or not status.is_file():
+            pytest.skip("this C library has no thresholds, or the system no /proc")
+        pages = int(status.read_text().split()[1])
+        pieces = [torch.ones(2**19) for _ in range(50)]  # 2 MB each
+        between = [torch.ones(16) for _ in range(50)]  # what keeps a heap from shrinking
+        held = int(status.read_text().split()[1]) - pages
+        del pieces
+        left = int(status.read_text().split()[1]) - pages
+    assert len(between) == 50
+    assert held > 20_000 > 2_000 > left

@@ -135,19 +135,37 @@ def kept_memory() -> Iterator[bool]:
     By default large tensors go back to the system when freed, and a training step on the CPU touches all its pages
     anew: 16,800 page faults a step for the recipe cifar10, none here, at the same peak memory.
     """
-    trim_threshold, mmap_threshold, default, largest = -1, -3, 128 * 2**10, 32 * 2**20  # of malloc.h
+    with _allocator(mmap_threshold=32 * 2**20, trim_threshold=2**31 - 1) as can:
+        yield can
+
+
+@contextlib.contextmanager
+def returned_memory() -> Iterator[bool]:
+    """Give large tensors back to the system as soon as they are freed, inside the block; yields whether the C library
+    can (glibc).
+
+    By default glibc keeps what was freed once, and a process that serves for days grows by what lies scattered in it.
+    """
+    with _allocator(mmap_threshold=2**20, trim_threshold=2**20) as can:
+        yield can
+
+
+@contextlib.contextmanager
+def _allocator(mmap_threshold: int, trim_threshold: int) -> Iterator[bool]:
+    """malloc's thresholds, in bytes, inside the block; afterwards the defaults. Yields whether there are such."""
+    trim, mmap, default = -1, -3, 128 * 2**10  # of malloc.h
     library = ctypes.CDLL(None) if os.name == "posix" else None
     if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
         yield False
         return
     assert library is not None
-    library.mallopt(mmap_threshold, largest)
-    library.mallopt(trim_threshold, 2**31 - 1)
+    library.mallopt(mmap, mmap_threshold)
+    library.mallopt(trim, trim_threshold)
     try:
         yield True
     finally:
-        library.mallopt(mmap_threshold, default)
-        library.mallopt(trim_threshold, default)
+        library.mallopt(mmap, default)
+        library.mallopt(trim, default)
         library.malloc_trim(0)
 
 
