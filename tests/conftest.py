@@ -147,3 +147,12 @@ def trained(_trained_once: Path, tmp_path: Path) -> Path:
         if path.suffix in (".json", ".jsonl", ".yaml"):
             path.write_text(path.read_text().replace(str(_trained_once), str(tmp_path)))
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def page_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the interactive page of a tiny model is served."""
+    from planted_page import served
+
+    with served(tmp_path_factory.mktemp("page")) as address:
+        yield address

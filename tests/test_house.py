@@ -11,7 +11,7 @@ SOURCE = TESTS.parent / "src" / "iwm"
 
 ORDER = (
     *("runtime", "config", "recipe_book", "verbs", "data", "actions", "model"),
-    *("run_folder", "training", "evaluation", "reports", "sweeps", "functions", "cli"),
+    *("run_folder", "training", "evaluation", "reports", "sweeps", "functions", "page", "cli"),
 )
 """The rooms from the ground up: each may import from those before it. `iwm/__init__.py`, the public face, is none."""
 UPWARD: dict[tuple[str, str], str] = {}

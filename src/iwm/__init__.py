@@ -63,6 +63,7 @@ class Work(Protocol[R]):
     def __call__(self, *values: Any, **keywords: Any) -> R: ...
 
 
+app: "Work[None]"
 compare: "Work[TableResult]"
 decoder: "Work[DecoderResult]"
 demo: "Work[Path]"
@@ -130,6 +131,7 @@ __all__ = [
     "Transformation",
     "UserError",
     "Verb",
+    "app",
     "compare",
     "decoder",
     "demo",

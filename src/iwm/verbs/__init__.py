@@ -25,7 +25,7 @@ Parse = Callable[..., Any]
 
 ORDER = (
     *("demo", "recipes", "pretrain", "sweep", "world", "probe", "finetune", "efficiency", "multitask", "segment"),
-    *("predict", "decoder", "imagine", "infer", "look", "undo", "compare", "doctor", "report"),
+    *("predict", "decoder", "imagine", "infer", "look", "undo", "compare", "doctor", "report", "app"),
 )
 """The order of `iwm --help`; verbs that are not named here come after these."""
 
