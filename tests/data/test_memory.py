@@ -124,6 +124,13 @@ def test_grey_becomes_rgb_and_one_picture_is_a_source(pixels):
     assert len(open_pictures(memory.source_of(pixels[0]))) == 1
 
 
+def test_a_pil_image_of_many_bits_is_read_as_a_file_is_or_refused():
+    half = Image.fromarray(np.full((4, 4), 0.5, np.float32))
+    assert set(memory.pixels_of(half).unique().tolist()) <= {127, 128}
+    with pytest.raises(UserError, match="grey values from -700"):
+        memory.pixels_of(Image.fromarray(np.full((4, 4), -700.0, np.float32)))
+
+
 def test_a_set_travels_to_decoding_processes(pixels):
     opened = open_images(memory.source_of(list(pixels)), "all")
     copy = pickle.loads(pickle.dumps(opened))

@@ -288,7 +288,10 @@ def pixels_of(picture: Any, name: str = "image") -> UInt8[Tensor, "3 h w"]:
         return decode(Path(picture).expanduser().read_bytes(), name)
     if isinstance(picture, Image.Image):
         upright = ImageOps.exif_transpose(picture) or picture
-        return torch.from_numpy(np.array(rgb(upright))).permute(2, 0, 1)
+        try:
+            return torch.from_numpy(np.array(rgb(upright))).permute(2, 0, 1)
+        except ValueError as error:
+            raise UserError(f"{name} cannot be read: {error}.") from error
     if not isinstance(picture, np.ndarray | Tensor):
         raise UserError(f"{name} is a {type(picture).__name__}; give {KINDS}.")
     values = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture
