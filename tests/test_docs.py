@@ -1,14 +1,20 @@
 """README and docs tell the truth: their commands and Python run, their links exist."""
 
+import itertools
 import re
 import runpy
 import shlex
-from dataclasses import replace
+import tomllib
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 import torch
+import yaml
 from conftest import pictures_file, tiny, trained_on
+from tyro.conf import Positional
 
 import iwm
 from iwm import cli, config, recipe_book, verbs
@@ -21,7 +27,14 @@ from iwm.training import loop
 from iwm.verbs.sweep import Axes
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+POSITIONAL = Positional[Any].__metadata__[0]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -31,7 +44,40 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands() -> list[list[str]]:
     """Every `iwm ...` line of every shell block, comments cut off."""
     lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("iwm ")]
+    argvs = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("iwm ")]
+    return [argv for argv in argvs if argv[0].islower()]
+
+
+def alternatives(words: list[str]) -> Iterator[list[str]]:
+    """Every command that `a|b` stands for."""
+    yield from (list(choice) for choice in itertools.product(*(word.split("|") for word in words)))
+
+
+def mentions() -> list[list[str]]:
+    """Every `iwm ...` within a sentence or a table, `[optional]` parts included."""
+    pages = [re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL) for page in PAGES]
+    spans = [re.sub(r"[\[\]\\]", "", span) for page in pages for span in re.findall(r"`iwm\s([^`]+)`", page)]
+    argvs = (argv for span in dict.fromkeys(spans) for argv in alternatives(shlex.split(span)))
+    return [argv for argv in argvs if argv[0].islower() and argv[0] != "--help"]
+
+
+def with_required(verb: verbs.Verb, words: list[str]) -> list[str]:
+    """The words of a mention, which may leave out what the verb requires."""
+    required = [f.name for f in fields(verb.options) if f.default is MISSING and f.default_factory is MISSING]
+    hints = get_type_hints(verb.options, include_extras=True)
+    unnamed = {name for name, hint in hints.items() if POSITIONAL in getattr(hint, "__metadata__", ())}
+    bare = [name.upper() for name in required if name in unnamed]
+    named = [f"--{name.replace('_', '-')}" for name in required if name not in unnamed]
+    given = words if words and not words[0].startswith("--") else bare + words
+    return [*given, *(word for name in named if name not in words for word in (name, "X"))]
+
+
+def parsed(argv: list[str]) -> None:
+    """Raises UserError where the verb or one of its options does not exist, or does not take the value."""
+    verb = verbs.find(argv[0])
+    rest, _ = verbs.without_option(argv[1:], "--actions")
+    rest, _ = verbs.without_option(rest, "--config")
+    sentences.parse(verb.options, rest, verb, config.Config() if verb.name == "pretrain" else None)
 
 
 def test_the_tables_of_results_are_those_of_the_committed_files():
@@ -57,7 +103,7 @@ def test_the_quick_start_runs_as_written(tmp_path, monkeypatch):
     (tmp_path / "path" / "to").mkdir(parents=True)
     source = pictures_file(tmp_path / "path" / "to" / "images.npz", count=100, labelled=True)
     monkeypatch.setattr("iwm.recipe_book.get", lambda name: replace(tiny(), recipe=name))
-    text = blocks(ROOT / "README.md", "sh")[1]
+    text = next(block for block in blocks(ROOT / "README.md", "sh") if "--data.source" in block)
     ran = []
     for line in text.splitlines():
         if line.startswith("iwm "):
@@ -149,13 +195,35 @@ def test_the_verb_of_your_own_runs_as_written(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("argv", commands(), ids=" ".join)
 def test_every_documented_command_has_a_verb_and_options_that_exist(argv):
-    if argv[0].isupper():
-        return  # `iwm VERB --help` in prose
+    parsed(argv)
+
+
+@pytest.mark.parametrize("argv", mentions(), ids=" ".join)
+def test_every_command_that_is_mentioned_exists(argv):
     verb = verbs.find(argv[0])
-    rest, _ = verbs.without_option(argv[1:], "--actions")
-    rest, _ = verbs.without_option(rest, "--config")
-    default = config.Config() if verb.name == "pretrain" else None
-    sentences.parse(verb.options, rest, verb, default)
+    if argv[1:]:  # else only its name
+        parsed([argv[0], *with_required(verb, argv[1:])])
+
+
+def test_every_verb_is_documented_with_all_it_requires():
+    complete = {argv[0] for argv in [*commands(), *mentions()] if len(argv) > 1}
+    assert complete | {"demo", "recipes"} == set(verbs.ORDER)
+    page = (ROOT / "docs" / "commands.md").read_text()
+    assert [name for name in verbs.ORDER if not re.search(rf"\| `iwm {name}[ `]", page)] == []
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"({page.name}" not in index] == ["README.md"]
+
+
+def test_pinned_versions_are_those_of_the_package():
+    ruff = re.search(r"^ruff==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert ruff
+    assert f"rev: v{ruff[1]} " in (ROOT / ".pre-commit-config.yaml").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
 
 
 def test_the_cell_that_is_documented_exists():
