@@ -41,7 +41,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Actions:
-    """Change between source and target (paper appendix A); from `brightness` to `blur_sigma` of the photometric set."""
+    """The change between source and target (paper appendix A). The set photometric has `brightness` to `blur_sigma`."""
 
     set: str = "photometric"
     """photometric (the paper's), camera (gamma, white balance, noise, JPEG), or PATH.py:NAME, transformations of your
@@ -74,15 +74,15 @@ class Actions:
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """Whether source and target show the same crop; what only independent ones have."""
+    """Whether source and target show the same crop, and blur and solarization of independent crops."""
 
     geometry: Literal["shared", "independent"] = "shared"
     """shared: one crop and flip for both, so that patches correspond; independent: each its own (objective.kind
     joint)."""
     blur: Annotated[tuple[float, float], Fraction()] = (1.0, 0.1)
-    """Probability on source and on target, in place of actions.blur, where they are independent (BYOL's values)."""
+    """Independent crops: probability of blur on source and target, in place of actions.blur (default: BYOL's)."""
     solarize: Annotated[tuple[float, float], Fraction()] = (0.0, 0.2)
-    """The same of solarize."""
+    """Independent crops: probability of solarization on source and target, in place of actions.solarize."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,25 +90,23 @@ class Masks:
     """Which patches the student does not see, and which are predicted (paper section 3)."""
 
     blocks: Annotated[int, AtLeast(1)] = 4
-    """Rectangles whose union is dropped."""
+    """Number of rectangles; the patches they cover are dropped."""
     block_area: Annotated[tuple[float, float], Area()] = (0.15, 0.2)
     """Area of one rectangle, as a fraction of the image."""
     block_aspect: Annotated[tuple[float, float], Rising()] = (0.75, 1.5)
     """Height over width of a rectangle."""
     predict: Literal["dropped", "all", "visible"] = "dropped"
-    """Positions that are queried and carry the loss."""
+    """Which patches of the target are predicted: those that were dropped, all, or those that the student sees."""
     queries: float = 1.0
-    """Share of those positions that is drawn, anew for every image and step: neighbours say much the same, and the
-    predictor's cost goes with its tokens."""
+    """Share of these patches that is predicted in a step, drawn anew for every image; fewer cost less time."""
     whole: Annotated[float, Fraction()] = 0.0
-    """Share of the steps, evenly spread, whose source is the clean crop with all its patches: as the world model is
-    used, and asked by `iwm world`, once it is trained."""
+    """Share of the steps whose source is the unchanged crop with all its patches, as `iwm world` shows it later."""
     sampler: Literal["exact", "ijepa", "random", "none"] = "exact"
-    """exact: unbiased, K patches in every image; ijepa: the published sampler, which truncates to the batch minimum;
-    random: `ratio` of the patches, each as likely (MAE); none: the student sees everything."""
+    """exact: as many patches in every image, without bias; ijepa: I-JEPA's published sampler, which cuts all masks of a
+    batch to the smallest; random: a share `ratio` of the patches (MAE); none: the student sees everything."""
     context_area: Annotated[tuple[float, float] | None, Area()] = None
-    """ijepa: area of a square block, as a fraction of the image, outside of which the student sees nothing (published:
-    0.85 1); None: it sees all that is not dropped."""
+    """ijepa: the student sees only a square block of this area, as a fraction of the image (published: 0.85 1); None:
+    it sees all that is not dropped."""
     ratio: Annotated[float, Fraction()] = 0.75
     """Share of the patches that the sampler random drops."""
 
@@ -133,14 +131,21 @@ class Encoder:
     architecture: Suppress[Fixed[str]] = ""
     """What timm calls the encoder of others, with its arguments; set by `name`."""
     patch_size: Annotated[int, AtLeast(1)] = 16
+    """Side of a patch, pixels."""
     width: Annotated[int, AtLeast(4)] = 768
+    """Numbers in a token."""
     depth: Annotated[int, AtLeast(1)] = 12
+    """Transformer blocks."""
     heads: Annotated[int, AtLeast(1)] = 12
+    """Attention heads of a block."""
     mlp_ratio: Annotated[float, AtLeast(0.1)] = 4.0
+    """Hidden width of a block's MLP over the token's width."""
     init: Literal["trunc_normal", "xavier"] = "trunc_normal"
     """trunc_normal: standard deviation 0.02 (ViT-B and wider); xavier: keeps the signal at small widths."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue that is subtracted from the pixels, in [0, 1]."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation by which the pixels are then divided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +153,14 @@ class Predictor:
     """The world model: a narrow transformer over context and queries."""
 
     depth: Annotated[int, AtLeast(1)] = 18
+    """Transformer blocks."""
     width: Annotated[int, AtLeast(4)] = 384
+    """Numbers in a token inside the predictor."""
     conditioning: str = "feature"
     """How the predictor is told the action: none, sequence or feature (paper section 3.2), adaln (ours), or one of your
     own (docs/classes.md)."""
     mlp_ratio: Annotated[float, AtLeast(0.1)] = 4.0
+    """Hidden width of a block's MLP over the token's width."""
     init: Literal["trunc_normal", "xavier"] = "trunc_normal"
     """As the encoder's; xavier also draws the conditioning MLP by He's rule."""
     residual: bool = False
@@ -166,7 +174,7 @@ class Objective:
 
     kind: str = "latent"
     """latent: the teacher's tokens of the target (IWM, I-JEPA); pixels: the target's patches (MAE, generative world
-    models); joint: nothing, two views of an image are to be embedded alike (MoCo v3, BYOL); or one of your own
+    models); joint: nothing is predicted, two views of an image are embedded alike (MoCo v3, BYOL); or one of your own
     (docs/classes.md)."""
     target_norm: Literal["token", "batch", "change"] = "token"
     """token: LayerNorm without affine, of pixels MAE's normalisation of each patch; batch: per channel, with running
@@ -188,7 +196,7 @@ class Objective:
     projector_dim: Annotated[int, AtLeast(2)] = 256
     """joint: width of the embedding that is compared."""
     freeze_patches: bool = False
-    """Leave the student's patch projection as it was drawn (MoCo v3's trick for stable vision transformers)."""
+    """Do not train the student's patch projection (MoCo v3, for stable training of vision transformers)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,35 +207,44 @@ class Optim:
     """adamw; muon: the matrices of attention and MLPs are moved by orthogonalised momentum (Jordan et al. 2024), the
     rest by AdamW, learning rate and weight decay mean the same for both; or one of your own (docs/classes.md)."""
     epochs: Annotated[int, AtLeast(1)] = 300
+    """Passes over the training images."""
     batch_size: Annotated[int, AtLeast(1)] = 2048
+    """Images of a step."""
     accumulate: Annotated[int, AtLeast(1)] = 1
     """Micro-batches a step; `batch_size` counts all of them together. Saves memory; the variance and covariance terms,
     where used, are then taken over each micro-batch."""
     lr: Annotated[float, AtLeast(0)] = 1e-3
     """Peak learning rate at `lr_batch` images a step; scaled linearly with the batch size."""
     lr_batch: Annotated[int, AtLeast(1)] = 2048
+    """Batch size that the learning rates are stated for."""
     lr_start: Annotated[float, AtLeast(0)] = 2e-4
-    """Learning rate at the first step, scaled alike."""
+    """Learning rate at the first step, scaled in the same way."""
     lr_final: Annotated[float, AtLeast(0)] = 1e-6
+    """Learning rate at the end of the schedule, scaled in the same way."""
     warmup_epochs: Annotated[float, AtLeast(0)] = 40
+    """Epochs in which the learning rate rises to its peak."""
     weight_decay: Annotated[float, AtLeast(0)] = 0.04
+    """Weight decay at the first step."""
     weight_decay_final: Annotated[float, AtLeast(0)] = 0.4
+    """Weight decay at the end of the schedule."""
     ema: Annotated[float, Fraction()] = 0.996
+    """Decay of the teacher, a moving average of the student, at the first step."""
     ema_final: Annotated[float, Fraction()] = 1.0
+    """Decay of the teacher at the end of the schedule."""
     stretch: Annotated[float, AtLeast(1)] = 1.25
-    """Schedules run to this multiple of the training length, which stops early."""
+    """Schedules are this many times longer than training, which stops before their end."""
     betas: Annotated[tuple[float, float], Fraction(below_one=True)] = (0.9, 0.999)
-    """AdamW's; Muon's momentum is .95."""
+    """Betas of AdamW; Muon's momentum is .95."""
     clip: Annotated[float, AtLeast(0)] = 0.0
     """Largest gradient norm; 0: no clipping."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Never changes what is computed, only how precisely and how fast."""
+    """How fast and how precisely; what is computed stays the same."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast where the processor multiplies it in hardware."""
+    """auto: bf16 autocast where the hardware multiplies bf16, else fp32."""
     device: Annotated[str, DeviceName()] = "auto"
     """auto (a GPU of NVIDIA's or AMD's where there is one), cpu, cuda, cuda:N, or mps (Apple's)."""
     compile: bool = False
@@ -249,16 +266,17 @@ class Run:
     out: str = ""
     """Folder of the run."""
     seed: int = 0
+    """Seed of every random draw."""
     resume: bool = True
     """Go on from the newest valid checkpoint in `out`."""
     log_every: Annotated[int, AtLeast(1)] = 50
     """Steps between lines of metrics.jsonl, each with a health check."""
     probe_every: Annotated[int, AtLeast(1)] = 10
-    """Lines between measurements of the online probe (labelled sources only)."""
+    """Lines of metrics.jsonl between measurements of the online probe (labelled sources only)."""
     save_every: Annotated[int, AtLeast(1)] = 200
     """Steps between checkpoints."""
     keep: Annotated[int, AtLeast(1)] = 2
-    """Checkpoints kept."""
+    """How many of the newest checkpoints are kept."""
 
     def __post_init__(self) -> None:
         with_paths_as_text(self)
@@ -269,7 +287,7 @@ class Config:
     """Everything `iwm pretrain` needs to know."""
 
     recipe: Positional[str] = "custom"
-    """Name of the recipe the settings came from."""
+    """Name of a recipe (see `iwm recipes`), from which all settings start."""
     init: str = ""
     """Start from these weights: a RUN, or timm:NAME[,weights=PATH]."""
     data: Data = field(default_factory=Data)

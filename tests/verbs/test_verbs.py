@@ -5,6 +5,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,15 @@ def test_every_verb_has_a_sentence_options_and_work(name: str) -> None:
     assert isinstance(verb.work, str)
     module, _, function = verb.work.partition(":")
     assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize("name", verbs.ORDER)
+def test_every_option_is_explained_in_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    verb = verbs.find(name)
+    with pytest.raises(SystemExit):
+        sentences.parse(verb.options, ["--help"], verb, config.Config() if name == "pretrain" else None)
+    text = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert re.findall(r"(--[a-z][\w.-]*|STR) (?:STR|INT|FLOAT|\W)*\(default", text) == []
 
 
 def test_the_order_of_help_names_built_in_verbs_only() -> None:

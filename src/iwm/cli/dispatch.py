@@ -87,8 +87,8 @@ def _print_verbs() -> None:
     print("usage: iwm VERB ...\n")
     for name in verbs.names():
         print(f"  {name:<11}{verbs.find(name).sentence}")
-    print("\n`iwm VERB --help` tells a verb's options. Any verb takes --actions PATH.py:NAME: transformations of")
-    print("your own that weights were trained with (docs/actions.md).")
+    print("\n`iwm VERB --help` lists the options of a verb. Every verb takes --actions PATH.py:NAME,")
+    print("transformations of your own (docs/actions.md).")
 
 
 def _without_own_code(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ from iwm.verbs.recipes import Recipes
 def show(options: Recipes) -> None:
     """Print all recipes with their sizes and cost, a family at a time."""
     table = Table(title="Recipes", box=None, padding=(0, 1, 0, 0))
-    for column in ("recipe", "px", "encoder", "predictor", "told", "weights", "GFLOPs"):
+    for column in ("recipe", "px", "encoder", "predictor", "conditioning", "weights", "GFLOPs"):
         table.add_column(column, no_wrap=True)
     family = ""
     for name in recipe_book.RECIPES:
@@ -33,8 +33,9 @@ def show(options: Recipes) -> None:
         )
     console.print(table)
     console.print(
-        "The first are image world models, IWM(depth, width) by their predictor; the others are compared with them "
-        "(docs/families.md). Size and patch in pixels; weights of both; GFLOPs: one image's share of a "
-        "training step. Below ImageNet's size image world models and ijepa-* are trained by Muon, others by AdamW.\n"
+        "The first group are image world models; the others are there to be compared with them (docs/families.md). "
+        "px: side of the images and of a patch, pixels. encoder, predictor: blocks x width. weights: of both. "
+        "GFLOPs: a training step, for one image. Below ImageNet's size image world models and ijepa-* are trained by "
+        "Muon, the others by AdamW.\n"
         "Start one: iwm pretrain RECIPE --data.source S --out RUN"
     )

@@ -19,18 +19,19 @@ class App(Computation):
     data: str = "sample"
     """A source whose images can be chosen and are searched; held-out ones come first."""
     images: Annotated[int, AtLeast(1)] = 1000
-    """Most images of it, a seeded choice."""
+    """Largest number of these images, drawn by the seed."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 lets every machine of the network in."""
     port: Annotated[int, AtLeast(0)] = 7860
-    """0: any that is free."""
+    """Port to listen at; 0: any that is free."""
     bank: Annotated[int, AtLeast(2)] = 256
     """Versions of an image that are ranked, the truth among them."""
     max_megabytes: Annotated[int, AtLeast(1)] = 10
     """Largest file that is taken from the browser."""
     max_megapixels: Annotated[int, AtLeast(1)] = 24
-    """Largest image in it."""
+    """Largest image that is taken from the browser."""
     seed: Annotated[int, AtLeast(0)] = 0
+    """Seed of every random draw."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Fit a pixel decoder, with which predictions can be seen: from target-space tokens to pixels, all else frozen."""
+"""Fit a pixel decoder, which shows predictions as pictures; encoder and predictor stay as they are."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -14,16 +14,16 @@ class Decoder(Measured, OneRun):
     val: str = ""
     """Source of the images that are reported on; by default the source's own."""
     images: Annotated[int, AtLeast(10)] = 500
-    """Training images it is fitted to; a tenth of them chooses strength and head."""
+    """Training images it is fitted to; on a tenth of them the strength and the head are chosen."""
     changes: Annotated[int, AtLeast(1)] = 3
-    """Photometric changes of each of them."""
+    """Changed versions of each of these images."""
     head: Literal["auto", "linear", "mlp"] = "auto"
     """linear: ridge regression; mlp: with a learned part on top; auto: that part is tried where a patch has more
     numbers than a token, and kept where it takes 0.2 dB off the error."""
     test_images: Annotated[int, AtLeast(1)] = 100
     """Held-out images that are reported on."""
     bank: Annotated[int, AtLeast(2)] = 64
-    """Changed versions of each of those, whose mean is a baseline; the first one is imagined."""
+    """Changed versions of each of these; the first is predicted, the mean of all is a baseline."""
 
 
 OPTIONS = Decoder

@@ -22,6 +22,7 @@ class Demo(Options):
     full: bool = False
     """Then half an hour more: MRR beside a twin with a frozen random encoder, labelled probes, finetuned predictor."""
     seed: Annotated[int, AtLeast(0)] = 0
+    """Seed of every random draw."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""What does each finetuned parameter bring: top-1 against their number (paper figure 3)."""
+"""Accuracy against the number of finetuned parameters (paper figure 3)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,9 +14,9 @@ class Efficiency(Classification, Measured, Source):
     predictor: Suppress[Fixed[Literal["pretrained", "random"]]] = "pretrained"
     depth: Suppress[Fixed[int]] = 0
     depths: tuple[int, ...] = ()
-    """Numbers of predictor blocks; by default one, half and all of them."""
+    """Numbers of predictor blocks that are finetuned; by default one, half and all."""
     blocks: tuple[int, ...] = ()
-    """Numbers of last encoder blocks; by default 1, 2 and 4."""
+    """Numbers of last encoder blocks that are finetuned; by default 1, 2 and 4."""
     size: int = 0
     """Side of the pictures; 0: the run's."""
 

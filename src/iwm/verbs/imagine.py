@@ -1,4 +1,4 @@
-"""What would an image look like after a change: the nearest of a bank to the prediction, and the truth's rank."""
+"""Predict what an image looks like after a change; shows the nearest of a bank, and the rank of the true one."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -15,13 +15,13 @@ class Imagine(Measured, OneRun):
     image: Positional[str]
     """An image file."""
     action: str = ""
-    """Changes in raw units, brightness=0.3,hue=-0.05; grayscale=1 shows the model a grey image and has it undone."""
+    """Changes in raw units: brightness=0.3,hue=-0.05. grayscale=1 shows a grey image and asks for the colours."""
     sweep: str = ""
-    """Instead of an action: a parameter that is moved over its range, as in --sweep hue."""
+    """Instead of an action: one parameter over its range, for example hue."""
     bank: Annotated[int, AtLeast(2)] = 256
     """Versions of the image that are ranked, the truth among them."""
     candidates: str = ""
-    """A source whose images join the bank, in as many versions again."""
+    """A source of images; as many changed versions of these join the bank."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

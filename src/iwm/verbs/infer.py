@@ -15,9 +15,9 @@ class Infer(Measured, OneRun):
     source: Positional[str] = ""
     """An image file."""
     target: Positional[str] = ""
-    """An image file: the source after the change that is sought."""
+    """An image file: the same image after a change."""
     data: str = ""
-    """Instead of two images: a source of images to measure the error on, whose held-out ones are changed at random."""
+    """Instead of two images: a source; its held-out images are changed at random, and the error is measured."""
     val: str = ""
     """Source of the held-out images; by default the data's own."""
     images: Annotated[int, AtLeast(1)] = 64
@@ -25,10 +25,9 @@ class Infer(Measured, OneRun):
     train_images: Annotated[int, AtLeast(20)] = 2000
     """Training images the baselines learn from."""
     shift: Annotated[int, AtLeast(0)] = 0
-    """A source: pixels by which the target's crop of an image lies to the right of and below the source's; 0: the same
-    crop."""
+    """With --data: the target's crop lies this many pixels to the right of and below the source's; 0: the same crop."""
     undo: bool = True
-    """Two images: also search what may have to be undone; else only what both views can carry."""
+    """Two images: also search for what has to be undone, such as blur; else only for jitter."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

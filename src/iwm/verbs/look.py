@@ -15,11 +15,11 @@ class Look(Measured, Source):
     val: str = ""
     """Source of the images that are shown and reported on; by default the source's own."""
     images: Annotated[int, AtLeast(20)] = 500
-    """Training images and, as many, test images of the probes; a tenth of them is changed twice in a row."""
+    """Training images of the probes, and as many test images; a tenth of these is changed twice in a row."""
     views: tuple[int, ...] = (1, 8, 32, 128)
     """Numbers of random actions that are averaged."""
     shown: Annotated[int, AtLeast(1)] = 4
-    """Images in the picture; after them everything the source may carry is undone once."""
+    """Images in the picture; below them one example of each corruption that is undone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

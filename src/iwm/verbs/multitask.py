@@ -1,4 +1,4 @@
-"""Solve several tasks with one predictor, beside a predictor of its own for each."""
+"""Solve several tasks with one predictor, beside a predictor of its own for each task."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ from iwm.verbs.shared import Classification, Measured, OneRun
 class Multitask(Classification, Measured, OneRun):
     train: Suppress[Fixed[str]] = "predictor"
     task: UseAppendAction[tuple[str, ...]] = ()
-    """NAME=S, a labelled source under a name of yours; once for each of 2 to 8 tasks."""
+    """NAME=S: a name you choose and a labelled source; give it once for each of 2 to 8 tasks."""
     val: UseAppendAction[tuple[str, ...]] = ()
-    """NAME=S2, source of the images a task is reported on; by default the source's own."""
+    """NAME=S2: source of the images that the task is reported on; by default the source's own."""
     size: int = 0
     """Side of the pictures; 0: the run's."""
 

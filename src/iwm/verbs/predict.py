@@ -1,4 +1,4 @@
-"""Say what is on images with a finetuned classifier; writes a CSV."""
+"""Classify images with a finetuned classifier; writes a CSV."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,9 @@ class Predict(Computation):
     images: Positional[str]
     """A source of images, or one image file."""
     out: str = "predictions.csv"
+    """File of the predictions."""
     task: str = ""
-    """Which of the tasks, for weights of `iwm multitask`."""
+    """Name of the task, for a classifier of `iwm multitask`."""
 
 
 OPTIONS = Predict

@@ -20,14 +20,15 @@ class ProbeSettings(Options):
     kind: str = "linear"
     """knn, linear, attentive, or instance: the same image found again, which needs no labels."""
     seed: Annotated[int, AtLeast(0)] = 0
+    """Seed of every random draw."""
     k: Annotated[int, AtLeast(1)] = 20
     """Neighbours of kNN."""
     temperature: Suppress[Fixed[Annotated[float, Positives()]]] = 0.07
     """kNN: cosine similarities are divided by it."""
     pooling: Literal["mean", "max", "2x2"] = "mean"
-    """How kNN and linear make one vector of the patch tokens; 2x2: the means of the four quarters, side by side."""
+    """How kNN and linear make one vector of the patch tokens; 2x2: means of the four quarters, side by side."""
     standardise: bool = True
-    """Linear: on features of zero mean and unit deviation (a BatchNorm without affine)."""
+    """Linear: scale features to zero mean and unit deviation (a BatchNorm without affine)."""
     l2: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
     """Linear: strengths of the penalty; the best on a tenth of train is taken."""
     lrs: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = (*LEARNING_RATES, 1e-2)
@@ -49,16 +50,16 @@ class Probe(ProbeSettings, Measured, Source):
     student: bool = False
     """Probe the student instead of the EMA encoder."""
     layer: int = 0
-    """Block whose tokens are taken, from 1; 0: the last one, after the final norm."""
+    """Number of the block whose tokens are probed, from 1; 0: the last, after the final norm."""
     layers: int | Literal["all"] = 0
-    """The last K blocks (or all), each LayerNormed and pooled, side by side, as I-JEPA is probed; the last block alone
-    is reported beside them. 0: one block."""
+    """The last K blocks, or all, side by side, each LayerNormed and pooled (I-JEPA's protocol); the last block alone is
+    reported too. 0: one block."""
     size: int = 0
     """Side of the pictures; 0: the run's."""
     gallery: Annotated[int, AtLeast(0)] = GALLERY
-    """Instance: held-out images at most, a seeded draw; 0: all."""
+    """Instance: largest number of held-out images, drawn by the seed; 0: all."""
     undo: bool = False
-    """Instance: also after the predictor has undone the change, told it or not."""
+    """Instance: also after the predictor has undone the change, which it is told, or which is inferred."""
     baselines: bool = True
     """Also a random encoder and raw pixels."""
     encoder: str = ""

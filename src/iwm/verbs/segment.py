@@ -1,4 +1,4 @@
-"""Say the class of every pixel, from the encoder's blocks or the predictor's: mIoU, overlay pictures."""
+"""Segment: learn the class of every pixel, from the encoder's blocks or the predictor's; mIoU and overlay pictures."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -20,14 +20,15 @@ class SegmentSettings(Tuning):
     train: str = "head"
     """head, predictor, encoder, or both (encoder and predictor end to end)."""
     head: Literal["linear", "upernet"] = "upernet"
+    """A linear layer, or UperNet."""
     channels: Annotated[int, AtLeast(0)] = 0
-    """Of UperNet; 0: 128 for crops below 224 px, 512 from there."""
+    """Channels of UperNet; 0: 128 for crops below 224 px, else 512."""
     ignore_index: int = 255
-    """Mask value of pixels that are neither learned nor counted; -1 for none."""
+    """Mask value of pixels that are neither learned nor counted; -1: none."""
     scales: Annotated[tuple[float, float], Rising()] = (0.5, 2.0)
     """Smallest and largest scale of the crops."""
     views: int = 4
-    """Crops an image is trained on, whatever learns, drawn once; 0: a fresh one every epoch."""
+    """Crops of each training image, made once; 0: a new one in every epoch."""
     schedule: Annotated[Schedule, arg(name="")] = field(default_factory=lambda: Schedule(batch_size=16))
 
     @property
@@ -48,7 +49,8 @@ class SegmentSettings(Tuning):
 @dataclass(frozen=True, kw_only=True)
 class Segment(SegmentSettings, Continuation, Measured, Source):
     data: str
-    """images/ and annotations/ (PNG masks) in every split, an .npz with images and masks, or sample-objects."""
+    """Images and masks of the same names: folders images/ and annotations/ (or masks/, labels/...), train/ and
+    train_masks/, or 1.tif beside 1_mask.tif; an .npz of images and masks; or sample-objects (docs/sources.md)."""
     size: int = 0
     """Side of crops and windows; 0: the images' shorter side, at most 512 and at most 4 times the run's."""
     baselines: bool = True

@@ -62,8 +62,9 @@ class Measured(Computation):
     """What every number depends on or goes by."""
 
     seed: Annotated[int, AtLeast(0)] = 0
+    """Seed of every random draw."""
     out: str = ""
-    """Where results go when RUN is not a local run folder."""
+    """Folder of the results where RUN is not a local run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,24 +72,25 @@ class Schedule(Options):
     """How a classifier is trained: AdamW, linear warm-up, cosine to zero."""
 
     epochs: Annotated[int, AtLeast(1)] = 20
-    """Passes over the training images; of several tasks, over all tasks' images together."""
+    """Passes over the training images; with several tasks, over the images of all."""
     search_epochs: Annotated[int, AtLeast(0)] = 0
     """Length of the trials that choose the learning rate; 0: a quarter of the epochs."""
     search_images: Annotated[int, AtLeast(0)] = 0
-    """Training images of those trials, a seeded choice; 0: all nine tenths."""
+    """Training images of these trials, drawn by the seed; 0: all but the tenth."""
     batch_size: Annotated[int, AtLeast(1)] = 128
-    """Images of a step; of several tasks, of all of them together."""
+    """Images of a step; with several tasks, of all tasks together."""
     weight_decay: Annotated[float, AtLeast(0)] = 0.05
+    """Weight decay of AdamW."""
     warmup: Annotated[float, Fraction()] = 0.1
-    """Share of the steps."""
+    """Share of the steps in which the learning rate rises."""
     smoothing: Annotated[float, Fraction(below_one=True)] = 0.0
     """Label smoothing."""
     mixup: Annotated[float, AtLeast(0)] = 0.0
-    """Alpha of mixup: pixels and labels of two images are mixed with a Beta(alpha, alpha) share; 0: none."""
+    """Alpha of mixup, which mixes pixels and labels of two images by a share from Beta(alpha, alpha); 0: none."""
     cutmix: Annotated[float, AtLeast(0)] = 0.0
-    """Alpha of cutmix, a box of the other image; with both, a coin decides for each batch; 0: none."""
+    """Alpha of cutmix, which pastes a box of another image; with mixup one of both is drawn for each batch; 0: none."""
     ema: Annotated[float, Fraction(below_one=True)] = 0.0
-    """Decay a step of a moving average of the weights, which is then used instead; 0: none."""
+    """Decay per step of a moving average of the weights, which is the result then; 0: none."""
     clip: Annotated[float, AtLeast(0)] = 1.0
     """Largest gradient norm; 0: no clipping."""
 
@@ -120,22 +122,23 @@ class Tuning(Options):
     predictor: Literal["pretrained", "random"] = "pretrained"
     """Where the predictor starts."""
     student: bool = False
-    """Learn on the student instead of the EMA encoder."""
+    """Take the student instead of the EMA encoder."""
     seed: Annotated[int, AtLeast(0)] = 0
+    """Seed of every random draw."""
     lrs: Annotated[tuple[float, ...], Positives()] = LEARNING_RATES
-    """Learning rates of the head; the best on a tenth of train is taken."""
+    """Learning rates of the head; the best on a tenth of the training images is taken."""
     ratios: Annotated[tuple[float, ...], Positives()] = RATIOS
-    """Learning rate of predictor or encoder as a multiple of the head's; tried with every one."""
+    """Learning rates of predictor or encoder over the head's; all pairs are tried."""
     layer_decay: Annotated[float, Fraction()] = 0.65
-    """Learning rate of an encoder block over that of the next one (encoder, both, last-K); 1 for the control with
-    nothing pretrained."""
+    """Learning rate of an encoder block over that of the next block, where the encoder is trained; always 1 for the
+    control with nothing pretrained."""
     depth: Annotated[int, AtLeast(0)] = 0
     """Blocks of the predictor that are kept, from the first; 0: all."""
     views: Annotated[int, AtLeast(0)] = 4
-    """Pictures an image is trained on, whatever learns: itself and views - 1 random ones, drawn once. 1: no
-    augmentation; 0: a new one every epoch, which a frozen encoder then sees anew every time."""
+    """Views of each training image, made once: the image itself and random crops. 1: no augmentation; 0: a new crop in
+    every epoch, which a frozen encoder must encode every time."""
     flip: Annotated[float, Fraction()] = 0.5
-    """Probability that such a crop is mirrored."""
+    """Probability that a crop is mirrored."""
     schedule: Annotated[Schedule, arg(name="")] = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:
@@ -171,7 +174,7 @@ class Continuation(Tuning):
     """Finetuning that may go on from a finished one."""
 
     start: str = ""
-    """train both: folder of a finished predictor finetuning or segmentation; made first where not given."""
+    """train both: folder of a finetuned predictor to start from; without it, one is finetuned first."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -188,11 +191,11 @@ class Classification(Tuning):
     crop_area: Annotated[tuple[float, float], Area()] = (0.5, 1.0)
     """Area of the random crops, as a fraction of the image."""
     queries: Literal["all", "one"] = "all"
-    """What the predictor is asked for: all positions, or the one in the middle."""
+    """Patches that the predictor predicts: all, or the one in the middle."""
     action: Literal["null", "random"] = "null"
     """The action the predictor is told in training."""
     drop_path: Annotated[float, Fraction(below_one=True)] = 0.0
-    """Stochastic depth of the parts that learn, for the last block."""
+    """Rate of stochastic depth in the last block that is trained; earlier blocks have less."""
     augment: Literal["crops", "timm"] = "crops"
     """Random crops, or those with timm's RandAugment (m9 mstd0.5 inc1) and random erasing (0.25)."""
 

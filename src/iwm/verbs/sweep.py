@@ -18,9 +18,9 @@ class Axes:
     """What is varied; lists as typed, separated by commas."""
 
     conditionings: str = ""
-    """By default all that are known, your own among them."""
+    """Conditionings, separated by commas; by default all, your own too."""
     levels: str = "jitter,destructive,strong"
-    """Difficulties of the action."""
+    """Difficulties of the action, separated by commas."""
     predictors: str = ""
     """Sizes, DEPTHxWIDTH (4x96,4x192); by default the recipe's own and one half as deep."""
     design: Literal["tables", "full"] = "tables"
@@ -32,24 +32,29 @@ class Protocol:
     """What every cell is trained on and measured by; an evaluation with a budget of 0 is left out."""
 
     images: Annotated[int, AtLeast(0)] = 0
-    """Training images of the pretraining, a seeded choice; 0: all."""
+    """Training images of the pretraining, drawn by the seed; 0: all."""
     eval_data: str = ""
     """Labelled source of the evaluations; by default that of the pretraining."""
     val: str = ""
     """Source of the images that are reported on; by default the source's own."""
     eval_images: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
-    """Training and test images of the evaluations, a seeded choice; 0: all."""
+    """Training and test images of the evaluations, drawn by the seed; 0: all."""
     world_images: Annotated[int, AtLeast(0)] = 64
-    """Images of the MRR; 0 leaves it out."""
+    """Held-out images of the MRR; 0 leaves it out."""
     bank: int = 256
+    """Changed versions of each of these, among which the true one is ranked."""
     linear: bool = True
+    """Also a linear probe."""
     attentive_epochs: Annotated[int, AtLeast(0)] = 20
-    """0 leaves it out."""
+    """Epochs of the attentive probe; 0 leaves it out."""
     finetune_epochs: Annotated[int, AtLeast(0)] = 20
-    """Of the predictor; 0 leaves it out."""
+    """Epochs of finetuning the predictor; 0 leaves it out."""
     finetune_views: int = 4
+    """As --views of `iwm finetune`."""
     finetune_lrs: tuple[float, ...] = LEARNING_RATES
+    """As --lrs of `iwm finetune`."""
     finetune_ratios: tuple[float, ...] = RATIOS
+    """As --ratios of `iwm finetune`."""
 
     def __post_init__(self) -> None:
         check(self, "--")
@@ -87,7 +92,7 @@ class Sweep(Protocol, Axes):
     list: bool = False
     """Print one command for each run, for a cluster; the same command without --list collects."""
     cell: str = ""
-    """Do this run only."""
+    """Name of the one run to do; --list shows the names."""
     others: Suppress[Fixed[tuple[config.Config, ...]]] = ()
     """The settings of the further recipes."""
     words: Suppress[Fixed[tuple[str, ...]]] = ()

@@ -1,4 +1,4 @@
-"""Undo corruptions in latent space: what a probe of clean images reads before and after."""
+"""Undo corruptions in latent space: accuracy of a probe of clean images before and after."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -16,7 +16,7 @@ class Undo(Measured, Source):
     train_images: Annotated[int, AtLeast(20)] = 5000
     """Training images of the probes."""
     guesses: Annotated[int, AtLeast(1)] = 4
-    """Jitters tried with every combination of flags, the null one among them."""
+    """Jitters that are tried when the corruption is unknown, with every combination of flags."""
 
 
 OPTIONS = Undo

@@ -12,9 +12,9 @@ class World(Measured, Source):
     data: str
     """Source of the held-out images."""
     images: Annotated[int, AtLeast(1)] = 64
-    """Held-out images, a bank each."""
+    """Held-out images that are changed."""
     bank: Annotated[int, AtLeast(2)] = 256
-    """Versions of an image that are ranked."""
+    """Changed versions of each image, among which the true one is ranked."""
     frozen_random_twin: bool = False
     """Also train and rank a twin with a frozen random encoder: same predictor, same budget."""
 
