@@ -111,7 +111,7 @@ def test_the_quick_start_runs_as_written(tmp_path, monkeypatch):
             extra = {"finetune": ["--epochs=1"], "world": ["--images=2", "--bank=8"]}.get(argv[0], [])
             assert cli.main([*argv, *extra]) == (1 if argv[0] == "doctor" else 0), line
             ran.append(argv[0])
-    assert ran == ["pretrain", "doctor", "world", "report", "probe", "finetune"]
+    assert ran == ["pretrain", "doctor", "world", "probe", "finetune", "report"]
     assert (tmp_path / "runs" / "mine" / "report.html").is_file()
 
 
