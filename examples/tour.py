@@ -90,8 +90,8 @@ def _(mo):
     mo.md("""
     ## How good is the world model?
 
-    A prediction should be nearest to the true one of 64 changed versions of an image. `mrr` is 1 where it always is, and
-    `mrr_chance` where the model guesses. Results are objects: they show as a table with their picture and hold what
+    A prediction should be nearest to the true one of 64 changed versions of an image. `mrr` is 1 where it always is,
+    and `mrr_chance` where the model guesses. Results are objects: they show as a table with their picture and hold what
     their JSON file holds.
     """)
     return
