@@ -66,7 +66,7 @@ def test_pretrain_resumes_from_its_own_configuration(tmp_path, source, capsys):
         (["pretrain"], "Which recipe?"),
         (["pretrain", "cifar"], "did you mean 'cifar10'"),
         (["pretrain", "cifar10", "--out", "x"], "brings no pictures"),
-        (["pretrain", "demo", "--optim.freeze-encoder", "True"], "write --optim.freeze-encoder for yes"),
+        (["pretrain", "demo", "--objective.freeze-patches", "True"], "write --objective.freeze-patches for yes"),
         (["pretrain", "demo", "--optim.batchsize", "3"], "did you mean --optim.batch-size?"),
         (["pretrain", "demo", "--optim.batch-size", "many"], "invalid literal for int() with base 10: 'many'"),
         (["pretrain", "demo", "--optim.lr"], "Missing value for argument '--optim.lr'"),

@@ -110,7 +110,7 @@ def test_names_are_text_and_never_markup_or_template_code(tmp_path: Path) -> Non
     assert f"look on {name}" in page.alternatives
     assert "a column" in page.text
     assert f"# {name} </pre>" in page.text
-    assert "49" not in page.text
+    assert not re.search(r"(?<!:)\b49\b(?!:)", page.text)  # of 49 images nothing is said; a clock may show it
     assert text.count("</pre>") == page.tags.count("pre")
 
 

@@ -67,8 +67,8 @@ def test_a_run_gets_its_decoder_and_shows_what_it_imagines(
     assert f"iwm decoder {trained}" in capsys.readouterr().out.replace("\n", "")
     options = {"images": 40, "test_images": 8, "bank": 4, "head": "linear", "speed.precision": "fp32"}
     numbers = iwm.decoder(trained, **options)
-    written = json.loads(Path(numbers["path"]).read_text())
-    assert Path(numbers["path"]).with_suffix(".png").stat().st_size > 5_000
+    written = json.loads(numbers.path.read_text())
+    assert numbers.path.with_suffix(".png").stat().st_size > 5_000
     assert (written["data"], written["head"]) == ("pictures", "linear")
     assert written["psnr_truth"] > max(written["psnr_prediction"], written["psnr_bank_mean"], written["psnr_null"])
     assert written["psnr_truth_standard_error"] > 0
