@@ -30,7 +30,10 @@ def _check_encoder(settings: Config) -> None:
     encoder = settings.encoder
     blocks = last_blocks(encoder.train)
     if not encoder.name and encoder.layer:
-        raise UserError("encoder.layer is of an encoder of others (encoder.name); leave it out.")
+        raise UserError(
+            f"encoder.layer {encoder.layer} is a block of an encoder of others, and none is named; give its name, "
+            "--encoder.name timm:NAME, or encoder.layer 0."
+        )
     if not encoder.name and blocks:
         raise UserError(
             f"encoder.train {encoder.train} is of an encoder of others (encoder.name); give all, or none for the "
