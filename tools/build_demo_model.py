@@ -51,6 +51,7 @@ def build(run: Path, folder: Path, evaluation: Path, data: str, head: str, train
     model, source = load_model(run), RunFolder(run)
     model.require_predictor()
     steps = int(source.metric_lines()[-1]["step"])
+    model.settings = replace(model.settings, run=replace(model.settings.run, out=PLACE))
     weights.export_small(model, folder, step=steps)
     shared: dict[str, Any] = {"run": str(folder), "out": str(evaluation), "data": data, "seed": seed}
     verbs.call("decoder", images=FITTED, changes=CHANGES, head=head, test_images=20, **shared)
