@@ -78,3 +78,31 @@ def test_freed_memory_goes_back_to_the_system():
         left = int(status.read_text().split()[1]) - pages
     assert len(between) == 50
     assert held > 20_000 > 2_000 > left
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "visible", "wanted"),
+    [(1, 4, "cuda:1"), (3, 1, "cuda:0"), (4, 4, "There are 4 GPUs for 8 ranks on this machine; start as many ranks")],
+)
+def test_every_rank_takes_a_gpu_of_its_own(monkeypatch, local_rank, visible, wanted):
+    """srun may show each rank its own GPU only."""
+    places = {"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": "8"}
+    for name, value in places.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    if wanted.startswith("cuda"):
+        assert str(devices.device_of(Speed(device="auto"))) == wanted
+        with pytest.raises(UserError, match=r"Every rank takes its own GPU; give --speed\.device cuda, not cuda:0"):
+            devices.device_of(Speed(device="cuda:0"))
+    else:
+        with pytest.raises(UserError, match=wanted):
+            devices.device_of(Speed(device="cuda"))
+
+
+def test_ranks_of_torchrun_share_the_cores(monkeypatch):
+    alone = devices.cores()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert devices.cores() == max(1, alone // 2)

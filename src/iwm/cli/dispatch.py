@@ -1,6 +1,7 @@
 """The `iwm` command: one dispatch over the verbs, and one table of exits.
 
-Bad input is one sentence and exit code 2; Ctrl-C during training saves first and exits with 130.
+Bad input is one sentence and exit code 2; Ctrl-C during training saves first and exits with 130, SIGTERM and SIGUSR1
+likewise with 75. Of several ranks one says so.
 """
 
 import errno
@@ -13,6 +14,7 @@ from typing import Any
 from iwm import verbs
 from iwm.cli import sentences
 from iwm.cli.sentences import parse
+from iwm.runtime import launch
 from iwm.runtime.errors import Interrupted, UserError
 from iwm.runtime.openmp import limit_spinning
 
@@ -29,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except Interrupted as saved:
-        print(saved, file=sys.stderr)
-        return 130
+        if launch.place().rank == 0:
+            print(saved, file=sys.stderr)
+        return saved.code
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130

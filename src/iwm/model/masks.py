@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from iwm import config
+from iwm.runtime import distributed
 from iwm.runtime.devices import upload
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import uniforms
@@ -219,6 +220,7 @@ def _positions(chosen: Bool[np.ndarray, "b n"]) -> Int64[np.ndarray, "b c"]:
 
 
 def _truncated(chosen: Bool[np.ndarray, "b n"]) -> Int64[np.ndarray, "b c"]:
-    """The first positions of every row, as many as the row that chooses fewest."""
+    """The first positions of every row, as many as the row that chooses fewest, on whatever rank."""
     order = np.argsort(~chosen, axis=1, kind="stable")
-    return np.ascontiguousarray(order[:, : chosen.sum(axis=1).min(initial=chosen.shape[1])])
+    fewest = distributed.smallest(int(chosen.sum(axis=1).min(initial=chosen.shape[1])))
+    return np.ascontiguousarray(order[:, :fewest])

@@ -13,6 +13,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from iwm.runtime import distributed, launch
 from iwm.runtime.errors import UserError
 
 
@@ -29,14 +30,20 @@ class Speed(Protocol):
 
 
 def cores() -> int:
-    """Processor cores this process may use: its affinity, capped by a container's quota."""
+    """Processor cores this process may use: its affinity, capped by a container's quota; its share among ranks."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.is_file():
         limit, period = quota.read_text().split()
         if limit != "max":
             count = min(count, max(1, int(limit) // int(period)))
-    return count
+    return max(1, count // _sharers())
+
+
+def _sharers() -> int:
+    """Ranks that share this machine's cores and memory: torchrun's do, srun binds each to its own."""
+    where = launch.place()
+    return where.local_size if where.launcher == launch.TORCHRUN else 1
 
 
 def free_memory() -> int:
@@ -53,13 +60,21 @@ def free_memory() -> int:
         # Cached file pages count as used but are given back when asked for.
         cached = re.search(r"^inactive_file (\d+)", stat.read_text() if stat.exists() else "", re.MULTILINE)
         free.append(int(limit.read_text()) - int(current.read_text()) + (int(cached[1]) if cached else 0))
-    return min(free)
+    return min(free) // launch.place().local_size
 
 
 def device_of(speed: Speed) -> torch.device:
-    """The device asked for; auto takes CUDA, then the CPU. Raises UserError when it is not there."""
+    """The device asked for; auto takes CUDA, then the CPU; each rank of a machine takes its own GPU.
+
+    Raises UserError when it is not there.
+    """
+    where = launch.place()
+    if where.size > 1 and (speed.device == "cuda" or (speed.device == "auto" and torch.cuda.is_available())):
+        return _own_gpu(where)
     if speed.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if where.size > 1 and speed.device != "cpu":
+        raise UserError(f"Every rank takes its own GPU; give --speed.device cuda, not {speed.device}.")
     if speed.device == "mps" and not torch.backends.mps.is_available():
         raise UserError("There is no mps device here; choose --speed.device cpu or auto.")
     kind, _, number = speed.device.partition(":")
@@ -71,6 +86,19 @@ def device_of(speed: Speed) -> torch.device:
             f"There is no {speed.device} here, the last one is cuda:{count - 1}; choose another --speed.device."
         )
     return torch.device(speed.device)
+
+
+def _own_gpu(where: launch.Place) -> torch.device:
+    """The GPU of this rank: by its number on this machine, or the only one where the launcher shows no other."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 1:
+        return torch.device("cuda", 0)
+    if where.local_rank >= count:
+        raise UserError(
+            f"There are {count} GPUs for {where.local_size} ranks on this machine; start as many ranks as it has GPUs, "
+            "or give --speed.device cpu."
+        )
+    return torch.device("cuda", where.local_rank)
 
 
 def multiplies_bf16(device: torch.device) -> bool:
@@ -200,26 +228,39 @@ def describe() -> dict[str, str | int]:
 
 @dataclass(frozen=True)
 class Session:
-    """What a piece of work runs on: device and precision, asked once and handed down."""
+    """What a piece of work runs on: device, precision and ranks, asked once and handed down."""
 
     device: torch.device
     precision: Literal["fp32", "bf16"]
+    rank: int = 0
+    """The number of this process among those that do the work together."""
+    ranks: int = 1
+    """How many these are."""
 
     @classmethod
     def of(cls, speed: Speed) -> "Session":
         """Ask the settings. Raises UserError when the device is not there."""
-        device = device_of(speed)
-        return cls(device, precision_of(speed, device))
+        device, where = device_of(speed), launch.place()
+        return cls(device, precision_of(speed, device), where.rank, where.size)
 
     @classmethod
     @contextlib.contextmanager
     def open(cls, speed: Speed) -> Iterator["Session"]:
-        """The session, with the threads that the settings ask for in use until the block ends."""
-        session = cls.of(speed)
-        numbered = session.device.type == "cuda" and session.device.index is not None
-        current = torch.cuda.device(session.device) if numbered else contextlib.nullcontext()
-        with threads(speed), current:
-            yield session
+        """The session, with the threads that the settings ask for in use until the block ends.
+
+        Where several processes were started they meet first, and an error on one of them ends all (`distributed`).
+        """
+        with distributed.together() as where:
+            session = cls.of(speed)
+            numbered = session.device.type == "cuda" and session.device.index is not None
+            current = torch.cuda.device(session.device) if numbered else contextlib.nullcontext()
+            with threads(speed), current, distributed.group(where, session.device):
+                yield session
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and prints for all."""
+        return self.rank == 0
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """bf16 autocast, or nothing for fp32."""

@@ -1,15 +1,392 @@
-"""Several processes at once: refused, until they are built."""
+"""Several processes that do one piece of work: how they meet, add up, and end together.
 
-import os
+The engine is `torch.distributed`: gloo on the CPU, NCCL on GPUs. Every function here is the identity where one process
+works alone, so whoever calls it needs not ask. Sums and gathers carry gradients with this convention: a loss that every
+rank computes from sums over all ranks is averaged over ranks by DDP and FSDP, which gives the gradient of one process.
+"""
 
-from iwm.runtime.errors import UserError
+import contextlib
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from iwm.runtime import rank_watch
+from iwm.runtime.console import console
+from iwm.runtime.errors import Interrupted, UserError
+from iwm.runtime.launch import Place, place
+from iwm.runtime.rank_watch import RankWatch
+
+stores: Any = dist  # which exports them without saying so
+
+JOIN, PATIENCE = 300.0, 1800.0
+"""Seconds that ranks have to come; that a collective may take where nobody is found to hang."""
 
 
-def require_one_process() -> None:
-    """Raises UserError under torchrun with several processes, which would all write the same run."""
-    size = os.environ.get("WORLD_SIZE", "1").strip()
-    if size not in ("", "0", "1"):
-        raise UserError(
-            f"iwm runs as one process so far, and WORLD_SIZE is {size}: every process would write the same files; "
-            "start it without torchrun, or unset WORLD_SIZE."
+@dataclass
+class _Group:
+    """The ranks of this job, once they have met."""
+
+    place: Place
+    store: Any
+    watch: RankWatch
+    meetings: int = 0
+
+
+_group: _Group | None = None
+_starts = 0
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+def size() -> int:
+    """How many ranks sums and gathers run over."""
+    return 1 if _group is None or _alone.get() else _group.place.size
+
+
+def rank() -> int:
+    """The number of this process among them, from 0."""
+    return 0 if _group is None or _alone.get() else _group.place.rank
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside the block every rank works for itself, on what all have: sums and gathers are the identity."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+# ---- meeting and parting -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def together() -> Iterator[Place]:
+    """The ranks of this job meet, and end together: an error on one of them ends all.
+
+    Yields the place of this process; nothing happens where it is the only one. Only rank 0 writes to the console.
+    Raises UserError when a rank does not come; SystemExit, without a word, where another rank has failed.
+    """
+    global _group
+    where = place()
+    if where.size == 1 or _group is not None:
+        yield where
+        return
+    store = _open_store(where)
+    watch = RankWatch(where, lambda: _connected(where))
+    _group = _Group(where, store, watch)
+    quiet, console.quiet = console.quiet, where.rank > 0
+    watch.start()
+    try:
+        yield where
+    except Interrupted:  # of all ranks, after the same step
+        _part(_group)
+        raise
+    except BaseException as error:
+        _fail(_group, error)
+        raise
+    else:
+        _part(_group)
+    finally:
+        watch.stop()
+        console.quiet = quiet
+        _group = None
+
+
+@contextlib.contextmanager
+def group(where: Place, device: torch.device) -> Iterator[None]:
+    """The ranks' collectives for tensors on the device; inside `together`."""
+    if _group is None or dist.is_initialized():  # a script of the user's own may have met before
+        yield
+        return
+    cuda = device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=stores.PrefixStore("group", _group.store),
+        rank=where.rank,
+        world_size=where.size,
+        timeout=timedelta(seconds=PATIENCE),
+        device_id=device if cuda else None,
+    )
+    try:
+        yield
+    except Interrupted:
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()  # not after a failure: it would wait for the others
+
+
+def _open_store(where: Place) -> Any:
+    """The store of this start of the job, with all ranks in it. Raises UserError naming those that did not come."""
+    global _starts
+    _starts += 1
+    host = where.rank == 0 and where.hosts_store
+    try:
+        store = _kept_store(where) if host else _client(where, JOIN)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{where.name} finds no rank 0 at {where.address}:{where.port} ({reason}).") from None
+    store = stores.PrefixStore(_prefix(where), store)
+    store.set(rank_watch.name_of(where.rank), where.name)
+    store.set(rank_watch.sign_of(where.rank), "[0, 0, false]")
+    until = time.monotonic() + JOIN
+    missing = list(range(where.size))
+    while missing := [rank for rank in missing if not store.check([rank_watch.sign_of(rank)])]:
+        if time.monotonic() > until:
+            raise UserError(
+                f"Of {where.size} ranks {', '.join(map(str, missing[:8]))} did not come within {JOIN:.0f} s; look into "
+                f"their output on the other machines, and whether they reach {where.address}:{where.port}."
+            )
+        time.sleep(0.05)
+    return store
+
+
+_host: Any = None
+
+
+def _kept_store(where: Place) -> Any:
+    """The store that rank 0 keeps for all, for the life of its process."""
+    global _host
+    try:
+        _host = _host or stores.TCPStore(
+            where.address, where.port, where.size, True, timedelta(seconds=JOIN), wait_for_workers=False
         )
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"Rank 0 cannot open port {where.port} on {socket.gethostname()} ({reason}); set another MASTER_PORT."
+        ) from None
+    return _host
+
+
+def _client(where: Place, seconds: float) -> Any:
+    timeout = timedelta(seconds=seconds)
+    return stores.TCPStore(where.address, where.port, where.size, False, timeout, wait_for_workers=False)
+
+
+def _connected(where: Place) -> Any:
+    """A connection of the watch's own, whose calls end soon."""
+    return stores.PrefixStore(_prefix(where), _client(where, rank_watch.SILENCE))
+
+
+def _prefix(where: Place) -> str:
+    return f"iwm/{where.attempt}/{_starts}"
+
+
+def meet() -> None:
+    """Wait until all ranks have come here, however long one of them takes."""
+    if _group is None:
+        return
+    _group.watch.rest()
+    _group.meetings += 1
+    key = f"meeting/{_group.meetings}"
+    _group.store.add(key, 1)
+    while _group.store.add(key, 0) < _group.place.size:
+        time.sleep(0.02)
+
+
+def _part(joined: _Group) -> None:
+    """End the job well: nobody's watch may miss another, and rank 0, whose store it is, goes last."""
+    meet()
+    joined.watch.stop()
+    joined.store.add("gone", 1)
+    until = time.monotonic() + rank_watch.SILENCE
+    while joined.place.rank == 0 and joined.store.add("gone", 0) < joined.place.size and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+SOON = 8
+"""Beats within which a watch has heard of a failure and ended its process."""
+LOST = r"gloo|NCCL|nccl|Connection (closed|reset|refused)|Broken pipe|Socket|[Tt]imed out|TCPStore"
+"""In what collectives say when a rank that they wait for is gone."""
+
+
+def _fail(joined: _Group, error: BaseException) -> None:
+    """Tell the others of an error. Raises UserError with this rank's name in front, SystemExit where another rank was
+    the first to fail; returns where the error may go on as it is."""
+    me = joined.place
+    if isinstance(error, RuntimeError) and re.search(LOST, str(error)):
+        # Somebody is gone. Who, the watch finds out, and then ends this process.
+        time.sleep(rank_watch.SILENCE + 4 * rank_watch.BEAT)
+    expected = isinstance(error, UserError | OSError | MemoryError)
+    code = 130 if isinstance(error, KeyboardInterrupt) else 2 if expected else 1
+    with contextlib.suppress(RuntimeError):  # rank 0, whose store it is, has gone: so it has heard of a failure
+        if not rank_watch.post(joined.store, me.rank, f"{me.name}: {error}", code):
+            time.sleep(SOON * rank_watch.BEAT)  # the watch hears of the other's failure, and ends this process
+        rank_watch.wait_for(joined.store, me.size - 1)
+        joined.store.add(rank_watch.HEARD, 1)
+    if isinstance(error, UserError) and me.rank:
+        name = me.name
+        raise type(error)(f"{name[0].upper()}{name[1:]}: {error}") from None
+
+
+def tick() -> None:
+    """A training step has come to where all ranks come; see `RankWatch.tick`."""
+    if _group is not None:
+        _group.watch.tick()
+
+
+def rest() -> None:
+    """What follows may take one rank longer than the others; see `RankWatch.rest`."""
+    if _group is not None:
+        _group.watch.rest()
+
+
+def of_first(number: int) -> int:
+    """What rank 0 says; all ranks must ask, and wait for one another."""
+    if _group is None:
+        return number
+    meet()
+    key = f"first/{_group.meetings}"
+    if _group.place.rank == 0:
+        _group.store.set(key, str(number))
+    return int(_group.store.get(key))
+
+
+# ---- sums and gathers ----------------------------------------------------------------------------------------------
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over ranks; the gradient of every rank's loss by what it gave is summed likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all ranks, below one another; a row's gradient is the sum of what every rank says of it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.start, ctx.end = rank() * len(tensor), (rank() + 1) * len(tensor)
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(size())]
+        dist.all_gather(parts, tensor.detach().contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[ctx.start : ctx.end]
+
+
+def all_reduce_sum(tensor: Shaped[Tensor, "*s"]) -> Shaped[Tensor, "*s"]:
+    """The sum over ranks, with gradients."""
+    return tensor if size() == 1 else _Sum.apply(tensor)  # pyright: ignore[reportReturnType]
+
+
+def all_reduce_mean(tensor: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """The mean over ranks, with gradients; of rows that are equally many on every rank, that of all rows."""
+    return all_reduce_sum(tensor) / size() if size() > 1 else tensor
+
+
+def all_gather(tensor: Shaped[Tensor, "b *s"]) -> Shaped[Tensor, "r *s"]:
+    """The rows of all ranks, equally many on each, in the order of ranks, with gradients."""
+    return tensor if size() == 1 else _Gather.apply(tensor)  # pyright: ignore[reportReturnType]
+
+
+def smallest(number: int) -> int:
+    """The smallest of the ranks' numbers."""
+    if size() == 1:
+        return number
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    value = torch.tensor(number, device=device)
+    dist.all_reduce(value, dist.ReduceOp.MIN)
+    return int(value)
+
+
+def rows_of(count: int, parts: int = 1) -> list[range]:
+    """This rank's rows of each of `parts` equal micro-batches of a batch of `count`, which every rank shares evenly."""
+    each = count // parts
+    mine = each // size()
+    return [range(part * each + rank() * mine, part * each + (rank() + 1) * mine) for part in range(parts)]
+
+
+def shared_rows(count: int, work: Callable[[list[int]], Float[Tensor, "n d"]]) -> Float[Tensor, "m d"]:
+    """`work` of rows 0 to `count`, every rank's share done by itself, the results gathered in order, without gradients.
+
+    Every rank calls `work` with equally many rows. Those beyond `count` are the first ones once more; they are left out
+    of the result.
+    """
+    each = -(-count // size())
+    results = work([row % count for row in range(rank() * each, (rank() + 1) * each)])
+    return all_gather(results.detach())[:count]
+
+
+# ---- shards --------------------------------------------------------------------------------------------------------
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that FSDP has sharded, on every rank; others as they are. All ranks must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that FSDP has sharded, sharing its memory; others as they are."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All of these on rank 0, shards put together on its host one after the other; nothing on other ranks. All ranks
+    must call it."""
+    if size() == 1:
+        return dict(tensors)
+    wholes: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor)
+        if rank() == 0:
+            wholes[name] = full.cpu() if isinstance(tensor, DTensor) else full
+    return wholes
+
+
+def shard_like(tensor: Tensor, value: Tensor) -> Tensor:
+    """The value, which every rank has, sharded as the tensor is; as it is where that is not."""
+    value = value.to(tensor.device)
+    if not isinstance(tensor, DTensor):
+        return value
+    return distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
+
+
+def squared_norm(tensors: Sequence[Tensor]) -> Float[Tensor, ""]:
+    """The sum of all squares, over all shards where tensors are sharded."""
+    total = torch.stack([local(tensor).square().sum() for tensor in tensors]).sum()
+    if any(isinstance(tensor, DTensor) for tensor in tensors):
+        dist.all_reduce(total)
+    return total
+
+
+def on_whole(tensors: Sequence[Tensor], work: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """`work`, which keeps the shape, of sharded tensors of one shape, each as a whole on one rank; sharded again."""
+    results: list[Tensor] = []
+    ranks, own = dist.get_world_size(), dist.get_rank()
+    for first in range(0, len(tensors), ranks):
+        some = tensors[first : first + ranks]
+        mine = torch.zeros(some[0].shape, dtype=some[0].dtype, device=local(some[0]).device)
+        for number, tensor in enumerate(some):
+            full = whole(tensor)
+            if number == own:
+                mine = work(full).to(full.dtype).contiguous()
+        parts = [torch.empty_like(mine) for _ in range(ranks)]
+        dist.all_gather(parts, mine)
+        results += [shard_like(tensor, part) for tensor, part in zip(some, parts, strict=False)]
+    return results

@@ -13,7 +13,16 @@ class Busy(UserError):
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: the run was saved; the sentence says how to go on."""
+    """Ctrl-C: the run was saved; the sentence says how to go on."""
+
+    code = 130
+    """Exit code of the command."""
+
+
+class Preempted(Interrupted):
+    """The same of SIGTERM and SIGUSR1, by which schedulers ask: EX_TEMPFAIL, the same command will go on."""
+
+    code = 75
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

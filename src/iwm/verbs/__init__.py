@@ -1,8 +1,9 @@
 """The verbs of `iwm`: what each takes, one sentence on what it does, and where its work lives.
 
 A verb is a module of this package with a docstring (its sentence), OPTIONS (a dataclass) and WORK ("module:function",
-imported when it is called). The command line fills the options, Python callers give the same fields as keywords, and
-the work takes them whole. Nothing here imports PyTorch, so help and complaints come at once.
+imported when it is called); RANKS = True where several processes can do it together. The command line fills the
+options, Python callers give the same fields as keywords, and the work takes them whole. Nothing here imports PyTorch,
+so help and complaints come at once.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 from tyro.conf import Fixed, Positional
 
-from iwm.runtime import distributed, errors, fields
+from iwm.runtime import errors, fields, launch
 from iwm.runtime.errors import UserError
 
 T = TypeVar("T")
@@ -44,10 +45,13 @@ class Verb:
     """read(words, parse): the options, where they cannot be parsed in one go."""
     base: Callable[[Mapping[str, Any]], Any] | None = None
     """base(keywords): the options that Python's keywords change, where those are not the defaults."""
+    ranks: bool = False
+    """Whether several processes, started by torchrun or srun, can do the work together."""
 
     def run(self, options: Any) -> Any:
-        """Import the work and do it. Raises UserError where several processes were started to do it."""
-        distributed.require_one_process()
+        """Import the work and do it. Raises UserError where several processes were started for what one does."""
+        if not self.ranks:
+            launch.require_one_process(self.name)
         if isinstance(self.work, str):
             module, _, name = self.work.partition(":")
             return getattr(importlib.import_module(module), name)(options)
@@ -107,9 +111,8 @@ def find(name: str) -> Verb:
         raise UserError(f"There is no verb '{name}': {errors.did_you_mean(name, names())}")
     module: Any = importlib.import_module(f"iwm.verbs.{name}")
     sentence = " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
-    return Verb(
-        name, sentence, module.OPTIONS, module.WORK, getattr(module, "read", None), getattr(module, "base", None)
-    )
+    own = {part: getattr(module, part) for part in ("read", "base") if hasattr(module, part)}
+    return Verb(name, sentence, module.OPTIONS, module.WORK, **own, ranks=getattr(module, "RANKS", False))
 
 
 def call(name: str, *values: Any, **keywords: Any) -> Any:

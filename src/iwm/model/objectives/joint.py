@@ -7,7 +7,8 @@ Its own parts are thrown away after training: projector g, its EMA twin g-bar, p
 
 `contrastive` is MoCo v3 (Chen, Xie and He 2021): g has three layers, q two, a BatchNorm without affine at the end of
 both; `regression` is BYOL (Grill et al. 2020): two layers each, no BatchNorm at the end. Every BatchNorm takes the
-statistics of the micro-batch in hand, in health checks too, so it has no state. Tokens are averaged, for the encoder
+statistics of the micro-batch in hand over all ranks, in health checks too, so it has no state; keys are those of all
+ranks. Tokens are averaged, for the encoder
 has no class token.
 """
 
@@ -28,16 +29,32 @@ from iwm.model.flops import encoder_flops, patch_count, student_passes
 from iwm.model.foreign_encoder import stands_still
 from iwm.model.masks import Masks
 from iwm.model.objectives.objective import Examination, ModelParts, Objective, Output
+from iwm.runtime import distributed
 from iwm.runtime.errors import UserError
 
 
 def info_nce(queries: Float[Tensor, "b e"], keys: Float[Tensor, "b e"], temperature: float) -> Float[Tensor, ""]:
-    """2 t mean_i -log softmax_j(cos(q_i, k_j) / t)_i in float32: the key of the same image among those of the batch
-    (Chen, Xie and He 2021, algorithm 1)."""
+    """2 t mean_i -log softmax_j(cos(q_i, k_j) / t)_i in float32: the key of the same image among those of the batch,
+    of all ranks (Chen, Xie and He 2021, algorithm 1)."""
     with torch.autocast(queries.device.type, enabled=False):  # autocast would multiply in bfloat16 all the same
         queries, keys = F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)
-        logits = queries @ keys.T / temperature
-        return 2 * temperature * F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+        logits = queries @ distributed.all_gather(keys).T / temperature
+        own = torch.arange(len(logits), device=logits.device) + distributed.rank() * len(logits)
+        return 2 * temperature * F.cross_entropy(logits, own)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """BatchNorm by the statistics of the batch in hand over all ranks, each of which has as many rows."""
+
+    def forward(self, input: Float[Tensor, "b e"]) -> Float[Tensor, "b e"]:
+        if distributed.size() == 1:
+            return super().forward(input)
+        values = input.float()
+        values = values - distributed.all_reduce_mean(values.mean(dim=0))
+        values = values * (distributed.all_reduce_mean(values.square().mean(dim=0)) + self.eps).rsqrt()
+        if self.affine:
+            values = values * self.weight + self.bias
+        return values.to(input.dtype)
 
 
 def regression(queries: Float[Tensor, "b e"], keys: Float[Tensor, "b e"]) -> Float[Tensor, ""]:
@@ -89,7 +106,7 @@ def mlp(widths: list[int], last_norm: bool) -> nn.Sequential:
         normed = last_norm or not last
         layers.append(nn.Linear(inner, outer, bias=not normed))
         if normed:
-            layers.append(nn.BatchNorm1d(outer, affine=not last, track_running_stats=False))
+            layers.append(BatchNorm(outer, affine=not last, track_running_stats=False))
         if not last:
             layers.append(nn.ReLU())
     return nn.Sequential(*layers)

@@ -11,23 +11,27 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from iwm.runtime import distributed
+
 
 def variance_covariance(
     tokens: Float[Tensor, "b c d"], positions: Int64[Tensor, "b c"], count: int
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """VICReg's variance and covariance terms over images, in float32.
 
-    Every token is centred by the mean of its position (`positions` of a grid of `count`) over the micro-batch first:
-    otherwise features that say nothing but the position would satisfy both terms.
+    Every token is centred by the mean of its position (`positions` of a grid of `count`) first, over the micro-batch of
+    all ranks: otherwise features that say nothing but the position would satisfy both terms.
     """
     with torch.autocast(tokens.device.type, enabled=False):  # autocast would multiply in bfloat16 all the same
         tokens, where = tokens.float(), positions.unsqueeze(2)
         # No position is twice in an image: spread out and summed over the images, which on a GPU is the same every time
         # and waits for nobody, as adding by index (atomically) and counting (asks for the largest) are not.
         spread_out = tokens.new_zeros(len(tokens), count, tokens.shape[2]).scatter(1, where.expand_as(tokens), tokens)
-        counts = tokens.new_zeros(len(tokens), count, 1).scatter(1, where, 1.0).sum(0).clamp_min(1)
-        centred = (tokens - (spread_out.sum(0) / counts)[positions]).flatten(0, 1)
-        covariance = centred.T @ centred / max(1, len(centred) - 1)
+        counts = tokens.new_zeros(len(tokens), count, 1).scatter(1, where, 1.0).sum(0)
+        sums, counts = distributed.all_reduce_sum(spread_out.sum(0)), distributed.all_reduce_sum(counts)
+        centred = (tokens - (sums / counts.clamp_min(1))[positions]).flatten(0, 1)
+        tokens_in_all = len(centred) * distributed.size()
+        covariance = distributed.all_reduce_sum(centred.T @ centred) / max(1, tokens_in_all - 1)
         spread = (covariance.diagonal() + 1e-4).sqrt()
         others = covariance.square().sum() - covariance.diagonal().square().sum()
         return F.relu(1 - spread).mean(), others / centred.shape[1]

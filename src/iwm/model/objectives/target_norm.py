@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from iwm import config
+from iwm.runtime import distributed
 from iwm.runtime.algebra import double
 
 FLOOR = 1e-4
@@ -73,8 +74,7 @@ class TargetNorm(nn.Module):
         """
         if self.kind == "token" or self.pending is None:
             return
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self.pending)
+        self.pending = distributed.all_reduce_sum(self.pending)
         count, total, squares = self.pending.unbind()
         mean = total / count.clamp_min(1)
         variance = (squares / count.clamp_min(1) - mean.square()).clamp_min(0)

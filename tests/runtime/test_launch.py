@@ -1,0 +1,79 @@
+"""python, torchrun and srun find out by themselves what they are."""
+
+import pytest
+
+from iwm import cli, verbs
+from iwm.runtime.errors import UserError
+from iwm.runtime.launch import Place, first_host, place, require_one_process
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+TORCHRUN |= {"MASTER_ADDR": "node1", "MASTER_PORT": "29500", "TORCHELASTIC_RESTART_COUNT": "2"}
+BATCH = {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_NODELIST": "gpu[03-04]"}
+"""What a script in an allocation sees, without srun."""
+SRUN = BATCH | {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
+SRUN |= {"SLURM_STEP_NODELIST": "gpu[03-04]", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
+
+
+def test_torchrun():
+    assert place(TORCHRUN) == Place("torchrun", 3, 8, 1, 2, "node1", 29500, "2", True)
+    assert not place(TORCHRUN | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).hosts_store
+
+
+def test_srun():
+    assert place(SRUN) == Place("srun", 5, 8, 1, 4, "gpu03", 20000 + 4711, "0", True)
+    assert place(SRUN | {"MASTER_ADDR": "head", "MASTER_PORT": "1234"}).address == "head"
+
+
+def test_torchrun_inside_srun_is_torchrun():
+    assert place(SRUN | TORCHRUN).launcher == "torchrun"
+    assert place(SRUN | {"WORLD_SIZE": "1", "RANK": "0"}) == Place()
+
+
+@pytest.mark.parametrize("variables", [{}, BATCH, SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, {"WORLD_SIZE": ""}])
+def test_one_process(variables):
+    """Also `python` in an allocation of eight tasks, without srun."""
+    assert place(variables) == Place()
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("gpu[03-05,9],cpu1", "gpu03"),
+        ("n1,n2", "n1"),
+        ("node[7]", "node7"),
+        ("a-b[001,003]", "a-b001"),
+        ("", "127.0.0.1"),
+    ],
+)
+def test_the_first_host_of_slurms_list(hosts, first):
+    assert first_host(hosts) == first
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK is not set; start several processes with torchrun or srun, or unset WORLD_SIZE"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE is 'two'; start"),
+        (TORCHRUN | {"RANK": "8"}, "This process is rank 8 of 8"),
+    ],
+)
+def test_variables_that_contradict_one_another(variables, sentence):
+    with pytest.raises(UserError, match=sentence):
+        place(variables)
+
+
+def test_verbs_of_one_process_refuse_several_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    sentence = (
+        "iwm demo runs as one process so far, and torchrun started 8, which would all write the same files; start"
+    )
+    out = tmp_path / "run"
+    assert cli.main(["demo", "--out", str(out)]) == 2
+    assert capsys.readouterr().err.strip() == f"{sentence} it without torchrun."
+    for verb in verbs.names():
+        if not verbs.find(verb).ranks:
+            with pytest.raises(UserError, match=f"iwm {verb} runs as one process so far"):
+                require_one_process(verb)
+    assert not out.exists()
+    assert verbs.find("pretrain").ranks
