@@ -66,8 +66,8 @@ limited() {
     local status=0
     # SIGTERM lets a training run save; a minute later it is killed.
     timeout --signal=TERM --kill-after=60 "$LIMIT" bash benchmarks/gpu.sh --inside "$1" 2>&1 | tee "$STATE/$1.log" || status=$?
-    # 124, 137: stopped at the limit, 130: by hand; anything else is an error that another call would only repeat.
-    if [ "$1" = cifar10 ] && [[ " 124 130 137 " == *" $status "* ]] && compgen -G "$RUN/checkpoints/step-*" >/dev/null; then
+    # 124, 137: stopped at the limit, 75, 130: by hand; anything else is an error that another call would only repeat.
+    if [ "$1" = cifar10 ] && [[ " 75 124 130 137 " == *" $status "* ]] && compgen -G "$RUN/checkpoints/step-*" >/dev/null; then
         echo "cifar10: saved, not complete; call benchmarks/gpu.sh cifar10 again."
         return 3
     fi

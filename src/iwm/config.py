@@ -249,6 +249,9 @@ class Speed:
     """auto (a GPU of NVIDIA's or AMD's where there is one), cpu, cuda, cuda:N, or mps (Apple's)."""
     compile: bool = False
     """Compile the transformer blocks with torch.compile; the first step then takes a minute or so."""
+    shard: bool = False
+    """Of several processes each keeps a shard of weights, gradients and optimiser state (FSDP2), not all of it (DDP);
+    for models that one GPU does not hold (docs/cluster.md)."""
     threads: Annotated[int, AtLeast(0)] = 0
     """Threads of one process on the CPU; 0: all cores this process may use."""
     workers: Annotated[int, AtLeast(-1)] = -1

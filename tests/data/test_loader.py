@@ -196,3 +196,16 @@ def test_all_pairs_name_what_they_leave_out(tmp_path):
     assert kept.tolist() == [0, 1, 3, 4, 5]
     assert first.shape == second.shape == (5, 3, 12, 12)
     assert not torch.equal(first, second)
+
+
+def test_rows_of_several_ranks_are_the_batch_of_one(tmp_path):
+    """Two micro-batches of four, each shared by two ranks."""
+    opened = open_images(str(noise(tmp_path, 17, broken=(3,))), "all")
+    data, speed = config.Data(image_size=12), config.Speed(cache="memory")
+    whole = list(Loader(opened, data, 8, 3, speed, 1, 6))
+    first = list(Loader(opened, data, 8, 3, speed, 1, 6, rows=[range(2), range(4, 6)]))
+    second = list(Loader(opened, data, 8, 3, speed, 1, 6, rows=[range(2, 4), range(6, 8)]))
+    for one, mine, yours in zip(whole, first, second, strict=True):
+        assert one.indices.reshape(2, 2, 2).transpose(1, 0, 2).ravel().tolist() == [*mine.indices, *yours.indices]
+        parts = one.images.view(2, 2, 2, 3, 12, 12).transpose(0, 1).flatten(0, 2)
+        assert torch.equal(parts, torch.cat([mine.images, yours.images]))

@@ -64,6 +64,7 @@ class Loader:
 
     The order of an epoch is `permutation(seed, "order", epoch, n)`; its last incomplete batch is dropped. With `pairs`
     every image is cropped twice, independently. Iterating starts at `start_step` and ends before `steps` (None: never).
+    `rows` are the places in each batch that are made here (None: all): several ranks share the batches.
     Raises UserError when a batch exceeds the set or no image can be decoded.
     """
 
@@ -78,6 +79,7 @@ class Loader:
         steps: int | None = None,
         progress: Progress | None = None,
         pairs: bool = False,
+        rows: Sequence[range] | None = None,
     ):
         if batch_size > len(images):
             raise UserError(
@@ -94,7 +96,8 @@ class Loader:
         """Names of the images found broken so far."""
         self.place = "in memory" if self.in_memory else "streamed"
         """Where the pictures come from, in words."""
-        self._maker = _Maker(images, data, batch_size, seed, self.steps_per_epoch, pairs)
+        places = np.concatenate([np.asarray(part, dtype=np.int64) for part in rows or [range(batch_size)]])
+        self._maker = _Maker(images, data, batch_size, seed, self.steps_per_epoch, pairs, places)
         self._workers = max(1, devices.cores() - 1) if speed.workers < 0 else speed.workers
         self._running: Iterator[Batch] | None = None
         if self.in_memory:
@@ -163,11 +166,18 @@ class _Maker(Dataset[Part]):
     """Makes parts of batches, from memory or by decoding; the same code in every path."""
 
     def __init__(
-        self, images: ImageSet, data: config.Data, batch_size: int, seed: int, steps_per_epoch: int, pairs: bool
+        self,
+        images: ImageSet,
+        data: config.Data,
+        batch_size: int,
+        seed: int,
+        steps_per_epoch: int,
+        pairs: bool,
+        places: Int64[np.ndarray, " p"],
     ):
         self.images, self.data, self.batch_size, self.seed = images, data, batch_size, seed
-        self.steps_per_epoch, self.views = steps_per_epoch, 2 if pairs else 1
-        self.chunks = math.ceil(batch_size / CHUNK)
+        self.steps_per_epoch, self.views, self.places = steps_per_epoch, 2 if pairs else 1, places
+        self.chunks = math.ceil(len(places) / CHUNK)
         self.least = least_side(data.image_size, data.crop_area)
         self.decoded: Sequence[Tensor | BrokenImage] | None = None
         self._known_broken: dict[int, BrokenImage] = {}
@@ -184,10 +194,9 @@ class _Maker(Dataset[Part]):
     def make(self, task: tuple[int, int]) -> Part:
         step, chunk = task
         epoch, batch = divmod(step, self.steps_per_epoch)
-        start = batch * self.batch_size + chunk * CHUNK
-        end = min(start + CHUNK, (batch + 1) * self.batch_size)
+        places = batch * self.batch_size + self.places[chunk * CHUNK : (chunk + 1) * CHUNK]
         broken: list[BrokenImage] = []
-        loaded = [self._next_whole(int(i), broken) for i in _order(self.seed, epoch, len(self.images))[start:end]]
+        loaded = [self._next_whole(int(i), broken) for i in _order(self.seed, epoch, len(self.images))[places]]
         rows = [one for one in loaded if one is not None]
         indices = np.array([index for index, _ in rows], dtype=np.int64)
         if not rows:

@@ -4,6 +4,7 @@ A source with labels has its online probe in every line of the metrics; without 
 (`iwm.evaluation.tasks.instance`) says at the end what the encoder knows.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from iwm import config
 from iwm.data.image_sets import ImageSet
 from iwm.data.sources import open_images
 from iwm.evaluation.tasks import probes
+from iwm.runtime import launch
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 from iwm.runtime.fields import as_text
@@ -21,14 +23,23 @@ from iwm.verbs.probe import Probe
 
 def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks: Sequence[Any] = ()) -> Path:
     """Train a world model, see `iwm.training.loop.pretrain`; without labels probe it by instances. Returns the run
-    folder. Images of your own, given as `source`, have no part that is held out, so nothing is measured on them.
+    folder. Images of your own, given as `source`, have no part that is held out, so nothing is measured on them; nor is
+    anything after training on several ranks, for one process measures.
 
     Raises UserError for bad settings, Interrupted after Ctrl-C (saved).
     """
-    run = loop.pretrain(settings, source, callbacks)
-    if source is None and open_images(settings.data.source, "train", size=settings.data.image_size).labels is None:
+    run, where = loop.pretrain(settings, source, callbacks), launch.place()
+    unlabelled = source is None and _labels_of(settings) is None if where.rank == 0 else False
+    if unlabelled and where.size == 1:
         print_instances(run, settings)
+    elif unlabelled:
+        words = shlex.join(["iwm", "probe", str(run), "--data", settings.data.source, "--kind", "instance"])
+        console.print(f"What the encoder knows, one process measures: {words}", markup=False, soft_wrap=True)
     return run
+
+
+def _labels_of(settings: config.Config) -> Any:
+    return open_images(settings.data.source, "train", size=settings.data.image_size).labels
 
 
 def print_instances(run: Path, settings: config.Config) -> None:

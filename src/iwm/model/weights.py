@@ -12,7 +12,7 @@ from torch import Tensor
 from iwm import config
 from iwm.actions.action_space import ActionSpace
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import fields, files
+from iwm.runtime import distributed, fields, files
 from iwm.runtime.errors import UserError
 from iwm.runtime.tensors import save_file
 
@@ -72,9 +72,11 @@ def require_known_format(meta: dict[str, Any], whose: str) -> None:
 
 
 def export(model: ImageWorldModel, folder: Path, **extra: Any) -> None:
-    """Write a model for use: its weights, settings and action space."""
+    """Write a model for use: its weights, settings and action space. All ranks must call it; rank 0 writes."""
     meta = {"settings": fields.to_dict(model.settings), "actions": model.space.spec(), **extra}
-    write_weights(folder, model.state_dict(), meta)
+    tensors = distributed.gathered(model.state_dict())
+    if distributed.rank() == 0:
+        write_weights(folder, tensors, meta)
 
 
 def export_small(model: ImageWorldModel, folder: Path, **extra: Any) -> None:

@@ -28,6 +28,7 @@ from iwm.model.objectives.objective import ModelParts, Output, Pixels
 from iwm.model.pixel_decoder import PixelDecoder
 from iwm.model.predictor import Predictor
 from iwm.model.vit import Grid
+from iwm.runtime import distributed
 from iwm.runtime.errors import UserError
 
 
@@ -132,9 +133,9 @@ class ImageWorldModel(ModelParts):
         share = torch.full((), 1 - ema, device=self.device)
         share = share if finite is None else share * finite
         for teacher, student in moving:
-            teachers: list[Tensor] = [*teacher.parameters()]
+            teachers, students = ([distributed.local(p) for p in one.parameters()] for one in (teacher, student))
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-                teachers, [*student.parameters()], [share] * len(teachers)
+                teachers, students, [share] * len(teachers)
             )
         self.target_norm.fold(finite=finite)
 

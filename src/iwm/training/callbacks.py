@@ -8,7 +8,8 @@ A callback is any object with one or more of the methods of `Callback`; it needs
 
     iwm.pretrain("demo", out="runs/mine", callbacks=[Curve()])
 
-The run's own measures come first, then the user's callbacks in their order, then what writes and shows the line.
+The run's own measures come first, then the user's callbacks in their order, then what writes and shows the line. Of
+several ranks rank 0 alone calls the user's; of a model that is sharded it then holds its own shard.
 """
 
 from collections.abc import Iterable

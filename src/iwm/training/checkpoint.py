@@ -1,5 +1,8 @@
 """Checkpoints and weights as safetensors + JSON: atomic, checksummed, never pickled.
 
+The format is the same however many ranks trained and however they shared the state: rank 0 writes all of it, each shard
+gathered in turn, and every rank reads it and takes what is its own. So a run goes on with any number of ranks.
+
 A checkpoint is a folder `checkpoints/step-00001234/` with `state.safetensors` (model and optimiser) and `state.json`
 (step, settings, checksum). It is written beside its final place, synced to disk and renamed, to a name
 that nothing bears, so it is whole or absent.
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 from iwm import config
 from iwm.model.weights import FORMAT, UnknownFormat, require_known_format
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import fields, files
+from iwm.runtime import distributed, fields, files
 from iwm.runtime.errors import UserError
 from iwm.runtime.files import sha256_of
 from iwm.runtime.tensors import save_file
@@ -38,13 +41,16 @@ class Checkpoint:
     tensors: dict[str, Tensor]
 
 
-def _optimiser_tensors(model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    return {
+def state_of(model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The whole state of a run on the host of rank 0, empty on other ranks; all must call it."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {
         f"optimiser.{key}.{name}": value
         for optimiser in optimisers
         for name, parameter in model.named_parameters()
         for key, value in optimiser.state.get(parameter, {}).items()
     }
+    return distributed.gathered(tensors)
 
 
 def save(
@@ -60,15 +66,18 @@ def save(
 
     `images`, the size of the training set, is recorded: the order of the images depends on it; so is `updates`, how
     many of the steps were finite (None: all): there the schedule goes on. Whatever lies there of later steps is a
-    damaged checkpoint that was passed over on resume, or half of one; it goes.
+    damaged checkpoint that was passed over on resume, or half of one; it goes. All ranks must call it; rank 0 writes.
     """
     final = folder / f"step-{step:08d}"
+    tensors = state_of(model, optimisers)
+    if distributed.rank():
+        return final
     part = folder / f".part-{step:08d}"
     meta: dict[str, Any] = {"format": FORMAT, "step": step, "updates": step if updates is None else updates}
     meta |= {"images": images, "settings": fields.to_dict(model.settings)}
     with files.naming(final):
         try:
-            _write(part, model, optimisers, meta)
+            _write(part, tensors, meta)
         except BaseException:
             for file in part.iterdir() if part.is_dir() else ():
                 file.unlink()  # a full disk gets its space back; that a checkpoint was cut off can still be seen
@@ -89,12 +98,10 @@ def save(
     return final
 
 
-def _write(part: Path, model: ImageWorldModel, optimisers: list[torch.optim.Optimizer], meta: dict[str, Any]) -> None:
+def _write(part: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write the files of a checkpoint into the folder `part`, emptied first."""
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= _optimiser_tensors(model, optimisers)
     file = part / "state.safetensors"
     save_file(tensors, file)
     (part / "state.json").write_text(json.dumps(meta | {"sha256": sha256_of(file)}, indent=1))
@@ -164,7 +171,9 @@ def restore(checkpoint: Checkpoint, model: ImageWorldModel, optimisers: list[tor
     Raises UserError when it holds more than they take.
     """
     tensors = checkpoint.tensors
-    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    own = model.state_dict()
+    whole = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
+    model.load_state_dict({k: distributed.shard_like(own[k], v) if k in own else v for k, v in whole.items()})
     parameters = dict(model.named_parameters())
     takes = {p: optimiser for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]}
     for full, value in tensors.items():
@@ -173,4 +182,6 @@ def restore(checkpoint: Checkpoint, model: ImageWorldModel, optimisers: list[tor
             parameter = parameters.get(name)
             if parameter is None or parameter not in takes:
                 raise UserError(f"Checkpoint {checkpoint.path} holds {full}, which nothing here takes; start anew.")
-            takes[parameter].state[parameter][key] = value.to(model.device)
+            alike = value.shape == parameter.shape  # moments are sharded as the parameter is, counters are not
+            value = distributed.shard_like(parameter, value) if alike else value.to(model.device)
+            takes[parameter].state[parameter][key] = value

@@ -23,6 +23,7 @@ from iwm.model.masks import Masks
 from iwm.model.objectives import OBJECTIVES, Objective
 from iwm.model.objectives.objective import Examination
 from iwm.model.world_model import ImageWorldModel
+from iwm.runtime import distributed
 from iwm.runtime.algebra import double
 from iwm.runtime.errors import UserError
 
@@ -59,14 +60,9 @@ def measure(model: ImageWorldModel, views: Views, masks: Masks) -> dict[str, flo
     tokens = model.encode(views.target)
     own = objective.health(model, Examination(views, masks, output, raw, tokens.values))
     features = raw if objective.learned_targets else tokens.values
-    gap = sum(
-        (
-            (s - t).square().sum()
-            for s, t in zip(model.encoder.parameters(), model.target_encoder.parameters(), strict=True)
-        ),
-        torch.zeros((), device=raw.device),
-    )
-    size = sum((p.square().sum() for p in model.encoder.parameters()), torch.zeros((), device=raw.device))
+    student, teacher = [*model.encoder.parameters()], [*model.target_encoder.parameters()]
+    gap = distributed.squared_norm([s - t for s, t in zip(student, teacher, strict=True)])
+    size = distributed.squared_norm(student)
     model.train(training)
     return {
         "health_loss": float(output.latent),

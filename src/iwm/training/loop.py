@@ -1,12 +1,13 @@
 """The training loop: load -> views -> masks -> loss -> finite check -> step -> EMA -> log -> save, with callbacks.
 
 Everything random is a pure function of (seed, step, image index), so a resumed run continues bit for bit on a CPU (on a
-GPU attention's gradients are not the same twice).
+GPU attention's gradients are not the same twice), and several ranks do what one would have done, up to rounding.
 """
 
 import math
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from iwm.model import pretrained, weights
 from iwm.model.encoder import Encoder
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder, load_model
-from iwm.runtime import devices, fields, files
+from iwm.runtime import devices, distributed, fields, files
 from iwm.runtime.console import console
 from iwm.runtime.devices import Session
-from iwm.runtime.errors import Interrupted, UserError
+from iwm.runtime.errors import UserError
 from iwm.training import checkpoint, health
 from iwm.training.callbacks import Callbacks, State, check_callbacks
 from iwm.training.checkpoint import Checkpoint
@@ -41,15 +42,22 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
     """Train a world model; returns the run folder with `config.yaml`, `metrics.jsonl`, `checkpoints/` and `model/`.
 
     `source` replaces opening `data.source`; `callbacks` are objects with methods of `iwm.training.callbacks.Callback`.
-    Raises UserError for bad settings and a folder that cannot be written, Busy while another process trains this run,
-    Interrupted after Ctrl-C (saved).
+    Of several processes started by torchrun or srun each trains its share of every batch; rank 0 alone writes, prints
+    and calls `callbacks`. Raises UserError for bad settings and a folder that cannot be written, Busy while another
+    process trains this run, Interrupted after Ctrl-C and Preempted after SIGTERM or SIGUSR1 (saved).
     """
+    with distributed.together():  # first, so that what is wrong on one rank ends all
+        return _pretrain_together(settings, source, callbacks)
+
+
+def _pretrain_together(settings: config.Config, source: ImageSet | None, callbacks: Sequence[Any]) -> Path:
+    """Check what was given, then train; only rank 0 looks whether the folder can be written, and locks it."""
     check_callbacks(callbacks)
     if not settings.run.out:
         raise UserError("Where should the run go? Give --out FOLDER.")
     run = RunFolder(Path(settings.run.out).expanduser())
     settings = with_encoder(settings)
-    validate(settings)
+    validate(settings, distributed.size())
     if run.path.exists() and not run.path.is_dir():
         raise UserError(f"{run.path} is a file; give a folder as --out.")
     if source is None and is_source(run.path, settings.data.source):
@@ -57,11 +65,13 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
             f"--out {settings.run.out} is the source itself, and what is written there would join its images; give "
             "another folder (it may lie inside the source)."
         )
-    files.require_writable(run.path, "The run", "give another --out FOLDER.")
+    leads = distributed.rank() == 0
+    if leads:
+        files.require_writable(run.path, "The run", "give another --out FOLDER.")
     source = source or open_images(settings.data.source, "train", size=settings.data.image_size)
     # The source as anybody can find it again, from whatever folder the run is replayed or resumed.
     settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
-    lock = files.lock(run.training_lock, f"{run.path} is being trained")
+    lock = files.lock(run.training_lock, f"{run.path} is being trained") if leads else nullcontext()
     with lock, Session.open(settings.speed) as session, devices.kept_memory():
         _pretrain(settings, source, run, session, callbacks)
     return run.path
@@ -73,47 +83,74 @@ def _pretrain(
     """Go on with the run or begin it, train it to the end, export the weights."""
     state = _newest_state(run, settings, source)
     start = state.step if state else 0
-    training, loader = _begin(settings, source, run, session, start)
+    first = distributed.of_first(start)
+    if start != first:
+        raise UserError(
+            f"Rank 0 goes on from step {first} of {run.path}, this rank finds step {start} there; give an --out on a "
+            "disk that all machines share."
+        )
+    training, loader = _begin(settings, source, run, session, start, "" if state else settings.init)
     if state:
         checkpoint.restore(state, training.model, training.optimisers)
         training.updates = Updates(state.updates)
-    elif settings.init:
-        initialise_from(training.model, settings.init)
     steps = training.schedule.steps
     if start > steps:
         raise UserError(
             f"{run.path} is already at step {start}, past the {steps} steps of these settings; raise optim.epochs."
         )
     saves = math.ceil((steps - start) / settings.run.save_every)
-    checkpoint.require_space(run.checkpoints, training.model, min(settings.run.keep, saves) + 1)
-    metrics = _write_beginning(run, settings, start)
+    if session.leads:
+        checkpoint.require_space(run.checkpoints, training.model, min(settings.run.keep, saves) + 1)
+        _write_beginning(run, settings, start)
     if start:
         console.print(f"Going on from step {start} of {steps}.")
+    ranks = f" on {session.ranks} ranks" if session.ranks > 1 else ""
     console.print(
         f"{len(source):,} images, {steps:,} steps of {settings.optim.batch_size}; {session.device.type} in "
-        f"{session.precision}, {loader.place}."
+        f"{session.precision}{ranks}, {loader.place}."
     )
     now = State(run, training, source, start, steps)
     if start < steps:  # of a finished run nothing is left to do but the export
-        _loop(now, loader, _callbacks(now, metrics, own))
+        _loop(now, loader, _callbacks(now, own))
     weights.export(training.model, run.model, step=steps, precision=session.precision)
     _show_verdict(now, loader)
 
 
 def _begin(
-    settings: config.Config, source: ImageSet, run: RunFolder, session: Session, start: int
+    settings: config.Config, source: ImageSet, run: RunFolder, session: Session, start: int, init: str
 ) -> tuple[Training, Loader | TokenLoader]:
-    """The state before the first step, and the batches from step `start` on."""
+    """The state before the first step, from the weights of `init` where it names some, and the batches from step
+    `start` on."""
+
+    def prepare(model: ImageWorldModel) -> None:
+        if settings.encoder.name:
+            pretrained.load_into(model)
+        if init:
+            initialise_from(model, init)
+
     if keeps_tokens(settings):
-        return begin(settings, source, run.path, session, start)
-    pairs = settings.views.geometry == "independent"
-    loader = Loader(
-        source, settings.data, settings.optim.batch_size, settings.run.seed, settings.speed, start, pairs=pairs
+        training, tokens = begin(settings, source, run.path, session, start)
+        if init:
+            initialise_from(training.model, init)
+        return training, tokens
+    loader = _loader(settings, source, session, start)
+    return Training.start(settings, loader.steps_per_epoch, session, prepare), loader
+
+
+def _loader(settings: config.Config, source: ImageSet, session: Session, start: int) -> Loader:
+    """The batches from step `start` on; of several ranks, this one's rows of each micro-batch."""
+    pairs, count = settings.views.geometry == "independent", settings.optim.batch_size
+    rows = distributed.rows_of(count, settings.optim.accumulate)
+    return Loader(
+        source,
+        settings.data,
+        count,
+        settings.run.seed,
+        settings.speed,
+        start,
+        pairs=pairs,
+        rows=rows,
     )
-    training = Training.start(settings, loader.steps_per_epoch, session)
-    if settings.encoder.name:
-        pretrained.load_into(training.model)
-    return training, loader
 
 
 # ---- beginning -----------------------------------------------------------------------------------------------------
@@ -199,21 +236,21 @@ def initialise_from(model: ImageWorldModel, init: str) -> None:
         model.encoder.load_state_dict(model.target_encoder.state_dict())
 
 
-def _write_beginning(run: RunFolder, settings: config.Config, start: int) -> Metrics:
-    """Write the settings; the metrics, which hold no line after step `start`."""
+def _write_beginning(run: RunFolder, settings: config.Config, start: int) -> None:
+    """Write the settings; the metrics shall hold no line after step `start`."""
     files.mark_output(run.path)
     config.save(settings, run.config)
-    metrics = Metrics(run.metrics)
-    metrics.cut_back(start)
-    return metrics
+    Metrics(run.metrics).cut_back(start)
 
 
-def _callbacks(state: State, metrics: Metrics, own: Sequence[Any]) -> Callbacks:
-    """All callbacks of a run: its measures, the user's own, and what writes and shows a line that is complete."""
+def _callbacks(state: State, own: Sequence[Any]) -> Callbacks:
+    """All callbacks of a run: its measures, the user's own, and what writes and shows a line that is complete. Every
+    rank measures, rank 0 does the rest."""
     watch = Watch(state.training)
     probe = OnlineProbe.for_run(state.images, state.settings)
     measures = [watch, HealthBatch(state.images, state.training), *([probe] if probe else [])]
-    return Callbacks([*measures, *own, metrics, ProgressBar(), LineEnd(watch)])
+    shown = [*own, Metrics(state.run.metrics), ProgressBar()] if state.training.session.leads else []
+    return Callbacks([*measures, *shown, LineEnd(watch)])
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -221,12 +258,14 @@ def _callbacks(state: State, metrics: Metrics, own: Sequence[Any]) -> Callbacks:
 
 def _loop(state: State, loader: Loader | TokenLoader, callbacks: Callbacks) -> None:
     """Train from `state.step` to the last one. Raises Interrupted after Ctrl-C, UserError on divergence."""
-    stop = StopSignal()
+    votes = state.training.votes
+    stop = StopSignal(lambda: votes.agreed)
     last_save = state.step
     with stop:
         try:
             callbacks.start(state)
             for batch in stop.batches(loader):
+                votes.own = stop.vote
                 state.loss, state.finite = state.training.step(batch)
                 state.step, state.batch = batch.step + 1, batch
                 callbacks.step(state)
@@ -243,13 +282,13 @@ def _loop(state: State, loader: Loader | TokenLoader, callbacks: Callbacks) -> N
             loader.close()
         finally:
             callbacks.end(state)
-    if stop.pending and last_save < state.steps:
+    if (stop.pending or votes.agreed) and last_save < state.steps:
         run = state.run
         again = shlex.join(["iwm", "pretrain", "--config", str(run.config), "--out", str(run.path)])
         if memory.is_memory(state.settings.data.source):
             again = "the same iwm.pretrain(..., data=IMAGES)"
         where = f"Saved at step {last_save} of {state.steps}" if last_save else "Stopped before the first step"
-        raise Interrupted(f"{where}. Go on with: {again}")
+        raise stop.exception(f"{where}. Go on with: {again}")
 
 
 def _save(state: State) -> Path:

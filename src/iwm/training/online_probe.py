@@ -16,6 +16,7 @@ from iwm.data.image_sets import UNLABELLED, ImageSet, Subset
 from iwm.data.loader import load_all
 from iwm.data.splits import shuffled_rows
 from iwm.model.world_model import ImageWorldModel
+from iwm.runtime import distributed
 from iwm.runtime.algebra import double, ridge, standardisation
 from iwm.training.callbacks import Callback, State
 
@@ -55,8 +56,14 @@ class OnlineProbe(Callback):
 
     @torch.no_grad()
     def accuracy(self, model: ImageWorldModel) -> float:
+        """Accuracy on the validation part; of several ranks each encodes its share of the images."""
         device = model.device
-        features = torch.cat([model.encode(part.to(device)).pooled.float() for part in self.images.split(250)])
+
+        def encode(rows: list[int]) -> Float[Tensor, "n d"]:
+            parts = torch.tensor(rows).split(250)
+            return torch.cat([model.encode(self.images[part].to(device)).pooled.float() for part in parts])
+
+        features = distributed.shared_rows(len(self.images), encode)
         n, labels = self.train, self.labels.to(device)
         return ridge_accuracy(features[:n], labels[:n], features[n:], labels[n:])
 

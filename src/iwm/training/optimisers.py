@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from iwm.config import Optim
+from iwm.runtime import distributed
 from iwm.runtime.errors import UserError
 from iwm.runtime.registry import Registry
 
@@ -39,6 +41,9 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is not None:
                     alike.setdefault(weight.shape, []).append(weight)
             for weights in alike.values():
+                if isinstance(weights[0], DTensor):
+                    self.update_shards(weights, group)
+                    continue
                 at_once = len(weights) if weights[0].is_cuda else 1  # batched products are the slower ones on a CPU
                 for first in range(0, len(weights), at_once):
                     self.update(weights[first : first + at_once], group)
@@ -61,6 +66,27 @@ class Muon(torch.optim.Optimizer):
             after, new = torch.where(skipped, before, after), torch.where(skipped, old, new)
         for kept, moved in zip([*weights, *buffers], [*after, *new], strict=True):
             kept.copy_(moved)
+
+    @torch.no_grad()
+    def update_shards(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Move matrices of one shape that are sharded over ranks: each is orthogonalised as a whole, on one rank."""
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        old = [self.state[weight]["momentum_buffer"] for weight in weights]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        new = [buffer.lerp(gradient, 1 - group["momentum"]) for buffer, gradient in zip(old, gradients, strict=True)]
+        ahead = [gradient.lerp(one, group["momentum"]) for gradient, one in zip(gradients, new, strict=True)]
+        towards = distributed.on_whole(ahead, lambda matrix: orthogonal(matrix[None].to(self.dtype))[0])
+        rate = group["lr"] * 0.2 * math.sqrt(max(weights[0].shape))
+        skipped = None if self.found_inf is None else self.found_inf.bool()
+        for weight, buffer, moved, step in zip(weights, old, new, towards, strict=True):
+            here, kept = distributed.local(weight), distributed.local(buffer)
+            after = here * (1 - group["lr"] * group["weight_decay"])
+            after.sub_(distributed.local(step), alpha=rate)
+            later = distributed.local(moved)
+            here.copy_(after if skipped is None else torch.where(skipped, here, after))
+            kept.copy_(later if skipped is None else torch.where(skipped, kept, later))
 
 
 def orthogonal(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:

@@ -8,10 +8,11 @@ from collections import deque
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from iwm.config import Optim
+from iwm.runtime import distributed
 from iwm.runtime.algebra import cosine
 
 
@@ -105,3 +106,34 @@ class Updates:
                 event.synchronize()
             self.count += int(flag)
         return self.position
+
+
+class Votes:
+    """Whether any rank was asked from outside to stop: summed with the loss, so that all know it of the same step."""
+
+    def __init__(self) -> None:
+        self.own = 0
+        """What this process was asked: 0 to go on, 1 to stop by Ctrl-C, 2 by a scheduler."""
+        self.agreed = 0
+        """The same of all ranks, known LAG steps later on a GPU."""
+        self.pending: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+
+    def shared(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The loss of all ranks, from this one's; the votes go with it."""
+        if distributed.size() == 1:
+            return loss
+        votes = [torch.full_like(loss, float(self.own == kind)) for kind in (1, 2)]
+        mean, *votes = distributed.all_reduce_mean(torch.stack([loss, *votes])).unbind()
+        if loss.is_cuda:
+            kept, event = torch.empty(2, pin_memory=True), torch.cuda.Event()
+            kept.copy_(torch.stack(votes), non_blocking=True)
+            event.record()
+            self.pending.append((kept, event))
+        else:
+            self.pending.append((torch.stack(votes), None))
+        while len(self.pending) > (LAG if loss.is_cuda else 0):
+            kept, event = self.pending.popleft()
+            if event:
+                event.synchronize()
+            self.agreed = max([self.agreed, *(kind for kind in (1, 2) if kept[kind - 1] > 0)])
+        return mean

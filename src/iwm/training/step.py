@@ -1,10 +1,15 @@
-"""The state of a run and one optimiser step: crops -> views -> masks -> loss -> finite check -> step -> EMA."""
+"""The state of a run and one optimiser step: crops -> views -> masks -> loss -> finite check -> step -> EMA.
 
+Each of several ranks does this with its rows of the global batch. Gradients, loss and the decision to skip a step are
+of all ranks.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iwm import config
 from iwm.actions.views import TokenViews, Views, make_independent_views, make_views
@@ -12,11 +17,11 @@ from iwm.data.loader import Batch
 from iwm.model.masks import is_whole, sample_masks
 from iwm.model.vit import choose_attention, compile_blocks
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import devices
+from iwm.runtime import devices, distributed
 from iwm.runtime.devices import Session
-from iwm.runtime.errors import UserError
+from iwm.training import parallel
 from iwm.training.optimisers import make_optimisers
-from iwm.training.schedule import Schedule, Updates, apply_schedule
+from iwm.training.schedule import Schedule, Updates, Votes, apply_schedule
 
 Crops = tuple[Tensor, Tensor | None]
 """Crops of images, uint8 [b, 3, s, s], and where views share no geometry as many others."""
@@ -41,32 +46,41 @@ class Training:
     schedule: Schedule
     session: Session
     updates: Updates = field(default_factory=Updates)
+    votes: Votes = field(default_factory=Votes)
+    """What other ranks were asked from outside."""
+    averaged: nn.Module = field(init=False)
+    """The model, or what averages its gradients over ranks: what a step calls."""
+
+    def __post_init__(self) -> None:
+        ddp = self.session.ranks > 1 and not self.settings.speed.shard
+        self.averaged = parallel.replicated(self.model, self.session) if ddp else self.model
 
     @classmethod
-    def start(cls, settings: config.Config, steps_per_epoch: int, session: Session) -> "Training":
-        """The state before the first step."""
+    def start(
+        cls,
+        settings: config.Config,
+        steps_per_epoch: int,
+        session: Session,
+        prepare: Callable[[ImageWorldModel], object] = lambda model: None,
+    ) -> "Training":
+        """The state before the first step. `prepare` gets the fresh model, to start from other weights."""
         model = build(settings, session.device).train()
+        prepare(model)
         choose_attention(model, session.device, session.precision)
+        schedule = Schedule(settings.optim, steps_per_epoch)
         if settings.speed.compile:
             compile_blocks(model)
+        if settings.speed.shard and session.ranks > 1:
+            parallel.shard(model, session)
         optimisers = make_optimisers(model, settings.optim, devices.dtype_of(session.precision))
-        return cls(settings, model, optimisers, Schedule(settings.optim, steps_per_epoch), session)
+        return cls(settings, model, optimisers, schedule, session)
 
     def micro_batches(self, batch: Batch) -> list[tuple[Part, np.ndarray]]:
-        """The step's crops and indices, split into `optim.accumulate` parts."""
-        self.require_whole_parts(batch)
+        """The step's crops and indices, split into `optim.accumulate` parts; of several ranks, this one's."""
         parts = self.settings.optim.accumulate
         others = [None] * parts if batch.others is None else batch.others.chunk(parts)
         crops = zip(batch.images.chunk(parts), others, strict=True)
         return list(zip(crops, np.split(batch.indices, parts), strict=True))
-
-    def require_whole_parts(self, batch: Batch) -> None:
-        """Raises UserError when a batch does not divide into micro-batches."""
-        parts = self.settings.optim.accumulate
-        if len(batch.indices) % parts:
-            raise UserError(
-                f"optim.batch_size ({len(batch.indices)}) must be a multiple of optim.accumulate ({parts})."
-            )
 
     def views(self, crops: Crops, indices: np.ndarray, step: int) -> Views:
         """What the settings make of an image's crop, or of its two."""
@@ -86,7 +100,7 @@ class Training:
         views = self._views_of(part, indices, step)
         masks = sample_masks(s.masks, self.model.grid, s.run.seed, step, indices, self.session.device)
         with self.session.autocast():
-            return self.model(views, masks).loss
+            return self.averaged(views, masks).loss
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One optimiser step. Returns loss and whether it was finite, both on the device: nothing is synchronised.
@@ -94,18 +108,22 @@ class Training:
         A step with a non-finite loss or gradient is skipped on the device: weights, optimiser, teacher, target
         statistics and the schedule's position stay as they are (`Updates` says when a GPU's is known).
         """
+        distributed.tick()
         parts = self.micro_batches(batch)
         if batch.step == 0:
             self._calibrate(parts)
         total = torch.zeros((), device=self.session.device)
         self.model.zero_grad(set_to_none=True)
-        for part, indices in parts:
-            loss = self.loss(part, indices, batch.step) / len(parts)
-            loss.backward()
+        for number, (part, indices) in enumerate(parts, start=1):
+            with parallel.averaging(self.averaged, last=number == len(parts)):
+                loss = self.loss(part, indices, batch.step) / len(parts)
+                distributed.tick()
+                loss.backward()
             total += loss.detach()
+        total = self.votes.shared(total)
         trainable = [p for p in self.model.parameters() if p.grad is not None]
         limit = self.settings.optim.clip or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(trainable, limit, foreach=True)
+        norm = distributed.whole(torch.nn.utils.clip_grad_norm_(trainable, limit, foreach=True))
         finite = torch.isfinite(total) & torch.isfinite(norm)
         skipped, position = (~finite).float(), self.updates.position
         for optimiser in self.optimisers:
@@ -116,6 +134,7 @@ class Training:
             optimiser.step()
         self.model.after_step(self.schedule.ema(position), finite)
         self.updates.add(finite)
+        distributed.rest()
         return total, finite
 
     @torch.no_grad()

@@ -112,7 +112,6 @@ class TokenTraining(Training):
 
     def micro_batches(self, batch: Batch) -> list[tuple[Part, np.ndarray]]:
         assert isinstance(batch, TokenBatch)
-        self.require_whole_parts(batch)
         parts = batch.views.chunk(self.settings.optim.accumulate)
         return [(part, part.indices) for part in parts]
 

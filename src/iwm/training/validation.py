@@ -13,8 +13,8 @@ from iwm.runtime.errors import UserError
 from iwm.training.optimisers import OPTIMISERS
 
 
-def validate(settings: Config) -> None:
-    """Check that names are known, numbers make sense and settings go together.
+def validate(settings: Config, ranks: int = 1) -> None:
+    """Check that names are known, numbers make sense and settings go together, for so many ranks.
 
     Raises UserError naming the first setting that does not.
     """
@@ -24,6 +24,19 @@ def validate(settings: Config) -> None:
     check_bounds(settings)
     _check_encoder(settings)
     objective_of(settings).check()
+    _check_ranks(settings, ranks)
+
+
+def _check_ranks(settings: Config, ranks: int) -> None:
+    optim, encoder = settings.optim, settings.encoder
+    if optim.batch_size % (optim.accumulate * ranks):
+        share = f"optim.accumulate ({optim.accumulate})" + (f" times the {ranks} ranks" if ranks > 1 else "")
+        raise UserError(f"optim.batch_size ({optim.batch_size}) must be a multiple of {share}.")
+    if ranks > 1 and stands_still(encoder) and encoder.views and settings.objective.kind == "latent":
+        raise UserError(
+            f"Tokens that are encoded once are kept by one process, and {ranks} were started; start one, or encode in "
+            "every step with encoder.views 0."
+        )
 
 
 def _check_encoder(settings: Config) -> None:

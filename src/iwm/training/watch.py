@@ -10,7 +10,7 @@ from torch import Tensor
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all, load_pairs
 from iwm.model.masks import sample_masks
-from iwm.runtime import drawing
+from iwm.runtime import distributed, drawing
 from iwm.runtime.console import console, progress, shows_bars
 from iwm.runtime.errors import UserError
 from iwm.training import gallery, health
@@ -42,12 +42,12 @@ class HealthBatch(Callback):
         self.masks = sample_masks(s.masks, training.model.grid, s.run.seed, step, rows, training.session.device)
 
     def measure(self, training: Training) -> dict[str, float]:
-        with training.session.autocast():
+        with training.session.autocast(), distributed.alone():  # every rank has all of this batch
             return health.measure(training.model, self.views, self.masks)
 
     def on_start(self, state: State) -> None:
         """The gallery of a run that begins."""
-        if state.step == 0:
+        if state.step == 0 and state.training.session.leads:
             model = state.model
             figure = gallery.gallery(self.crops, self.views, self.masks, model.space, model.grid)
             drawing.save(figure, state.run.gallery)

@@ -13,6 +13,7 @@ WORK = "iwm.evaluation.after_pretraining:pretrain"
 
 ENCODER_SIZES = ("patch_size", "width", "depth", "heads", "mlp_ratio", "mean", "std")
 """Settings that an encoder of others brings with it."""
+RANKS = True
 
 
 def read(words: Sequence[str], parse: Parse) -> config.Config:

@@ -1,0 +1,116 @@
+"""Two ranks train as one process does: the same curve at the same global batch, however they share the work."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+from conftest import pictures_file, tiny, trained_on, with_run
+
+from iwm import config
+from iwm.run_folder import RunFolder
+from iwm.training import loop
+
+TOLERANCE = 1e-4
+"""Relative, in float32: sums are taken in another order, and the optimisers amplify that from step to step."""
+LOOSER = {"joint, regression": 2e-3}
+"""There the projector's last bias, which the next BatchNorm takes away again, has a gradient of rounding errors alone;
+AdamW makes whole steps of them, and the teacher's keys show them."""
+
+JOINT = {
+    "objective": config.Objective(kind="joint", projector_width=32, projector_dim=16),
+    "masks": config.Masks(sampler="none"),
+    "views": config.Views(geometry="independent"),
+}
+SPREAD = config.Objective(target_norm="batch", variance=0.5, covariance=0.1)
+IJEPA = config.Masks(sampler="ijepa", predict="dropped", context_area=(0.85, 1.0))
+MUON, PARTS = replace(tiny().optim, kind="muon"), replace(tiny().optim, accumulate=2)
+REGRESSION = replace(JOINT["objective"], invariance="regression")
+CASES: dict[str, dict[str, Any]] = {
+    "latent, statistics and spread over ranks, accumulation": {"objective": SPREAD, "optim": PARTS},
+    "latent, muon": {"objective": SPREAD, "optim": MUON},
+    "published masks, truncated to the shortest": {"masks": IJEPA, "objective": config.Objective()},
+    "pixels": {"objective": config.Objective(kind="pixels")},
+    "joint, contrastive, accumulation": {**JOINT, "optim": PARTS},
+    "joint, regression": {**JOINT, "objective": REGRESSION},
+}
+SHARDED = ("latent, statistics and spread over ranks, accumulation", "latent, muon", "joint, contrastive, accumulation")
+PAIRS = [*(("replicated", name) for name in CASES), *(("sharded", name) for name in SHARDED)]
+SHARED = {"replicated": {}, "sharded": {"shard": True}}
+
+
+def case(folder: Path, name: str, out: str, **speed: Any) -> config.Config:
+    groups = {"optim": tiny().optim, **CASES[name]}
+    groups["optim"] = replace(groups["optim"], epochs=1)
+    chosen = tiny(**groups, speed=replace(tiny().speed, **speed), run=config.Run(log_every=2, save_every=4, keep=9))
+    return trained_on(chosen, source=str(folder / "pictures.npz"), out=str(folder / out))
+
+
+def train_all(settings: list[config.Config]) -> None:
+    for one in settings:
+        loop.pretrain(one)
+
+
+def name_of(way: str, name: str) -> str:
+    return f"{way}-{name.replace(' ', '-').replace(',', '')}"
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs of two ranks, replicated and sharded, and of one process."""
+    folder = tmp_path_factory.mktemp("ranks")
+    pictures_file(folder / "pictures.npz", count=128, labelled=True)
+    settings = [case(folder, name, name_of(way, name), **SHARED[way]) for way, name in PAIRS]
+    both = ranks.start(2, folder, train_all, settings)
+    for name in CASES:
+        loop.pretrain(case(folder, name, name_of("one", name)))
+    assert both.wait() == [0, 0], both.texts
+    return folder
+
+
+MEASURES = ("loss", "health_loss", "rankme", "target_variance", "ema_gap", "lr", "skipped", "probe_top1")
+
+
+def assert_same(one: list[dict[str, Any]], other: list[dict[str, Any]], tolerance: float = TOLERANCE) -> None:
+    assert [line["step"] for line in one] == [line["step"] for line in other]
+    for mine, yours in zip(one, other, strict=True):
+        for key in [key for key in MEASURES if key in mine]:
+            assert yours[key] == pytest.approx(mine[key], rel=tolerance), (mine["step"], key)
+
+
+@pytest.mark.parametrize(("way", "name"), PAIRS)
+def test_two_ranks_give_the_curve_of_one_process(curves, way, name):
+    one = RunFolder(curves / name_of("one", name)).metric_lines()
+    assert "probe_top1" in one[-1]
+    assert_same(one, RunFolder(curves / name_of(way, name)).metric_lines(), LOOSER.get(name, TOLERANCE))
+
+
+def test_only_rank_0_speaks(curves):
+    text = (curves / "rank-0.txt").read_text()
+    assert "on 2 ranks" in text
+    assert "step 8 of 8" in text
+    assert (curves / "rank-1.txt").read_text() == ""
+
+
+RESUMED = "latent, muon"
+
+
+@pytest.mark.parametrize(("before", "after"), [("one", "sharded"), ("sharded", "replicated"), ("sharded", "one")])
+def test_a_run_goes_on_with_another_number_of_ranks(curves, tmp_path, before, after):
+    """From the checkpoint at step 4 of one way of sharing to the end with another; the format is one."""
+    shutil.copytree(curves / name_of(before, RESUMED), tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        if path.name > "step-00000004":
+            shutil.rmtree(path)
+    files = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "step-00000004").iterdir())
+    assert files == ["state.json", "state.safetensors"]
+    chosen = with_run(case(curves, RESUMED, "", **SHARED.get(after, {})), out=str(tmp_path / "run"))
+    if after == "one":
+        loop.pretrain(chosen)
+    else:
+        both = ranks.start(2, tmp_path, train_all, [chosen])
+        assert both.wait() == [0, 0], both.texts
+        assert "Going on from step 4 of 8." in both.text(0)
+    assert_same(RunFolder(curves / name_of("one", RESUMED)).metric_lines(), RunFolder(tmp_path / "run").metric_lines())
