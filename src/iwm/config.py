@@ -247,8 +247,12 @@ class Speed:
     """auto: bf16 autocast where the hardware multiplies bf16, else fp32."""
     device: Annotated[str, DeviceName()] = "auto"
     """auto (a GPU of NVIDIA's or AMD's where there is one), cpu, cuda, cuda:N, or mps (Apple's)."""
-    compile: bool = False
-    """Compile the transformer blocks with torch.compile; the first step then takes a minute or so."""
+    compile: bool | None = None
+    """Compile the transformer blocks with torch.compile; the first step then takes a minute or so. None: on CUDA, for
+    encoders from ViT-S on and runs of 5,000 steps and more."""
+    checkpoint_blocks: bool = False
+    """Keep only the blocks' inputs and compute them again for the gradients: a third more time, a fraction of the
+    memory."""
     shard: bool = False
     """Of several processes each keeps a shard of weights, gradients and optimiser state (FSDP2), not all of it (DDP);
     for models that one GPU does not hold (docs/cluster.md)."""

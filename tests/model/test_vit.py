@@ -9,6 +9,7 @@ from torch import nn
 from iwm.model.vit import (
     AdaLNBlock,
     PlainBlock,
+    checkpoint_blocks,
     choose_attention,
     depths,
     gather_tokens,
@@ -151,3 +152,37 @@ def test_stochastic_depth_leaves_whole_branches_out_and_keeps_the_mean(adaln):
     assert 0.45 < float(left_out.float().mean()) < 0.55
     assert len(shown.flatten(1).unique(dim=0)) == 2
     assert whole.shape == (1, 5, 32)
+
+
+@pytest.mark.parametrize("kind", ["plain", "adaln"])
+def test_blocks_computed_again_keep_only_their_inputs_and_give_the_same_gradients(kind):
+    gradients, kept = [], []
+    for again in (False, True):
+        torch.manual_seed(0)
+        blocks = [PlainBlock(32, 2, 4.0) if kind == "plain" else AdaLNBlock(32, 2, 4.0, 5) for _ in range(2)]
+        model = nn.Sequential(*blocks)
+        if kind == "adaln":
+            cast(AdaLNBlock, model[0]).open_gates()
+        names = list(model.state_dict())
+        if again:
+            checkpoint_blocks(model)
+        assert list(model.state_dict()) == names
+        saved: list[int] = []
+
+        def pack(tensor: torch.Tensor, saved: list[int] = saved) -> torch.Tensor:
+            saved.append(tensor.numel())
+            return tensor
+
+        x = torch.randn(2, 6, 32, requires_grad=True)
+        others = () if kind == "plain" else (torch.randn(2, 5),)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            y = model[1](model[0](x, *others), *others, count=3)
+        y.square().sum().backward()
+        gradients.append([x.grad, *(p.grad for p in model.parameters())])
+        kept.append(sum(saved))
+        with torch.no_grad():
+            assert model[0](x, *others).shape == x.shape
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+    assert kept[1] < kept[0] / 5

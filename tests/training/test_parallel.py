@@ -38,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 SHARDED = ("latent, statistics and spread over ranks, accumulation", "latent, muon", "joint, contrastive, accumulation")
 PAIRS = [*(("replicated", name) for name in CASES), *(("sharded", name) for name in SHARDED)]
-SHARED = {"replicated": {}, "sharded": {"shard": True}}
+SHARED = {"replicated": {}, "sharded": {"shard": True, "checkpoint_blocks": True}}
 
 
 def case(folder: Path, name: str, out: str, **speed: Any) -> config.Config:

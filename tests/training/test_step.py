@@ -16,7 +16,7 @@ from iwm.run_folder import RunFolder
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import Interrupted
 from iwm.training import loop
-from iwm.training.step import Training
+from iwm.training.step import Training, compiles
 
 
 def started(settings: config.Config) -> Training:
@@ -109,3 +109,20 @@ def test_a_resumed_run_knows_how_many_steps_were_skipped(tmp_path, monkeypatch):
     interrupted_at = -1
     loop.pretrain(stopped)
     assert_equal(*(load_file(RunFolder(tmp_path / name).model / TENSORS) for name in ("straight", "stopped")))
+
+
+@pytest.mark.parametrize(
+    ("device", "width", "steps", "chosen", "wanted"),
+    [
+        ("cuda", 384, 5000, None, True),
+        ("cuda", 192, 5000, None, False),
+        ("cuda", 384, 4999, None, False),
+        ("cpu", 768, 90000, None, False),
+        ("cpu", 32, 8, True, True),
+        ("cuda", 768, 90000, False, False),
+    ],
+)
+def test_blocks_are_compiled_by_default_where_it_pays(device, width, steps, chosen, wanted):
+    encoder = config.Encoder(width=width)
+    settings = tiny(encoder=encoder, speed=replace(tiny().speed, compile=chosen))
+    assert compiles(settings, Session(torch.device(device), "bf16"), steps) is wanted

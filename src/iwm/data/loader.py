@@ -3,7 +3,6 @@ decoding processes, and both give the same bytes for the same seed, step and ima
 once and counted.
 """
 
-import itertools
 import logging
 import math
 import time
@@ -64,7 +63,8 @@ class Loader:
 
     The order of an epoch is `permutation(seed, "order", epoch, n)`; its last incomplete batch is dropped. With `pairs`
     every image is cropped twice, independently. Iterating starts at `start_step` and ends before `steps` (None: never).
-    `rows` are the places in each batch that are made here (None: all): several ranks share the batches.
+    `rows` are the places in each batch that are made here (None: all): several ranks share the batches. For a GPU as
+    `device` the crops are pinned where they are made and copied while it computes.
     Raises UserError when a batch exceeds the set or no image can be decoded.
     """
 
@@ -80,6 +80,7 @@ class Loader:
         progress: Progress | None = None,
         pairs: bool = False,
         rows: Sequence[range] | None = None,
+        device: torch.device | None = None,
     ):
         if batch_size > len(images):
             raise UserError(
@@ -98,6 +99,7 @@ class Loader:
         """Where the pictures come from, in words."""
         places = np.concatenate([np.asarray(part, dtype=np.int64) for part in rows or [range(batch_size)]])
         self._maker = _Maker(images, data, batch_size, seed, self.steps_per_epoch, pairs, places)
+        self._device = device if device is not None and device.type == "cuda" else None
         self._workers = max(1, devices.cores() - 1) if speed.workers < 0 else speed.workers
         self._running: Iterator[Batch] | None = None
         if self.in_memory:
@@ -121,7 +123,8 @@ class Loader:
         """One thread prepares the next batch: nearly all its work releases Python's lock."""
         thread = ThreadPoolExecutor(1)
         try:
-            yield from self._batches(_ahead(thread, self._maker.make, self._maker.tasks(self.start_step, self.steps)))
+            make = (lambda task: self._maker.make(task).pin_memory()) if self._device else self._maker.make
+            yield from self._batches(workers.ahead(thread, make, self._maker.tasks(self.start_step, self.steps)))
         finally:
             thread.shutdown(wait=False)  # a disk that does not answer keeps nobody from saving
 
@@ -135,7 +138,17 @@ class Loader:
             collate_fn=cast(Any, workers.shared),
             worker_init_fn=workers.prepare,
         )
-        yield from self._batches(workers.parts_of(parts))
+        sent = workers.parts_of(parts)
+        if self._device is None:
+            yield from self._batches(sent)
+            return
+        # Not the DataLoader's own thread for this: it may wait without end for a process that was ended while it wrote.
+        thread = ThreadPoolExecutor(1)
+        try:
+            yield from self._batches(workers.ahead(thread, Part.pin_memory, sent))
+        finally:
+            cast(Any, sent).close()
+            thread.shutdown(wait=False)
 
     def _batches(self, parts: Iterator[Part]) -> Iterator[Batch]:
         since = time.perf_counter()
@@ -144,10 +157,11 @@ class Loader:
             self._note(part.broken)
             if not len(part.indices):
                 raise UserError(_none_left(self.images, part.broken))
-            gathered.append(part)
+            gathered.append(part.on(self._device) if self._device else part)
             if len(gathered) < self._maker.chunks:
                 continue
             indices = np.concatenate([one.indices for one in gathered])
+            part = gathered[-1]
             crops = part.crops if len(gathered) == 1 else torch.cat([one.crops for one in gathered])
             others = None if part.others is None else torch.cat([cast(Tensor, one.others) for one in gathered])
             labels = None if self.images.labels is None else torch.from_numpy(self.images.labels[indices])
@@ -228,19 +242,6 @@ class _Maker(Dataset[Part]):
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " n"]:
     return permutation(seed, "order", epoch, count)
-
-
-def _ahead(thread: ThreadPoolExecutor, make: Callable[[Any], Any], tasks: Iterator[Any]) -> Iterator[Any]:
-    """`map`, of which the next two results are prepared meanwhile."""
-    coming = [thread.submit(make, task) for task in itertools.islice(tasks, 2)]
-    try:
-        while coming:
-            result = coming.pop(0).result()
-            coming.extend(thread.submit(make, task) for task in itertools.islice(tasks, 1))
-            yield result
-    finally:
-        for one in coming:
-            one.cancel()
 
 
 def _decode_all(

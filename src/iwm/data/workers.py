@@ -1,4 +1,4 @@
-"""Decoding processes: how their pictures reach the trainer, and how they end.
+"""Decoding threads and processes: how their pictures reach the trainer, and how they end.
 
 Pictures go through shared memory (/dev/shm), which containers keep small: 64 MB under Docker. Where it is full they go
 through a pipe, slower but whole: a part that got lost on the way would be waited for without end.
@@ -6,12 +6,14 @@ through a pipe, slower but whole: a part that got lost on the way would be waite
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, cast
 
@@ -41,6 +43,16 @@ class Part:
     """Images newly found broken by whoever made this part."""
     others: UInt8[Tensor, "b 3 size size"] | None = None
 
+    def pin_memory(self) -> "Part":
+        """The same with pictures in pinned memory, from where a GPU fetches them by itself."""
+        others = None if self.others is None else self.others.pin_memory()
+        return replace(self, crops=self.crops.pin_memory(), others=others)
+
+    def on(self, device: torch.device) -> "Part":
+        """The same with pictures on the device; of pinned ones nobody waits for the copy."""
+        others = None if self.others is None else self.others.to(device, non_blocking=True)
+        return replace(self, crops=self.crops.to(device, non_blocking=True), others=others)
+
 
 @dataclass(frozen=True)
 class PipedPart:
@@ -51,6 +63,19 @@ class PipedPart:
     crops: UInt8[np.ndarray, "b 3 size size"]
     broken: list[BrokenImage]
     others: UInt8[np.ndarray, "b 3 size size"] | None = None
+
+
+def ahead(thread: ThreadPoolExecutor, make: Callable[[Any], Any], tasks: Iterator[Any]) -> Iterator[Any]:
+    """`map`, of which the next two results are prepared meanwhile."""
+    coming = [thread.submit(make, task) for task in itertools.islice(tasks, 2)]
+    try:
+        while coming:
+            result = coming.pop(0).result()
+            coming.extend(thread.submit(make, task) for task in itertools.islice(tasks, 1))
+            yield result
+    finally:
+        for one in coming:
+            one.cancel()
 
 
 def parts_of(loader: "DataLoader[Part]") -> Iterator[Part]:

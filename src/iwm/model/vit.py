@@ -5,7 +5,8 @@ A block is timm's: x + Attention(LN(x)), then x + MLP(LN(x)).
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, cast
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from iwm.runtime.errors import UserError
 
@@ -195,6 +197,20 @@ def choose_attention(module: nn.Module, device: torch.device, precision: str) ->
     for layer in module.modules():
         if isinstance(getattr(layer, "fused_attn", None), bool):
             layer.fused_attn = fused  # pyright: ignore[reportArgumentType]
+
+
+def checkpoint_blocks(module: nn.Module) -> None:
+    """Have every transformer block that is trained keep its input only, and compute the rest again for its gradients:
+    a third more time for a fraction of the memory. Names and numbers stay."""
+    for block in module.modules():
+        if isinstance(block, Block):
+            block.forward = partial(_checkpointed, block.forward)
+
+
+def _checkpointed(forward: Callable[..., Tensor], x: Float[Tensor, "b n d"], *others: Any, **named: Any) -> Tensor:
+    if not torch.is_grad_enabled():
+        return forward(x, *others, **named)
+    return cast(Tensor, checkpoint(forward, x, *others, use_reentrant=False, **named))
 
 
 def compile_blocks(module: nn.Module) -> None:

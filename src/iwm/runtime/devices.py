@@ -135,7 +135,8 @@ def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
     GPU still has to do; from ordinary memory it would, whatever `non_blocking` says."""
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+    return pinned.to(device, non_blocking=True)
 
 
 @contextlib.contextmanager

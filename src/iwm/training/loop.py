@@ -150,6 +150,7 @@ def _loader(settings: config.Config, source: ImageSet, session: Session, start: 
         start,
         pairs=pairs,
         rows=rows,
+        device=session.device,
     )
 
 

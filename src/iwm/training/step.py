@@ -15,7 +15,7 @@ from iwm import config
 from iwm.actions.views import TokenViews, Views, make_independent_views, make_views
 from iwm.data.loader import Batch
 from iwm.model.masks import is_whole, sample_masks
-from iwm.model.vit import choose_attention, compile_blocks
+from iwm.model.vit import checkpoint_blocks, choose_attention, compile_blocks
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, distributed
 from iwm.runtime.devices import Session
@@ -34,6 +34,19 @@ def build(settings: config.Config, device: torch.device) -> ImageWorldModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.run.seed)
         return ImageWorldModel(settings).to(device)
+
+
+COMPILED_WIDTH, COMPILED_STEPS = 384, 5000
+"""Encoders and runs for which `speed.compile` None compiles on CUDA: it costs a minute and saves a quarter of a step
+(docs/cluster.md)."""
+
+
+def compiles(settings: config.Config, session: Session, steps: int) -> bool:
+    """Whether the blocks are compiled."""
+    if settings.speed.compile is not None:
+        return settings.speed.compile
+    large = settings.encoder.width >= COMPILED_WIDTH and steps >= COMPILED_STEPS
+    return large and session.device.type == "cuda"
 
 
 @dataclass
@@ -68,7 +81,9 @@ class Training:
         prepare(model)
         choose_attention(model, session.device, session.precision)
         schedule = Schedule(settings.optim, steps_per_epoch)
-        if settings.speed.compile:
+        if settings.speed.checkpoint_blocks:
+            checkpoint_blocks(model)
+        if compiles(settings, session, schedule.steps):
             compile_blocks(model)
         if settings.speed.shard and session.ranks > 1:
             parallel.shard(model, session)
