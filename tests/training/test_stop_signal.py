@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 def stopping(monkeypatch: pytest.MonkeyPatch, images: ImageSet, step: int, flag: Path) -> None:
     """From step `step` on no image can be read, and half a second later SIGTERM comes."""
-    real_step, real_load = Training.step, images.load
+    real_step, real_load = Training.step, images.load_reduced
 
     def at_step(self: Training, batch: object) -> object:
         if batch.step == step:  # pyright: ignore[reportAttributeAccessIssue]
@@ -34,14 +34,14 @@ def stopping(monkeypatch: pytest.MonkeyPatch, images: ImageSet, step: int, flag:
             threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
         return real_step(self, batch)  # pyright: ignore[reportArgumentType]
 
-    def load(index: int) -> torch.Tensor:
+    def load(index: int, least: int) -> torch.Tensor:
         until = time.monotonic() + 20
         while flag.exists() and time.monotonic() < until:
             time.sleep(0.02)
-        return real_load(index)
+        return real_load(index, least)
 
     monkeypatch.setattr(Training, "step", at_step)
-    monkeypatch.setattr(images, "load", load)
+    monkeypatch.setattr(images, "load_reduced", load)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
