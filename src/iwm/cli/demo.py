@@ -80,8 +80,8 @@ def demo(o: Demo) -> Path:
 
 def plan_of(o: Demo, photos: ImageSet) -> Plan:
     """Where the demo writes, and the recipe `demo` with finer patches and so many epochs as give STEPS steps."""
-    out = Path(o.out or ("runs/demo-quick" if o.quick else "runs/demo")).expanduser()
     own = o.photos != EMBEDDED and len(photos) >= LEAST
+    out = Path(o.out or "runs/demo" + "-own" * own + "-quick" * o.quick).expanduser()
     source = source_identity(o.photos) if own else EMBEDDED
     settings = recipe_book.get("demo")
     count = len(open_images(source, "train"))

@@ -29,7 +29,7 @@ class Answers:
 
     def __init__(self, model: ImageWorldModel, o: App) -> None:
         """Opens the images of `o.data`. Raises UserError when there are none."""
-        self.model, self.local = model, o.host in LOCAL
+        self.model, self.local, self.seed = model, o.host in LOCAL, o.seed
         self.run = o.run if is_remote(o.run) else Path(o.run).resolve().name
         self.limits = Limits(o.max_megabytes, o.max_megapixels)
         self.folder = Folder(model, o.data, o.images, o.seed)
@@ -100,7 +100,8 @@ class Answers:
     def infer(self, question: dict[str, Any]) -> dict[str, Any]:
         """{"source": KEY, "target": KEY, "undo": BOOL}; see `change.compare`. Raises UserError."""
         source, target = self.picture(question.get("source")), self.picture(question.get("target"))
-        return change.compare(self.model, source, target, str(question["source"]), question.get("undo") is True)
+        undo = question.get("undo") is True
+        return change.compare(self.model, source, target, str(question["source"]), undo, self.seed)
 
     def search(self, question: dict[str, Any]) -> dict[str, Any]:
         """{"image": KEY, "action": {NAME: VALUE}}; see `Folder.search`. Raises UserError."""

@@ -12,13 +12,15 @@ from iwm.page.pictures import Picture, data_uri
 from iwm.page.sliders import sliders_of
 
 
-def compare(model: ImageWorldModel, source: Picture, target: Picture, source_key: str, undo: bool) -> dict[str, Any]:
+def compare(
+    model: ImageWorldModel, source: Picture, target: Picture, source_key: str, undo: bool, seed: int = 0
+) -> dict[str, Any]:
     """Both answers by component, what each makes of the source, and the truth where the page made the target.
 
     With `undo` what the source may carry is sought too, which takes a descent for every combination of flags.
     """
     space = model.space
-    answers = answer_pair(model, source.pixels[None], target.pixels[None], undo=undo)
+    answers = answer_pair(model, source.pixels[None], target.pixels[None], undo=undo, seed=seed)
     by_pixels = answers["pixel_search"]
     known = target.change if target.of == source_key else None
     rows = [

@@ -89,10 +89,12 @@ class Folder:
         """The images nearest to the changed one, and to it as it is, without the image itself.
 
         Every one with its name, its cosine, and its mean brightness less the image's. Raises UserError for what no
-        source carries, and while nothing is encoded yet.
+        source carries, and where there is only one image.
         """
+        while self.ready < 2 and not self.complete:
+            self.step()
         if self.ready < 2:
-            raise UserError(f"The images of {self.name} are being encoded; ask again in a moment.")
+            raise UserError(f"{self.name} holds a single image, too few to search; give more by --data or --images.")
         model, space = self.model, self.model.space
         undone, reached = parts_of(space, action)
         clean = picture.pixels[None].to(model.device).float() / 255

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from iwm.run_folder import RunFolder
+from iwm.run_folder import RunFolder, is_remote
 from iwm.runtime.console import console, tables_are_printed
 from iwm.runtime.errors import UserError
 from iwm.training import health
@@ -14,6 +14,8 @@ def doctor(o: Doctor) -> int:
 
     Raises UserError for a folder without metrics, and for metrics without the numbers that a verdict needs.
     """
+    if is_remote(o.run):
+        raise UserError(f"{o.run} holds no metrics of its training; give the --out folder of an `iwm pretrain`.")
     folder = RunFolder(Path(o.run).expanduser()).require("metrics")
     lines = folder.metric_lines()
     if not lines:

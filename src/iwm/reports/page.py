@@ -79,7 +79,10 @@ def write(run: str | Path, out: str | Path = "", results: str = "") -> Path:
     """
     run = fields.as_text(run)
     elsewhere = bool(results) or is_remote(run)
-    folder = RunFolder.of(run, results).require(*(("eval",) if elsewhere else ("config", "metrics")))
+    folder = RunFolder.of(run, results)
+    if is_remote(run) and not folder.eval.exists():
+        raise UserError(f"Nothing has been measured on {run} here yet; do it with `iwm world {run} --data S`.")
+    folder.require(*(("eval",) if elsewhere else ("config", "metrics")))
     path = Path(out).expanduser() if out else folder.report
     files.require_file(path, "The page", "give --out FILE.html.")
     files.write_text(path, render("report.html.jinja", _content(folder, run if elsewhere else "")))

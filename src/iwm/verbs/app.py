@@ -15,7 +15,7 @@ MOST_PORT = 65535
 @dataclass(frozen=True, kw_only=True)
 class App(Computation):
     run: Positional[str] = "demo"
-    """A run folder, exported weights, or hf-hub:user/name."""
+    """A run folder, exported weights, hf-hub:user/name, or demo, the model in the package."""
     data: str = "sample"
     """A source whose images can be chosen and are searched; held-out ones come first."""
     images: Annotated[int, AtLeast(1)] = 1000

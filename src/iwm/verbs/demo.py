@@ -16,7 +16,7 @@ class Demo(Options):
     """Your photos: an image, a folder, .zip or .npz. From 200 up a model is trained on them, else on the 800 embedded
     ones."""
     out: str = ""
-    """Folder of the run; by default runs/demo, or runs/demo-quick."""
+    """Folder of the run; by default runs/demo, with -own where it trains on your photos, and -quick."""
     quick: bool = False
     """One epoch, to see every step; too short to learn much."""
     full: bool = False

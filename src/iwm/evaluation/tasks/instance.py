@@ -262,6 +262,9 @@ def measure(
         numbers |= {"other_encoder": o.encoder, "other_encoder_size": other.size}
         looks = look_for(other, shown, way.pooling, session)
         retrievals["other_encoder_crop_"], retrievals["other_encoder_"] = looks
+        if other.layers:
+            looks = look_for(other.reading(0), shown, way.pooling, session)
+            retrievals["other_encoder_last_block_crop_"], retrievals["other_encoder_last_block_"] = looks
     if model is not None:
         retrievals |= undo_on(o, model, train, pictures, session)
     numbers |= summary(retrievals, o.seed)
@@ -319,6 +322,7 @@ def _encoders(numbers: Mapping[str, Any]) -> dict[str, str]:
     names = dict(ENCODERS)
     names |= {f"{name}last_block_": f"{words}, last block" for name, words in ENCODERS.items()}
     names["other_encoder_"] = str(numbers.get("other_encoder"))
+    names["other_encoder_last_block_"] = f"{numbers.get('other_encoder')}, last block"
     side = numbers.get("raw_pixels_side")
     names["raw_pixels_"] += f" {side} x {side}"
     return {name: words for name, words in names.items() if f"{name}top1" in numbers}

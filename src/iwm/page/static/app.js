@@ -358,7 +358,7 @@ async function start() {
   startImagining();
   startFinding();
   whenShown.search = startSearching();
-  const [first, second = first] = world.images;
+  const [first] = world.images;
   choosers.before.add(first, true);
   choosers.query.add(first, true);
   choosers.image.add(first, true);
