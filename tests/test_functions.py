@@ -120,6 +120,11 @@ def test_pictures_in_memory_are_imagined_and_inferred(trained, arrays):
     assert "brightness" in action
 
 
+def test_labels_without_images_in_memory_are_refused(trained):
+    with pytest.raises(UserError, match="labels and data_name belong to images in memory"):
+        iwm.report(trained, labels=[0, 1])
+
+
 def test_tasks_in_memory_are_named(monkeypatch, arrays):
     monkeypatch.setattr("iwm.evaluation.tasks.multitask.multitask", lambda o: o)
     options: Any = iwm.multitask("run", task={"one": (arrays["images"], arrays["labels"]), "two": "sample-objects"})

@@ -124,6 +124,8 @@ def _with_texts(verb: verbs.Verb, keywords: Mapping[str, Any]) -> dict[str, Any]
     own = {field.name for field in dataclasses.fields(verb.options)}
     extras = {name: keywords[name] for name in ("labels", "data_name") if name in keywords and name not in own}
     rest = {name: value for name, value in keywords.items() if name not in extras}
+    if extras and not {"data", "images"} & rest.keys():
+        raise UserError("labels and data_name belong to images in memory; give those as data.")
     if verb.name == "sweep" and "data" in rest and not isinstance(rest["data"], config.Data):
         rest["data.source"] = _text(rest.pop("data"), extras.get("labels"), extras.get("data_name", ""))
         return rest

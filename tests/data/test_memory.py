@@ -105,6 +105,37 @@ def test_hold_outs_are_those_of_any_source(pixels):
     assert how.endswith("images in memory")
 
 
+def test_the_tenth_is_the_same_with_labels_and_without(pixels):
+    """Or what is measured with labels was pretrained on without them."""
+    many = np.tile(pixels, (20, 1, 1, 1))
+    many[:, 0, 0, 0] = np.arange(len(many)) % 256
+    labels = np.arange(len(many)) % 3
+    bare, labelled = (open_splits(memory.source_of(many, given, "mine"))[1] for given in (None, labels))
+    places = [[int(tenth.load(index)[0, 0, 0]) for index in range(len(tenth))] for tenth in (bare, labelled)]
+    assert places[0] == places[1]
+
+
+def test_a_broken_file_of_a_dataset_is_named(pixels, tmp_path):
+    class Photos:
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            if index == 7:
+                raise OSError("truncated")
+            return Image.fromarray(pixels[0]), index % 2
+
+    with pytest.raises(UserError, match=r"Image 7 of the Photos cannot be read \(truncated\)"):
+        memory.source_of(Photos())
+
+
+def test_two_paths_are_two_images(pixels, tmp_path):
+    paths = (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
+    for path in paths:
+        Image.fromarray(pixels[0]).save(path)
+    assert len(open_images(memory.source_of(paths), "all")) == 2
+
+
 def test_texts_are_classes_and_a_dataset_brings_its_own_names(pixels):
     names = np.array(["cat", "ant", "bee"])[LABELS]
     opened = open_images(memory.source_of(pixels, list(names)), "all")

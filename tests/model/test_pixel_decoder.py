@@ -65,6 +65,10 @@ def test_a_decoder_survives_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     decoder.write(tmp_path / "decoder.safetensors", "mark")
     again, mark = pixel_decoder.read(tmp_path / "decoder.safetensors")
     tokens = torch.randn(2, 6, 4)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "decoder.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode, (
+        "others may read it"
+    )
     assert mark == "mark"
     assert torch.equal(again(tokens, (2, 3)), decoder(tokens, (2, 3)))
     (tmp_path / "decoder.safetensors").write_bytes(b"no decoder")

@@ -12,6 +12,8 @@ from tiny_encoders import SIZES
 
 from iwm import config, run_folder
 from iwm.data.sources import open_images
+from iwm.model.pretrained import start_from_run
+from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder
 from iwm.runtime.devices import CPU
 from iwm.runtime.errors import UserError
@@ -51,6 +53,17 @@ def test_a_frozen_one_is_learned_on(tmp_path, kind):
     model = run_folder.load_model(str(run))
     assert model.encoder is model.target_encoder
     assert not any(name.startswith("encoder.") for name in model.state_dict())
+
+
+def test_a_run_on_other_weights_cannot_replace_what_stands_still(tmp_path):
+    """Its tokens are stored already, and the run would name another encoder than it holds."""
+    kind = next(iter(SIZES))
+    models = [ImageWorldModel(with_encoder(settings(tmp_path, kind))) for _ in range(2)]
+    start_from_run(models[0], models[0], "runs/same")
+    with torch.no_grad():
+        next(models[1].target_encoder.parameters()).add_(1)
+    with pytest.raises(UserError, match="runs/other has other weights than timm:"):
+        start_from_run(models[0], models[1], "runs/other")
 
 
 @pytest.mark.parametrize(("kind", "train"), [("tiny_registers", "last-1"), *((kind, "all") for kind in SIZES)])

@@ -165,7 +165,8 @@ class _Pictures(ImageSet):
 
 def _set_of(images: Any, labels: Any = None) -> _Pictures:
     """The set that one value stands for. Raises UserError."""
-    if isinstance(images, tuple) and len(images) == 2 and not _is_picture(images[1]):
+    pair = isinstance(images, tuple) and len(images) == 2
+    if pair and not _is_picture(images[1]) and not isinstance(images[1], str | os.PathLike):
         if labels is not None:
             raise UserError("data brings labels of its own, (images, labels); leave out labels=.")
         images, labels = images
@@ -217,16 +218,20 @@ def _of_dataset(dataset: Any, *, with_labels: bool) -> _Pictures:
     count = len(dataset)
     pictures = _Pictures(dataset, count, labelled=True)
     for index in np.unique(np.linspace(0, count - 1, CHECKED).astype(int)).tolist() if count else []:
-        if not torch.equal(pictures.load(index), pictures.load(index)):
+        try:
+            same = torch.equal(pictures.load(index), pictures.load(index))
+        except BrokenImage:
+            continue  # left out and counted later, as of any source
+        if not same:
             raise UserError(
                 f"The {type(dataset).__name__} gives another image {index} when it is read again; leave out its random "
                 "transforms, training crops and changes the images itself."
             )
-    first = dataset[0] if count else None
+    first = _item(dataset, 0) if count else None
     if with_labels and (isinstance(first, tuple | list) and len(first) > 1):
-        labels = [item[1] for item in (dataset[index] for index in range(count))]
+        labels = [_item(dataset, index)[1] for index in range(count)]
     elif with_labels and isinstance(first, Mapping) and "label" in first:
-        labels = [dataset[index]["label"] for index in range(count)]
+        labels = [_item(dataset, index)["label"] for index in range(count)]
     else:
         return pictures
     classes, numbers = _classes_and_labels(labels, count)
@@ -235,6 +240,16 @@ def _of_dataset(dataset: Any, *, with_labels: bool) -> _Pictures:
         classes = tuple(map(str, names))
     pictures.classes, pictures.labels = classes, numbers
     return pictures
+
+
+def _item(dataset: Any, index: int) -> Any:
+    """An image and its label. Raises UserError when the image cannot be read, for then there is no label either."""
+    try:
+        return dataset[index]
+    except (OSError, SyntaxError) as error:
+        raise UserError(
+            f"Image {index} of the {type(dataset).__name__} cannot be read ({reason(error)}); leave it out."
+        ) from error
 
 
 def _classes_and_labels(labels: Any, count: int) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]]:

@@ -49,7 +49,8 @@ def open_images(
     for part in _parts(as_text(source)):
         train, valid, _ = _open_one(part, size or 64)
         if valid is None and split != "all":
-            train, valid = hold_out_images(train, seed)
+            # Images in memory may be given with labels or without: the tenth must be the same.
+            train, valid = hold_out_images(train, seed, by_class=not memory.is_memory(part))
         chosen = {"train": [train], "val": [valid], "all": [train, valid]}[split]
         members.append(_join([member for member in chosen if member is not None], split))
     return _join(members, split)
@@ -97,7 +98,8 @@ def open_splits(
     for part in _parts(source):
         train, valid, parted = _open_one(part, size or 64)
         if not val and valid is None:
-            train, valid = hold_out_images(train, seed)
+            # Images in memory may be given with labels or without: the tenth must be the same.
+            train, valid = hold_out_images(train, seed, by_class=not memory.is_memory(part))
             parted = f"a seeded tenth (seed {seed}) held out"
         how.append(f"{train.name}: {parted}")
         trains.append(train)

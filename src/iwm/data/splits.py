@@ -17,9 +17,12 @@ from iwm.runtime.randomness import permutation
 # ---- images to measure on ------------------------------------------------------------------------------------------
 
 
-def hold_out_images(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-    """A set without a seeded tenth, and that tenth. Raises UserError when the set is a single image."""
-    rest, tenth = hold_out_rows(len(images), images.name, seed, images.labels)
+def hold_out_images(images: ImageSet, seed: int, by_class: bool = True) -> tuple[ImageSet, ImageSet]:
+    """A set without a seeded tenth, and that tenth; `by_class` draws it evenly from the classes, where there are some.
+
+    Raises UserError when the set is a single image.
+    """
+    rest, tenth = hold_out_rows(len(images), images.name, seed, images.labels if by_class else None)
     return Subset(images, rest, "train"), Subset(images, tenth, "val")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from iwm import config
+from iwm.data import memory
 from iwm.data.image_sets import ImageSet
 from iwm.data.sources import open_images
 from iwm.evaluation.tasks import probes
@@ -33,7 +34,9 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
     if unlabelled and where.size == 1:
         print_instances(run, settings)
     elif unlabelled:
-        words = shlex.join(["iwm", "probe", str(run), "--data", settings.data.source, "--kind", "instance"])
+        words = shlex.join(["iwm", "probe", as_text(run), "--data", settings.data.source, "--kind", "instance"])
+        if memory.is_memory(settings.data.source):
+            words = 'iwm.probe(run, data=IMAGES, kind="instance")'
         console.print(f"What the encoder knows, one process measures: {words}", markup=False, soft_wrap=True)
     return run
 

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from iwm.model.objectives.pixels import images_of
@@ -25,6 +24,7 @@ from iwm.model.vit import Grid
 from iwm.runtime import files
 from iwm.runtime.algebra import RidgeSums, cosine, standardisation
 from iwm.runtime.errors import UserError
+from iwm.runtime.tensors import save_file
 
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Strengths of ridge regression that are tried."""

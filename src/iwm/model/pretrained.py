@@ -20,7 +20,7 @@ from iwm import config
 from iwm.model import checkpoint_layouts
 from iwm.model.architecture import described, parsed, timm_model, written
 from iwm.model.encoder import Encoder
-from iwm.model.foreign_encoder import ForeignEncoder
+from iwm.model.foreign_encoder import ForeignEncoder, stands_still
 from iwm.model.objectives.objective import ModelParts
 from iwm.model.vit import Grid
 from iwm.model.world_model import ImageWorldModel
@@ -200,6 +200,8 @@ def start_from_run(model: ImageWorldModel, other: ImageWorldModel, name: str) ->
     those that no weight shows among them.
     """
     _require_same_settings(model, other, name)
+    if stands_still(model.settings.encoder):
+        _require_same_still_encoder(model, other, name)
     state = other.state_dict()
     own = () if model.settings.encoder.name else ("encoder.pos_embed", "target_encoder.pos_embed")
     for part in own:  # an encoder of others resamples its positions by itself
@@ -226,6 +228,16 @@ def _require_same_computation(encoder: Encoder, body: VisionTransformer, name: s
     for one, other in zip(*layers, strict=False):
         if type(one) is not type(other) or getattr(one, "eps", None) != getattr(other, "eps", None):
             raise UserError(f"{name} computes otherwise than our encoder ({other} for {one}); --init cannot take it.")
+
+
+def _require_same_still_encoder(model: ImageWorldModel, other: ImageWorldModel, name: str) -> None:
+    """Raises UserError when an encoder that stands still would be replaced: its tokens may be stored already."""
+    own, theirs = model.target_encoder.state_dict(), other.target_encoder.state_dict()
+    if own.keys() != theirs.keys() or any(not torch.equal(own[key].cpu(), theirs[key].cpu()) for key in own):
+        raise UserError(
+            f"{name} has other weights than {model.settings.encoder.name}, which stands still; give the encoder.name "
+            f"of {name}."
+        )
 
 
 def _require_same_settings(model: ImageWorldModel, other: ImageWorldModel, name: str) -> None:

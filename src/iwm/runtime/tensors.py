@@ -10,7 +10,7 @@ import safetensors.torch
 from torch import Tensor
 
 
-def save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors of any device and layout, for whoever may read the files of this process.
 
     Raises OSError where the system does: the library's own error is none.
@@ -18,7 +18,8 @@ def save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
     path.touch()
     mode = path.stat().st_mode  # the library's files are for this user alone
     try:
-        safetensors.torch.save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, path)
+        held = {name: value.cpu().contiguous() for name, value in tensors.items()}
+        safetensors.torch.save_file(held, path, None if metadata is None else dict(metadata))
     except safetensors.SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if not number:

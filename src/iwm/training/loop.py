@@ -123,7 +123,7 @@ def _begin(
     `start` on."""
 
     def prepare(model: ImageWorldModel) -> None:
-        if settings.encoder.name:
+        if settings.encoder.name and not start:  # a checkpoint brings every weight
             pretrained.load_into(model)
         if init:
             initialise_from(model, init)
@@ -280,9 +280,11 @@ def _loop(state: State, loader: Loader | TokenLoader, callbacks: Callbacks) -> N
             if last_save < state.step:
                 callbacks.checkpoint(state, _save(state))
                 last_save = state.step
-            loader.close()
         finally:
-            callbacks.end(state)
+            try:
+                loader.close()
+            finally:
+                callbacks.end(state)
     if (stop.pending or votes.agreed) and last_save < state.steps:
         run = state.run
         again = shlex.join(["iwm", "pretrain", "--config", str(run.config), "--out", str(run.path)])

@@ -4,6 +4,9 @@ Each of several ranks does this with its rows of the global batch. Gradients, lo
 of all ranks.
 """
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,6 +21,7 @@ from iwm.model.masks import is_whole, sample_masks
 from iwm.model.vit import checkpoint_blocks, choose_attention, compile_blocks
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, distributed
+from iwm.runtime.console import console
 from iwm.runtime.devices import Session
 from iwm.training import parallel
 from iwm.training.optimisers import make_optimisers
@@ -41,12 +45,23 @@ COMPILED_WIDTH, COMPILED_STEPS = 384, 5000
 (docs/cluster.md)."""
 
 
+FIRST_STEPS = 20
+"""Steps in which blocks may still be compiled, for context and for whole images: one rank may take minutes longer than
+another, and is not taken for one that hangs."""
+
+
 def compiles(settings: config.Config, session: Session, steps: int) -> bool:
     """Whether the blocks are compiled."""
     if settings.speed.compile is not None:
         return settings.speed.compile
     large = settings.encoder.width >= COMPILED_WIDTH and steps >= COMPILED_STEPS
-    return large and session.device.type == "cuda"
+    if not large or session.device.type != "cuda":
+        return False
+    able = importlib.util.find_spec("triton") is not None
+    able = able and any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+    if not able:
+        console.print("The blocks are not compiled, which needs Triton and a C compiler; training is slower for it.")
+    return able
 
 
 @dataclass
@@ -61,6 +76,8 @@ class Training:
     updates: Updates = field(default_factory=Updates)
     votes: Votes = field(default_factory=Votes)
     """What other ranks were asked from outside."""
+    steps: int = 0
+    """Steps that this process has taken."""
     averaged: nn.Module = field(init=False)
     """The model, or what averages its gradients over ranks: what a step calls."""
 
@@ -124,6 +141,8 @@ class Training:
         statistics and the schedule's position stay as they are (`Updates` says when a GPU's is known).
         """
         distributed.tick()
+        if self.steps < FIRST_STEPS:
+            distributed.rest()
         parts = self.micro_batches(batch)
         if batch.step == 0:
             self._calibrate(parts)
@@ -133,6 +152,8 @@ class Training:
             with parallel.averaging(self.averaged, last=number == len(parts)):
                 loss = self.loss(part, indices, batch.step) / len(parts)
                 distributed.tick()
+                if self.steps < FIRST_STEPS:
+                    distributed.rest()
                 loss.backward()
             total += loss.detach()
         total = self.votes.shared(total)
@@ -149,6 +170,7 @@ class Training:
             optimiser.step()
         self.model.after_step(self.schedule.ema(position), finite)
         self.updates.add(finite)
+        self.steps += 1
         distributed.rest()
         return total, finite
 

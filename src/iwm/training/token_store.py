@@ -123,7 +123,7 @@ def build(model: ImageWorldModel, images: ImageSet, folder: Path, session: Sessi
                 crops = [_crops(whole, settings, rows, crop) for crop in range(plan.crops)]
                 path = folder / f"{_name(mark, crops, rows)}.npy"
                 if not path.is_file():
-                    _require_room(folder, needed * len(rows) // len(images))
+                    _require_room(folder, needed * (len(images) - start) // len(images))
                     _encode(model, plan, crops, rows, path, session)
                 parts.append(np.load(path, mmap_mode="r"))
                 kept.append(rows)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from iwm.evaluation.world import changes
@@ -28,6 +28,7 @@ from iwm.runtime import files
 from iwm.runtime.algebra import psnr
 from iwm.runtime.console import console
 from iwm.runtime.drawing import blank, put_picture, put_words, save
+from iwm.runtime.tensors import save_file
 from iwm.training.callbacks import Callback, State
 
 BANK = 64
