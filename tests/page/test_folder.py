@@ -70,12 +70,16 @@ def test_it_is_searchable_before_all_is_encoded(tmp_path: Path) -> None:
     folder = Folder(tiny_world(), str(folder_of(tmp_path, 100)), 100, 0)
     picture = folder.get("f0")
     assert picture is not None
-    with pytest.raises(UserError, match="being encoded"):
-        folder.search("f0", picture, read_action(SPACE, {}))
-    folder.step()
-    folder.step()
     answer = folder.search("f0", picture, torch.zeros(7))
     assert answer["searched"] == folder.ready < answer["total"] == 100
+
+
+def test_one_image_is_too_few_to_search(tmp_path: Path) -> None:
+    folder = Folder(tiny_world(), str(folder_of(tmp_path, 12)), 1, 0)
+    picture = folder.get("f0")
+    assert picture is not None
+    with pytest.raises(UserError, match="holds a single image, too few to search"):
+        folder.search("f0", picture, read_action(SPACE, {}))
 
 
 def test_held_out_images_come_first(tmp_path: Path) -> None:

@@ -56,6 +56,13 @@ def test_a_full_disk_names_the_file_and_not_what_lies_beside_it(tmp_path: Path) 
     assert error.value.filename == str(path)
 
 
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        files.write_text(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path: Path) -> None:
     files.require_writable(tmp_path / "a" / "b", "Results", "give --out.")
     assert not list(tmp_path.iterdir())

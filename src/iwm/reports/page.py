@@ -75,11 +75,9 @@ def write(run: str | Path, out: str | Path = "", results: str = "") -> Path:
 
     Of a RUN that was trained elsewhere (`demo`, hf-hub:user/name, or `results`, the folder of its results) there are
     results only. What is missing is left out with a sentence that says which command would fill it. Raises UserError
-    when `run` is no run folder, and when the page cannot be written.
-    """
+    when `run` is no run folder, and when the page cannot be written."""
     run = fields.as_text(run)
-    elsewhere = bool(results) or is_remote(run)
-    folder = RunFolder.of(run, results)
+    elsewhere, folder = bool(results) or is_remote(run), RunFolder.of(run, results)
     if is_remote(run) and not folder.eval.exists():
         raise UserError(f"Nothing has been measured on {run} here yet; do it with `iwm world {run} --data S`.")
     folder.require(*(("eval",) if elsewhere else ("config", "metrics")))

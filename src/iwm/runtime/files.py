@@ -46,10 +46,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yields the path to write to; it takes the place of `path` when the block ends without an exception.
 
     The name is this thread's own, so two may write the same file at once and the later one wins. Whatever fails, an
-    OSError names `path`.
+    OSError names `path`. A device or a pipe is refused: it would be gone, and a file in its place.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     with naming(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield part
