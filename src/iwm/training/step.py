@@ -140,9 +140,7 @@ class Training:
         A step with a non-finite loss or gradient is skipped on the device: weights, optimiser, teacher, target
         statistics and the schedule's position stay as they are (`Updates` says when a GPU's is known).
         """
-        distributed.tick()
-        if self.steps < FIRST_STEPS:
-            distributed.rest()
+        self._tick()
         parts = self.micro_batches(batch)
         if batch.step == 0:
             self._calibrate(parts)
@@ -151,9 +149,7 @@ class Training:
         for number, (part, indices) in enumerate(parts, start=1):
             with parallel.averaging(self.averaged, last=number == len(parts)):
                 loss = self.loss(part, indices, batch.step) / len(parts)
-                distributed.tick()
-                if self.steps < FIRST_STEPS:
-                    distributed.rest()
+                self._tick()
                 loss.backward()
             total += loss.detach()
         total = self.votes.shared(total)
@@ -173,6 +169,12 @@ class Training:
         self.steps += 1
         distributed.rest()
         return total, finite
+
+    def _tick(self) -> None:
+        """All ranks come here; what follows may take one of them longer while blocks are still compiled."""
+        distributed.tick()
+        if self.steps < FIRST_STEPS:
+            distributed.rest()
 
     @torch.no_grad()
     def _calibrate(self, parts: list[tuple[Part, np.ndarray]]) -> None:
