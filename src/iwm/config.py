@@ -296,7 +296,7 @@ class Config:
     recipe: Positional[str] = "custom"
     """Name of a recipe (see `iwm recipes`), from which all settings start."""
     init: str = ""
-    """Start from these weights: a RUN, or timm:NAME[,weights=PATH]."""
+    """Start from these weights: a RUN, timm:NAME[,weights=PATH], or a timm model of the hub, hf-hub:ID."""
     data: Data = field(default_factory=Data)
     actions: Actions = field(default_factory=Actions)
     views: Views = field(default_factory=Views)

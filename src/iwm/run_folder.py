@@ -25,6 +25,7 @@ from rich.markup import escape
 from iwm.config import Config, load, read_unchecked
 from iwm.model import pixel_decoder, weights
 from iwm.model.pixel_decoder import PixelDecoder
+from iwm.model.pretrained import is_timm
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.console import console
@@ -256,6 +257,11 @@ def load_model(run: str | Path, device: str | torch.device = "cpu") -> ImageWorl
     run = as_text(run)
     if run == SHIPPED and RunFolder(Path(SHIPPED)).model.exists():
         console.print(f"[yellow]'{SHIPPED}' is the model in the package; the run of that name here is ./{SHIPPED}.")
+    if is_timm(run):
+        raise UserError(
+            f"{run} is an encoder without a predictor; train one on it (iwm pretrain on-encoder --encoder.name {run}), "
+            "or take `iwm probe`."
+        )
     model = weights.read_model(find_weights(run), device)
     model.decoder = _decoder_of(run, device)
     return model
@@ -294,8 +300,6 @@ def open_world(run: str, session: Session) -> ImageWorldModel:
 
     Raises UserError when RUN is none, is damaged, or has no predictor.
     """
-    if run.startswith("timm:"):
-        raise UserError(f"{run} is an encoder without a predictor; give the run of an `iwm pretrain`.")
     model = load_model(run, session.device)
     model.require_predictor()
     choose_attention(model, session.device, session.precision)

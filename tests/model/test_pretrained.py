@@ -21,7 +21,7 @@ from iwm import config
 from iwm.model import pretrained
 from iwm.model.architecture import timm_model
 from iwm.model.encoder import Encoder
-from iwm.model.pretrained import open_timm, start_from_run, start_from_timm
+from iwm.model.pretrained import Origin, open_timm, start_from_run, start_from_timm
 from iwm.model.vit import sincos_positions
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import UserError
@@ -116,7 +116,7 @@ def test_models_take_any_size_where_timm_can(name, size):
 def test_layers_that_compute_otherwise_are_refused_though_their_weights_fit(monkeypatch, change):
     """OpenAI's CLIP has QuickGELU, BEiT's offspring another epsilon; no weight shows it."""
     body = timm.create_model(NAME, num_classes=0, **change)
-    monkeypatch.setattr(pretrained, "open_timm", lambda name: (NAME, body))
+    monkeypatch.setattr(pretrained, "open_timm", lambda name: (Origin.of(name), body))
     with pytest.raises(UserError, match="computes otherwise than our encoder"):
         start_from_timm(fitting(), f"timm:{NAME}")
 
@@ -181,9 +181,9 @@ HUB = """
 import json, sys
 from dataclasses import replace
 import torch
-from iwm import config
+from iwm import config, run_folder
+from iwm.evaluation.tasks import features
 from iwm.model import pretrained
-from iwm.model.architecture import timm_model
 from iwm.model.foreign_encoder import encoder_of
 from iwm.runtime.errors import UserError
 
@@ -191,10 +191,19 @@ settings = pretrained.with_encoder(config.Encoder(name="hf-hub:somebody/small", 
 encoder = encoder_of(settings, 32).eval()
 pretrained.load_encoder(encoder)
 torch.save((settings.architecture, settings.width, settings.mean, encoder.body.state_dict()), sys.argv[1])
-try:
-    pretrained.with_encoder(replace(settings, name="hf-hub:somebody/absent"), {})
-except UserError as error:
-    print(error)
+pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+probed = features.open_encoder("hf-hub:somebody/small")
+assert torch.allclose(probed.outputs(pixels)[0], encoder.tokens(pixels), atol=1e-5)
+assert (probed.name, probed.drawn_anew(0).outputs(pixels)[0].shape[-1]) == ("hf-hub:somebody/small", 32)
+for attempt in (
+    lambda: pretrained.with_encoder(replace(settings, name="hf-hub:somebody/absent"), {}),
+    lambda: run_folder.load_model("hf-hub:somebody/small"),
+    lambda: pretrained.start_from_timm(None, "hf-hub:somebody/small"),
+):
+    try:
+        attempt()
+    except UserError as error:
+        print(error)
 """
 
 
@@ -254,3 +263,5 @@ def test_the_hub_is_asked_through_its_own_client(tmp_path):
     assert all(torch.equal(value, state[name]) for name, value in body.state_dict().items() if name in state)
     assert len(state) > 20
     assert "hf-hub:somebody/absent cannot be read as a timm model" in done.stdout
+    assert "hf-hub:somebody/small is an encoder without a predictor" in done.stdout
+    assert "hf-hub:somebody/small is no vision transformer" in done.stdout

@@ -68,6 +68,20 @@ def test_what_was_encoded_is_found_again_by_its_content(tmp_path, source, monkey
         token_store.build(model, source, tmp_path / "elsewhere", CPU)
 
 
+def test_only_what_is_missing_needs_room(tmp_path, source, monkeypatch: pytest.MonkeyPatch):
+    model = step.build(settings(), torch.device("cpu")).eval()
+    token_store.build(model, source, tmp_path, CPU)
+    first = max(tmp_path.glob("*.npy"), key=lambda path: path.stat().st_size)
+    free = first.stat().st_size
+    first.unlink()  # a gap: what lies behind it is there
+    monkeypatch.setattr(token_store.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free})())
+    token_store.build(model, source, tmp_path, CPU)
+    first.unlink()
+    free -= 1000
+    with pytest.raises(UserError, match=r"lower encoder\.views"):
+        token_store.build(model, source, tmp_path, CPU)
+
+
 def test_the_size_is_said_beforehand(tmp_path, source, capsys):
     chosen = settings()
     assert token_store.size_of(chosen, 70) == 70 * 2 * 4 * 16 * 32 * 2

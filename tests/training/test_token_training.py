@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import pictures_file, tiny
 from tiny_encoders import SIZES
@@ -17,6 +18,7 @@ from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder
 from iwm.runtime.devices import CPU
 from iwm.runtime.errors import UserError
+from iwm.runtime.tensors import save_file
 from iwm.training import loop, token_training
 from iwm.training.validation import with_encoder
 
@@ -105,11 +107,24 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path):
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+def test_a_stopped_run_goes_on_without_the_file_its_encoder_came_from(tmp_path):
+    chosen, file = settings(tmp_path, "tiny_registers"), tmp_path / "weights.safetensors"
+    save_file(timm.create_model("tiny_registers").state_dict(), file)
+    encoder = replace(chosen.encoder, name=f"timm:tiny_registers,weights={file}")
+    chosen = replace(chosen, encoder=encoder, optim=replace(chosen.optim, epochs=1))
+    before = run_folder.load_model(str(loop.pretrain(chosen)))
+    file.unlink()
+    after = run_folder.load_model(str(loop.pretrain(replace(chosen, optim=replace(chosen.optim, epochs=2)))))
+    ours, theirs = before.target_encoder.state_dict(), after.target_encoder.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert last_line(Path(chosen.run.out))["step"] > 4
+
+
 def test_pairs_are_of_one_crop_and_their_action_is_known(tmp_path):
     chosen = with_encoder(settings(tmp_path, "tiny_registers", encoder={"crops": 2, "views": 5}))
     chosen = replace(chosen, masks=replace(chosen.masks, whole=0.5))
     source = open_images(chosen.data.source, "train", size=32)
-    training, loader = token_training.begin(chosen, source, tmp_path / "run", CPU, 0)
+    training, loader = token_training.begin(chosen, source, tmp_path / "run", CPU)
     space, store = training.model.space, loader.store
     seen = set()
     for step in range(6):
@@ -143,6 +158,9 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path):
 
     encoder = base.encoder
     refused({"encoder": replace(encoder, width=64)}, r"has its own encoder\.width \(32\); leave out the 64")
+    written = with_encoder(base).encoder
+    refused({"encoder": replace(written, patch_size=16)}, r"has its own encoder\.patch_size \(8\); leave out the 16")
+    refused({"actions": replace(base.actions, source_from="target")}, r"actions\.source_from crop\); give that")
     refused({"encoder": replace(encoder, train="first-2")}, "give none, last-K")
     refused({"encoder": replace(encoder, views=1)}, r"encoder\.views 1 gives no pair")
     refused({"encoder": replace(encoder, name="")}, r"encoder\.layer 2 is a block of an encoder of others")

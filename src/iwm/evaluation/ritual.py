@@ -103,8 +103,6 @@ class Evaluation:
 
     def world_model(self) -> ImageWorldModel:
         """The RUN's world model on the host, as what is trained starts from. Raises UserError when RUN is none."""
-        if self.run.startswith("timm:"):
-            raise UserError(f"{self.run} is an encoder without a predictor; give a RUN, or take `iwm probe`.")
         return load_model(self.run)
 
     def settings(self, outcome: Outcome) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Files are read as safetensors, or as .pth without pickled code (`weights_only=True`).
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +62,11 @@ class Origin:
     def on_hub(self) -> bool:
         return self.name.startswith("hf-hub:")
 
+    @property
+    def title(self) -> str:
+        """The name without its file of weights."""
+        return self.name.partition(",")[0]
+
     def architecture(self) -> tuple[str, dict[str, Any] | None]:
         """timm's architecture with its arguments, and the hub's word on how pixels are normalised.
 
@@ -98,27 +104,45 @@ def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def open_timm(name: str) -> tuple[str, Any]:
-    """Model name and model from `timm:NAME,weights=PATH`, loaded strictly.
+def is_timm(run: str) -> bool:
+    """Whether a RUN names an encoder of timm: timm:NAME, or an hf-hub:ID that holds a timm model."""
+    if run.startswith("timm:"):
+        return True
+    if not run.startswith("hf-hub:"):
+        return False
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    identity, _, revision = run.partition(",")[0].removeprefix("hf-hub:").partition("@")
+    try:
+        content = json.loads(Path(hf_hub_download(identity, "config.json", revision=revision or None)).read_text())
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError):
+        return False  # who opens it as a world model says why that cannot be
+    return isinstance(content, dict) and "architecture" in content
+
+
+def open_timm(name: str) -> tuple[Origin, Any]:
+    """Where a model is from, and the model, from `timm:NAME[,weights=PATH]` or `hf-hub:ID`, loaded strictly.
 
     Without weights=PATH timm fetches the model's published ones. Raises UserError naming what does not exist or fit.
     """
     origin = Origin.of(name)
-    return origin.model, origin.body()
+    return origin, origin.body()
 
 
 def with_encoder(settings: config.Encoder, own: Mapping[str, Any]) -> config.Encoder:
     """The settings of an encoder of others with the sizes it brings; those of ours come back as they are.
 
-    `own` are sizes that nobody chose (a recipe's). Raises UserError when another size was given, or there is no such
-    encoder.
+    `own` are sizes that nobody chose (a recipe's). Settings that were written before hold the sizes of their encoder;
+    those may be left behind by another name. Raises UserError when another size was given, or there is no such encoder.
     """
     if not settings.name:
         return settings
     result = described(settings, *Origin.of(settings.name).architecture())
     for name, value in own.items():
         chosen, brought = getattr(settings, name), getattr(result, name)
-        if not settings.architecture and chosen not in (value, brought):
+        accepted = (brought,) if settings.architecture == result.architecture else (value, brought)
+        if settings.architecture in ("", result.architecture) and chosen not in accepted:
             raise UserError(
                 f"{settings.name} has its own encoder.{name} ({brought}); leave out the {chosen} that was given."
             )
@@ -160,35 +184,33 @@ def load_into(model: ModelParts) -> None:
 
 @torch.no_grad()
 def start_from_timm(encoder: Encoder, name: str) -> None:
-    """Copy a timm vision transformer's weights into `encoder`, in place.
+    """Copy the weights of timm's vision transformer of that name into `encoder`, in place.
 
     A class token is left out, its positions with it; positions of another grid are resampled. Raises UserError when
     the model is no vision transformer, has other sizes, heads, layers or parts, or expects pixels normalised otherwise.
     """
-    model_name, body = open_timm(name)
-    whole = f"use it as it is, with --encoder.name {name}"
+    origin, body = open_timm(name)
+    title, whole = origin.title, f"use it as it is, with --encoder.name {name}"
     if not isinstance(body, VisionTransformer):
-        raise UserError(f"timm:{model_name} is no vision transformer, which --init would need; {whole}.")
+        raise UserError(f"{title} is no vision transformer, which --init would need; {whole}.")
     expected = resolve_model_data_config(body)
     mine = encoder.settings
     if tuple(expected["mean"]) != mine.mean or tuple(expected["std"]) != mine.std:
         mean, std = (" ".join(map(str, expected[stat])) for stat in ("mean", "std"))
-        raise UserError(f"timm:{model_name} expects other pixels; add --encoder.mean {mean} --encoder.std {std}.")
+        raise UserError(f"{title} expects other pixels; add --encoder.mean {mean} --encoder.std {std}.")
     left_out = ("cls_token", "reg_token")
     state = {key: value for key, value in body.state_dict().items() if not key.startswith(left_out)}
     beyond = sorted({key.split(".")[-2] for key in state if key not in encoder.state_dict() and "blocks.0." in key})
     if beyond:
-        raise UserError(f"timm:{model_name} has parts that our encoder has not ({', '.join(beyond)}); {whole}.")
-    _require_same_computation(encoder, body, f"timm:{model_name}")
+        raise UserError(f"{title} has parts that our encoder has not ({', '.join(beyond)}); {whole}.")
+    _require_same_computation(encoder, body, title)
     grid = body.patch_embed.grid_size
     state["pos_embed"] = _on_grid(state["pos_embed"][:, -grid[0] * grid[1] :], grid, encoder.grid)
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise UserError(
-            f"timm:{model_name} does not fit these settings ({reason}); use its sizes, or {whole}."
-        ) from None
+        raise UserError(f"{title} does not fit these settings ({reason}); use its sizes, or {whole}.") from None
 
 
 @torch.no_grad()

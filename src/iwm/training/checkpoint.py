@@ -165,18 +165,22 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
+def restore_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Put a checkpoint's weights into the model, in place."""
+    own = model.state_dict()
+    whole = {name[6:]: value for name, value in checkpoint.tensors.items() if name.startswith("model.")}
+    model.load_state_dict({k: distributed.shard_like(own[k], v) if k in own else v for k, v in whole.items()})
+
+
 def restore(checkpoint: Checkpoint, model: ImageWorldModel, optimisers: list[torch.optim.Optimizer]) -> None:
     """Put a checkpoint's state into model and optimisers, in place.
 
     Raises UserError when it holds more than they take.
     """
-    tensors = checkpoint.tensors
-    own = model.state_dict()
-    whole = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
-    model.load_state_dict({k: distributed.shard_like(own[k], v) if k in own else v for k, v in whole.items()})
+    restore_weights(checkpoint, model)
     parameters = dict(model.named_parameters())
     takes = {p: optimiser for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]}
-    for full, value in tensors.items():
+    for full, value in checkpoint.tensors.items():
         if full.startswith("optimiser."):
             key, name = full.split(".", 2)[1:]
             parameter = parameters.get(name)

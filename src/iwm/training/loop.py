@@ -89,7 +89,7 @@ def _pretrain(
             f"Rank 0 goes on from step {first} of {run.path}, this rank finds step {start} there; give an --out on a "
             "disk that all machines share."
         )
-    training, loader = _begin(settings, source, run, session, start, "" if state else settings.init)
+    training, loader = _begin(settings, source, run, session, state)
     if state:
         checkpoint.restore(state, training.model, training.optimisers)
         training.updates = Updates(state.updates)
@@ -117,19 +117,20 @@ def _pretrain(
 
 
 def _begin(
-    settings: config.Config, source: ImageSet, run: RunFolder, session: Session, start: int, init: str
+    settings: config.Config, source: ImageSet, run: RunFolder, session: Session, state: Checkpoint | None
 ) -> tuple[Training, Loader | TokenLoader]:
-    """The state before the first step, from the weights of `init` where it names some, and the batches from step
-    `start` on."""
+    """The state before the first step, from the weights of `init` where it names some, and the batches from the step
+    of `state`, which brings every weight, on."""
+    start, init = (state.step, "") if state else (0, settings.init)
 
     def prepare(model: ImageWorldModel) -> None:
-        if settings.encoder.name and not start:  # a checkpoint brings every weight
+        if settings.encoder.name and not start:
             pretrained.load_into(model)
         if init:
             initialise_from(model, init)
 
     if keeps_tokens(settings):
-        training, tokens = begin(settings, source, run.path, session, start)
+        training, tokens = begin(settings, source, run.path, session, state)
         if init:
             initialise_from(training.model, init)
         return training, tokens
@@ -219,9 +220,10 @@ def _was_saved(run: RunFolder) -> bool:
 
 
 def initialise_from(model: ImageWorldModel, init: str) -> None:
-    """Start from the weights of a RUN (everything) or of timm:NAME[,weights=PATH] (both encoders)."""
-    if init.startswith("timm:"):
-        assert isinstance(model.encoder, Encoder)
+    """Start from the weights of a RUN (everything), or of timm:NAME[,weights=PATH] or hf-hub:ID (both encoders)."""
+    if pretrained.is_timm(init):
+        if not isinstance(model.encoder, Encoder):
+            raise UserError(f"init {init} and encoder.name both bring an encoder; give one of them.")
         pretrained.start_from_timm(model.encoder, init)
         model.target_encoder.load_state_dict(model.encoder.state_dict())
         return

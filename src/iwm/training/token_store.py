@@ -121,9 +121,9 @@ def build(model: ImageWorldModel, images: ImageSet, folder: Path, session: Sessi
             whole, rows = load_whole(images, rows, least)
             if len(rows):
                 crops = [_crops(whole, settings, rows, crop) for crop in range(plan.crops)]
-                path = folder / f"{_name(mark, crops, rows)}.npy"
+                path = folder / _name(mark, _content(crops, rows))
                 if not path.is_file():
-                    _require_room(folder, needed * (len(images) - start) // len(images))
+                    _require_room(folder, needed - sum(file.stat().st_size for file in folder.glob(_name(mark, "*"))))
                     _encode(model, plan, crops, rows, path, session)
                 parts.append(np.load(path, mmap_mode="r"))
                 kept.append(rows)
@@ -154,7 +154,7 @@ def _crops(
 
 
 def _mark(model: ImageWorldModel, session: Session) -> str:
-    """What the tokens depend on beside the pixels."""
+    """A digest of what the tokens depend on beside the pixels."""
     state = hashlib.blake2b(digest_size=16)
     encoder = model.target_encoder
     for name, value in sorted({**encoder.state_dict(), "mean": encoder.mean, "std": encoder.std}.items()):
@@ -169,15 +169,20 @@ def _mark(model: ImageWorldModel, session: Session) -> str:
         "actions": [asdict(s.actions), model.space.spec()],
         "precision": [session.precision, session.device.type],
     }
-    return json.dumps(what, sort_keys=True, default=str)
+    return hashlib.blake2b(json.dumps(what, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
-def _name(mark: str, crops: Sequence[UInt8[Tensor, "b 3 s s"]], rows: Int64[np.ndarray, " b"]) -> str:
-    name = hashlib.blake2b(mark.encode(), digest_size=16)
-    name.update(rows.tobytes())
+def _content(crops: Sequence[UInt8[Tensor, "b 3 s s"]], rows: Int64[np.ndarray, " b"]) -> str:
+    """A digest of some images' places and pixels."""
+    content = hashlib.blake2b(rows.tobytes(), digest_size=16)
     for pixels in crops:
-        name.update(pixels.contiguous().numpy().data)
-    return name.hexdigest()
+        content.update(pixels.contiguous().numpy().data)
+    return content.hexdigest()
+
+
+def _name(mark: str, content: str) -> str:
+    """The file of a part; with `content` "*", the pattern of all parts of these settings."""
+    return f"{mark}-{content}.npy"
 
 
 def _require_room(folder: Path, needed: int) -> None:

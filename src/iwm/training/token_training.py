@@ -28,7 +28,8 @@ from iwm.runtime import devices
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation, uniforms
-from iwm.training import step, token_store
+from iwm.training import checkpoint, step, token_store
+from iwm.training.checkpoint import Checkpoint
 from iwm.training.step import Part, Training
 from iwm.training.token_store import TokenStore
 
@@ -117,11 +118,17 @@ class TokenTraining(Training):
 
 
 def begin(
-    settings: config.Config, source: ImageSet, out: Path, session: Session, start: int
+    settings: config.Config, source: ImageSet, out: Path, session: Session, state: Checkpoint | None = None
 ) -> tuple[Training, TokenLoader]:
-    """The state before the first step, once every view is encoded, and the batches from step `start` on."""
-    model = step.build(settings, session.device)
-    pretrained.load_into(model)
+    """The state before the first step, once every view is encoded, and the batches from the step of `state` on.
+
+    A checkpoint holds the encoder too, so to go on its own file of weights is not needed.
+    """
+    model, start = step.build(settings, session.device), state.step if state else 0
+    if state:
+        checkpoint.restore_weights(state, model)
+    else:
+        pretrained.load_into(model)
     choose_attention(model, session.device, session.precision)
     folder = Path(settings.speed.tokens).expanduser() if settings.speed.tokens else out.parent / "tokens"
     store = token_store.build(model.eval(), source, folder, session)

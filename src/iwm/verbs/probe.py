@@ -63,7 +63,7 @@ class Probe(ProbeSettings, Measured, Source):
     baselines: bool = True
     """Also a random encoder and raw pixels."""
     encoder: str = ""
-    """Another encoder beside this one, through the same probe: timm:NAME[,weights=PATH] or a RUN."""
+    """Another encoder beside this one, through the same probe: timm:NAME[,weights=PATH], hf-hub:ID or a RUN."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -34,7 +34,7 @@ from iwm.actions.action_space import ActionSpace
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import load_chunks
 from iwm.model import pretrained
-from iwm.model.architecture import layer_number, timm_model
+from iwm.model.architecture import layer_number, parsed, timm_model
 from iwm.model.encoder import PatchEncoder
 from iwm.model.foreign_encoder import encoder_of
 from iwm.model.vit import choose_attention, without_affine
@@ -146,11 +146,10 @@ class TimmEncoder(FrozenEncoder):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model_name: str, body: nn.Module, size: int = 0, layer: int = 0) -> None:
+    def __init__(self, name: str, architecture: str, body: nn.Module, size: int = 0, layer: int = 0) -> None:
         super().__init__()
         settings = resolve_model_data_config(body)
-        self.model_name, self.body, self.name = model_name, body, f"timm:{model_name}"
-        self.architecture = model_name
+        self.name, self.architecture, self.body = name, architecture, body
         self.size = size or settings["input_size"][-1]
         self.depth = len(cast(Any, getattr(body, "blocks", None) or getattr(body, "feature_info", None) or [body]))
         self.layer = layer_number(layer, self.depth)
@@ -187,8 +186,11 @@ class TimmEncoder(FrozenEncoder):
     def drawn_anew(self, seed: int) -> "TimmEncoder":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            twin = TimmEncoder(self.model_name, timm_model(self.model_name), self.size, self.layer)
-        twin.name, twin.layers = "random encoder", self.layers
+            name, arguments = parsed(self.architecture)
+            body = timm_model(name, **arguments)
+        body.pretrained_cfg = self.body.pretrained_cfg  # the same pixels
+        twin = TimmEncoder("random encoder", self.architecture, body, self.size, self.layer)
+        twin.layers = self.layers
         return twin
 
 
@@ -222,12 +224,13 @@ def layer_count(layers: int | Literal["all"], depth: int) -> int:
 def open_encoder(
     run: str, *, student: bool = False, layer: int = 0, layers: int | Literal["all"] = 0, size: int = 0
 ) -> FrozenEncoder:
-    """The frozen encoder of a RUN (EMA unless `student`), or timm:NAME[,weights=PATH]; in eval mode on the CPU.
+    """The frozen encoder of a RUN (EMA unless `student`), or timm's (timm:NAME[,weights=PATH], hf-hub:ID); in eval mode
+    on the CPU.
 
     `layers` reads that many of the last blocks side by side; `size` shows it images of another side than it was trained
     on. Raises UserError when RUN cannot be read or has no such layers.
     """
-    if run.startswith("timm:"):
+    if pretrained.is_timm(run):
         if student:
             raise UserError(f"{run} has no student encoder; leave out --student.")
         return open_timm(run, layer=layer, layers=layers, size=size)
@@ -244,16 +247,16 @@ def name_of(student: bool) -> str:
 
 
 def open_timm(name: str, *, layer: int = 0, layers: int | Literal["all"] = 0, size: int = 0) -> FrozenEncoder:
-    """A timm model from `timm:NAME[,weights=PATH]`. Raises UserError naming what does not exist or fit."""
-    model_name, body = pretrained.open_timm(name)
-    whole = TimmEncoder(model_name, body, size, layer)
+    """A model from timm:NAME[,weights=PATH] or hf-hub:ID. Raises UserError naming what does not exist or fit."""
+    origin, body = pretrained.open_timm(name)
+    whole = TimmEncoder(origin.title, origin.architecture()[0], body, size, layer)
     encoder = whole.reading(layer_count(layers, whole.depth))
     try:
         encoder.outputs(torch.zeros(1, 3, encoder.size, encoder.size, dtype=torch.uint8))
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
-            f"timm:{model_name} gives no tokens of images of {encoder.size} px after layer {encoder.layer} ({reason}); "
+            f"{origin.title} gives no tokens of images of {encoder.size} px after layer {encoder.layer} ({reason}); "
             "give another --size or --layer, or another model."
         ) from None
     return encoder
