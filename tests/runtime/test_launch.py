@@ -1,10 +1,12 @@
 """python, torchrun and srun find out by themselves what they are."""
 
+import socket
+
 import pytest
 
 from iwm import cli, verbs
 from iwm.runtime.errors import UserError
-from iwm.runtime.launch import Place, first_host, place, require_one_process
+from iwm.runtime.launch import Place, first_host, interface_to, place, require_one_process
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 TORCHRUN |= {"MASTER_ADDR": "node1", "MASTER_PORT": "29500", "TORCHELASTIC_RESTART_COUNT": "2"}
@@ -60,6 +62,12 @@ def test_the_first_host_of_slurms_list(hosts, first):
 def test_variables_that_contradict_one_another(variables, sentence):
     with pytest.raises(UserError, match=sentence):
         place(variables)
+
+
+def test_the_way_to_another_machine_is_an_interface_and_this_machine_itself_is_none():
+    assert interface_to("127.0.0.1") == ""
+    name = interface_to("10.254.254.254")
+    assert not name or name in [each for _, each in socket.if_nameindex()]
 
 
 def test_verbs_of_one_process_refuse_several_before_anything_is_written(tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ rank computes from sums over all ranks is averaged over ranks by DDP and FSDP, w
 """
 
 import contextlib
+import os
 import re
 import socket
 import time
@@ -24,7 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from iwm.runtime import rank_watch
 from iwm.runtime.console import console
 from iwm.runtime.errors import Interrupted, UserError
-from iwm.runtime.launch import Place, place
+from iwm.runtime.launch import Place, interface_to, place
 from iwm.runtime.rank_watch import RankWatch
 
 stores: Any = dist  # which exports them without saying so
@@ -111,6 +112,8 @@ def group(where: Place, device: torch.device) -> Iterator[None]:
         yield
         return
     cuda = device.type == "cuda"
+    if not cuda and "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface_to(where.address)):
+        os.environ["GLOO_SOCKET_IFNAME"] = name  # a host's own name often leads to itself alone, as 127.0.1.1
     dist.init_process_group(
         "nccl" if cuda else "gloo",
         store=stores.PrefixStore("group", _group.store),

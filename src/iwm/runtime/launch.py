@@ -10,6 +10,7 @@ Nothing here imports PyTorch: every verb asks it before its work is imported.
 import os
 import re
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -111,6 +112,30 @@ def first_host(hosts: str) -> str:
     if not match:
         return "127.0.0.1"
     return match[1] + (match[2] or "")
+
+
+def interface_to(address: str) -> str:
+    """The name of the network interface by which the address is reached; "" for this machine itself, and where the
+    system does not say."""
+    if sys.platform != "linux":
+        return ""
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))  # sends nothing
+        except OSError:
+            return ""
+        own = probe.getsockname()[0]
+        for _, name in () if own.startswith("127.") else socket.if_nameindex():
+            try:
+                # SIOCGIFADDR of linux/sockios.h; a `struct sockaddr_in` comes after the 16 bytes of the name.
+                reply = fcntl.ioctl(probe, 0x8915, name.encode()[:15].ljust(256, b"\0"))
+            except OSError:  # an interface without an address
+                continue
+            if socket.inet_ntoa(reply[20:24]) == own:
+                return name
+    return ""
 
 
 def require_one_process(verb: str) -> None:
