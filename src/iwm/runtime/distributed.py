@@ -73,10 +73,11 @@ def alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[Place]:
+def together(mend: str = "give the same command again.") -> Iterator[Place]:
     """The ranks of this job meet, and end together: an error on one of them ends all.
 
     Yields the place of this process; nothing happens where it is the only one. Only rank 0 writes to the console.
+    `mend` is what to do when a rank was lost.
     Raises UserError when a rank does not come; SystemExit, without a word, where another rank has failed.
     """
     global _group
@@ -85,7 +86,7 @@ def together() -> Iterator[Place]:
         yield where
         return
     store = _open_store(where)
-    watch = RankWatch(where, lambda: _connected(where))
+    watch = RankWatch(where, lambda: _connected(where), mend)
     _group = _Group(where, store, watch)
     quiet, console.quiet = console.quiet, where.rank > 0
     watch.start()

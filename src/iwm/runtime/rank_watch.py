@@ -28,11 +28,13 @@ Store = Any
 
 class RankWatch(threading.Thread):
     """One rank's sign of life, and its ear for the failure of another. `connect` opens a store of this thread's own,
-    whose calls end within `SILENCE`."""
+    whose calls end within `SILENCE`; `mend` says what to do then."""
 
-    def __init__(self, place: Place, connect: Callable[[], Store], leave: Callable[[int], Any] = os._exit) -> None:
+    def __init__(
+        self, place: Place, connect: Callable[[], Store], mend: str = "", leave: Callable[[int], Any] = os._exit
+    ) -> None:
         super().__init__(name="iwm-ranks", daemon=True)
-        self.place, self.connect, self.leave = place, connect, leave
+        self.place, self.connect, self.mend, self.leave = place, connect, mend, leave
         self.ticks, self.ready = 0, False
         self.failure: dict[str, Any] | None = None
         self._ended = threading.Event()
@@ -131,8 +133,7 @@ class RankWatch(threading.Thread):
         self._end(1)
 
     def _say(self, sentence: str) -> None:
-        mend = "All ranks stop; the same command goes on from the last checkpoint."
-        print(f"{sentence[0].upper()}{sentence[1:]} {mend}", file=sys.stderr)
+        print(f"{sentence[0].upper()}{sentence[1:]} All ranks stop; {self.mend}", file=sys.stderr)
 
     def _end(self, code: int) -> None:
         if console.is_terminal:

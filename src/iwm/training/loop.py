@@ -37,6 +37,9 @@ from iwm.training.token_training import TokenLoader, begin, keeps_tokens
 from iwm.training.validation import validate, with_encoder
 from iwm.training.watch import HealthBatch, LineEnd, ProgressBar, Watch
 
+GO_ON = "the same command goes on from the last checkpoint."
+"""What to do when a rank was lost in training."""
+
 
 def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks: Sequence[Any] = ()) -> Path:
     """Train a world model; returns the run folder with `config.yaml`, `metrics.jsonl`, `checkpoints/` and `model/`.
@@ -46,7 +49,7 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
     and calls `callbacks`. Raises UserError for bad settings and a folder that cannot be written, Busy while another
     process trains this run, Interrupted after Ctrl-C and Preempted after SIGTERM or SIGUSR1 (saved).
     """
-    with distributed.together():  # first, so that what is wrong on one rank ends all
+    with distributed.together(GO_ON):  # first, so that what is wrong on one rank ends all
         return _pretrain_together(settings, source, callbacks)
 
 
