@@ -12,6 +12,7 @@ The run's own measures come first, then the user's callbacks in their order, the
 several ranks rank 0 alone calls the user's; of a model that is sharded it then holds its own shard.
 """
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from iwm.data.image_sets import ImageSet
 from iwm.data.loader import Batch
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder
+from iwm.runtime import distributed
 from iwm.runtime.errors import UserError, did_you_mean
 from iwm.training.step import Training
 
@@ -90,16 +92,19 @@ HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
 class Callbacks:
-    """Calls the methods that each of several callbacks has, in their order."""
+    """Calls the methods that each of several callbacks has, in their order. What those among `own` measure is done by
+    this rank, for no other calls them."""
 
-    def __init__(self, callbacks: Iterable[Any]) -> None:
+    def __init__(self, callbacks: Iterable[Any], own: Iterable[Any] = ()) -> None:
         self.callbacks = tuple(callbacks)
+        self.own = {id(callback) for callback in own}
 
     def _call(self, hook: str, *values: Any) -> None:
         for callback in self.callbacks:
             method = getattr(callback, hook, None)
             if method is not None:
-                method(*values)
+                with distributed.alone() if id(callback) in self.own else contextlib.nullcontext():
+                    method(*values)
 
     def start(self, state: State) -> None:
         self._call("on_start", state)

@@ -256,7 +256,7 @@ def _callbacks(state: State, own: Sequence[Any]) -> Callbacks:
     probe = OnlineProbe.for_run(state.images, state.settings)
     measures = [watch, HealthBatch(state.images, state.training), *([probe] if probe else [])]
     shown = [*own, Metrics(state.run.metrics), ProgressBar()] if state.training.session.leads else []
-    return Callbacks([*measures, *shown, LineEnd(watch)])
+    return Callbacks([*measures, *shown, LineEnd(watch)], own)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
