@@ -18,6 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from iwm.runtime import sharing
 from iwm.runtime.errors import UserError
 
 Grid = tuple[int, int]
@@ -127,7 +128,18 @@ def set_drop_path(blocks: Iterable[nn.Module], rate: float) -> None:
     for number, block in enumerate(stack, start=1):
         if not hasattr(block, "drop_path1"):
             raise UserError(f"Blocks of type {type(block).__name__} have no stochastic depth; leave out --drop-path.")
-        block.drop_path1, block.drop_path2 = (DropPath(rate * number / len(stack)) for _ in range(2))
+        block.drop_path1, block.drop_path2 = (StochasticDepth(rate * number / len(stack)) for _ in range(2))
+
+
+class StochasticDepth(DropPath):
+    """timm's, drawn for a whole batch, so that the ranks which share it leave out what one process would."""
+
+    def forward(self, x: Float[Tensor, "b *s"]) -> Float[Tensor, "b *s"]:
+        if not self.drop_prob or not self.training:
+            return x
+        keep, shape = 1 - self.drop_prob, (1,) * (x.ndim - 1)
+        kept = sharing.drawn_for_batch(lambda count: x.new_empty(count, *shape).bernoulli_(keep), len(x))
+        return x * kept.div_(keep)
 
 
 def attend(attention: Attention, x: Float[Tensor, "b n d"], count: int | None) -> Float[Tensor, "b q d"]:
