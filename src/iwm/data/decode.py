@@ -11,6 +11,7 @@ from torch import Tensor
 
 from iwm.data.grey import GreyRange, GreyRanges, is_deep
 from iwm.runtime import devices
+from iwm.runtime.errors import UserError
 
 Image.MAX_IMAGE_PIXELS = None  # a slide of 200 megapixels is no attack: what memory allows is read (`_require_room`)
 PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # colour profiles of several megabytes are common
@@ -19,6 +20,10 @@ LARGE = 2**26
 """Pixels from which memory is asked before decoding."""
 BYTES = 12
 """Of memory for a pixel while it is decoded, squared and kept."""
+
+
+class NothingReadable(UserError):
+    """Not one image of a set can be decoded."""
 
 
 class BrokenImage(Exception):

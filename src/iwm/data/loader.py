@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from iwm import config
 from iwm.data import workers
 from iwm.data.crops import center, least_side, random_crops
-from iwm.data.decode import BrokenImage
+from iwm.data.decode import BrokenImage, NothingReadable
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.sources import open_pictures
 from iwm.data.workers import Part
@@ -304,7 +304,7 @@ def load_chunks(
             any_image = True
             yield torch.stack(whole), rows[kept]
     if not any_image:
-        raise UserError(_none_left(images, broken))
+        raise NothingReadable(_none_left(images, broken))
 
 
 def load_with_crops(
@@ -353,7 +353,7 @@ def _readable(images: ImageSet, loaded: Sequence[Tensor | BrokenImage]) -> tuple
     """`_named_broken`. Raises UserError when there is nothing left."""
     whole, kept = _named_broken(loaded)
     if not whole:
-        raise UserError(_none_left(images, loaded))
+        raise NothingReadable(_none_left(images, loaded))
     return whole, kept
 
 
