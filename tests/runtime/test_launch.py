@@ -73,15 +73,15 @@ def test_the_way_to_another_machine_is_an_interface_and_this_machine_itself_is_n
 def test_verbs_of_one_process_refuse_several_before_anything_is_written(tmp_path, monkeypatch, capsys):
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
-    sentence = (
-        "iwm demo runs as one process so far, and torchrun started 8, which would all write the same files; start"
-    )
+    sentence = "iwm demo is the work of one process, and torchrun started 8, which would all do the same; start it"
     out = tmp_path / "run"
     assert cli.main(["demo", "--out", str(out)]) == 2
-    assert capsys.readouterr().err.strip() == f"{sentence} it without torchrun."
+    assert capsys.readouterr().err.strip() == f"{sentence} without torchrun."
     for verb in verbs.names():
         if not verbs.find(verb).ranks:
-            with pytest.raises(UserError, match=f"iwm {verb} runs as one process so far"):
+            with pytest.raises(UserError, match=f"iwm {verb} is the work of one process"):
                 require_one_process(verb)
     assert not out.exists()
-    assert verbs.find("pretrain").ranks
+    shared = {verb for verb in verbs.names() if verbs.find(verb).ranks}
+    assert {"pretrain", "world", "probe", "finetune", "segment", "multitask", "efficiency", "predict"} <= shared
+    assert not shared & {"imagine", "infer", "report", "compare", "doctor", "app", "sweep", "demo"}

@@ -4,13 +4,11 @@ A source with labels has its online probe in every line of the metrics; without 
 (`iwm.evaluation.tasks.instance`) says at the end what the encoder knows.
 """
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from iwm import config
-from iwm.data import memory
 from iwm.data.image_sets import ImageSet
 from iwm.data.sources import open_images
 from iwm.evaluation.tasks import probes
@@ -24,20 +22,13 @@ from iwm.verbs.probe import Probe
 
 def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks: Sequence[Any] = ()) -> Path:
     """Train a world model, see `iwm.training.loop.pretrain`; without labels probe it by instances. Returns the run
-    folder. Images of your own, given as `source`, have no part that is held out, so nothing is measured on them; nor is
-    anything after training on several ranks, for one process measures.
+    folder. Images of your own, given as `source`, have no part that is held out, so nothing is measured on them.
 
     Raises UserError for bad settings, Interrupted after Ctrl-C (saved).
     """
-    run, where = loop.pretrain(settings, source, callbacks), launch.place()
-    unlabelled = source is None and _labels_of(settings) is None if where.rank == 0 else False
-    if unlabelled and where.size == 1:
+    run = loop.pretrain(settings, source, callbacks)
+    if source is None and _labels_of(settings) is None:
         print_instances(run, settings)
-    elif unlabelled:
-        words = shlex.join(["iwm", "probe", as_text(run), "--data", settings.data.source, "--kind", "instance"])
-        if memory.is_memory(settings.data.source):
-            words = 'iwm.probe(run, data=IMAGES, kind="instance")'
-        console.print(f"What the encoder knows, one process measures: {words}", markup=False, soft_wrap=True)
     return run
 
 
@@ -47,14 +38,18 @@ def _labels_of(settings: config.Config) -> Any:
 
 def print_instances(run: Path, settings: config.Config) -> None:
     """The instance probe of a run on its own source, and what it says as the last line. Where it cannot be measured
-    the line says why."""
+    the line says why; of several ranks all then end, with the sentence, for one may have failed alone."""
     how = Probe(
         run=as_text(run), data=settings.data.source, kind="instance", seed=settings.run.seed, speed=settings.speed
     )
     try:
         numbers = probes.probe(how)
     except UserError as error:
+        if launch.place().size > 1:
+            raise
         console.print(f"What the encoder knows was not measured. {error}", markup=False)
+        return
+    if launch.place().rank:
         return
     console.print(
         f"Without labels: of {numbers['n_val']:,} held-out images {numbers['top1']:.1%} are found again by a changed "

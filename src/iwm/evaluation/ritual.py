@@ -34,7 +34,7 @@ from iwm.data.sources import source_identity
 from iwm.evaluation import grids
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder, is_remote, load_model, plain_name, read_result
-from iwm.runtime import devices, drawing, fields, files
+from iwm.runtime import devices, drawing, fields, files, sharing
 from iwm.runtime.console import console, show, tables_are_printed
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
@@ -149,7 +149,11 @@ class Evaluation:
         return content
 
     def write(self, outcome: Outcome) -> dict[str, Any]:
-        """Write the numbers, then weights and pictures; returns the content, with the file under "path"."""
+        """Write the numbers, then weights and pictures; returns the content, with the file under "path". Of several
+        ranks the first does so, and all get what it wrote."""
+        return sharing.by_first(lambda: self._write(outcome))
+
+    def _write(self, outcome: Outcome) -> dict[str, Any]:
         settings, payload = self.settings(outcome), dict(outcome.payload)
         with files.lock(self.folder.results_lock, f"A result is written to {self.folder.eval}", wait=True):
             files.mark_output(self.folder.eval)
@@ -174,12 +178,13 @@ def _print(content: Mapping[str, Any], print_content: Callable[[Mapping[str, Any
 def evaluation(verb: str, options: Options) -> Iterator[Evaluation]:
     """An evaluation on the device, in the precision and with the threads that the options ask for.
 
-    Raises UserError where its results could not be written.
+    Several ranks share its images (`iwm.runtime.sharing`); the first alone prints and writes. Raises UserError where
+    its results could not be written.
     """
     with Session.open(options.speed) as session:
         work = Evaluation(verb, options.run, options.out, session)
         mend = "give another --out FOLDER." if options.out else "give --out FOLDER."
-        files.require_writable(work.folder.eval, f"Results of {options.run}", mend)
+        sharing.by_first(lambda: files.require_writable(work.folder.eval, f"Results of {options.run}", mend))
         yield work
 
 

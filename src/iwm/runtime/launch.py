@@ -143,6 +143,6 @@ def require_one_process(verb: str) -> None:
     where = place()
     if where.size > 1:
         raise UserError(
-            f"iwm {verb} runs as one process so far, and {where.launcher} started {where.size}, which would all write "
-            f"the same files; start it without {where.launcher}."
+            f"iwm {verb} is the work of one process, and {where.launcher} started {where.size}, which would all do the "
+            f"same; start it without {where.launcher}."
         )

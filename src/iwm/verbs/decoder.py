@@ -28,3 +28,4 @@ class Decoder(Measured, OneRun):
 
 OPTIONS = Decoder
 WORK = "iwm.evaluation.world.decoder:decoder"
+RANKS = True

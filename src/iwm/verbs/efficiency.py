@@ -23,3 +23,4 @@ class Efficiency(Classification, Measured, Source):
 
 OPTIONS = Efficiency
 WORK = "iwm.evaluation.tasks.efficiency:efficiency"
+RANKS = True

@@ -15,3 +15,4 @@ class Finetune(Classification, Continuation, Measured, Source):
 
 OPTIONS = Finetune
 WORK = "iwm.evaluation.tasks.finetune:finetune"
+RANKS = True

@@ -28,3 +28,4 @@ class Multitask(Classification, Measured, OneRun):
 
 OPTIONS = Multitask
 WORK = "iwm.evaluation.tasks.multitask:multitask"
+RANKS = True

@@ -21,3 +21,4 @@ class Predict(Computation):
 
 OPTIONS = Predict
 WORK = "iwm.evaluation.tasks.predict:predict"
+RANKS = True

@@ -77,3 +77,4 @@ class Probe(ProbeSettings, Measured, Source):
 
 OPTIONS = Probe
 WORK = "iwm.evaluation.tasks.probes:probe"
+RANKS = True

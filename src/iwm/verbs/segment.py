@@ -59,3 +59,4 @@ class Segment(SegmentSettings, Continuation, Measured, Source):
 
 OPTIONS = Segment
 WORK = "iwm.evaluation.tasks.segmentation:segment"
+RANKS = True

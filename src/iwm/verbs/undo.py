@@ -21,3 +21,4 @@ class Undo(Measured, Source):
 
 OPTIONS = Undo
 WORK = "iwm.evaluation.world.undo:undo"
+RANKS = True

@@ -21,3 +21,4 @@ class World(Measured, Source):
 
 OPTIONS = World
 WORK = "iwm.evaluation.world.mrr:world"
+RANKS = True

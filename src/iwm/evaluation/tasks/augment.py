@@ -21,8 +21,8 @@ from torch import Tensor
 
 from iwm.data.crops import least_side, random_crop
 from iwm.data.image_sets import ImageSet
-from iwm.data.loader import load_all
-from iwm.runtime import devices
+from iwm.data.shares import load_all
+from iwm.runtime import devices, sharing
 from iwm.runtime.console import progress
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import seeded
@@ -90,15 +90,18 @@ def draw(maker: Maker, views: int) -> Pictures:
         return Pictures(plain[None], kept, lambda rows, epoch: maker.views(kept[rows], epoch + 1))
     if views == 1:
         return Pictures(plain[None], kept)
-    values = torch.empty(views, *plain.shape, dtype=torch.uint8)
-    values[0] = plain
-    with progress("images") as bar:
-        task = bar.add_task("random crops", total=len(kept), note="")
-        for row, index in enumerate(kept):
-            for number in range(1, views):
-                values[number, row] = maker.view(int(index), number)
-            bar.advance(task)
-    return Pictures(values, kept)
+
+    def crops(indices: Int64[np.ndarray, " n"]) -> UInt8[Tensor, "n w 3 s s"]:
+        done = torch.empty(len(indices), views - 1, *plain.shape[1:], dtype=torch.uint8)
+        with progress("images") as bar:
+            task = bar.add_task("random crops", total=len(indices), note="")
+            for row, index in enumerate(indices):
+                for number in range(1, views):
+                    done[row, number - 1] = maker.view(int(index), number)
+                bar.advance(task)
+        return done
+
+    return Pictures(torch.cat([plain[None], sharing.by_rows(crops, kept).transpose(0, 1)]), kept)
 
 
 def require_memory(train: int, test: int, views: int, size: int) -> None:

@@ -32,7 +32,7 @@ from iwm.model.predictor import Predictor
 from iwm.model.vit import head_count, initialise
 from iwm.model.world_model import ImageWorldModel, for_tasks, seen_width
 from iwm.run_folder import RunFolder, is_remote
-from iwm.runtime import errors, fields
+from iwm.runtime import errors, fields, sharing
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 
@@ -140,8 +140,12 @@ class Classifier(Headed):
         if self.action == "null" or not self.training:
             return tokens.new_zeros(len(tokens), self.space.dim)
         self.batches += 1
-        parameters = self.space.sample_bank(self.seed, self.batches, len(tokens))
-        return self.space.difference(self.space.neutral(len(tokens)), parameters).to(tokens)
+
+        def draw(count: int) -> Float[Tensor, "b k"]:
+            parameters = self.space.sample_bank(self.seed, self.batches, count)
+            return self.space.difference(self.space.neutral(count), parameters)
+
+        return sharing.drawn_for_batch(draw, len(tokens)).to(tokens)
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from iwm.evaluation.tasks.tuning import training_of
 from iwm.evaluation.uncertainty import accuracy_error
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import read_result
+from iwm.runtime import sharing
 from iwm.runtime.console import console, table
 from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE, blank, finite, style_axes
 from iwm.runtime.errors import UserError
@@ -92,7 +93,8 @@ def efficiency(o: Efficiency) -> dict[str, Any]:
         wanted = points_of(model, o)
         splits = open_labelled(o, size)
         outcome = _outcome(o, work, splits, size)
-        points = {point["what"]: point for point in read_result(work.place(outcome)).get("points", [])}
+        there = sharing.by_first(lambda: read_result(work.place(outcome)).get("points", []))
+        points = {point["what"]: point for point in there}
         missing = [point for point in wanted if point.what not in points]
         if len(missing) < len(wanted):
             console.print(f"{len(wanted) - len(missing)} of {len(wanted)} points are there already.")

@@ -32,13 +32,13 @@ from torch import Tensor, nn
 from iwm import run_folder
 from iwm.actions.action_space import ActionSpace
 from iwm.data.image_sets import ImageSet
-from iwm.data.loader import load_chunks
+from iwm.data.shares import load_chunks, nothing_readable
 from iwm.model import pretrained
 from iwm.model.architecture import layer_number, parsed, timm_model
 from iwm.model.encoder import PatchEncoder
 from iwm.model.foreign_encoder import encoder_of
 from iwm.model.vit import choose_attention, without_affine
-from iwm.runtime import files, tensors
+from iwm.runtime import distributed, files, sharing, tensors
 from iwm.runtime.console import console, progress
 from iwm.runtime.devices import CPU, Session
 from iwm.runtime.errors import UserError
@@ -278,16 +278,18 @@ def extract(
     pooling: Pooling = "mean",
     cache: Path | None = None,
 ) -> Labelled:
-    """Features of all images under all encoders; every image is decoded once, broken ones are left out.
+    """Features of all images under all encoders; every image is decoded once, broken ones are left out. Of several
+    ranks each does its share of the images, and all get all features.
 
-    `cache` is a folder for features found by content. All encoders must be shown the same size.
+    `cache` is a folder for features found by content. All encoders must be shown the same size. Raises UserError where
+    no image can be decoded.
     """
     size = encoders[0].size
     assert all(encoder.size == size for encoder in encoders)
     assert images.labels is not None
     marks = [encoder.identity() if cache else "" for encoder in encoders]
     parts: list[list[Tensor]] = [[] for _ in encoders]
-    kept: list[np.ndarray] = []
+    kept: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
     for pixels, rows in load_chunks(images, size, max(1, CHUNK // (3 * size * size))):
         kept.append(rows)
         content = digest([("pixels", pixels)]) if cache else ""
@@ -296,9 +298,14 @@ def extract(
             if cache and mark:
                 key = f"{mark} {content} {pooling} {session.precision} {session.device.type}"
                 path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-            part.append(_remembered(path, encoder, pixels, pooling, session))
-    labels = torch.from_numpy(np.asarray(images.labels)[np.concatenate(kept)].astype(np.int64))
-    return Labelled([torch.cat(part) for part in parts], labels)
+            with distributed.alone():
+                part.append(_remembered(path, encoder, pixels, pooling, session))
+    rows = sharing.gathered(torch.from_numpy(np.concatenate(kept)))
+    features = [sharing.gathered(torch.cat(part) if part else None) for part in parts]
+    if rows is None or not len(rows):
+        raise nothing_readable(images)
+    labels = torch.from_numpy(np.asarray(images.labels)[rows.numpy()].astype(np.int64))
+    return Labelled([each for each in features if each is not None], labels)
 
 
 def _remembered(
@@ -334,9 +341,13 @@ def pooled(tokens: Float[Tensor, "b n d"], pooling: Pooling) -> Tensor:
 
 def encode(encoder: FrozenEncoder, pixels: Pixels, *, pooling: Pooling = "mean", session: Session = CPU) -> Tensor:
     """Features of decoded images on the CPU: float32 [n, d], [n, 4 d] for "2x2", float16 [n, t, d] for "tokens"; of
-    several `layers` side by side."""
+    several `layers` side by side. All ranks have the images, each encodes its share."""
     encoder = encoder.to(session.device).eval()
     choose_attention(encoder, session.device, session.precision)
+    return sharing.by_rows(lambda mine: _encode(encoder, mine, pooling, session), pixels)
+
+
+def _encode(encoder: FrozenEncoder, pixels: Pixels, pooling: Pooling, session: Session) -> Tensor:
     done = []
     with progress("images") as bar:
         task = bar.add_task(encoder.name, total=len(pixels), note="")

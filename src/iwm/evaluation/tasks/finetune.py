@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Float16, Int64, UInt8
 from torch import Tensor
 
-from iwm.data.loader import load_all
+from iwm.data.shares import load_all
 from iwm.data.sources import LabelledSplits
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
@@ -34,7 +34,7 @@ from iwm.evaluation.tasks.tuning import nothing_pretrained, parts_of, start_of, 
 from iwm.model.encoder import PatchEncoder
 from iwm.model.vit import set_drop_path
 from iwm.model.world_model import ImageWorldModel, seen_width
-from iwm.runtime import devices
+from iwm.runtime import devices, sharing
 from iwm.runtime.devices import Session
 from iwm.verbs.finetune import Finetune
 from iwm.verbs.probe import ProbeSettings
@@ -223,7 +223,8 @@ def frozen_tokens(
     """Tokens [v, n, t, d] of all pictures after a block, in float16; None when they would take more than a quarter of
     free memory."""
     side = -(-views.shape[-1] // encoder.patch_size)
-    if views.shape[0] * views.shape[1] * side**2 * encoder.settings.width * 2 > devices.free_memory() / 4:
+    needed = views.shape[0] * views.shape[1] * side**2 * encoder.settings.width * 2
+    if not sharing.all_say(needed <= devices.free_memory() / 4):
         return None
     frozen = features.WorldEncoder(encoder, "frozen encoder", views.shape[-1], layer)
     tokens = features.encode(frozen, views.flatten(0, 1), pooling="tokens", session=session)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from iwm.data.crops import IGNORED
 from iwm.data.splits import tenth_of_each_class
 from iwm.evaluation.grids import grid_ends
+from iwm.runtime import distributed, sharing
 from iwm.runtime.algebra import cosine
 from iwm.runtime.console import progress
 from iwm.runtime.devices import Session
@@ -171,16 +172,17 @@ def fit(
 ) -> float:
     """Train on `rows` of the samples, deterministically by seed; returns images a second.
 
-    Raises FloatingPointError when the loss is no longer finite.
+    Several ranks share every batch. Raises FloatingPointError when the loss is no longer finite.
     """
     size = min(schedule.batch_size, len(rows))
+    mine = sharing.rows_of_batch(size, mirrored=schedule.mixes)
     per_epoch = max(1, len(rows) // size)
 
     def batches() -> Iterable[tuple[int, int, np.ndarray]]:
         for epoch in range(epochs):
             order = rows[torch.from_numpy(permutation(seed, "classifier order", epoch, len(rows)))].numpy()
             for number, batch in enumerate(order[: per_epoch * size].reshape(per_epoch, size)):
-                yield epoch, epoch * per_epoch + number, batch
+                yield epoch, epoch * per_epoch + number, batch[mine]
 
     def loss_of(stretch: tuple[int, int, np.ndarray]) -> Tensor:
         epoch, step, batch = stretch
@@ -189,7 +191,7 @@ def fit(
         share = 1.0
         if schedule.mixes:
             inputs, share = mixed(inputs, schedule, seed, step)
-        with session.autocast():
+        with session.autocast(), sharing.part_of_batch(size, mine):
             logits = learner.logits(inputs).float()
         loss = cross_entropy(logits, labels, schedule.smoothing)
         if share < 1:  # cross-entropy is linear in the target: this is that of the mixed label
@@ -218,6 +220,7 @@ def descend(
 ) -> float:
     """One AdamW step a batch, each group's "lr" being its peak; returns the seconds it took.
 
+    Of several ranks each computes its rows of the batch, whose losses add up to the batch's, and gradients are summed.
     Raises FloatingPointError when the loss, looked at every `checked_every` steps, is no longer finite.
     """
     optimiser = torch.optim.AdamW(groups, fused=True)
@@ -237,6 +240,8 @@ def descend(
             loss = loss_of(batch)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
+            distributed.tick()
+            sharing.sum_gradients(trainable)
             if schedule.clip:
                 torch.nn.utils.clip_grad_norm_(trainable, schedule.clip, foreach=True)
             optimiser.step()
@@ -245,11 +250,12 @@ def descend(
             summed += 1
             bar.advance(task)
             if summed == checked_every or step == steps - 1:
-                mean = float(total) / summed  # the only synchronisation
+                mean = float(distributed.all_reduce_sum(total)) / summed  # the only synchronisation
                 if not math.isfinite(mean):
                     raise FloatingPointError("the loss is not finite")
                 bar.update(task, note=f"loss {mean:.3f}")
                 total, summed = torch.zeros((), device=session.device), 0
+    distributed.rest()
     average.take()
     return time.perf_counter() - since
 
@@ -277,9 +283,10 @@ class WeightAverage:
 
 
 def cross_entropy(logits: Float[Tensor, "b c *s"], labels: Int64[Tensor, "b *s"], smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy over the labels that are not IGNORED; 0 where all of them are."""
+    """Mean cross-entropy over the labels that are not IGNORED; 0 where all of them are. Of several ranks what this
+    one's labels add to the mean over all ranks' labels."""
     total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED, label_smoothing=smoothing)
-    return total / (labels != IGNORED).sum().clamp_min(1)
+    return total / distributed.all_reduce_sum((labels != IGNORED).sum()).clamp_min(1)
 
 
 def mixed(
@@ -308,12 +315,16 @@ def factor_at(step: int, steps: int, warmup: float) -> float:
 def logits_of(
     logits: Callable[[Tensor], Tensor], inputs: Tensor, session: Session, batch: int = 256
 ) -> Float[Tensor, "n c"]:
-    """Logits of all inputs in float32 on the CPU."""
-    done = []
-    for part in inputs.split(batch):
-        with session.autocast():
-            done.append(logits(part.to(session.device)).float().cpu())
-    return torch.cat(done)
+    """Logits of all inputs in float32 on the CPU. All ranks have the inputs, each answers for its share."""
+
+    def answer(inputs: Tensor) -> Tensor:
+        done = []
+        for part in inputs.split(batch):
+            with session.autocast():
+                done.append(logits(part.to(session.device)).float().cpu())
+        return torch.cat(done)
+
+    return sharing.by_rows(answer, inputs)
 
 
 def choose(

@@ -29,7 +29,7 @@ from torch import Tensor
 from iwm import config
 from iwm.actions.action_space import ActionSpace, Parameters, reference_space
 from iwm.data.image_sets import ImageSet, Subset
-from iwm.data.loader import load_with_crops
+from iwm.data.shares import load_with_crops
 from iwm.data.sources import open_splits
 from iwm.data.splits import draw_rows
 from iwm.evaluation.ritual import Outcome
@@ -42,7 +42,7 @@ from iwm.evaluation.world.infer import channel_statistics
 from iwm.evaluation.world.undo import pooled_prediction, pooled_target
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.run_folder import open_world
-from iwm.runtime import drawing
+from iwm.runtime import drawing, sharing
 from iwm.runtime.algebra import chance, standardisation
 from iwm.runtime.console import console, progress, table
 from iwm.runtime.devices import Session
@@ -174,24 +174,29 @@ def look_undone(
     `lessons` are crops of training images, not changed yet: from them it is learned to infer an action.
     """
     space = model.space
-    queries: dict[str, list[Tensor]] = {name: [] for name in UNDO}
     regression = learn_actions(model, lessons, seed, student=student)
     truth = space.difference(pictures.parameters, space.neutral(len(pictures.changed)))
-    with progress("images") as bar:
-        task = bar.add_task("undo", total=len(truth), note="")
-        for part, known in zip(pictures.changed.split(64), truth.split(64), strict=True):
-            tokens = model.encode(part.to(model.device), student=student)
-            inferred = possible(space, regression.logits(traces(tokens, part)))
-            queries["target_"].append(pooled_target(model, part.to(model.device).float() / 255))
-            for name, actions in (
-                ("undo_null_", space.null(len(part))),
-                ("undo_inferred_", inferred),
-                ("undo_known_", known),
-            ):
-                queries[name].append(pooled_prediction(model, tokens, actions.to(model.device)))
-            bar.advance(task, len(part))
+
+    def undone(changed: UInt8[Tensor, "n 3 s s"], truth: Float[Tensor, "n k"]) -> dict[str, Tensor]:
+        queries: dict[str, list[Tensor]] = {name: [] for name in UNDO}
+        with progress("images") as bar:
+            task = bar.add_task("undo", total=len(truth), note="")
+            for part, known in zip(changed.split(64), truth.split(64), strict=True):
+                tokens = model.encode(part.to(model.device), student=student)
+                inferred = possible(space, regression.logits(traces(tokens, part)))
+                queries["target_"].append(pooled_target(model, part.to(model.device).float() / 255))
+                for name, actions in (
+                    ("undo_null_", space.null(len(part))),
+                    ("undo_inferred_", inferred),
+                    ("undo_known_", known),
+                ):
+                    queries[name].append(pooled_prediction(model, tokens, actions.to(model.device)))
+                bar.advance(task, len(part))
+        return {name: torch.cat(parts) for name, parts in queries.items()}
+
     gallery = pooled_target(model, pictures.gallery.to(model.device).float() / 255)
-    return {name: retrieve(torch.cat(parts), gallery) for name, parts in queries.items()}
+    queries = sharing.each_by_rows(undone, pictures.changed, truth)
+    return {name: retrieve(rows, gallery) for name, rows in queries.items()}
 
 
 def learn_actions(model: ImageWorldModel, lessons: UInt8[Tensor, "m 3 s s"], seed: int, *, student: bool) -> Linear:
@@ -199,11 +204,15 @@ def learn_actions(model: ImageWorldModel, lessons: UInt8[Tensor, "m 3 s s"], see
     space = model.space
     reference = reference_space(space, model.settings.data.image_size)
     inputs, wanted = [], []
+
+    def seen(changed: UInt8[Tensor, "m 3 s s"]) -> Float[Tensor, "m f"]:
+        parts = changed.split(64)
+        return torch.cat([traces(model.encode(part.to(model.device), student=student), part) for part in parts])
+
     for change in range(1, CHANGES + 1):  # of the queries it is number 0
         parameters = reference.sample(seed, change, np.arange(len(lessons)), "source", always=True)
         changed = changed_by(reference, lessons, parameters)
-        tokens = (model.encode(part.to(model.device), student=student) for part in changed.split(64))
-        inputs += [traces(each, part) for each, part in zip(tokens, changed.split(64), strict=True)]
+        inputs.append(sharing.by_rows(seen, changed))
         wanted.append(space.difference(parameters, space.neutral(len(lessons))))
     return choose_ridge(torch.cat(inputs), torch.cat(wanted), seed)
 

@@ -35,7 +35,7 @@ from iwm.evaluation.tasks.streams import Rows, steps_of, stream
 from iwm.evaluation.tasks.tuning import grid_of, trainable_of
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import drawing, errors
+from iwm.runtime import drawing, errors, sharing
 from iwm.runtime.console import console, show, table
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
@@ -273,10 +273,13 @@ class Training:
             choose_attention(classifier.to(session.device), session.device, session.precision)
         steps = steps_of([len(rows[task.name]) for task in among], epochs, each) * len(tasks) // among_whom
 
+        each_mine = sharing.rows_of_batch(batch)
+        mine = np.concatenate([number * batch + each_mine for number in range(len(tasks))])
+
         def loss_of(step: int) -> Tensor:
             pairs = [stream(task.work.samples, rows[task.name], seed, batch, step) for task in tasks]
             inputs = [session.upload(values) for values, _ in pairs]
-            with session.autocast():
+            with session.autocast(), sharing.part_of_batch(len(tasks) * batch, mine):
                 logits = logits_together(classifiers, inputs, tokens_given)
             losses = [
                 cross_entropy(guess.float(), session.upload(truth), schedule.smoothing)

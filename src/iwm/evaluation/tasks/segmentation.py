@@ -31,7 +31,7 @@ from iwm.evaluation.tasks.segmenter import Segmenter, head_of, load_segmenter, s
 from iwm.evaluation.tasks.tuning import nothing_pretrained, parts_of, predictor_of, start_of, training_of
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import devices
+from iwm.runtime import devices, sharing
 from iwm.runtime.console import console, progress, table
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
@@ -64,7 +64,6 @@ def segment(o: Segment) -> dict[str, Any]:
         task = SegmentationWork(splits.classes, window, work.session, splits)
         segmenter, trained, counts = task.fit(model, o, start, f"segment {o.train}")
         numbers = _scores(counts, splits, o.seed) | (_baseline(task, model, o) if o.baselines else {})
-        examples = _examples(segmenter, splits.val, work.session)
         settings, words = ritual.settings_of(o, SegmentSettings), _words(o)
         outcome = Outcome(
             data=splits.train.name,
@@ -83,7 +82,7 @@ def segment(o: Segment) -> dict[str, Any]:
                 "baselines": o.baselines,
             },
             variant=words,
-            figures={"": lambda: overlays.overlays(examples, splits.classes)},
+            figures={"": lambda: overlays.overlays(_examples(segmenter, splits.val, work.session), splits.classes)},
             weights=lambda folder: save_segmenter(segmenter, model, folder, finetuned=settings),
         )
         title = f"Segmented {'-'.join(words)}, {splits.train.name}"
@@ -169,18 +168,22 @@ def _show(content: Mapping[str, Any], title: str) -> None:
 
 
 def evaluate(segmenter: Segmenter, examples: Examples, rows: Int64[np.ndarray, " t"], session: Session) -> Counts:
-    """Counts over whole images at their own size."""
+    """Counts over whole images at their own size; every rank looks at its share of them."""
     segmenter = segmenter.to(session.device).eval()
     classes = len(segmenter.names)
-    counts = []
-    with progress("images") as bar:
-        task = bar.add_task("segmenting", total=len(rows), note="")
-        for images, masks in _alike(examples, rows, classes):
-            with session.autocast():
-                guesses = segmenter.slide(images.to(session.device)).argmax(dim=1).cpu().numpy()
-            counts += [count(guess, mask.numpy(), classes) for guess, mask in zip(guesses, masks, strict=True)]
-            bar.advance(task, len(images))
-    return Counts(*np.stack(counts, axis=1))
+
+    def counted(rows: Int64[np.ndarray, " t"]) -> Tensor:
+        counts = []
+        with progress("images") as bar:
+            task = bar.add_task("segmenting", total=len(rows), note="")
+            for images, masks in _alike(examples, rows, classes):
+                with session.autocast():
+                    guesses = segmenter.slide(images.to(session.device)).argmax(dim=1).cpu().numpy()
+                counts += [count(guess, mask.numpy(), classes) for guess, mask in zip(guesses, masks, strict=True)]
+                bar.advance(task, len(images))
+        return torch.from_numpy(np.stack(counts))
+
+    return Counts(*sharing.by_rows(counted, rows).numpy().swapaxes(0, 1))
 
 
 def _alike(
@@ -322,7 +325,8 @@ class SegmentationWork(tuning.Work[Segmenter]):
         tokens = (-(-self.size // model.encoder.patch_size)) ** 2
         one = 2 * (depths * tokens * model.settings.encoder.width + self.size**2)
         needed = settings.views * len(self.splits.train) * one
-        if settings.moves_encoder or not settings.views or needed > devices.free_memory() / 4:
+        fits = sharing.all_say(needed <= devices.free_memory() / 4)
+        if settings.moves_encoder or not settings.views or not fits:
             return None
         session = self.session
         frozen = self.build(model, settings).to(session.device).eval()

@@ -25,7 +25,7 @@ from iwm.model import weights
 from iwm.model.foreign_encoder import encoder_of
 from iwm.model.vit import depths
 from iwm.model.world_model import ImageWorldModel, for_tasks
-from iwm.runtime import fields
+from iwm.runtime import fields, sharing
 from iwm.runtime.errors import UserError
 
 HeadKind = Literal["linear", "upernet"]
@@ -50,7 +50,7 @@ class LinearPixels(nn.Module):
 
 class UperNet(nn.Module):
     """UperNet (Xiao et al. 2018) by segmentation-models-pytorch: pyramid pooling of the deepest map, then a feature
-    pyramid; logits at stride 4. A training batch needs two images or more (batch norm)."""
+    pyramid; logits at stride 4. A training batch needs two images or more (batch norm, over all ranks)."""
 
     def __init__(self, width: int, classes: int, channels: int) -> None:
         super().__init__()
@@ -60,6 +60,7 @@ class UperNet(nn.Module):
         self.channels = channels
         # The two finest maps of its lists, strides 1 and 2, are not used by this decoder.
         self.decoder = UPerNetDecoder([0, 0, *(4 * [width])], encoder_depth=5, decoder_channels=channels)
+        sharing.over_ranks(self.decoder)
         self.linear = nn.Conv2d(channels, classes, 1)
         nn.init.trunc_normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)  # pyright: ignore[reportArgumentType]

@@ -12,6 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from iwm.evaluation.tasks.fitting import Samples
+from iwm.runtime import sharing
 from iwm.runtime.randomness import permutation
 
 Rows = Int64[Tensor, " n"]
@@ -19,12 +20,13 @@ ORDERS = 16
 """Orders of epochs that are remembered: the latest and the one before, of each of eight tasks."""
 
 
-def stream(samples: Samples, rows: Rows, seed: int, batch: int, step: int) -> tuple[Tensor, Int64[Tensor, " {batch}"]]:
-    """Inputs and labels of one step: the `step`-th stretch of `batch` images of the endless row of shuffled epochs.
+def stream(samples: Samples, rows: Rows, seed: int, batch: int, step: int) -> tuple[Tensor, Int64[Tensor, " b"]]:
+    """Inputs and labels of one step: the `step`-th stretch of `batch` images of the endless row of shuffled epochs; of
+    several ranks this one's of them.
 
-    Two readers that differ in `batch` see the same images in the same order.
+    Two readers that differ in `batch` see the same images in the same order. Raises UserError for more ranks than that.
     """
-    places = np.arange(step * batch, (step + 1) * batch)
+    places = step * batch + sharing.rows_of_batch(batch)
     epochs, within = places // len(rows), places % len(rows)
     inputs, labels = [], []
     for epoch in np.unique(epochs):

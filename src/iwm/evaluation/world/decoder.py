@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from iwm.actions.action_space import reference_space
 from iwm.data.image_sets import Subset
-from iwm.data.loader import load_all
+from iwm.data.shares import load_all
 from iwm.data.sources import open_splits
 from iwm.data.splits import draw_rows, tenth_of_rows
 from iwm.evaluation import ritual
@@ -34,8 +35,10 @@ from iwm.model.objectives.pixels import patches_of
 from iwm.model.pixel_decoder import Batch
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import decoder_file, identity, open_world
+from iwm.runtime import sharing
 from iwm.runtime.algebra import psnr
 from iwm.runtime.console import console, progress, table
+from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.verbs.decoder import Decoder
 
@@ -55,7 +58,8 @@ def decoder(o: Decoder) -> dict[str, Any]:
     and returns what was written. Raises UserError for a RUN without predictor, or one that cannot be written to."""
     with ritual.evaluation("decoder", o) as work:
         model = open_world(o.run, work.session)
-        place = _writable(decoder_file(o.run))
+        place = decoder_file(o.run)
+        sharing.by_first(lambda: _require_writable(place))
         size, source = model.settings.data.image_size, o.data or model.settings.data.source
         if not source:
             raise UserError(f"{o.run} does not say what it was trained on; give --data, a source of images.")
@@ -65,7 +69,6 @@ def decoder(o: Decoder) -> dict[str, Any]:
         with work.session.autocast():
             payload = _fit(model, lessons, o, place)
             payload |= measure(model, exam, o.bank, o.seed)
-            rows = strips.strip_rows(model, exam[:6], o.seed, o.bank)
         payload |= {"data": held.name, "split": how, "images": len(lessons), "test_images": len(exam)}
         outcome = Outcome(
             data=held.name,
@@ -76,17 +79,21 @@ def decoder(o: Decoder) -> dict[str, Any]:
                 "precision": work.session.precision,
             },
             variant=(o.head if o.head != "auto" else "", f"seed{o.seed}" if o.seed else ""),
-            figures={"": lambda: strips.strips(rows)},
+            figures={"": lambda: _strips(model, exam[:6], o, work.session)},
         )
         return work.conclude(outcome, _show)
 
 
-def _writable(place: Path) -> Path:
-    """The place itself. Raises UserError when nothing can be written there."""
+def _strips(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], o: Decoder, session: Session) -> Figure:
+    with session.autocast():
+        return strips.strips(strips.strip_rows(model, images, o.seed, o.bank))
+
+
+def _require_writable(place: Path) -> None:
+    """Raises UserError when nothing can be written there."""
     folder = next(parent for parent in place.parents if parent.exists())
     if not os.access(folder, os.W_OK):
         raise UserError(f"The decoder is saved in {place.parent}, which cannot be written to; copy the run elsewhere.")
-    return place
 
 
 # ---- fitting -------------------------------------------------------------------------------------------------------
@@ -103,7 +110,8 @@ def _fit(model: ImageWorldModel, lessons: UInt8[Tensor, "n 3 s s"], o: Decoder, 
         task = bar.add_task("fit the decoder", total=len(lessons), note="")
         parts = batches(model, lessons, o.changes, o.seed, lambda count: bar.advance(task, count))
         model.decoder, errors = pixel_decoder.fit(parts, o.head, o.seed)
-    model.decoder.write(place, identity(o.run))
+    fitted = model.decoder
+    sharing.by_first(lambda: fitted.write(place, identity(o.run)))
     decibels = {f"tenth_psnr_{head}": -10 * float(torch.tensor(error).log10()) for head, error in errors.items()}
     return {"head": model.decoder.head, "decoder": str(place), **decibels}
 
@@ -117,7 +125,7 @@ def batches(
     advance: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Batch]:
     """Targets and pixels of changed versions of the images, a seeded tenth of them held. `advance` is called with how
-    many images are done."""
+    many images are done. Every rank encodes its share of each batch, and all get the batches of one process."""
     space, size = reference_space(model.space, model.settings.data.image_size), model.encoder.patch_size
     rest, tenth = tenth_of_rows(len(images), seed)
     for rows, held in ((rest, False), (tenth, True)):
@@ -126,7 +134,8 @@ def batches(
             for change in range(changes):
                 draws = space.sample(seed, change, part.numpy(), "target", always=True)
                 changed = space.apply(pixels, draws)
-                yield Batch(model.target(changed).values.float(), patches_of(changed, size), held)
+                targets = sharing.by_rows(lambda mine: model.target(mine).values.float(), changed)
+                yield Batch(targets, patches_of(changed, size), held)
             advance(len(part))
 
 
@@ -135,30 +144,33 @@ def batches(
 
 @torch.no_grad()
 def measure(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], bank: int, seed: int) -> dict[str, float]:
-    """PSNR of all of WORDS in dB, averaged over the images, with standard errors.
+    """PSNR of all of WORDS in dB, averaged over the images, with standard errors; every rank does its share of them.
 
     The truth is the first entry of each image's bank.
     """
     space, reference = model.space, reference_space(model.space, model.settings.data.image_size)
-    values: dict[str, list[Tensor]] = {name: [] for name in WORDS}
-    for index, image in enumerate(images):
-        clean = image[None].to(model.device).float() / 255
-        parameters = reference.sample_bank(seed, index, bank)
-        entries = reference.apply(clean.expand(bank, -1, -1, -1), parameters)
-        action, truth = space.difference(space.neutral(1), parameters[:1]), entries[:1]
-        tokens = model.encode(clean)
-        pictures = {
-            "truth": model.decode(model.target(truth)),
-            "prediction": model.decode(model.predict(tokens, action)),
-            "null": model.decode(model.predict(tokens, space.null(1))),
-            "unchanged": clean,
-            "bank_mean": entries.mean(0, keepdim=True),
-        }
-        for name, picture in pictures.items():
-            values[name].append(psnr(picture, truth).cpu())
+
+    def of_images(indices: Int64[Tensor, " n"]) -> dict[str, Tensor]:
+        values: dict[str, list[Tensor]] = {name: [] for name in WORDS}
+        for index in indices.tolist():
+            clean = images[index][None].to(model.device).float() / 255
+            parameters = reference.sample_bank(seed, index, bank)
+            entries = reference.apply(clean.expand(bank, -1, -1, -1), parameters)
+            action, truth = space.difference(space.neutral(1), parameters[:1]), entries[:1]
+            tokens = model.encode(clean)
+            pictures = {
+                "truth": model.decode(model.target(truth)),
+                "prediction": model.decode(model.predict(tokens, action)),
+                "null": model.decode(model.predict(tokens, space.null(1))),
+                "unchanged": clean,
+                "bank_mean": entries.mean(0, keepdim=True),
+            }
+            for name, picture in pictures.items():
+                values[name].append(psnr(picture, truth).cpu())
+        return {name: torch.cat(parts) for name, parts in values.items()}
+
     numbers: dict[str, float] = {}
-    for name, parts in values.items():
-        per_image = torch.cat(parts)
+    for name, per_image in sharing.each_by_rows(of_images, torch.arange(len(images))).items():
         numbers[f"psnr_{name}"] = float(per_image.mean())
         numbers[f"psnr_{name}_standard_error"] = standard_error(per_image)
     return numbers

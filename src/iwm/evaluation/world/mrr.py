@@ -16,7 +16,7 @@ from torch import Tensor
 
 from iwm.actions.action_space import ActionSpace, bank_ranges, in_reference_units, reference_space
 from iwm.data.image_sets import Subset
-from iwm.data.loader import load_all
+from iwm.data.shares import load_all
 from iwm.data.sources import open_splits
 from iwm.data.splits import draw_rows
 from iwm.evaluation import ritual
@@ -26,6 +26,7 @@ from iwm.evaluation.world import strips
 from iwm.evaluation.world.twin import train_twin
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.run_folder import open_world
+from iwm.runtime import sharing
 from iwm.runtime.algebra import chance, ranks, squared_distances
 from iwm.runtime.console import console, progress, show
 from iwm.runtime.devices import Session
@@ -87,32 +88,39 @@ def measure(
     chance by construction of the metric unless targets tie. action_sensitivity = |p(a) - p(0)|^2 / |target(y_a) -
     target(y_0)|^2. inferred_action_error: mean absolute error, per component and in units of the reference's range, of
     the action of the bank entry nearest to the prediction. `advance` is called after every image. The bank's range is
-    the `destructive` level's, common to all models, or the model's own.
+    the `destructive` level's, common to all models, or the model's own. Every rank measures its share of the
+    images.
     """
     bank_space = model.space if own_range else reference_space(model.space, model.settings.data.image_size)
     graded = [i for i, t in enumerate(model.space.transformations) if t.graded and t.both]
     units = in_reference_units(model.space, model.settings.data.image_size)[graded]
-    all_ranks, shuffled, null, errors, zero = [], [], [], [], []
-    moved = moves = 0.0
-    for index, image in enumerate(images):
-        result = rank_image(model, image, index, bank, seed, bank_space)
-        all_ranks.append(ranks(result.distances))
-        shuffled.append(1 / ranks(result.distances.roll(1, dims=0)))
-        null.append(1 / ranks(result.null.expand(bank, bank)))
-        nearest = result.actions[result.distances.argmin(1)]
-        errors.append((nearest - result.actions)[:, graded].abs().mean(0))
-        zero.append(result.actions[:, graded].abs().mean(0))
-        moved, moves = moved + result.moved, moves + result.moves
-        advance()
-    rank = torch.cat(all_ranks)
-    per_image = torch.stack([(1 / r).mean() for r in all_ranks])
-    error, nothing = torch.stack(errors).mean(0).cpu() * units, torch.stack(zero).mean(0).cpu() * units
+
+    def numbers_of(indices: Tensor) -> dict[str, Tensor]:
+        rows = []
+        for index in indices.tolist():
+            result = rank_image(model, images[index], index, bank, seed, bank_space)
+            nearest = result.actions[result.distances.argmin(1)]
+            row = {
+                "rank": ranks(result.distances),
+                "shuffled": 1 / ranks(result.distances.roll(1, dims=0)),
+                "null": 1 / ranks(result.null.expand(bank, bank)),
+                "error": (nearest - result.actions)[:, graded].abs().mean(0),
+                "zero": result.actions[:, graded].abs().mean(0),
+                "moves": torch.tensor([result.moved, result.moves], dtype=torch.float64),
+            }
+            rows.append({name: value.cpu() for name, value in row.items()})
+            advance()
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    each = sharing.each_by_rows(numbers_of, torch.arange(len(images)))
+    rank, (moved, moves) = each["rank"].flatten(), each["moves"].sum(0).tolist()
+    error, nothing = each["error"].mean(0) * units, each["zero"].mean(0) * units
     return {
         "mrr": float((1 / rank).mean()),
-        "mrr_standard_error": standard_error(per_image),
+        "mrr_standard_error": standard_error((1 / each["rank"]).mean(1)),
         "mrr_chance": chance(bank),
-        "mrr_shuffled": float(torch.cat(shuffled).mean()),
-        "mrr_null": float(torch.cat(null).mean()),
+        "mrr_shuffled": float(each["shuffled"].mean()),
+        "mrr_null": float(each["null"].mean()),
         **{f"hits_at_{k}": float((rank <= k).double().mean()) for k in HITS},
         "action_sensitivity": moved / max(moves, 1e-12),
         "inferred_action_error": float(error.mean()),
@@ -178,7 +186,7 @@ def _with_controls(
 
     def numbers_of(model: ImageWorldModel, name: str, own_range: bool = False) -> dict[str, Any]:
         with session.autocast(), progress("images") as bar:
-            task = bar.add_task(name, total=len(pixels), note="")
+            task = bar.add_task(name, total=len(sharing.share_of(len(pixels))), note="")
             return {**measure(model, pixels, o.bank, o.seed, lambda: bar.advance(task), own_range=own_range)}
 
     numbers = numbers_of(model, "world")

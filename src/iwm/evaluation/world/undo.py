@@ -22,7 +22,7 @@ from torch import Tensor
 
 from iwm.actions.action_space import ActionSpace, Parameters, reference_space
 from iwm.data.image_sets import ImageSet, Subset
-from iwm.data.loader import load_all
+from iwm.data.shares import load_all
 from iwm.data.sources import labelled_splits
 from iwm.data.splits import draw_rows, tenth_of_each_class
 from iwm.evaluation import ritual
@@ -34,6 +34,7 @@ from iwm.evaluation.uncertainty import accuracy_error, difference_error, standin
 from iwm.evaluation.world.strips import source_only
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.run_folder import open_world
+from iwm.runtime import sharing
 from iwm.runtime.console import console, progress, table
 from iwm.runtime.drawing import grouped_bars
 from iwm.runtime.randomness import permutation, uniforms
@@ -172,8 +173,12 @@ def corruptions(space: ActionSpace, alone: Sequence[int], seed: int) -> dict[str
 
 @torch.no_grad()
 def pooled_target(model: ImageWorldModel, images: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
-    """Target-space tokens averaged over the patches, on the host."""
-    return torch.cat([model.target(part).values.float().mean(dim=1).cpu() for part in images.split(64)])
+    """Target-space tokens averaged over the patches, on the host; every rank does its share of the images."""
+
+    def pooled(images: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
+        return torch.cat([model.target(part).values.float().mean(dim=1).cpu() for part in images.split(64)])
+
+    return sharing.by_rows(pooled, images)
 
 
 @torch.no_grad()
@@ -277,7 +282,11 @@ def measure(
             parameters = corrupt(len(exam), "test")
             corrupted = reference.apply(exam, parameters)
             truth = space.difference(parameters, space.neutral(len(exam)))
-            features = _undo_every_way(model, corrupted, truth, tried, readers, lambda: bar.advance(task))
+
+            def every_way(images: Tensor, truth: Tensor) -> dict[str, Tensor]:
+                return _undo_every_way(model, images, truth, tried, readers, lambda: bar.advance(task))
+
+            features = sharing.each_by_rows(every_way, corrupted, truth)
             logits = {way: readers.probe.logits(values) for way, values in features.items()}
             logits["augmented_probe"] = readers.augmented.logits(features["before"])
             outcome[name] = {way: accuracy(each, test_labels) for way, each in logits.items()}
