@@ -18,7 +18,7 @@ from tyro.conf import Positional
 
 import iwm
 from iwm import cli, config, recipe_book, verbs
-from iwm.cli import sentences
+from iwm.cli import manners, sentences
 from iwm.model import weights
 from iwm.model.conditioning import CONDITIONINGS
 from iwm.model.world_model import ImageWorldModel
@@ -44,7 +44,7 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands() -> list[list[str]]:
     """Every `iwm ...` line of every shell block, comments cut off."""
     lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
-    argvs = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("iwm ")]
+    argvs = [shlex.split(re.split(" [|>] ", line)[0], comments=True)[1:] for line in lines if line.startswith("iwm ")]
     return [argv for argv in argvs if argv[0].islower()]
 
 
@@ -58,7 +58,7 @@ def mentions() -> list[list[str]]:
     pages = [re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL) for page in PAGES]
     spans = [re.sub(r"[\[\]\\]", "", span) for page in pages for span in re.findall(r"`iwm\s([^`]+)`", page)]
     argvs = (argv for span in dict.fromkeys(spans) for argv in alternatives(shlex.split(span)))
-    return [argv for argv in argvs if argv[0].islower() and argv[0] != "--help"]
+    return [argv for argv in argvs if argv[0].islower() and argv[0] not in ("--help", "--version")]
 
 
 def with_required(verb: verbs.Verb, words: list[str]) -> list[str]:
@@ -75,7 +75,8 @@ def with_required(verb: verbs.Verb, words: list[str]) -> list[str]:
 def parsed(argv: list[str]) -> None:
     """Raises UserError where the verb or one of its options does not exist, or does not take the value."""
     verb = verbs.find(argv[0])
-    rest, _ = verbs.without_option(argv[1:], "--actions")
+    rest, _ = manners.take(argv[1:], verb)
+    rest, _ = verbs.without_option(rest, "--actions")
     rest, _ = verbs.without_option(rest, "--config")
     sentences.parse(verb.options, rest, verb, config.Config() if verb.name == "pretrain" else None)
 

@@ -65,6 +65,7 @@ class Work(Protocol[R]):
 
 app: "Work[None]"
 compare: "Work[TableResult]"
+completion: "Work[str]"
 decoder: "Work[DecoderResult]"
 demo: "Work[Path]"
 doctor: "Work[DoctorResult]"
@@ -76,7 +77,7 @@ look: "Work[LookResult]"
 multitask: "Work[MultitaskResult]"
 predict: "Work[TableResult]"
 probe: "Work[ProbeResult]"
-recipes: "Work[None]"
+recipes: "Work[TableResult]"
 report: "Work[Path]"
 segment: "Work[SegmentResult]"
 sweep: "Work[SweepResult]"
@@ -133,6 +134,7 @@ __all__ = [
     "Verb",
     "app",
     "compare",
+    "completion",
     "decoder",
     "demo",
     "doctor",

@@ -293,7 +293,7 @@ class Run:
 class Config:
     """Everything `iwm pretrain` needs to know."""
 
-    recipe: Positional[str] = "custom"
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")] = "custom"
     """Name of a recipe (see `iwm recipes`), from which all settings start."""
     init: str = ""
     """Start from these weights: a RUN, timm:NAME[,weights=PATH], or a timm model of the hub, hf-hub:ID."""

@@ -116,7 +116,7 @@ def call(name: str, *values: Any, **keywords: Any) -> Any:
     with memory.held(), tables_returned():
         keywords = _with_texts(verb, keywords)
         options = verb.fill(*values, **keywords)
-        return _object(name, options, verb.run(options))
+        return object_of(name, options, verb.run(options))
 
 
 def _with_texts(verb: verbs.Verb, keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _with_texts(verb: verbs.Verb, keywords: Mapping[str, Any]) -> dict[str, Any]
     return rest
 
 
-def _object(name: str, options: Any, value: Any) -> Any:
+def object_of(name: str, options: Any, value: Any) -> Any:
     """What the caller gets for what the work returned."""
     if isinstance(value, Mapping) and "path" in value:
         kind = results.KINDS.get(name, results.Result)
@@ -148,6 +148,10 @@ def _object(name: str, options: Any, value: Any) -> Any:
         return value
     if name == "doctor":  # whose work returns an exit code
         return Run(Path(options.run).expanduser()).verdict() if isinstance(value, int) else value
+    if name == "pretrain":
+        return Run(typing.cast(Path, value))
+    if name == "sweep" and "commands" in value:
+        return TableResult("commands", tuple({"command": command} for command in value["commands"]))
     if name == "sweep":
         folder = Path(options.settings.run.out).expanduser()
         content = Content(value)
@@ -156,4 +160,4 @@ def _object(name: str, options: Any, value: Any) -> Any:
     if name == "predict":
         path = Path(options.out).expanduser()
         return TableResult(path.name, tuple(value), path)
-    return TableResult("compare", tuple(value)) if name == "compare" else value
+    return TableResult(name, tuple(value)) if name in ("compare", "recipes") else value

@@ -188,6 +188,7 @@ def test_no_module_hides_a_verb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Verb, "run", lambda self, options: done.append((self.name, options)))
     needed: dict[str, dict[str, object]] = {
         "imagine": {"image": "x.png", "sweep": "hue"},
+        "completion": {"shell": "bash"},
         "infer": {"data": "photos"},
         "predict": {"images": "x"},
     }
@@ -197,7 +198,7 @@ def test_no_module_hides_a_verb(monkeypatch: pytest.MonkeyPatch) -> None:
         if name == "pretrain":  # takes settings whole
             assert inspect.isfunction(iwm.pretrain)
             continue
-        run = {} if name in ("demo", "recipes", "sweep", "compare") else {"run": "runs/mine"}
+        run = {} if name in ("demo", "recipes", "sweep", "compare", "completion") else {"run": "runs/mine"}
         getattr(iwm, name)(**run, **needed.get(name, {"data": "photos"}))
     assert [name for name, _ in done] == [name for name in verbs.names() if name != "pretrain"]
 
@@ -231,7 +232,7 @@ def test_a_verb_of_your_own_runs_from_the_command_line_and_from_python(capsys) -
     assert verbs.call("count", ["a", "b"]) == 2
     assert iwm.__getattr__("count")(words=["a"], twice=True) == 2
     assert cli.main(["--help"]) == 0
-    assert "  count      Count words." in capsys.readouterr().out
+    assert "  count       Count words." in capsys.readouterr().out
     assert cli.main(["count", "--twce"]) == 2
     assert "did you mean --twice?" in capsys.readouterr().err
 

@@ -26,6 +26,7 @@ from iwm.reports import page, verdict
 from iwm.run_folder import SHIPPED, RunFolder
 from iwm.runtime.console import console
 from iwm.runtime.fields import as_text
+from iwm.training import estimate as pretraining
 from iwm.training import loop
 from iwm.verbs.demo import Demo
 
@@ -76,6 +77,16 @@ def demo(o: Demo) -> Path:
     _say_what_it_says(plan)
     _say_what_next(o, plan, report)
     return report
+
+
+def estimate(o: Demo) -> dict[str, Any]:
+    """What the demo's training would do and cost. Raises UserError for photos that cannot be read."""
+    photos = open_pictures(o.photos) if o.photos != EMBEDDED else open_images(EMBEDDED, "all")
+    plan = plan_of(o, photos)
+    training = pretraining.pretrain(plan.settings)
+    note = f"training alone; {'half an hour' if o.full else 'a minute or two'} of measurements come on top"
+    writes = [*training["writes"], f"{plan.out}/report.html", f"{plan.shipped}/"]
+    return {"photos": len(photos), "trained_on": plan.source, **training, "measured": note, "writes": writes}
 
 
 def plan_of(o: Demo, photos: ImageSet) -> Plan:

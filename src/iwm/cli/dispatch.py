@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from iwm import verbs
-from iwm.cli import sentences
+from iwm.cli import help, manners, sentences, version
 from iwm.cli.sentences import parse
 from iwm.runtime import launch
 from iwm.runtime.errors import Interrupted, UserError
@@ -58,23 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(words: list[str]) -> int:
     """Read the verb's options and do its work; returns the exit code."""
     if not words or words[0] in ("-h", "--help"):
-        _print_verbs()
+        print(help.overview())
         return 0 if words else 2
     if words[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"iwm {version('iwm')}")
+        print(version.text())
         return 0
     _, own_code = _without_own_code(words[1:])
     for text in own_code:  # first, for it may register the verb
         _import_set(text)
     verb = verbs.find(words[0])
-    options = _read(verb, words[1:])
-    _, own_set = verbs.without_option(words[1:], "--actions.set")
+    rest, how = manners.take(words[1:], verb)
+    options = _read(verb, rest)
+    _, own_set = verbs.without_option(rest, "--actions.set")
     if ":" in own_set:  # typed here and now; a file that a configuration names is not run
         _import_set(own_set)
-    code = verb.run(options)
-    return code if isinstance(code, int) else 0
+    return manners.perform(verb, options, how)
 
 
 def _read(verb: verbs.Verb, words: Sequence[str]) -> Any:
@@ -84,14 +82,6 @@ def _read(verb: verbs.Verb, words: Sequence[str]) -> Any:
         return parse(kind, _without_own_code(words)[0], verb, default)
 
     return verb.read(words, of_verb) if verb.read else of_verb(verb.options, words)
-
-
-def _print_verbs() -> None:
-    print("usage: iwm VERB ...\n")
-    for name in verbs.names():
-        print(f"  {name:<11}{verbs.find(name).sentence}")
-    print("\n`iwm VERB --help` lists the options of a verb. Every verb takes --actions PATH.py:NAME,")
-    print("transformations of your own (docs/actions.md).")
 
 
 def _without_own_code(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,16 +1,21 @@
 """The command line's complaints as sentences: what was typed, what is wrong with it, how to mend it."""
 
 import contextlib
+import dataclasses
 import io
+import os
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, NoReturn, TypeVar, cast
 
 import tyro
+from tyro.conf import arg
 
 from iwm.runtime import fields
 from iwm.runtime.errors import UserError
+from iwm.runtime.options import options
 from iwm.verbs import Verb
+from iwm.verbs.shared import Manners
 
 T = TypeVar("T")
 
@@ -22,13 +27,31 @@ def parse(kind: type[T], words: Sequence[str], verb: Verb, default: T | None = N
     """
     name: dict[str, Any] = {"default": cast(Any, default), "prog": f"iwm {verb.name}"}
     if "--help" in words or "-h" in words:
-        tyro.cli(kind, args=["--help"], description=verb.sentence, **name)
+        _print_help(kind, verb, default)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return cast(T, tyro.cli(kind, args=list(words), **name))
     except SystemExit:
         raise UserError(sentence(complaint.getvalue(), verb.name)) from None
+
+
+def _print_help(kind: type, verb: Verb, default: Any) -> NoReturn:
+    """Print tyro's page of a verb's options and those of all verbs, with the verb's example, and exit."""
+    own = (default,) if default is not None else ()
+    parts = [
+        ("of_verb", Annotated[kind, arg(name="")], *own),
+        ("of_all", Annotated[Manners, arg(name="")], Manners()),
+    ]
+    taken = {option.name for option in options(kind)} & {option.name for option in options(Manners)}
+    whole = dataclasses.make_dataclass("Whole", parts[: 1 if taken else 2])
+    example = f"\n\nFor example:\n  {verb.example}" if verb.example else ""
+    page = io.StringIO()
+    plain = contextlib.redirect_stdout(page) if os.environ.get("NO_COLOR") else contextlib.nullcontext()
+    with plain, contextlib.suppress(SystemExit):  # tyro knows no NO_COLOR, but prints no colours where no terminal is
+        tyro.cli(whole, args=["--help"], prog=f"iwm {verb.name}", description=f"{verb.sentence}{example}")
+    print(page.getvalue(), end="")
+    raise SystemExit(0)
 
 
 def sentence(box: str, verb: str) -> str:

@@ -1,6 +1,5 @@
 """What people see on a terminal, in a log file or in a notebook: tables, and the progress bar they watch meanwhile."""
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,13 +9,28 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from iwm.runtime import notebook
 
 
 class _Console(Console):
+    hushed = False
+    """Whether warnings alone are printed."""
+
+    def print(self, *objects: Any, **keywords: Any) -> None:
+        if not self.hushed or any(_is_warning(one) for one in objects):
+            super().print(*objects, **keywords)
+
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # for the command line; rich would exit with 1, `iwm doctor`'s word for ill runs
+
+
+def _is_warning(text: Any) -> bool:
+    """Whether this is printed in yellow, as every warning is."""
+    return (isinstance(text, str) and text.startswith("[yellow]")) or (
+        isinstance(text, Text) and text.style == "yellow"
+    )
 
 
 console = _Console(stderr=False, highlight=False)
@@ -34,32 +48,38 @@ def tables_returned() -> Iterator[None]:
         _TABLES_PRINTED.reset(token)
 
 
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Meanwhile warnings alone are printed."""
+    before, console.hushed = console.hushed, True
+    try:
+        yield
+    finally:
+        console.hushed = before
+
+
 def tables_are_printed() -> bool:
     """Whether a verb prints its table itself."""
     return _TABLES_PRINTED.get()
 
 
 def progress(unit: str = "steps") -> Progress:
-    """A progress bar with done/total, a free `note` column, elapsed time and ETA, on a terminal or in a notebook."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
+    """A progress bar with done/total, a free `note` column, elapsed time and ETA, on a terminal or in a notebook; in a
+    pipe or a file one line at the end, without bar."""
+    done = (TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn(unit))
+    note = (TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    columns = (done[0], BarColumn(), *done[1:], *note, TextColumn("ETA"), TimeRemainingColumn())
     display = notebook.display()
     if display:
         return notebook.NotebookProgress(*columns, unit=unit, display=display)
-    return Progress(*columns, console=console, refresh_per_second=2 if sys.stdout.isatty() else 0.05, transient=False)
+    if console.is_terminal:
+        return Progress(*columns, console=console, refresh_per_second=2, disable=console.hushed)
+    return Progress(*done, *note, console=console, refresh_per_second=0.05, disable=console.hushed)
 
 
 def shows_bars() -> bool:
     """Whether a progress bar is seen while it moves; a log file takes lines instead."""
-    return console.is_terminal or notebook.display() is not None
+    return (console.is_terminal or notebook.display() is not None) and not console.hushed
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:

@@ -84,10 +84,10 @@ def typed_names(kind: Any) -> list[str]:
     hints, annotated = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
     names: list[str] = []
     for name, hint in hints.items():
-        bare = any(getattr(one, "name", None) == "" for one in _extras(annotated[name]))
+        bare = any(getattr(one, "name", None) == "" for one in extras(annotated[name]))
         if dataclasses.is_dataclass(hint):
             names += [inner if bare else f"{name}.{inner}" for inner in typed_names(hint)]
-        elif Positional[Any].__metadata__[0] not in _extras(annotated[name]):
+        elif Positional[Any].__metadata__[0] not in extras(annotated[name]):
             names.append(name)
     return names
 
@@ -97,9 +97,7 @@ def _bare(kind: Any) -> dict[str, str]:
     hints, annotated = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
     names: dict[str, str] = {}
     for group, hint in hints.items():
-        if dataclasses.is_dataclass(hint) and any(
-            getattr(one, "name", None) == "" for one in _extras(annotated[group])
-        ):
+        if dataclasses.is_dataclass(hint) and any(getattr(one, "name", None) == "" for one in extras(annotated[group])):
             names |= dict.fromkeys([*(field.name for field in dataclasses.fields(hint)), *_bare(hint)], group)
     return names
 
@@ -129,7 +127,7 @@ def _changed(
     return now
 
 
-def _extras(hint: Any) -> tuple[Any, ...]:
+def extras(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
 
 

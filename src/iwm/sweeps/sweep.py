@@ -34,11 +34,12 @@ def sweep(o: Sweep) -> dict[str, Any]:
     Interrupted when stopped.
     """
     study = Study(o)
-    _require_sense(study)
+    require_sense(study)
     if o.list:
-        for cell in study.cells:
-            print(_command(o.words, cell.name))
-        return {}
+        commands = [_command(o.words, cell.name) for cell in study.cells]
+        if tables_are_printed():
+            print("\n".join(commands))
+        return {"commands": commands}
     study.require_same()
     study = study.prepare()
     mark_output(study.folder)
@@ -65,7 +66,7 @@ def sweep(o: Sweep) -> dict[str, Any]:
     return content
 
 
-def _require_sense(study: Study) -> None:
+def require_sense(study: Study) -> None:
     """Raises UserError for options that cannot be carried out: now, not after hours of pretraining."""
     o = study.options
     if not o.settings.run.out:

@@ -54,8 +54,23 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
 
 
 def _pretrain_together(settings: config.Config, source: ImageSet | None, callbacks: Sequence[Any]) -> Path:
-    """Check what was given, then train; only rank 0 looks whether the folder can be written, and locks it."""
+    """Check what was given, then train; only rank 0 locks the folder."""
     check_callbacks(callbacks)
+    leads = distributed.rank() == 0
+    settings, run, images = checked(settings, source, leads)
+    # The source as anybody can find it again, from whatever folder the run is replayed or resumed.
+    settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
+    lock = files.lock(run.training_lock, f"{run.path} is being trained") if leads else nullcontext()
+    with lock, Session.open(settings.speed) as session, devices.kept_memory():
+        _pretrain(settings, images, run, session, callbacks)
+    return run.path
+
+
+def checked(
+    settings: config.Config, source: ImageSet | None = None, leads: bool = True
+) -> tuple[config.Config, RunFolder, ImageSet]:
+    """The settings in full, the run's folder and the images, all fit for training; only the rank that `leads` looks
+    whether the folder can be written. Writes nothing. Raises UserError naming what does not fit."""
     if not settings.run.out:
         raise UserError("Where should the run go? Give --out FOLDER.")
     run = RunFolder(Path(settings.run.out).expanduser())
@@ -68,16 +83,9 @@ def _pretrain_together(settings: config.Config, source: ImageSet | None, callbac
             f"--out {settings.run.out} is the source itself, and what is written there would join its images; give "
             "another folder (it may lie inside the source)."
         )
-    leads = distributed.rank() == 0
     if leads:
         files.require_writable(run.path, "The run", "give another --out FOLDER.")
-    source = source or open_images(settings.data.source, "train", size=settings.data.image_size)
-    # The source as anybody can find it again, from whatever folder the run is replayed or resumed.
-    settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
-    lock = files.lock(run.training_lock, f"{run.path} is being trained") if leads else nullcontext()
-    with lock, Session.open(settings.speed) as session, devices.kept_memory():
-        _pretrain(settings, source, run, session, callbacks)
-    return run.path
+    return settings, run, source or open_images(settings.data.source, "train", size=settings.data.image_size)
 
 
 def _pretrain(

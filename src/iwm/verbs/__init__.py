@@ -1,7 +1,8 @@
 """The verbs of `iwm`: what each takes, one sentence on what it does, and where its work lives.
 
-A verb is a module of this package with a docstring (its sentence), OPTIONS (a dataclass) and WORK ("module:function",
-imported when it is called); RANKS = True where several processes can do it together. The command line fills the
+A verb is a module of this package with a docstring (its sentence), OPTIONS (a dataclass), WORK ("module:function",
+imported when it is called) and EXAMPLE (a command); PLAN, likewise "module:function", where it trains and can say
+beforehand what that costs; RANKS = True where several processes can do it together. The command line fills the
 options, Python callers give the same fields as keywords, and the work takes them whole. Nothing here imports PyTorch,
 so help and complaints come at once.
 """
@@ -24,11 +25,16 @@ T = TypeVar("T")
 Parse = Callable[..., Any]
 """parse(options class, words, default=None): the options of a command line's words. Raises UserError."""
 
-ORDER = (
-    *("demo", "recipes", "pretrain", "sweep", "world", "probe", "finetune", "efficiency", "multitask", "segment"),
-    *("predict", "decoder", "imagine", "infer", "look", "undo", "compare", "doctor", "report", "app"),
-)
-"""The order of `iwm --help`; verbs that are not named here come after these."""
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Try it": ("demo", "app"),
+    "Train a world model": ("recipes", "pretrain", "sweep"),
+    "Measure it": ("doctor", "world", "probe", "efficiency", "compare", "report"),
+    "Use it for a task": ("finetune", "multitask", "segment", "predict"),
+    "Look into it": ("imagine", "decoder", "infer", "look", "undo"),
+    "In your shell": ("completion",),
+}
+"""The verbs by what one wants to do, in the order of `iwm --help`; those that are not named here come after these."""
+ORDER = tuple(name for group in GROUPS.values() for name in group)
 
 
 @dataclass(frozen=True)
@@ -47,15 +53,23 @@ class Verb:
     """base(keywords): the options that Python's keywords change, where those are not the defaults."""
     ranks: bool = False
     """Whether several processes, started by torchrun or srun, can do the work together."""
+    example: str = ""
+    """A command that shows its use."""
+    plan: str | Callable[[Any], Mapping[str, Any]] = ""
+    """The function that takes the options and says what the work would cost, or "module:function"; empty: none."""
 
     def run(self, options: Any) -> Any:
         """Import the work and do it. Raises UserError where several processes were started for what one does."""
         if not self.ranks:
             launch.require_one_process(self.name)
-        if isinstance(self.work, str):
-            module, _, name = self.work.partition(":")
-            return getattr(importlib.import_module(module), name)(options)
-        return self.work(options)
+        return _function(self.work)(options)
+
+    def estimate(self, options: Any) -> Mapping[str, Any]:
+        """What the work would do and cost; nothing is written. Raises UserError where the verb cannot tell."""
+        if not self.plan:
+            able = ", ".join(name for name in names() if find(name).plan)
+            raise UserError(f"iwm {self.name} has no --dry-run; leave it out. Verbs that train have one: {able}.")
+        return _function(self.plan)(options)
 
     @property
     def positions(self) -> tuple[str, ...]:
@@ -112,7 +126,8 @@ def find(name: str) -> Verb:
     module: Any = importlib.import_module(f"iwm.verbs.{name}")
     sentence = " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
     own = {part: getattr(module, part) for part in ("read", "base") if hasattr(module, part)}
-    return Verb(name, sentence, module.OPTIONS, module.WORK, **own, ranks=getattr(module, "RANKS", False))
+    facts = {part.lower(): getattr(module, part) for part in ("RANKS", "EXAMPLE", "PLAN") if hasattr(module, part)}
+    return Verb(name, sentence, module.OPTIONS, module.WORK, **own, **facts)
 
 
 def call(name: str, *values: Any, **keywords: Any) -> Any:
@@ -156,6 +171,14 @@ def _signature(verb: Verb) -> inspect.Signature:
             for one in parameters
         ]
     )
+
+
+def _function(place: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function at "module:function", imported now; a function itself as it is."""
+    if not isinstance(place, str):
+        return place
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _default(field: "dataclasses.Field[Any]") -> Any:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from iwm.runtime.bounds import AtLeast
 from iwm.runtime.errors import UserError
@@ -14,7 +14,7 @@ MOST_PORT = 65535
 
 @dataclass(frozen=True, kw_only=True)
 class App(Computation):
-    run: Positional[str] = "demo"
+    run: Annotated[Positional[str], arg(metavar="RUN")] = "demo"
     """A run folder, exported weights, hf-hub:user/name, or demo, the model in the package."""
     data: str = "sample"
     """A source whose images can be chosen and are searched; held-out ones come first."""
@@ -41,3 +41,4 @@ class App(Computation):
 
 OPTIONS = App
 WORK = "iwm.page.server:app"
+EXAMPLE = "iwm app runs/mine --data path/to/images"

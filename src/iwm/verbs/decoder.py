@@ -29,3 +29,4 @@ class Decoder(Measured, OneRun):
 OPTIONS = Decoder
 WORK = "iwm.evaluation.world.decoder:decoder"
 RANKS = True
+EXAMPLE = "iwm decoder runs/mine"

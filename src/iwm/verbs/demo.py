@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from iwm.runtime.bounds import AtLeast
 from iwm.runtime.errors import UserError
@@ -12,7 +12,7 @@ from iwm.verbs.shared import Options
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Options):
-    photos: Positional[str] = "sample"
+    photos: Annotated[Positional[str], arg(metavar="PHOTOS")] = "sample"
     """Your photos: an image, a folder, .zip or .npz. From 200 up a model is trained on them, else on the 800 embedded
     ones."""
     out: str = ""
@@ -32,3 +32,5 @@ class Demo(Options):
 
 OPTIONS = Demo
 WORK = "iwm.cli.demo:demo"
+PLAN = "iwm.cli.demo:estimate"
+EXAMPLE = "iwm demo path/to/photos --out runs/mine"

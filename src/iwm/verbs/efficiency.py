@@ -24,3 +24,5 @@ class Efficiency(Classification, Measured, Source):
 OPTIONS = Efficiency
 WORK = "iwm.evaluation.tasks.efficiency:efficiency"
 RANKS = True
+PLAN = "iwm.evaluation.tasks.estimate:efficiency"
+EXAMPLE = "iwm efficiency runs/mine --data path/to/images"

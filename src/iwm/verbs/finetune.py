@@ -16,3 +16,5 @@ class Finetune(Classification, Continuation, Measured, Source):
 OPTIONS = Finetune
 WORK = "iwm.evaluation.tasks.finetune:finetune"
 RANKS = True
+PLAN = "iwm.evaluation.tasks.estimate:finetune"
+EXAMPLE = "iwm finetune runs/mine --data path/to/images --train predictor"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from iwm.runtime.bounds import AtLeast
 from iwm.runtime.errors import UserError
@@ -12,7 +12,7 @@ from iwm.verbs.shared import Measured, OneRun
 
 @dataclass(frozen=True, kw_only=True)
 class Imagine(Measured, OneRun):
-    image: Positional[str]
+    image: Annotated[Positional[str], arg(metavar="IMAGE")]
     """An image file."""
     action: str = ""
     """Changes in raw units: brightness=0.3,hue=-0.05. grayscale=1 shows a grey image and asks for the colours."""
@@ -31,3 +31,4 @@ class Imagine(Measured, OneRun):
 
 OPTIONS = Imagine
 WORK = "iwm.evaluation.world.imagine:imagine"
+EXAMPLE = "iwm imagine demo photo.jpg --action brightness=0.3"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from iwm.runtime.bounds import AtLeast
 from iwm.runtime.errors import UserError
@@ -12,9 +12,9 @@ from iwm.verbs.shared import Measured, OneRun
 
 @dataclass(frozen=True, kw_only=True)
 class Infer(Measured, OneRun):
-    source: Positional[str] = ""
+    source: Annotated[Positional[str], arg(metavar="SOURCE")] = ""
     """An image file."""
-    target: Positional[str] = ""
+    target: Annotated[Positional[str], arg(metavar="TARGET")] = ""
     """An image file: the same image after a change."""
     data: str = ""
     """Instead of two images: a source; its held-out images are changed at random, and the error is measured."""
@@ -39,3 +39,4 @@ class Infer(Measured, OneRun):
 
 OPTIONS = Infer
 WORK = "iwm.evaluation.world.infer:infer"
+EXAMPLE = "iwm infer demo photo.jpg changed.jpg"

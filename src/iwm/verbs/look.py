@@ -29,3 +29,4 @@ class Look(Measured, Source):
 
 OPTIONS = Look
 WORK = "iwm.evaluation.world.look:look"
+EXAMPLE = "iwm look runs/mine --data path/to/images"

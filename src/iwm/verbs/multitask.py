@@ -29,3 +29,5 @@ class Multitask(Classification, Measured, OneRun):
 OPTIONS = Multitask
 WORK = "iwm.evaluation.tasks.multitask:multitask"
 RANKS = True
+PLAN = "iwm.evaluation.tasks.estimate:multitask"
+EXAMPLE = "iwm multitask runs/mine --task animals=path/to/animals --task plants=path/to/plants"

@@ -10,6 +10,8 @@ from iwm.verbs import Parse, without_option
 
 OPTIONS = config.Config
 WORK = "iwm.evaluation.after_pretraining:pretrain"
+PLAN = "iwm.training.estimate:pretrain"
+EXAMPLE = "iwm pretrain cifar10 --data.source path/to/images --out runs/mine"
 
 ENCODER_SIZES = ("patch_size", "width", "depth", "heads", "mlp_ratio", "mean", "std")
 """Settings that an encoder of others brings with it."""

@@ -43,7 +43,7 @@ class ProbeSettings(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(ProbeSettings, Measured, Source):
-    run: Positional[str]
+    run: Annotated[Positional[str], arg(metavar="RUN")]
     """A run folder, exported weights, hf-hub:user/name, timm:NAME[,weights=PATH], or demo, the model in the package."""
     data: str
     """A source, labelled unless --kind is instance."""
@@ -78,3 +78,4 @@ class Probe(ProbeSettings, Measured, Source):
 OPTIONS = Probe
 WORK = "iwm.evaluation.tasks.probes:probe"
 RANKS = True
+EXAMPLE = "iwm probe runs/mine --data path/to/images --kind linear"

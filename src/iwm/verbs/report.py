@@ -1,13 +1,14 @@
 """Write RUN/report.html: curves, gallery, strips, tables, a verdict."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    run: Positional[str]
+    run: Annotated[Positional[str], arg(metavar="RUN")]
     """A run folder; or what else was evaluated, as demo or hf-hub:user/name."""
     out: str = ""
     """File of the page; by default RUN/report.html."""
@@ -15,3 +16,4 @@ class Report:
 
 OPTIONS = Report
 WORK = "iwm.reports.page:report"
+EXAMPLE = "iwm report runs/mine"

@@ -60,3 +60,5 @@ class Segment(SegmentSettings, Continuation, Measured, Source):
 OPTIONS = Segment
 WORK = "iwm.evaluation.tasks.segmentation:segment"
 RANKS = True
+PLAN = "iwm.evaluation.tasks.estimate:segment"
+EXAMPLE = "iwm segment runs/mine --data path/to/masks --train head"

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from iwm import config
 from iwm.runtime import errors
@@ -29,10 +29,24 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Manners:
+    """How a verb behaves on the command line; the dispatch takes these off the words of every verb."""
+
+    json: FlagCreatePairsOff[bool] = False
+    """Print the result as JSON on standard output, all else on standard error."""
+    quiet: FlagCreatePairsOff[bool] = False
+    """Print the result and warnings only: no progress, no remarks."""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Of verbs that train: print what would be done and what it costs, and write nothing."""
+    actions: str = ""
+    """PATH.py:NAME, transformations of your own (docs/actions.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OneRun(Options):
     """Which run."""
 
-    run: Positional[str]
+    run: Annotated[Positional[str], arg(metavar="RUN")]
     """A run folder, exported weights, hf-hub:user/name, or demo, the model in the package."""
 
 

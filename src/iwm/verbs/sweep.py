@@ -101,6 +101,8 @@ class Sweep(Protocol, Axes):
 
 OPTIONS = Sweep
 WORK = "iwm.sweeps.sweep:sweep"
+PLAN = "iwm.sweeps.estimate:sweep"
+EXAMPLE = "iwm sweep cifar10 --data.source path/to/images --out runs/sweep"
 
 
 def base(keywords: Mapping[str, Any]) -> Sweep:

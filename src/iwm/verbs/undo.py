@@ -22,3 +22,4 @@ class Undo(Measured, Source):
 OPTIONS = Undo
 WORK = "iwm.evaluation.world.undo:undo"
 RANKS = True
+EXAMPLE = "iwm undo runs/mine --data path/to/images"

@@ -22,3 +22,4 @@ class World(Measured, Source):
 OPTIONS = World
 WORK = "iwm.evaluation.world.mrr:world"
 RANKS = True
+EXAMPLE = "iwm world runs/mine --data path/to/images"

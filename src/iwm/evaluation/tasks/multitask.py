@@ -68,7 +68,7 @@ def multitask(o: Multitask) -> dict[str, Any]:
     """
     with ritual.evaluation("multitask", o) as work:
         sources, vals = parse_tasks(o.task), parse_tasks(o.val, "--val")
-        _check(o, sources, vals)
+        check(o, sources, vals)
         model = work.world_model()
         size = o.size or model.settings.data.image_size
         splits = {name: _splits(name, source, vals.get(name, ""), size) for name, source in sources.items()}
@@ -118,7 +118,7 @@ def parse_tasks(texts: Sequence[str], option: str = "--task") -> dict[str, str]:
     return sources
 
 
-def _check(o: Multitask, sources: Mapping[str, str], vals: Mapping[str, str]) -> None:
+def check(o: Multitask, sources: Mapping[str, str], vals: Mapping[str, str]) -> None:
     """Raises UserError for what several tasks cannot be trained with."""
     if not 2 <= len(sources) <= MOST:
         count = {0: "No task is", 1: "One task is"}.get(len(sources), f"{len(sources)} tasks are")

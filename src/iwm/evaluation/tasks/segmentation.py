@@ -58,7 +58,7 @@ def segment(o: Segment) -> dict[str, Any]:
     with ritual.evaluation("segment", o) as work:
         model = work.world_model()
         _ = predictor_of(model, o)  # what cannot be built is an error before any work
-        splits = _open(o, model.settings.data.image_size)
+        splits = open_annotated(o, model.settings.data.image_size)
         window = o.size or window_of(splits, model.settings.data.image_size)
         start = start_of(o, segment, load_segmenter, lambda: build(model, o, splits.classes, window))
         task = SegmentationWork(splits.classes, window, work.session, splits)
@@ -89,7 +89,7 @@ def segment(o: Segment) -> dict[str, Any]:
         return work.conclude(outcome, lambda content: _show(content, title))
 
 
-def _open(o: Segment, image_size: int) -> AnnotatedSplits:
+def open_annotated(o: Segment, image_size: int) -> AnnotatedSplits:
     """The splits, whose origin is printed. Raises UserError when there are too few images or a size is none."""
     if o.size < 0:
         raise UserError(f"--size {o.size} is no side of a picture; give 1 px or more, or 0 for the images' own.")

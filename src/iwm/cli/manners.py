@@ -1,0 +1,95 @@
+"""How every verb behaves: --json, --quiet and --dry-run, taken off the words before a verb reads its own.
+
+--json      standard output holds one JSON document, the result; everything else goes to standard error
+--quiet     the result and warnings only; these go to standard error
+--dry-run   the verb's PLAN instead of its WORK: what would be done and what it costs
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from iwm import verbs
+from iwm.runtime import launch
+from iwm.runtime.console import hushed, show, tables_returned
+from iwm.runtime.options import options
+from iwm.verbs.shared import Manners
+
+SWITCHES = ("json", "quiet", "dry_run")
+
+
+def take(words: Sequence[str], verb: verbs.Verb) -> tuple[list[str], Manners]:
+    """The words without those of Manners, and these. An option of the verb's own of such a name stays the verb's."""
+    own = {flag for option in options(verb.options) for flag in option.flags}
+    flags = {f"--{name.replace('_', '-')}": name for name in SWITCHES}
+    flags = {flag: name for flag, name in flags.items() if flag not in own}
+    rest = [word for word in words if word not in flags]
+    return rest, Manners(**{flags[word]: True for word in words if word in flags})
+
+
+def perform(verb: verbs.Verb, chosen: Any, how: Manners) -> int:
+    """Do a verb's work, or say what it would cost; returns the exit code. Raises UserError."""
+    if not (how.json or how.quiet or how.dry_run):
+        return _code(verb.run(chosen))
+    with _elsewhere(how):
+        value = verb.estimate(chosen) if how.dry_run else verb.run(chosen)
+        result = dict(value) if how.dry_run else _result(verb.name, chosen, value)
+    if launch.place().rank:
+        return _code(value)
+    if how.json:
+        print(json.dumps(document(result), indent=1))
+    elif how.dry_run:
+        show(f"iwm {verb.name} would do this; nothing was written", _flat(result))
+    elif result is not None:
+        print(result)
+    return _code(value)
+
+
+def document(result: Any) -> Any:
+    """A result as JSON knows it: a file's content with its path, the lines of a table, the fields of an object."""
+    from iwm.reports.results import Result, Run, TableResult
+    from iwm.runtime.files import plain
+
+    if isinstance(result, Result):
+        return plain({**result, "path": str(result.path)})
+    if isinstance(result, TableResult):
+        return plain([dict(row) for row in result])
+    if isinstance(result, Run):
+        lines = result.metrics
+        return plain({"path": str(result.path), "metrics": lines[-1] if lines else None})
+    if isinstance(result, Path):
+        return {"path": str(result)}
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        return plain(dataclasses.asdict(result))
+    return plain(result)
+
+
+@contextmanager
+def _elsewhere(how: Manners) -> Iterator[None]:
+    """Meanwhile what is printed goes to standard error, of a quiet verb warnings alone; results are handed over."""
+    with ExitStack() as stack:
+        stack.enter_context(tables_returned())
+        if how.json or how.quiet:
+            stack.enter_context(redirect_stdout(sys.stderr))
+        if how.quiet:
+            stack.enter_context(hushed())
+        yield
+
+
+def _result(name: str, chosen: Any, value: Any) -> Any:
+    from iwm.functions import object_of
+
+    return object_of(name, chosen, value)
+
+
+def _code(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The lines of a table: lists on one line."""
+    return {key: ", ".join(map(str, item)) if isinstance(item, list | tuple) else item for key, item in values.items()}

@@ -1,0 +1,38 @@
+"""What a sweep would do and cost, said before it begins; nothing is written (`iwm sweep ... --dry-run`)."""
+
+from dataclasses import replace
+from typing import Any
+
+from iwm.runtime import pace
+from iwm.runtime.console import console
+from iwm.sweeps.study import Study
+from iwm.sweeps.sweep import require_sense
+from iwm.training import estimate
+from iwm.verbs.sweep import Sweep
+
+
+def sweep(o: Sweep) -> dict[str, Any]:
+    """The cells that are left, with the steps and the time of their pretraining. Raises UserError as the sweep does."""
+    study = Study(o)
+    require_sense(study)
+    study.require_same()
+    cells = [cell for cell in study.cells if o.cell in ("", cell.name) and not study.is_finished(cell)]
+    rows = []
+    for cell in cells:
+        out = str(study.run_of(cell).path)
+        rows.append(estimate.pretrain(replace(cell.settings, run=replace(cell.settings.run, out=out))))
+        console.print(f"{cell.name}: {rows[-1]['steps_left']:,} steps, {rows[-1]['time']}", markup=False)
+    seconds = [row["seconds"] for row in rows]
+    known = None if None in seconds else sum(seconds)
+    images = rows[0]["images"] if rows else 0
+    return {
+        "cells": [cell.name for cell in cells],
+        "images": min(images, o.images) if o.images else images,
+        "steps": sum(row["steps_left"] for row in rows),
+        "seconds": known,
+        "time": "not known" if known is None else f"{pace.in_words(known)}, one after the other",
+        "disk_gb": round(sum(row["disk_gb"] for row in rows), 3),
+        "evaluations": list(study.evaluations(cells[0])) if cells else [],
+        "measured": "pretraining alone, of all images; what the evaluations take comes on top",
+        "writes": [f"{study.folder}/{name}" for name in ("runs", "sweep.json", "sweep.html")],
+    }

@@ -1,0 +1,105 @@
+"""What a pretraining would do and cost, said before it begins; nothing is written (`iwm pretrain ... --dry-run`).
+
+Steps are counted; the seconds of one are measured on this machine with a batch as large as fits into a second.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from iwm import config
+from iwm.data.image_sets import ImageSet
+from iwm.data.loader import Batch
+from iwm.model.cost import cost
+from iwm.runtime import pace
+from iwm.runtime.devices import Session
+from iwm.runtime.errors import UserError
+from iwm.runtime.pace import Pace
+from iwm.training import checkpoint, loop
+from iwm.training.schedule import Schedule
+from iwm.training.step import Training
+from iwm.training.token_training import keeps_tokens
+
+LEAST = 2
+"""Images of the smallest batch that every objective has a loss for."""
+
+
+def pretrain(settings: config.Config) -> dict[str, Any]:
+    """What `iwm pretrain` would do, and the time, memory and disk it takes. Raises UserError as training does."""
+    settings, run, source = loop.checked(settings)
+    per_epoch = len(source) // settings.optim.batch_size
+    if not per_epoch:
+        raise UserError(
+            f"A batch of {settings.optim.batch_size} images is more than the {len(source):,} there are; give a smaller "
+            "--optim.batch-size."
+        )
+    steps = Schedule(settings.optim, per_epoch).steps
+    there, _ = checkpoint.newest(run.checkpoints)
+    left = max(0, steps - (there.step if there else 0))
+    size = cost(settings)
+    with Session.open(settings.speed) as session:
+        weights, step = _step(settings, source, session)
+    return {
+        "images": len(source),
+        "steps": steps,
+        "steps_left": left,
+        "images_per_step": settings.optim.batch_size,
+        "device": f"{session.device.type} in {session.precision}",
+        "encoder_parameters": size.encoder_parameters,
+        "predictor_parameters": size.predictor_parameters,
+        "flops_per_image": size.train_flops,
+        **_times(settings, step, left),
+        "disk_gb": round((3 * weights * settings.run.keep + weights) / 1e9, 3),
+        "writes": [f"{run.path}/{name}" for name in ("config.yaml", "metrics.jsonl", "checkpoints/", "model/")],
+    }
+
+
+def _times(settings: config.Config, step: Pace | None, left: int) -> dict[str, Any]:
+    """The entries on time and memory."""
+    if step is None:
+        why = "not known: the encoder's tokens are given once, at the beginning"
+        return {"seconds": None, "time": why, "memory_gb": None}
+    optim = settings.optim
+    seconds = step.seconds_of(optim.batch_size)
+    return {
+        "seconds_per_step": seconds,
+        "seconds": seconds * left,
+        "time": pace.in_words(seconds * left),
+        "memory_gb": round(step.bytes_in_batch(optim.batch_size // optim.accumulate) / 1e9, 2),
+        "measured": f"one step of {step.count} images; reading, health checks and images in memory come on top",
+    }
+
+
+def _step(settings: config.Config, source: ImageSet, session: Session) -> tuple[int, Pace | None]:
+    """Bytes of the weights, and the pace of a step; none where its tokens are given before."""
+    small = replace(
+        settings,
+        optim=replace(settings.optim, accumulate=1),
+        speed=replace(settings.speed, compile=False),
+        encoder=replace(settings.encoder, views=0) if keeps_tokens(settings) else settings.encoder,
+    )
+    training = Training.start(small, max(1, len(source) // settings.optim.batch_size), session)
+    weights = sum(value.nbytes for value in training.model.state_dict().values())
+    if keeps_tokens(settings):
+        return weights, None
+    number = iter(range(1_000_000))
+
+    def step(count: int) -> None:
+        training.step(_batch(small, count, next(number), session))
+
+    most = settings.optim.batch_size // settings.optim.accumulate
+    return weights, pace.measure(step, most, session.device, LEAST)
+
+
+def _batch(settings: config.Config, count: int, step: int, session: Session) -> Batch:
+    """Noise in the place of images."""
+    size, generator = settings.data.image_size, torch.Generator().manual_seed(step)
+    pairs = settings.views.geometry == "independent"
+
+    def crops() -> torch.Tensor:
+        return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+    images, others = crops().to(session.device), crops().to(session.device) if pairs else None
+    return Batch(step, np.arange(count), images, None, 0.0, others)

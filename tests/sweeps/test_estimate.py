@@ -1,0 +1,23 @@
+"""A dry run of a sweep names its cells and adds up their pretrainings."""
+
+import json
+
+from conftest import pictures_file, tiny
+
+from iwm import cli
+
+
+def test_cells_and_steps_and_nothing_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("iwm.recipe_book.get", lambda name: tiny(recipe=name))
+    source = str(pictures_file(tmp_path / "p.npz", labelled=True))
+    argv = ["sweep", "demo", "--data.source", source, "--out", "out", "--conditionings", "none,adaln"]
+    argv += ["--levels", "jitter", "--predictors", "1x32"]
+    assert cli.main([*argv, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert cli.main([*argv, "--list", "--json"]) == 0
+    commands = json.loads(capsys.readouterr().out)
+    assert [row["command"].split("--cell ")[1] for row in commands] == plan["cells"]
+    assert plan["steps"] == 8 * len(plan["cells"])
+    assert plan["seconds"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["p.npz"]

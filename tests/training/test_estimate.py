@@ -1,0 +1,47 @@
+"""What a dry run says of a pretraining is what the pretraining does, and it leaves nothing behind."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import pictures_file, tiny, trained_on, with_run
+
+from iwm import config, recipe_book
+from iwm.runtime.errors import UserError
+from iwm.training import estimate, loop
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> config.Config:
+    return trained_on(tiny(), source=str(pictures_file(tmp_path / "p.npz")), out=str(tmp_path / "run"))
+
+
+def test_steps_size_and_files_are_those_of_the_run(settings):
+    before = set(Path(settings.run.out).parent.iterdir())
+    plan = estimate.pretrain(settings)
+    assert set(Path(settings.run.out).parent.iterdir()) == before
+    run = loop.pretrain(settings)
+    assert plan["steps"] == plan["steps_left"] == 8
+    assert all(Path(name).exists() for name in plan["writes"])
+    written = sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) / 1e9
+    assert plan["disk_gb"] == pytest.approx(written, rel=1, abs=1e-3)
+    assert 0 < plan["seconds"] < 60
+    assert estimate.pretrain(settings)["steps_left"] == 0
+    more = replace(settings, optim=replace(settings.optim, epochs=3))
+    assert (estimate.pretrain(more)["steps"], estimate.pretrain(more)["steps_left"]) == (12, 4)
+
+
+@pytest.mark.parametrize("family", ["mae", "moco", "ijepa-published"])
+def test_every_objective_has_a_step_to_measure(settings, family):
+    size = recipe_book.FAMILIES[family](settings)
+    assert estimate.pretrain(replace(size, optim=settings.optim))["seconds_per_step"] > 0
+
+
+def test_it_refuses_what_training_refuses(settings, tmp_path):
+    with pytest.raises(UserError, match="Where should the run go"):
+        estimate.pretrain(with_run(settings, out=""))
+    with pytest.raises(UserError, match="more than the 64 there are"):
+        estimate.pretrain(replace(settings, optim=replace(settings.optim, batch_size=100)))
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        estimate.pretrain(settings)
