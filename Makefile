@@ -5,7 +5,7 @@ READY = $(VENV)/.ready
 # A process for every core, of one thread each; a process that has nothing left takes over from another.
 PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-long test-learning lint clean
+.PHONY: demo test test-long test-learning test-lowest test-newest package package-check lint clean
 
 demo: $(READY)
 	$(VENV)/bin/iwm demo --out runs/demo
@@ -21,6 +21,32 @@ test-long: $(READY)
 test-learning: $(READY)
 	$(VENV)/bin/python -m pytest -m learning tests/learning
 
+# The suite on the lowest versions of all dependencies that pyproject.toml allows, and on the newest there are, each in
+# an environment of its own. Both take an hour and some gigabytes; TESTS chooses fewer. Old packages call what newer ones
+# deprecate, which is no fault of ours.
+TESTS ?=
+test-lowest:
+	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
+	$(PYTHON) tools/lowest_versions.py > $(VENV)-lowest/lowest.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/lowest.txt --editable '.[app]' $(TESTING)
+	$(VENV)-lowest/bin/python -m pytest -W ignore::DeprecationWarning -n auto --maxprocesses 4 --dist worksteal $(TESTS)
+
+test-newest:
+	test -x $(VENV)-newest/bin/python || $(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[app]' $(TESTING)
+	$(VENV)-newest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(TESTS)
+
+# What tests need beside iwm; the notebooks' tests skip without their tools.
+TESTING = pytest pytest-xdist hypothesis beartype scikit-learn torchmetrics
+
+# Build sdist and wheel, and use the wheel from an empty folder: with the dependencies of .venv, or with its own from
+# the registry (minutes).
+package: $(READY)
+	$(VENV)/bin/python tools/check_package.py
+
+package-check: $(READY)
+	$(VENV)/bin/python tools/check_package.py --install
+
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -32,4 +58,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest

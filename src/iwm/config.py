@@ -14,10 +14,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from tyro.conf import Fixed, Positional, Suppress, arg
 
+from iwm.runtime import renames
 from iwm.runtime.bounds import Area, AtLeast, DeviceName, Fraction, Rising, check
 from iwm.runtime.errors import UserError
 from iwm.runtime.fields import from_dict, to_dict, with_paths_as_text
 from iwm.runtime.files import write_text
+from iwm.runtime.renames import Rename
 
 T = typing.TypeVar("T")
 
@@ -313,13 +315,14 @@ class Config:
 
     @staticmethod
     def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-        """Plain settings of any age as they are called today: optim.freeze_encoder became encoder.train."""
-        optim = values.get("optim")
-        if not isinstance(optim, dict) or "freeze_encoder" not in optim:
-            return values
-        rest = {name: value for name, value in optim.items() if name != "freeze_encoder"}
-        encoder = {**values.get("encoder", {}), **({"train": "none"} if optim["freeze_encoder"] else {})}
-        return {**values, "optim": rest, "encoder": encoder}
+        """Plain settings of any age as they are called today."""
+        return renames.in_file(values, RENAMED)
+
+
+RENAMED = {
+    "optim.freeze_encoder": Rename("encoder.train", since="0.1", values={False: "all", True: "none"}),
+}
+"""Every setting that had another name, with what it is called now (CONTRIBUTING.md, "A setting gets another name")."""
 
 
 def last_blocks(train: str) -> int | None:

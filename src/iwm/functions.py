@@ -19,7 +19,7 @@ from iwm.evaluation import after_pretraining
 from iwm.evaluation.ritual import Content
 from iwm.reports import results
 from iwm.reports.results import Run, SweepResult, TableResult
-from iwm.runtime import fields
+from iwm.runtime import fields, renames
 from iwm.runtime.console import tables_returned
 from iwm.runtime.errors import UserError
 from iwm.sweeps import page
@@ -58,7 +58,7 @@ def pretrain(
         UserError: For unknown or ill-typed settings and for what training refuses.
         Interrupted: After Ctrl-C; the run is saved, and the same call goes on.
     """
-    base = _settings_of(recipe)
+    base, settings = _settings_of(recipe), renames.in_keywords(settings, config.RENAMED)
     with memory.held(), tables_returned():
         if isinstance(data, config.Data):
             settings["data"] = data
@@ -114,7 +114,7 @@ def call(name: str, *values: Any, **keywords: Any) -> Any:
     if len(values) <= len(positions) and not set(positions[: len(values)]) & set(keywords):
         keywords, values = {**dict(zip(positions, values, strict=False)), **keywords}, ()
     with memory.held(), tables_returned():
-        keywords = _with_texts(verb, keywords)
+        keywords = _with_texts(verb, renames.in_keywords(keywords, config.RENAMED))
         options = verb.fill(*values, **keywords)
         return object_of(name, options, verb.run(options))
 

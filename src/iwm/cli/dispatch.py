@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from iwm import verbs
+from iwm import config, verbs
 from iwm.cli import help, manners, sentences, version
 from iwm.cli.sentences import parse
-from iwm.runtime import launch
+from iwm.runtime import launch, renames
 from iwm.runtime.errors import Interrupted, UserError
 from iwm.runtime.openmp import limit_spinning
 
@@ -68,6 +68,7 @@ def _dispatch(words: list[str]) -> int:
         _import_set(text)
     verb = verbs.find(words[0])
     rest, how = manners.take(words[1:], verb)
+    rest = renames.in_words(rest, config.RENAMED)
     options = _read(verb, rest)
     _, own_set = verbs.without_option(rest, "--actions.set")
     if ":" in own_set:  # typed here and now; a file that a configuration names is not run
