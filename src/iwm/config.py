@@ -123,8 +123,8 @@ class Encoder:
     train: str = "all"
     """all; last-K: its last K blocks up to `layer`; none: it stands still, only the predictor is trained."""
     layer: int = 0
-    """Block whose tokens the world model sees and predicts, from 1; negative ones count from the end; 0: the last. Of
-    an encoder of others."""
+    """Block whose tokens the world model sees and predicts, from 1; negative ones count from the end; 0: the last.
+    Those behind it learn by objective.invariance_weight only."""
     views: Annotated[int, AtLeast(0)] = 8
     """Views of each crop whose tokens an encoder of others that stands still gives once, before training; 0: encode
     anew in every step."""
@@ -189,6 +189,9 @@ class Objective:
     """Weight of VICReg's covariance term on the same tokens."""
     target_layers: Annotated[int, AtLeast(1)] = 1
     """Average the targets over the teacher's last blocks (1: the last block's output after the final norm)."""
+    invariance_weight: Annotated[float, AtLeast(0)] = 0.0
+    """latent, pixels: weight of a term that makes the last block's mean token alike for source and target (VICReg's);
+    with an earlier encoder.layer the dial from equivariant (0) to invariant."""
     invariance: Literal["contrastive", "regression"] = "contrastive"
     """joint: InfoNCE among the images of a batch (MoCo v3), or regression of the other view (BYOL)."""
     temperature: float = 0.2
@@ -196,7 +199,7 @@ class Objective:
     projector_width: Annotated[int, AtLeast(1)] = 4096
     """joint: hidden width of projector and predictor MLP."""
     projector_dim: Annotated[int, AtLeast(2)] = 256
-    """joint: width of the embedding that is compared."""
+    """joint, invariance_weight: width of the embedding that is compared."""
     freeze_patches: bool = False
     """Do not train the student's patch projection (MoCo v3, for stable training of vision transformers)."""
 
@@ -355,6 +358,7 @@ LATER = (
     "encoder.views",
     "masks.context_area",
     "objective.error",
+    "objective.invariance_weight",
     "predictor.residual",
 )
 """Settings that came after the first results. At their default they are no part of what a sweep is recognised by, so

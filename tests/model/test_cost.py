@@ -64,6 +64,24 @@ def test_an_action_has_as_many_components_as_its_set(conditioning):
     assert cost(settings).train_flops != cost(replace(settings, actions=config.Actions())).train_flops
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_cost_with_the_invariance_term_against_counting_its_step(layer):
+    """Wide enough that the first layer's missing gradient of the image does not tell."""
+    encoder = replace(tiny().encoder, layer=layer, depth=3, width=64)
+    settings = tiny(encoder=encoder, objective=config.Objective(invariance_weight=1.0, projector_dim=32))
+    model, indices = ImageWorldModel(settings), np.arange(4)
+    model.predictor.open_gates()
+    views = make_views(
+        torch.zeros(4, 3, 16, 16, dtype=torch.uint8), model.space, settings.actions, 0, 0, indices, "cpu"
+    )
+    drawn = sample_masks(settings.masks, model.grid, 0, 0, indices, "cpu")
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(views, drawn).loss.backward()
+    assert cost(settings).train_flops == pytest.approx(counter.get_total_flops() / 4, rel=0.06)
+    own = [model.predictor, model.get_submodule("invariance")]
+    assert cost(settings).predictor_parameters == sum(p.numel() for part in own for p in part.parameters())
+
+
 @pytest.mark.parametrize("family", ["mae", "moco", "byol"])
 def test_cost_of_a_family_against_counting_its_step(family):
     settings = recipe_book.FAMILIES[family](tiny())

@@ -145,3 +145,24 @@ def test_every_type_of_the_right_scale_is_taken(images):
     for kind in (torch.float16, torch.float32, torch.float64):
         assert checked_pixels((images / 255).to(kind)).allclose(images / 255, atol=1e-3)
     assert checked_pixels(images / 255 * 1.1 - 0.05).dtype == torch.float32  # bicubic resizing overshoots
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("layer", "number"), [(1, 1), (2, 2), (-2, 2), (-1, 3), (0, 3)])
+def test_tokens_of_an_earlier_block(layer, number):
+    """As `encoder.layer` says, for ours as for an encoder of others."""
+    torch.manual_seed(0)
+    encoder, pixels = Encoder(replace(SETTINGS, layer=layer), 32).eval(), torch.rand(2, 3, 32, 32)
+    assert encoder.layer == number
+    outputs: Any = timm_twin(encoder).forward_intermediates(
+        encoder.normalise(pixels), output_fmt="NLC", intermediates_only=True
+    )
+    normed = [torch.nn.functional.layer_norm(x, x.shape[-1:]) for x in outputs]
+    last = encoder.norm(outputs[-1])
+    torch.testing.assert_close(encoder.tokens(pixels), last if number == 3 else normed[number - 1])
+    if number > 1:  # one block alone is no average
+        torch.testing.assert_close(encoder.tokens(pixels, average=number), torch.stack(normed[:number]).mean(0))
+    both = encoder.tokens_and_last(pixels)
+    torch.testing.assert_close(both[0], encoder.tokens(pixels))
+    torch.testing.assert_close(both[1], last)
+    assert len(encoder.behind) == (0 if number == 3 else 3 - number + 1)

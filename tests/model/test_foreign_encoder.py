@@ -134,3 +134,15 @@ def test_blocks_that_are_not_alike_cannot_stand_side_by_side():
 def test_patches_must_divide_the_image():
     with pytest.raises(UserError, match="patches of 8 px"):
         encoder_of(make("tiny_plain").settings, 30)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", SIZES)
+def test_tokens_and_last_are_those_of_the_layer_and_of_the_end(kind):
+    encoder, images = make(kind, train="all", layer=1), pixels(kind)
+    keep = torch.arange(10).expand(2, -1)
+    tokens, last = encoder.tokens_and_last(images, keep)
+    torch.testing.assert_close(tokens, encoder.tokens(images, keep))
+    whole = make(kind, train="all")
+    whole.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(last, whole.tokens(images, keep))

@@ -7,7 +7,8 @@ import ranks
 import torch
 from torch import Tensor
 
-from iwm.model.objectives.joint import BatchNorm, info_nce
+from iwm.model.objectives.joint import info_nce
+from iwm.model.objectives.projector import BatchNorm
 from iwm.model.objectives.spread import variance_covariance
 from iwm.runtime import distributed, launch
 

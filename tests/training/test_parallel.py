@@ -28,6 +28,7 @@ SPREAD = config.Objective(target_norm="batch", variance=0.5, covariance=0.1)
 IJEPA = config.Masks(sampler="ijepa", predict="dropped", context_area=(0.85, 1.0))
 MUON, PARTS = replace(tiny().optim, kind="muon"), replace(tiny().optim, accumulate=2)
 REGRESSION = replace(JOINT["objective"], invariance="regression")
+DIAL = config.Objective(target_norm="batch", invariance_weight=0.5, projector_dim=16)
 CASES: dict[str, dict[str, Any]] = {
     "latent, statistics and spread over ranks, accumulation": {"objective": SPREAD, "optim": PARTS},
     "latent, muon": {"objective": SPREAD, "optim": MUON},
@@ -35,8 +36,12 @@ CASES: dict[str, dict[str, Any]] = {
     "pixels": {"objective": config.Objective(kind="pixels")},
     "joint, contrastive, accumulation": {**JOINT, "optim": PARTS},
     "joint, regression": {**JOINT, "objective": REGRESSION},
+    "latent, invariance of the last block": {"objective": DIAL, "encoder": replace(tiny().encoder, layer=1)},
 }
-SHARDED = ("latent, statistics and spread over ranks, accumulation", "latent, muon", "joint, contrastive, accumulation")
+SHARDED = (
+    *("latent, statistics and spread over ranks, accumulation", "latent, muon", "joint, contrastive, accumulation"),
+    "latent, invariance of the last block",
+)
 PAIRS = [*(("replicated", name) for name in CASES), *(("sharded", name) for name in SHARDED)]
 SHARED = {"replicated": {}, "sharded": {"shard": True, "checkpoint_blocks": True}}
 

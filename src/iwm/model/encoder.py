@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from iwm import config
+from iwm.model.architecture import layer_number
 from iwm.model.vit import (
     Grid,
     block_outputs,
@@ -93,6 +94,11 @@ class PatchEncoder(nn.Module):
         """What lies before the first block."""
         raise NotImplementedError
 
+    @property
+    def behind(self) -> list[nn.Module]:
+        """What lies behind block `layer`, the final norm too: nothing where that is the last block."""
+        raise NotImplementedError
+
     def set_statistics(self) -> None:
         """Make mean and deviation of the pixels part of the module, not of its state."""
         for stat in ("mean", "std"):
@@ -127,6 +133,12 @@ class PatchEncoder(nn.Module):
         `average` = 1 gives them as `intermediates` does; more, the mean over the last `average` blocks' outputs up to
         that one, each LayerNormed without affine (data2vec).
         """
+        raise NotImplementedError
+
+    def tokens_and_last(
+        self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], keep: Int64[Tensor, "b k"] | None = None
+    ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b k d"]]:
+        """`tokens`, and those of the last block after the final norm, in one pass."""
         raise NotImplementedError
 
     def intermediates(
@@ -175,7 +187,7 @@ class Encoder(PatchEncoder, VisionTransformer):
         )
         self.settings = settings
         self.patch_size = patch
-        self.depth = self.layer = settings.depth
+        self.depth, self.layer = settings.depth, layer_number(settings.layer, settings.depth)
         self.set_statistics()
         initialise(self, settings.init)
         rescale_residuals(self.blocks)
@@ -192,6 +204,10 @@ class Encoder(PatchEncoder, VisionTransformer):
     @property
     def stack(self) -> list[nn.Module]:
         return list(self.blocks)
+
+    @property
+    def behind(self) -> list[nn.Module]:
+        return [] if self.layer == self.depth else [*self.blocks[self.layer :], self.norm]
 
     @property
     def timm_model(self) -> nn.Module:
@@ -230,13 +246,30 @@ class Encoder(PatchEncoder, VisionTransformer):
     ) -> Float[Tensor, "b k d"]:
         x = self.norm_pre(self.embed(images, keep))
         if average == 1:
-            return self.norm(self.blocks(x))
-        total, first = torch.zeros((), device=x.device), len(self.blocks) - average
-        for number, block in enumerate(self.blocks):
+            return self.norm(self.blocks(x)) if self.layer == self.depth else without_affine(self._up_to_layer(x))
+        total, first = torch.zeros((), device=x.device), self.layer - average
+        for number, block in enumerate(self.blocks[: self.layer]):
             x = block(x)
             if number >= first:
                 total = total + F.layer_norm(x.float(), x.shape[-1:])
         return total / average
+
+    def tokens_and_last(
+        self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], keep: Int64[Tensor, "b k"] | None = None
+    ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b k d"]]:
+        x = self._up_to_layer(self.norm_pre(self.embed(images, keep)))
+        if self.layer == self.depth:
+            last = self.norm(x)
+            return last, last
+        last = x
+        for block in self.blocks[self.layer :]:
+            last = block(last)
+        return without_affine(x), self.norm(last)
+
+    def _up_to_layer(self, x: Float[Tensor, "b k d"]) -> Float[Tensor, "b k d"]:
+        for block in self.blocks[: self.layer]:
+            x = block(x)
+        return x
 
     def intermediates(
         self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], numbers: Sequence[int], affine: bool = True

@@ -21,11 +21,11 @@ def block_flops(tokens: int, width: int, depth: int, mlp_ratio: float, outputs: 
     return (depth - 1) * whole + last
 
 
-def encoder_flops(settings: Config, tokens: int) -> float:
-    """A forward pass of the encoder that keeps so many of the image's patches."""
+def encoder_flops(settings: Config, tokens: int, whole: bool = False) -> float:
+    """A forward pass of the encoder that keeps so many of the image's patches, up to `encoder.layer` or `whole`."""
     s = settings.encoder
     embedding = patch_count(settings) * 2 * 3 * s.patch_size**2 * s.width
-    depth = s.layer if 0 < s.layer < s.depth else s.depth + min(0, s.layer + 1)
+    depth = s.depth if whole else s.layer if 0 < s.layer < s.depth else s.depth + min(0, s.layer + 1)
     return embedding + block_flops(tokens, s.width, depth, s.mlp_ratio)
 
 

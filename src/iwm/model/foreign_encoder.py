@@ -73,7 +73,7 @@ class ForeignEncoder(PatchEncoder):
         return self.settings.train != "none"
 
     def trained_parts(self) -> list[nn.Module | nn.Parameter]:
-        """What `encoder.train` lets learn: nothing beyond block `layer`. Raises UserError for more blocks than are."""
+        """What `encoder.train` lets learn up to block `layer`. Raises UserError for more blocks than are."""
         if not self.trained:
             return []
         norm, whole = getattr(self.body, "norm", None), self.layer == self.depth
@@ -113,6 +113,12 @@ class ForeignEncoder(PatchEncoder):
         blocks |= {id(p) for p in norm.parameters()} if isinstance(norm, nn.Module) else set()
         return [p for p in self.body.parameters() if id(p) not in blocks]
 
+    @property
+    def behind(self) -> list[nn.Module]:
+        norm = getattr(self.body, "norm", None)
+        last = [norm] if isinstance(norm, nn.Module) else []
+        return [] if self.layer == self.depth else [*self.stack[self.layer :], *last]
+
     def tokens(
         self,
         images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"],
@@ -123,6 +129,12 @@ class ForeignEncoder(PatchEncoder):
             return self._normed(self._outputs(images, [self.layer], keep)[0], self.layer)
         outputs = self._outputs(images, list(range(self.layer - average + 1, self.layer + 1)), keep)
         return torch.stack([F.layer_norm(x.float(), x.shape[-1:]) for x in outputs]).mean(dim=0)
+
+    def tokens_and_last(
+        self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], keep: Int64[Tensor, "b k"] | None = None
+    ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b k d"]]:
+        outputs = self._outputs(images, sorted({self.layer, self.depth}), keep)
+        return self._normed(outputs[0], self.layer), self._normed(outputs[-1], self.depth)
 
     def intermediates(
         self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], numbers: Sequence[int], affine: bool = True

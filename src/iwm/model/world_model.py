@@ -81,8 +81,10 @@ class ImageWorldModel(ModelParts):
         if not 1 <= settings.objective.target_layers <= self.encoder.layer:
             raise UserError(
                 f"objective.target_layers is {settings.objective.target_layers}; it must lie between 1 and "
-                f"{'encoder.layer' if settings.encoder.name else 'encoder.depth'} ({self.encoder.layer})."
+                f"{'encoder.layer' if self.encoder.behind else 'encoder.depth'} ({self.encoder.layer})."
             )
+        for part in self.encoder.behind:  # nothing asks anything of it but the invariance term
+            part.requires_grad_(settings.objective.invariance_weight > 0)
         if settings.encoder.train == "none":
             self.encoder.requires_grad_(False)
         if settings.objective.freeze_patches:

@@ -18,6 +18,7 @@ from iwm.data.image_sets import ImageSet
 from iwm.data.loader import Loader
 from iwm.data.sources import is_source, open_images, source_identity
 from iwm.model import pretrained, weights
+from iwm.model.cost import cost
 from iwm.model.encoder import Encoder
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder, load_model
@@ -120,6 +121,8 @@ def _pretrain(
         f"{len(source):,} images, {steps:,} steps of {settings.optim.batch_size}; {session.device.type} in "
         f"{session.precision}{ranks}, {loader.place}."
     )
+    for sentence in what_the_ends_learn(settings, training.model):
+        console.print(sentence)
     now = State(run, training, source, start, steps)
     if start < steps:  # of a finished run nothing is left to do but the export
         _loop(now, loader, _callbacks(now, own))
@@ -164,6 +167,24 @@ def _loader(settings: config.Config, source: ImageSet, session: Session, start: 
         rows=rows,
         device=session.device,
     )
+
+
+def what_the_ends_learn(settings: config.Config, model: ImageWorldModel) -> list[str]:
+    """What happens behind the block that is predicted, and what the invariance term costs; nothing by default."""
+    encoder, weight = model.encoder, settings.objective.invariance_weight
+    if weight:
+        without = replace(settings, objective=replace(settings.objective, invariance_weight=0.0))
+        ratio = cost(settings).train_flops / cost(without).train_flops
+        return [
+            f"Block {encoder.layer} of {encoder.depth} is predicted, the last one made invariant (weight {weight:g}): "
+            f"{ratio:.1f} times the operations of a step without."
+        ]
+    if encoder.behind and not settings.encoder.name:
+        return [
+            f"Blocks {encoder.layer + 1} to {encoder.depth} stay as drawn: nothing is asked of them without "
+            "objective.invariance_weight."
+        ]
+    return []
 
 
 # ---- beginning -----------------------------------------------------------------------------------------------------

@@ -37,6 +37,13 @@ def ridge_accuracy(
     return float((predicted == truth).double().mean())
 
 
+def pooled(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
+    """The EMA encoder's mean tokens; of the last block where it is trained beyond `encoder.layer`."""
+    if not model.settings.objective.invariance_weight:
+        return model.encode(images).pooled.float()
+    return model.target_encoder.intermediates(images, [model.target_encoder.depth])[0].mean(dim=1).float()
+
+
 class OnlineProbe(Callback):
     """Fixed train and validation subsets of a labelled source, as uint8 crops."""
 
@@ -61,7 +68,7 @@ class OnlineProbe(Callback):
 
         def encode(rows: list[int]) -> Float[Tensor, "n d"]:
             parts = torch.tensor(rows).split(250)
-            return torch.cat([model.encode(self.images[part].to(device)).pooled.float() for part in parts])
+            return torch.cat([pooled(model, self.images[part].to(device)) for part in parts])
 
         features = distributed.shared_rows(len(self.images), encode)
         n, labels = self.train, self.labels.to(device)

@@ -16,11 +16,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
+from iwm.model.encoder import PatchEncoder
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.devices import Session
 
-METHODS = ("tokens", "calibrate", "query", "key")
-"""What training calls of modules beside their `forward`, and computes with their parameters; none calls another."""
+METHODS = ("tokens", "tokens_and_last", "calibrate", "query", "key")
+"""What training calls of modules beside their `forward`, and computes with their parameters; none calls another. Of
+encoders also `intermediates`, which in a predictor is a part of its `forward`."""
 
 
 def shard(model: ImageWorldModel, session: Session) -> None:
@@ -32,7 +34,8 @@ def shard(model: ImageWorldModel, session: Session) -> None:
     for part in [*model.children(), model]:
         if part is model or any(True for _ in part.parameters()):
             fully_shard(part, mesh=mesh)
-        for method in METHODS:
+        own = ("intermediates",) if isinstance(part, PatchEncoder) else ()
+        for method in (*METHODS, *own):
             if hasattr(part, method):
                 register_fsdp_forward_method(part, method)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from iwm import recipe_book
 from iwm.config import Config, Encoder, check_bounds, last_blocks
 from iwm.model import pretrained
-from iwm.model.architecture import SIZES
+from iwm.model.architecture import SIZES, layer_number
 from iwm.model.conditioning import CONDITIONINGS
 from iwm.model.foreign_encoder import stands_still
 from iwm.model.objectives import OBJECTIVES, objective_of
@@ -42,10 +42,11 @@ def _check_ranks(settings: Config, ranks: int) -> None:
 def _check_encoder(settings: Config) -> None:
     encoder = settings.encoder
     blocks = last_blocks(encoder.train)
-    if not encoder.name and encoder.layer:
+    layer_number(encoder.layer, encoder.depth)
+    if not encoder.name and encoder.layer and encoder.train == "none":
         raise UserError(
-            f"encoder.layer {encoder.layer} is a block of an encoder of others, and none is named; give its name, "
-            "--encoder.name timm:NAME, or encoder.layer 0."
+            f"encoder.layer {encoder.layer} with encoder.train none is of an encoder of others, and none is named; "
+            "give its name, --encoder.name timm:NAME, or encoder.train all."
         )
     if not encoder.name and blocks:
         raise UserError(

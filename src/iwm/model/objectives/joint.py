@@ -6,16 +6,13 @@ Its own parts are thrown away after training: projector g, its EMA twin g-bar, p
     loss  = d(query_1, key_2) + d(query_2, key_1)
 
 `contrastive` is MoCo v3 (Chen, Xie and He 2021): g has three layers, q two, a BatchNorm without affine at the end of
-both; `regression` is BYOL (Grill et al. 2020): two layers each, no BatchNorm at the end. Every BatchNorm takes the
-statistics of the micro-batch in hand over all ranks, in health checks too, so it has no state; keys are those of all
-ranks. Tokens are averaged, for the encoder
-has no class token.
+both; `regression` is BYOL (Grill et al. 2020): two layers each, no BatchNorm at the end. Keys are those of all ranks.
+Tokens are averaged, for the encoder has no class token.
 """
 
 import copy
 import math
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -29,6 +26,7 @@ from iwm.model.flops import encoder_flops, patch_count, student_passes
 from iwm.model.foreign_encoder import stands_still
 from iwm.model.masks import Masks
 from iwm.model.objectives.objective import Examination, ModelParts, Objective, Output
+from iwm.model.objectives.projector import mlp
 from iwm.runtime import distributed
 from iwm.runtime.errors import UserError
 
@@ -41,20 +39,6 @@ def info_nce(queries: Float[Tensor, "b e"], keys: Float[Tensor, "b e"], temperat
         logits = queries @ distributed.all_gather(keys).T / temperature
         own = torch.arange(len(logits), device=logits.device) + distributed.rank() * len(logits)
         return 2 * temperature * F.cross_entropy(logits, own)
-
-
-class BatchNorm(nn.BatchNorm1d):
-    """BatchNorm by the statistics of the batch in hand over all ranks, each of which has as many rows."""
-
-    def forward(self, input: Float[Tensor, "b e"]) -> Float[Tensor, "b e"]:
-        if distributed.size() == 1:
-            return super().forward(input)
-        values = input.float()
-        values = values - distributed.all_reduce_mean(values.mean(dim=0))
-        values = values * (distributed.all_reduce_mean(values.square().mean(dim=0)) + self.eps).rsqrt()
-        if self.affine:
-            values = values * self.weight + self.bias
-        return values.to(input.dtype)
 
 
 def regression(queries: Float[Tensor, "b e"], keys: Float[Tensor, "b e"]) -> Float[Tensor, ""]:
@@ -96,20 +80,6 @@ class Comparison(nn.Module):
             return 2 * 2 * self.settings.temperature * math.log(len(keys))
         mean = F.normalize(keys.float(), dim=-1).mean(dim=0)
         return float((2 - 2 * mean.norm(dim=-1)).sum())
-
-
-def mlp(widths: list[int], last_norm: bool) -> nn.Sequential:
-    """Linear, BatchNorm and ReLU for every width but the last, which is a Linear, normalised without affine or not."""
-    layers: list[nn.Module] = []
-    for number, (inner, outer) in enumerate(pairwise(widths), start=2):
-        last = number == len(widths)
-        normed = last_norm or not last
-        layers.append(nn.Linear(inner, outer, bias=not normed))
-        if normed:
-            layers.append(BatchNorm(outer, affine=not last, track_running_stats=False))
-        if not last:
-            layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
 
 
 class Joint(Objective):

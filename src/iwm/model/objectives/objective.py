@@ -46,6 +46,8 @@ class Output:
     """The same without the spread terms: what the health numbers are compared with."""
     prediction: Float[Tensor, "b q d"]
     target: Float[Tensor, "b q d"]
+    invariance: Float[Tensor, ""] | None = None
+    """The last block's invariance term before its weight, where objective.invariance_weight asks for it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,9 @@ class Objective(ABC):
     """Whether predictions are tokens like the encoder's, which a task's head can read; otherwise tasks read the
     predictor's own tokens, before its last Linear."""
 
+    invariant_block: ClassVar[bool] = False
+    """Whether objective.invariance_weight can add an invariance term at the encoder's last block."""
+
     # The verdict on a line of metrics.
     baseline: ClassVar[str]
     """Key, in the numbers of `health`, of the loss of a model that knows too little."""
@@ -116,6 +121,11 @@ class Objective(ABC):
         wrong = next((name for name, chosen in own.items() if chosen and not self.learned_targets), None)
         if wrong:
             raise UserError(f"{wrong} is of latent targets, objective.kind {self.name} has none; leave it out.")
+        if self.settings.objective.invariance_weight and not self.invariant_block:
+            raise UserError(
+                f"objective.invariance_weight stands beside a prediction of patches, objective.kind {self.name} is "
+                "none; give 0."
+            )
 
     @classmethod
     def summary(cls, values: Mapping[str, Any]) -> str:

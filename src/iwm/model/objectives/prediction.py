@@ -1,6 +1,6 @@
 """Objectives that predict the target patch by patch (paper equation 2).
 
-loss = mean_i || p(f(x_visible), a)_i - norm(target(y))_i ||^2 + spread terms
+loss = mean_i || p(f(x_visible), a)_i - norm(target(y))_i ||^2 + spread terms + invariance of the last block
 """
 
 from collections.abc import Mapping
@@ -9,12 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from iwm.actions.views import TokenViews, Views
 from iwm.model.flops import encoder_flops, patch_count, predictor_flops, predictor_parameters, student_passes
 from iwm.model.foreign_encoder import stands_still
 from iwm.model.masks import Masks, dropped_count, query_count
+from iwm.model.objectives import invariance
 from iwm.model.objectives.objective import Examination, ModelParts, Objective, Output
 from iwm.model.objectives.spread import variance_covariance
 from iwm.model.vit import gather_tokens
@@ -34,6 +35,7 @@ class PatchPrediction(Objective):
     ignorance = "the position only"
     learner = "the predictor"
     squared = True
+    invariant_block = True
     judged = ("action_sensitivity",)
     mend_collapse = "objective.target_norm batch or a higher optim.ema"
     mend_rank = "; raise objective.variance and objective.covariance (the small recipes': 0.1, 0.004)"
@@ -48,6 +50,8 @@ class PatchPrediction(Objective):
         super().check()
         if s.predictor.residual:
             self._check_residual()
+        if self._is_invariant:
+            self._check_invariance()
         if s.masks.sampler == "none" and s.masks.predict == "dropped":
             raise UserError("masks.sampler none drops no patch to predict; give masks.predict all, or another sampler.")
 
@@ -62,6 +66,24 @@ class PatchPrediction(Objective):
                 "visible, or masks.sampler none."
             )
 
+    def _check_invariance(self) -> None:
+        s = self.settings
+        if s.encoder.train == "none":
+            raise UserError(
+                "objective.invariance_weight trains the encoder's last block, encoder.train none no block at all; give "
+                "0, or let the encoder learn."
+            )
+        if s.optim.batch_size < 2 * s.optim.accumulate:
+            raise UserError(
+                "objective.invariance_weight takes variances over images: optim.batch_size must be at least twice "
+                "optim.accumulate."
+            )
+        if s.actions.set == "photometric" and s.actions.level == "jitter" and not s.actions.jitter_probability:
+            raise UserError(
+                "objective.invariance_weight compares two photometric views, and these are the same "
+                "(actions.jitter_probability 0); give 0, or views that differ."
+            )
+
     @classmethod
     def summary(cls, values: Mapping[str, Any]) -> str:
         depth, width, conditioning = (
@@ -71,6 +93,13 @@ class PatchPrediction(Objective):
 
     # ---- training ----------------------------------------------------------------------------------------------
 
+    def modules(self) -> dict[str, nn.Module]:
+        return {"invariance": invariance.projector_of(self.settings)} if self._is_invariant else {}
+
+    @property
+    def _is_invariant(self) -> bool:
+        return self.settings.objective.invariance_weight > 0
+
     def compare(self, prediction: Float[Tensor, "b q d"], target: Float[Tensor, "b q d"]) -> Float[Tensor, ""]:
         """The loss at the queried positions."""
         if self.settings.objective.error == "smooth_l1":
@@ -79,7 +108,7 @@ class PatchPrediction(Objective):
 
     def forward(self, model: ModelParts, views: Views | TokenViews, masks: Masks) -> Output:
         """The target is made of the whole target view, the student sees the source's context."""
-        context, start = self.context(model, views, masks)
+        context, start, last = self.context(model, views, masks)
         with torch.no_grad():
             raw = self.target_tokens(model, views)
             if model.training:
@@ -89,26 +118,37 @@ class PatchPrediction(Objective):
         if start is not None:
             prediction = prediction.float() + model.target_norm(start)
         loss = self.compare(prediction, target)
-        return Output(loss + self.spread(context, masks), loss, prediction, target)
+        total = loss + self.spread(context, masks)
+        if last is None:
+            return Output(total, loss, prediction, target)
+        projector = model.get_submodule("invariance")
+        term = invariance.vicreg(*(projector(tokens.mean(dim=1)) for tokens in last))
+        return Output(total + self.settings.objective.invariance_weight * term, loss, prediction, target, term)
 
     def context(
         self, model: ModelParts, views: Views | TokenViews, masks: Masks
-    ) -> tuple[Float[Tensor, "b c d"], Float[Tensor, "b q d"] | None]:
-        """The source's tokens that are seen, and, for `predictor.residual`, its tokens where it is asked."""
-        residual = self.settings.predictor.residual
+    ) -> tuple[Float[Tensor, "b c d"], Float[Tensor, "b q d"] | None, tuple[Tensor, ...] | None]:
+        """The source's tokens that are seen; for `predictor.residual` its tokens where it is asked; and for
+        `objective.invariance_weight` the last block's tokens of source and target at the patches that are seen."""
+        residual, last = self.settings.predictor.residual, None
         if isinstance(views, TokenViews):
             seen = gather_tokens(views.source, masks.context)
-            return seen, gather_tokens(views.source, masks.predicted) if residual else None
+            return seen, gather_tokens(views.source, masks.predicted) if residual else None, None
         if residual and stands_still(self.settings.encoder):
             whole = model.encoder.tokens(views.source)
-            return gather_tokens(whole, masks.context), gather_tokens(whole, masks.predicted)
-        seen = model.encoder.tokens(views.source, masks.context)
+            return gather_tokens(whole, masks.context), gather_tokens(whole, masks.predicted), None
+        if self._is_invariant:
+            both, kept = torch.cat([views.source, views.target]), torch.cat([masks.context, masks.context])
+            tokens, ends = model.encoder.tokens_and_last(both, kept)
+            seen, last = tokens.chunk(2)[0], ends.chunk(2)
+        else:
+            seen = model.encoder.tokens(views.source, masks.context)
         if not residual:
-            return seen, None
+            return seen, None, last
         count = patch_count(self.settings)
         whole = seen.new_zeros(len(seen), count, seen.shape[2])
         whole = whole.scatter(1, masks.context.unsqueeze(2).expand_as(seen), seen)
-        return seen, gather_tokens(whole, masks.predicted)
+        return seen, gather_tokens(whole, masks.predicted), last
 
     def target_tokens(self, model: ModelParts, views: Views | TokenViews) -> Float[Tensor, "b n r"]:
         """`raw_target` of the target views."""
@@ -159,6 +199,7 @@ class PatchPrediction(Objective):
             "action_slope": float(along / moves.clamp_min(1e-12)),
             "residual": float(self.settings.predictor.residual),
             "conditioned": float(model.predictor.conditioning.uses_action and float(moves) > 0),
+            **({} if seen.output.invariance is None else {"invariance_loss": float(seen.output.invariance)}),
         }
 
     @classmethod
@@ -182,10 +223,12 @@ class PatchPrediction(Objective):
     # ---- cost --------------------------------------------------------------------------------------------------
 
     def parameter_count(self, actions: int) -> int:
-        return predictor_parameters(self.settings, actions, self.output_width)
+        own = invariance.parameter_count(self.settings) if self._is_invariant else 0
+        return predictor_parameters(self.settings, actions, self.output_width) + own
 
     def step_flops(self, actions: int) -> float:
-        """Context through the student, context and queries through the predictor, and the teacher's targets."""
+        """Context through the student, context and queries through the predictor, and the teacher's targets; with the
+        invariance term the target's patches at the context, too, and both through all blocks and the projector."""
         s, patches = self.settings, patch_count(self.settings)
         side = s.data.image_size // s.encoder.patch_size
         dropped = dropped_count(s.masks, (side, side))
@@ -194,7 +237,10 @@ class PatchPrediction(Objective):
 
         def trained(context: int) -> float:
             predictor = predictor_flops(s, actions, context, queries, self.output_width)
-            return student_passes(s) * encoder_flops(s, context) + 3 * predictor
+            if not self._is_invariant:
+                return student_passes(s) * encoder_flops(s, context) + 3 * predictor
+            views = 2 * (student_passes(s) * encoder_flops(s, context, whole=True) + 3 * invariance.flops(s))
+            return views + 3 * predictor
 
         teacher = encoder_flops(s, patches) if self.learned_targets else 0.0
         whole = s.masks.whole
