@@ -57,3 +57,23 @@ def test_by_default_a_sweep_has_every_conditioning_that_is_known(monkeypatch):
     assert {cell.settings.predictor.conditioning for cell in axes.cells_of(base, Axes())} == set(CONDITIONINGS)
     monkeypatch.setitem(CONDITIONINGS, "mine", CONDITIONINGS["none"])
     assert "mine" in {cell.settings.predictor.conditioning for cell in axes.cells_of(base, Axes())}
+
+
+def test_the_weight_of_the_invariance_term_is_an_axis():
+    made = axes.cells_of(
+        tiny(), Axes(conditionings="adaln", levels="destructive", predictors="2x32", invariance="3,0,1")
+    )
+    names = [cell.name for cell in made]
+    assert names == [f"adaln-destructive-2x32{end}" for end in ("", "-inv1", "-inv3")]
+    assert [cell.invariance for cell in made] == [0, 1, 3]
+    assert axes.cells_of(tiny(), Axes())[0].invariance == 0
+    assert axes.Cell("moco-demo", recipe_book.get("moco-demo")).invariance is None
+    both = axes.cells_of(tiny(), Axes(conditionings="adaln,none", predictors="2x32", invariance="0,1"))
+    assert len(both) == 3 + 1 + 1, "in the design tables the weights are varied at the reference only"
+    assert len(axes.cells_of(tiny(), Axes(invariance="0,1", design="full"))) == 4 * 3 * 2 * 2
+
+
+@pytest.mark.parametrize("word", ["much", "-1", "nan", "inf"])
+def test_a_weight_is_a_number_from_0_up(word):
+    with pytest.raises(UserError, match=rf"--invariance {word} is no weight"):
+        axes.cells_of(tiny(), Axes(invariance=f"0,{word}"))

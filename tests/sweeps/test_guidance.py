@@ -122,3 +122,21 @@ def test_tables_hold_ours_beside_the_papers():
         "4x192": {"destructive": 0.6},
     }
     assert found["difficulty"]["paper"]["18x384"]["destructive"] == 0.79
+
+
+TITLE = "Does the dial trade MRR for the linear probe?"
+
+
+@pytest.mark.parametrize(
+    ("ends", "good"),
+    [(((0.7, 0.50), (0.4, 0.55)), True), (((0.7, 0.50), (0.6995, 0.55)), None), (((0.7, 0.50), (0.4, 0.4)), None)],
+)
+def test_what_the_dial_does(ends, good):
+    dial = [
+        run(f"adaln-destructive-{size}", *numbers, predictor="4x96", invariance=weight)
+        for size, numbers, weight in zip(("4x96", "4x96i"), ends, (0.0, 3.0), strict=True)
+    ]
+    judged = said([*dial, run("adaln-jitter-4x96", 0.1, 0.9, invariance=0.0)])
+    assert judged[TITLE][0] is good
+    assert judged[TITLE][1].startswith("From weight 0 to 3 the linear probe goes from 0.500 to")
+    assert TITLE not in said(TRADE)

@@ -1,5 +1,7 @@
 """The cells of a sweep: which settings are varied, and in which order they are run."""
 
+import itertools
+import math
 import re
 import typing
 from collections.abc import Sequence
@@ -41,6 +43,12 @@ class Cell:
         return actions.level if self.predicts and changes else None
 
     @property
+    def invariance(self) -> float | None:
+        """Weight of the last block's invariance term; None where there can be none."""
+        objective = objective_of(self.settings)
+        return self.settings.objective.invariance_weight if objective.invariant_block else None
+
+    @property
     def predictor(self) -> str | None:
         return size_of(self.settings.predictor) if self.predicts else None
 
@@ -74,6 +82,20 @@ def sizes(text: str, own: config.Predictor) -> list[tuple[int, int]]:
     return list(dict.fromkeys(pairs or [(own.depth, own.width), (max(1, own.depth // 2), own.width)]))
 
 
+def weights(text: str, own: float) -> list[float]:
+    """The weights of the invariance term. Raises UserError for what is no number from 0 up."""
+    numbers = []
+    for word in (part.strip() for part in text.split(",") if part.strip()):
+        try:
+            number = float(word)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number < math.inf:
+            raise UserError(f"--invariance {word} is no weight; write numbers from 0 up, for example 0,0.3,1.")
+        numbers.append(number)
+    return list(dict.fromkeys(numbers or [own]))
+
+
 def cells_of(base: Config, axes: Axes, others: Sequence[Config] = ()) -> list[Cell]:
     """All cells, the ones that say most first: the reference, what differs from it in one thing, the other recipes as
     they are, the rest.
@@ -93,19 +115,23 @@ def cells_of(base: Config, axes: Axes, others: Sequence[Config] = ()) -> list[Ce
         base.predictor.conditioning,
     )
     levels = _first(choices(axes.levels, LEVELS, "--levels"), base.actions.level)
+    dial = sorted(weights(axes.invariance, base.objective.invariance_weight))
+    dial.sort(key=lambda weight: weight != base.objective.invariance_weight)
     ordered: list[tuple[tuple[float, ...], Cell]] = []
-    for c, conditioning in enumerate(conditionings):
-        for d, level in enumerate(levels):
-            for p, (depth, width) in enumerate(predictors):
-                if axes.design == "tables" and c and (d or p):
-                    continue
-                settings = replace(
-                    base,
-                    actions=replace(base.actions, level=level),
-                    predictor=replace(base.predictor, conditioning=conditioning, depth=depth, width=width),
-                )
-                order = (sum(bool(place) for place in (c, d, p)), c + d + p, p, d)  # ties: the conditioning first
-                ordered.append((order, Cell(f"{conditioning}-{level}-{depth}x{width}", settings)))
+    places = itertools.product(*(range(len(values)) for values in (conditionings, levels, predictors, dial)))
+    for c, d, p, i in places:
+        if axes.design == "tables" and ((c and (d or p or i)) or (i and (d or p))):
+            continue
+        conditioning, level, (depth, width), weight = conditionings[c], levels[d], predictors[p], dial[i]
+        settings = replace(
+            base,
+            actions=replace(base.actions, level=level),
+            predictor=replace(base.predictor, conditioning=conditioning, depth=depth, width=width),
+            objective=replace(base.objective, invariance_weight=weight),
+        )
+        order = (sum(bool(place) for place in (c, d, p, i)), c + d + p + i, i, p, d)  # ties: the conditioning first
+        name = f"{conditioning}-{level}-{depth}x{width}" + (f"-inv{weight:g}" if weight else "")
+        ordered.append((order, Cell(name, settings)))
     ordered += [((1.5, place), Cell(plain_name(other.recipe), other)) for place, other in enumerate(others)]
     return [cell for _, cell in sorted(ordered, key=lambda pair: pair[0])]
 

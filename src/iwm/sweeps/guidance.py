@@ -73,7 +73,7 @@ def tables(runs: Sequence[Row]) -> dict[str, Any]:
     grid = [run for run in runs if run["recipe"] == first["recipe"]]
 
     def same(run: Row, *names: str) -> bool:
-        return all(run[name] == first[name] for name in names)
+        return all(run.get(name) == first.get(name) for name in (*names, "invariance"))
 
     by_conditioning = {run["conditioning"]: run["mrr"] for run in grid if same(run, "difficulty", "predictor")}
     hard: dict[str, dict[str, float | None]] = {}
@@ -111,7 +111,12 @@ def columns(names: Iterable[str | None]) -> list[str]:
 
 def advise(runs: Sequence[Row]) -> list[Finding]:
     """What to take for which purpose; `good` is None where the numbers do not support a choice."""
-    return [_which(runs), _finetuning(runs), _telling(runs), _correlated(runs)]
+    return [_which(runs), _finetuning(runs), _telling(runs), *_dial(runs), _correlated(runs)]
+
+
+def _alike(runs: Sequence[Row], *names: str) -> list[Row]:
+    """The runs that are in these things as the first one."""
+    return [run for run in runs if all(run.get(name) == runs[0].get(name) for name in names)]
 
 
 def error_of(run: Row, name: str) -> float:
@@ -204,9 +209,7 @@ def _finetuning(runs: Sequence[Row]) -> Finding:
 def _telling(runs: Sequence[Row]) -> Finding:
     """Whether and how the predictor should be told the action (table 1)."""
     title = "How to tell the predictor the action?"
-    first = runs[0] if runs else {}
-    same = ("recipe", "difficulty", "predictor")
-    ranked = with_numbers([run for run in runs if all(run[name] == first[name] for name in same)], "mrr")
+    ranked = with_numbers(_alike(runs, "recipe", "difficulty", "predictor", "invariance"), "mrr")
     conditioned = [run for run in ranked if uses_action(run["conditioning"])]
     unconditioned = [run for run in ranked if not uses_action(run["conditioning"])]
     bars = tuple((run["conditioning"], run["mrr"]) for run in ranked)
@@ -232,6 +235,25 @@ def _telling(runs: Sequence[Row]) -> Finding:
         f"Between {best['conditioning']} and {runner['conditioning']} ({runner['mrr']:.3f}) the numbers do not choose."
     )
     return Finding(title, True if unconditioned else None, words, bars)
+
+
+def _dial(runs: Sequence[Row]) -> list[Finding]:
+    """Whether the weight of the invariance term moves linear probe and MRR against each other; nothing where it was
+    not varied."""
+    alike = _alike(runs, "recipe", "conditioning", "difficulty", "predictor")
+    ordered = sorted(with_numbers(alike, "mrr", "linear"), key=lambda run: run.get("invariance") or 0.0)
+    if not ordered or ordered[0].get("invariance") == ordered[-1].get("invariance"):
+        return []
+    low, high = ordered[0], ordered[-1]
+    linear, mrr = _against(high, low, "linear"), _against(high, low, "mrr")
+    words = (
+        f"From weight {low['invariance']:g} to {high['invariance']:g} the linear probe goes from {low['linear']:.3f} "
+        f"to {high['linear']:.3f} ({linear}), MRR from {low['mrr']:.3f} to {high['mrr']:.3f} ({mrr})."
+    )
+    apart = (linear, mrr) == ("above", "BELOW")
+    bars = [(f"weight {run['invariance']:g} linear", run["linear"]) for run in ordered]
+    bars += [(f"weight {run['invariance']:g} MRR", run["mrr"]) for run in ordered]
+    return [Finding("Does the dial trade MRR for the linear probe?", True if apart else None, words, tuple(bars))]
 
 
 def _correlated(runs: Sequence[Row]) -> Finding:

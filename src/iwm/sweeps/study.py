@@ -31,7 +31,10 @@ from iwm.training import loop
 from iwm.training.validation import validate
 from iwm.verbs.sweep import Axes, Protocol, Sweep
 
-VARIED = ("predictor.conditioning", "predictor.depth", "predictor.width", "actions.level")
+VARIED = (
+    *("predictor.conditioning", "predictor.depth", "predictor.width", "actions.level"),
+    "objective.invariance_weight",
+)
 """The settings that make the cells of one recipe."""
 
 
@@ -229,6 +232,7 @@ class Study:
             "conditioning": cell.conditioning,
             "difficulty": cell.difficulty,
             "predictor": cell.predictor,
+            "invariance": cell.invariance,
             "mrr": mrr,
             **{name: number(results.get(name, {}), "top1") for name in guidance.ACCURACIES},
             "mrr_standard_error": number(world, "mrr_standard_error"),

@@ -23,8 +23,11 @@ class Axes:
     """Difficulties of the action, separated by commas."""
     predictors: str = ""
     """Sizes, DEPTHxWIDTH (4x96,4x192); by default the recipe's own and one half as deep."""
+    invariance: str = ""
+    """Weights of the last block's invariance term, separated by commas (0,0.3,1); by default the recipe's own."""
     design: Literal["tables", "full"] = "tables"
-    """tables: every conditioning at the reference, and every level with every predictor; full: all combinations."""
+    """tables: every conditioning and every weight at the reference, and every level with every predictor; full: all
+    combinations."""
 
 
 @dataclass(frozen=True, kw_only=True)
