@@ -34,7 +34,9 @@ def test_tested_versions_are_within_the_bounds():
         return tuple(int(part) for part in re.findall(r"\d+", text))
 
     for requirement in PROJECT["dependencies"]:
-        name, lowest = re.match(r"([\w.-]+)>=([\d.]+)", requirement).groups()
+        bounds = re.match(r"([\w.-]+)>=([\d.]+)", requirement)
+        assert bounds, requirement
+        name, lowest = bounds.groups()
         upper = re.search(r"<([\d.]+)", requirement)
         version = pins[name.lower().replace("-", "_")]
         assert numbers(version) >= numbers(lowest), requirement

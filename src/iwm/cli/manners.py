@@ -28,7 +28,8 @@ def take(words: Sequence[str], verb: verbs.Verb) -> tuple[list[str], Manners]:
     flags = {f"--{name.replace('_', '-')}": name for name in SWITCHES}
     flags = {flag: name for flag, name in flags.items() if flag not in own}
     rest = [word for word in words if word not in flags]
-    return rest, Manners(**{flags[word]: True for word in words if word in flags})
+    chosen = {flags[word] for word in words if word in flags}
+    return rest, Manners(json="json" in chosen, quiet="quiet" in chosen, dry_run="dry_run" in chosen)
 
 
 def perform(verb: verbs.Verb, chosen: Any, how: Manners) -> int:
