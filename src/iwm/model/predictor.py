@@ -65,7 +65,7 @@ class Predictor(nn.Module):
         """Make a random predictor see its context (only `adaln` starts closed)."""
         self.conditioning.open_gates(self)
 
-    def _positions(self, grid: Grid) -> Float[Tensor, "n w"]:
+    def positions_of(self, grid: Grid) -> Float[Tensor, "n w"]:
         """Positions of any grid; another one than trained on is resampled to the trained one's extent."""
         if grid == self.grid:
             return self.positions
@@ -115,11 +115,11 @@ class Predictor(nn.Module):
         task: Float[Tensor, "b t w"] | None = None,
     ) -> list[Float[Tensor, "b q w"]]:
         """The queries after the blocks of these numbers (see `vit.block_outputs`)."""
-        positions = self._positions(grid or self.grid)
+        positions = self.positions_of(grid or self.grid)
         x = self.embed(tokens) + (positions if context is None else positions[context])
         asked = None if self.settings.residual else queries
         query = self.mask_token + (positions if asked is None else positions[asked])
-        query = query.expand(len(tokens), -1, -1)
+        query = query.expand(tokens.shape[0], -1, -1)  # len() would fix the batch of an exported graph
         if self.settings.residual:
             query, x = self._in_place(query, x, context), x[:, :0]
         count = query.shape[1]

@@ -130,15 +130,16 @@ class Classifier(Headed):
     def classify(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b c"]:
         """The part after the encoder."""
         if self.predictor is not None:
+            count = tokens.shape[0]  # len() would fix the batch of an exported graph
             middle = self.grid[0] // 2 * self.grid[1] + self.grid[1] // 2
-            queries = torch.full((len(tokens), 1), middle, device=tokens.device) if self.queries == "one" else None
-            task = None if self.token is None else self.token.expand(len(tokens), 1, -1)
+            queries = tokens.new_full((count, 1), middle, dtype=torch.long) if self.queries == "one" else None
+            task = None if self.token is None else self.token.expand(count, 1, -1)
             tokens = self.predictor(tokens, self._actions(tokens), queries=queries, grid=self.grid, task=task)
         return self.head(tokens.float())
 
     def _actions(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b k"]:
         if self.action == "null" or not self.training:
-            return tokens.new_zeros(len(tokens), self.space.dim)
+            return tokens.new_zeros(tokens.shape[0], self.space.dim)
         self.batches += 1
 
         def draw(count: int) -> Float[Tensor, "b k"]:

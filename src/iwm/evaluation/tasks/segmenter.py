@@ -91,11 +91,11 @@ def head_of(kind: HeadKind, width: int, classes: int, channels: int) -> LinearPi
 class Segmenter(Headed):
     """Images to the class logits of every pixel. `size` is the side of the windows, px."""
 
-    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
-        """Logits of images at once, whatever their size."""
+    def forward(self, images: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
+        """Logits of images, uint8 or in [0, 1], at once, whatever their size."""
         return self.classify(self.encode(images), (images.shape[2], images.shape[3]))
 
-    def encode(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b l n d"]:
+    def encode(self, images: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l n d"]:
         """What comes from the encoder: four depths, or the final tokens where a predictor follows."""
         numbers = [self.layer] if self.predictor else depths(self.encoder.depth)
         return torch.stack(self.encoder.intermediates(images, numbers), dim=1)
@@ -107,7 +107,7 @@ class Segmenter(Headed):
         padded = (grid[0] * patch, grid[1] * patch)
         layers = list(features.unbind(dim=1))
         if self.predictor is not None:
-            null = features.new_zeros(len(features), self.space.dim)
+            null = features.new_zeros(features.shape[0], self.space.dim)
             numbers = depths(len(self.predictor.blocks))
             layers = self.predictor.intermediates(layers[0], null, numbers, grid=grid)
         maps = [layer.float().transpose(1, 2).unflatten(2, grid) for layer in layers]
