@@ -123,3 +123,16 @@ def test_a_folder_made_for_a_lock_goes_with_it_unless_it_is_used(tmp_path: Path)
     with files.lock(tmp_path / "used" / ".lock", "held"):
         (tmp_path / "used" / "file").touch()
     assert [entry.name for entry in tmp_path.iterdir()] == ["used"]
+
+
+def test_a_folder_is_filled_whole_or_left_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    with files.filling(folder) as part:
+        (part / "a").write_text("one")
+        assert not folder.exists()
+    with pytest.raises(FileNotFoundError), files.filling(folder) as part:
+        (part / "absent").rename(part / "a")
+    with files.filling(folder) as part:
+        (part / "b").write_text("two")
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "one", "b": "two"}
+    assert list(folder.parent.iterdir()) == [folder]

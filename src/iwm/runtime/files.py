@@ -5,6 +5,7 @@ import errno
 import hashlib
 import math
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -59,6 +60,23 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder to write files into; they lie in `folder`, beside what is there already, when the block
+    ends without an exception. Whatever fails, an OSError names `folder`."""
+    part = folder.with_name(f"{folder.name}.{os.getpid()}-{threading.get_ident()}.part")
+    with naming(folder):
+        part.mkdir(parents=True)
+        try:
+            yield part
+            folder.mkdir(exist_ok=True)
+            for file in sorted(part.iterdir()):
+                sync(file)
+                os.replace(file, folder / file.name)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 @contextlib.contextmanager
