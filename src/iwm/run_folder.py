@@ -23,7 +23,7 @@ import torch
 from rich.markup import escape
 
 from iwm.config import Config, load, read_unchecked
-from iwm.model import pixel_decoder, weights
+from iwm.model import hub, pixel_decoder, weights
 from iwm.model.pixel_decoder import PixelDecoder
 from iwm.model.pretrained import is_timm
 from iwm.model.vit import choose_attention
@@ -218,23 +218,13 @@ def read_result(path: Path) -> dict[str, Any]:
 def find_weights(run: str) -> Path:
     """The folder that holds `model.safetensors` and `config.json` for a RUN.
 
-    RUN is a run folder, a folder or file of exported weights, `demo`, or hf-hub:user/name. Raises UserError when it is
-    none.
+    RUN is a run folder, a folder or file of exported weights, `demo`, or hf-hub:user/name (or user/name@REVISION).
+    Raises UserError when it is none.
     """
     if run == SHIPPED:
         return SHIPPED_FOLDER
     if run.startswith("hf-hub:"):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            wanted = [weights.TENSORS, weights.CONFIG, weights.DECODER]
-            return Path(snapshot_download(run.removeprefix("hf-hub:"), allow_patterns=wanted))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{run} cannot be fetched ({reason}); give a run folder, or check name and network."
-            ) from None
+        return hub.fetch(run.removeprefix("hf-hub:"))
     path = Path(run).expanduser()
     if path.is_file():
         path = path.parent

@@ -188,6 +188,7 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
 
 
 def test_weights_of_the_hub_are_those_two_files_or_a_sentence(tmp_path, monkeypatch):
+    export(made(), tmp_path)
     asked = []
 
     def fetched(name: str, allow_patterns: list[str]) -> str:

@@ -1,6 +1,9 @@
 """Exported weights: `model.safetensors` and `config.json`, never pickled."""
 
+import hashlib
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,9 @@ from torch import Tensor
 
 from iwm import config
 from iwm.actions.action_space import ActionSpace
+from iwm.model import pixel_decoder, pretrained
+from iwm.model.foreign_encoder import ForeignEncoder
+from iwm.model.pixel_decoder import PixelDecoder
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import distributed, fields, files
 from iwm.runtime.errors import UserError
@@ -21,6 +27,8 @@ TENSORS, CONFIG = "model.safetensors", "config.json"
 DECODER = "decoder.safetensors"
 """The file beside them that `iwm decoder` adds."""
 
+PUBLISHED = "published_encoder"
+"""In `config.json`: the encoder that the weights leave out, as its name stands for it, with the tensors' checksum."""
 STUDENT, TEACHER = "encoder.", "target_encoder."
 """What the names of the student's and of the EMA encoder's tensors begin with."""
 
@@ -84,13 +92,17 @@ def export_small(model: ImageWorldModel, folder: Path, **extra: Any) -> None:
 
     `read_model` gives it back in fp32, rounded, and without a student.
     """
-    tensors = {
+    meta = {"settings": fields.to_dict(model.settings), "actions": model.space.spec(), "student": False, **extra}
+    write_weights(folder, small(model.state_dict()), meta)
+
+
+def small(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A world model's tensors without the student's, in bf16 all but the target statistics."""
+    return {
         name: value.bfloat16() if value.is_floating_point() and not name.startswith("target_norm.") else value
-        for name, value in model.state_dict().items()
+        for name, value in tensors.items()
         if not name.startswith(STUDENT)
     }
-    meta = {"settings": fields.to_dict(model.settings), "actions": model.space.spec(), "student": False, **extra}
-    write_weights(folder, tensors, meta)
 
 
 def are_in(folder: Path) -> bool:
@@ -109,8 +121,93 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> ImageWorldMo
         if not model.has_student:
             copies = {name.replace(TEACHER, STUDENT, 1): tensors[name] for name in tensors if name.startswith(TEACHER)}
             tensors |= {name: value for name, value in copies.items() if name in model.state_dict()}
+        if PUBLISHED in meta:
+            tensors |= _published_tensors(model, meta[PUBLISHED])
         model.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"The weights in {folder} cannot be read ({reason}); export them again.") from None
     return model.eval().requires_grad_(False).to(device)
+
+
+def read_decoder(folder: Path) -> PixelDecoder | None:
+    """The pixel decoder beside the weights of a folder; None where there is none that was fitted to them.
+
+    Raises UserError when its file is damaged.
+    """
+    if not (folder / DECODER).is_file():
+        return None
+    decoder, mark = pixel_decoder.read(folder / DECODER)
+    return decoder if mark == files.sha256_of(folder / TENSORS) else None
+
+
+# ---- weights that leave this machine -------------------------------------------------------------------------------
+
+
+def write_for_others(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    decoder: PixelDecoder | None = None,
+    *,
+    rounded: bool = False,
+) -> None:
+    """Write weights, and the decoder fitted to them, as they may leave this machine: paths are cut to their last name,
+    and an encoder of others that was not trained on is named, not copied.
+
+    `meta` is `config.json`'s content; `rounded` weights are `small`.
+    """
+    own = {name: value for name, value in meta.items() if name not in ("format", "sha256")}
+    own |= {name: without_paths(own[name]) for name in ("settings", "finetuned") if name in own}
+    held = dict(tensors)
+    if is_published(own["settings"]["encoder"]) and any(name.startswith(TEACHER) for name in held):
+        left_out = {name: held.pop(name) for name in list(held) if name.startswith(TEACHER)}
+        own[PUBLISHED] = {"name": own["settings"]["encoder"]["name"], "sha256": checksum(left_out)}
+    if rounded:
+        held, own = small(held), own | {"student": False}
+    write_weights(folder, held, own)
+    if decoder is not None:
+        dtype = torch.bfloat16 if own.get("student") is False else torch.float32
+        decoder.write(folder / DECODER, files.sha256_of(folder / TENSORS), dtype)
+
+
+def is_published(encoder: Mapping[str, Any]) -> bool:
+    """Whether these settings of an encoder name one that others publish and that stays as it is."""
+    name = encoder.get("name", "")
+    return bool(name) and encoder.get("train") == "none" and "weights=" not in name
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Of the values of tensors in fp32, whatever the order of their names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(f"{name} {list(tensors[name].shape)} ".encode())
+        total.update(tensors[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def _published_tensors(model: ImageWorldModel, published: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors of an encoder that the weights leave out. Raises UserError when it cannot be had, or is another."""
+    assert isinstance(model.target_encoder, ForeignEncoder)
+    pretrained.load_encoder(model.target_encoder)
+    tensors = {name: value for name, value in model.state_dict().items() if name.startswith(TEACHER)}
+    if checksum(tensors) != published["sha256"]:
+        raise UserError(
+            f"{published['name']} has other weights now than those this predictor was trained on; take the version of "
+            "timm, or of the repository, from then."
+        )
+    return tensors
+
+
+def without_paths(value: Any) -> Any:
+    """Settings in which a path is cut to its last name; names of timm, of the hub and of memory stay as they are."""
+    if isinstance(value, Mapping):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    parts = re.split(r"([,=])", value)
+    return "".join(
+        part if re.match(r"(timm|hf|hf-hub|memory):", part) else re.split(r"[/\\]", part)[-1] for part in parts
+    )

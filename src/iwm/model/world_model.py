@@ -22,6 +22,7 @@ from iwm.actions.views import TokenViews, Views
 from iwm.model.action_search import Search, descend
 from iwm.model.encoder import PatchEncoder, checked_pixels
 from iwm.model.foreign_encoder import encoder_of, stands_still
+from iwm.model.hub import OnHub
 from iwm.model.masks import Masks
 from iwm.model.objectives import OBJECTIVES, objective_of
 from iwm.model.objectives.objective import ModelParts, Output, Pixels
@@ -45,7 +46,7 @@ class Tokens:
         return self.values.mean(dim=1)
 
 
-class ImageWorldModel(ModelParts):
+class ImageWorldModel(ModelParts, OnHub):
     """Train with `forward`, use with `encode`, `action`, `predict`, `target`, and `decode` where a decoder was fitted.
 
     Everything after training uses the EMA encoder unless `student=True` is given. A model whose objective does not
