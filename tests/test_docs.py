@@ -19,6 +19,7 @@ from tyro.conf import Positional
 import iwm
 from iwm import cli, config, recipe_book, verbs
 from iwm.cli import manners, sentences
+from iwm.exporting import FORMATS
 from iwm.model import weights
 from iwm.model.conditioning import CONDITIONINGS
 from iwm.model.world_model import ImageWorldModel
@@ -183,6 +184,36 @@ def test_the_page_on_python_runs_as_written(tmp_path, monkeypatch):
     assert names["world"].figure().get_axes()
     assert names["probe"].data == "noise"
     assert names["run"].metrics[-1]["patch_weight"] > 0
+
+
+@pytest.mark.parametrize("format", ["timm", "onnx", "torch"])
+def test_the_page_on_exports_runs_as_written(tmp_path, monkeypatch, format):
+    """docs/export.md's command, and the Python that reads what it wrote."""
+    if format == "onnx":
+        pytest.importorskip("onnxruntime", reason="the extra iwm[onnx] is not installed")
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "export.md"
+    (line,) = (each for block in blocks(page, "sh") for each in block.splitlines() if f"demo --format {format}" in each)
+    assert cli.main(shlex.split(line)[1:]) == 0
+    names: dict[str, Any] = {}
+    with torch.no_grad():
+        for block in blocks(page, "python"):
+            if f"exported/{format}" in block:
+                exec(block, names)
+    if format == "timm":
+        tokens = iwm.load("demo").encode(names["images"])
+        torch.testing.assert_close(names["tokens"], tokens.values)
+        torch.testing.assert_close(names["pooled"], tokens.pooled)
+    if format == "onnx":
+        assert names["pictures"].shape == names["images"].shape
+
+
+def test_the_format_of_your_own_works_as_written(tmp_path, monkeypatch):
+    """docs/export.md's class exports."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(FORMATS, "names", FORMATS["torch"])  # so that it is gone again after the test
+    exec(blocks(ROOT / "docs" / "export.md", "python")[-1], {"iwm": iwm})
+    assert "pos_embed" in (tmp_path / "exported" / "names" / "names.txt").read_text()
 
 
 def test_the_verb_of_your_own_runs_as_written(tmp_path, monkeypatch):

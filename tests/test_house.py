@@ -11,7 +11,7 @@ SOURCE = TESTS.parent / "src" / "iwm"
 
 ORDER = (
     *("runtime", "config", "recipe_book", "verbs", "data", "actions", "model"),
-    *("run_folder", "training", "evaluation", "reports", "sweeps", "functions", "page", "cli"),
+    *("run_folder", "training", "evaluation", "reports", "sweeps", "exporting", "functions", "page", "cli"),
 )
 """The rooms from the ground up: each may import from those before it. `iwm/__init__.py`, the public face, is none."""
 UPWARD: dict[tuple[str, str], str] = {}
@@ -27,6 +27,7 @@ WITHOUT_A_TEST: dict[str, str] = {
     "actions/action_sets.py": "actions/test_transformation.py",
     "evaluation/tasks/classifier.py": "evaluation/tasks/test_finetune.py",
     "evaluation/tasks/overlays.py": "runtime/test_drawing.py",
+    "exporting/format.py": "exporting/test_export.py",
     "recipe_book.py": "test_config.py",
     "reports/figures.py": "runtime/test_drawing.py",
     "reports/results.py": "test_functions.py",

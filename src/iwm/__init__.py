@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from iwm.evaluation.tasks.classifier import load_classifier
     from iwm.evaluation.tasks.probe_kinds import FeatureProbe, register_probe
     from iwm.evaluation.tasks.segmenter import load_segmenter
+    from iwm.exporting import ExportFormat, register_format
     from iwm.functions import pretrain
     from iwm.model.conditioning import Conditioning, register_conditioning
     from iwm.model.objectives import Objective, register_objective
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         DecoderResult,
         DoctorResult,
         EfficiencyResult,
+        ExportResult,
         FinetuneResult,
         ImagineResult,
         InferResult,
@@ -70,6 +72,7 @@ decoder: "Work[DecoderResult]"
 demo: "Work[Path]"
 doctor: "Work[DoctorResult]"
 efficiency: "Work[EfficiencyResult]"
+export: "Work[ExportResult]"
 finetune: "Work[FinetuneResult]"
 imagine: "Work[ImagineResult]"
 infer: "Work[InferResult]"
@@ -89,6 +92,7 @@ _HOMES = {
     "Callback": "training.callbacks",
     "Conditioning": "model.conditioning",
     "Config": "config",
+    "ExportFormat": "exporting",
     "FeatureProbe": "evaluation.tasks.probe_kinds",
     "ImageWorldModel": "model.world_model",
     "Interrupted": "runtime.errors",
@@ -110,6 +114,7 @@ _HOMES = {
     "register": "actions.action_sets",
     "register_verb": "verbs:register",
     "register_conditioning": "model.conditioning",
+    "register_format": "exporting",
     "register_objective": "model.objectives",
     "register_probe": "evaluation.tasks.probe_kinds",
     "register_optimiser": "training.optimisers",
@@ -121,6 +126,7 @@ __all__ = [
     "Callback",
     "Conditioning",
     "Config",
+    "ExportFormat",
     "FeatureProbe",
     "ImageWorldModel",
     "Interrupted",
@@ -139,6 +145,7 @@ __all__ = [
     "demo",
     "doctor",
     "efficiency",
+    "export",
     "finetune",
     "imagine",
     "import_set",
@@ -156,6 +163,7 @@ __all__ = [
     "recipes",
     "register",
     "register_conditioning",
+    "register_format",
     "register_objective",
     "register_optimiser",
     "register_probe",

@@ -194,6 +194,7 @@ def test_no_module_hides_a_verb(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     needed |= {name: {} for name in ("demo", "recipes", "sweep", "doctor", "report", "multitask")}
     needed["compare"] = {"runs": ["one"]}
+    needed["export"] = {"format": "onnx", "out": "x"}
     for name in verbs.names():
         if name == "pretrain":  # takes settings whole
             assert inspect.isfunction(iwm.pretrain)

@@ -12,6 +12,7 @@ import math
 import zipfile
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -21,6 +22,9 @@ from iwm.runtime.randomness import permutation, uniforms
 
 SCENES = {"train": 10_000, "val": 2_000}
 """Scenes of `sample-objects` in each split."""
+
+ATTRIBUTION = Path(__file__).parent / "assets" / "photos-attribution.csv"
+"""Who took the photos: goes wherever a picture of them goes (CC BY 2.0)."""
 
 VAL_PHOTOS = 119
 """Photos kept for the validation split; the other 800 are for training."""

@@ -235,6 +235,16 @@ class DecoderResult(Result):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ExportResult(Result):
+    """What `iwm.export` wrote: files with their bytes, and how far the graphs are from the model (None: no graphs)."""
+
+    verb: ClassVar[str] = "export"
+    format: str
+    files: Mapping[str, int]
+    largest_difference: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SweepResult(Result):
     """What `iwm.sweep` collected; `path` is DIR/sweep.json, the page lies beside it."""
 
@@ -255,7 +265,7 @@ KINDS: dict[str, type[Result]] = {
     kind.verb: kind
     for kind in (
         *(WorldResult, ProbeResult, FinetuneResult, EfficiencyResult, MultitaskResult, SegmentResult),
-        *(ImagineResult, InferResult, LookResult, UndoResult, DecoderResult, SweepResult),
+        *(ImagineResult, InferResult, LookResult, UndoResult, DecoderResult, ExportResult, SweepResult),
     )
 }
 """The class of each verb's result."""

@@ -51,6 +51,18 @@ class OneRun(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Published(Options):
+    """What leaves this machine, and what its model card says."""
+
+    small: bool = False
+    """No student, and all but the target statistics in bf16: a quarter of the bytes, rounded (safetensors, hub)."""
+    license: str = ""
+    """Licence of the weights as the hub calls it, for example apache-2.0 or cc-by-4.0, for the model card (hub)."""
+    photos: Annotated[int, AtLeast(0)] = 4
+    """Photos of the package whose imagined changes the model card shows; 0: no strip (hub)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source(OneRun):
     """Which run is measured, or learns, on which images."""
 
