@@ -80,6 +80,7 @@ look: "Work[LookResult]"
 multitask: "Work[MultitaskResult]"
 predict: "Work[TableResult]"
 probe: "Work[ProbeResult]"
+push: "Work[dict[str, Any]]"
 recipes: "Work[TableResult]"
 report: "Work[Path]"
 segment: "Work[SegmentResult]"
@@ -159,6 +160,7 @@ __all__ = [
     "predict",
     "pretrain",
     "probe",
+    "push",
     "read_result",
     "recipes",
     "register",

@@ -194,7 +194,7 @@ def test_no_module_hides_a_verb(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     needed |= {name: {} for name in ("demo", "recipes", "sweep", "doctor", "report", "multitask")}
     needed["compare"] = {"runs": ["one"]}
-    needed["export"] = {"format": "onnx", "out": "x"}
+    needed |= {"export": {"format": "onnx", "out": "x"}, "push": {"repository": "me/name"}}
     for name in verbs.names():
         if name == "pretrain":  # takes settings whole
             assert inspect.isfunction(iwm.pretrain)

@@ -42,7 +42,7 @@ class HubFolder(ExportFormat):
         return {}
 
     def usage(self, out: Path, result: dict[str, Any]) -> list[str]:
-        return [f"Look at {out / README}; then: hf upload user/name {out}"]
+        return [f"Look at {out / README}; then: iwm push RUN user/name, or: hf upload user/name {out}"]
 
 
 def write_folder(request: Request, folder: Path, about: Card) -> None:

@@ -31,7 +31,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Measure it": ("doctor", "world", "probe", "efficiency", "compare", "report"),
     "Use it for a task": ("finetune", "multitask", "segment", "predict"),
     "Look into it": ("imagine", "decoder", "infer", "look", "undo"),
-    "Take it elsewhere": ("export",),
+    "Take it elsewhere": ("export", "push"),
     "In your shell": ("completion",),
 }
 """The verbs by what one wants to do, in the order of `iwm --help`; those that are not named here come after these."""
