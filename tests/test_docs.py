@@ -216,6 +216,14 @@ def test_the_format_of_your_own_works_as_written(tmp_path, monkeypatch):
     assert "pos_embed" in (tmp_path / "exported" / "names" / "names.txt").read_text()
 
 
+def test_the_page_on_embeddings_runs_as_written(tmp_path, monkeypatch, images):
+    monkeypatch.chdir(tmp_path)
+    names = {"photo": images[0].permute(1, 2, 0).numpy()[None]}
+    exec(blocks(ROOT / "docs" / "embed.md", "python")[0], names)
+    assert names["photos"].embeddings.shape == (919, 128)
+    assert len(names["darker"].nearest) == 5
+
+
 def test_the_verb_of_your_own_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.setattr(verbs, "_REGISTERED", {})
     model = ImageWorldModel(tiny())

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from iwm.config import Config
     from iwm.data.sources import open_images
     from iwm.evaluation.tasks.classifier import load_classifier
+    from iwm.evaluation.tasks.embed import Embedding
     from iwm.evaluation.tasks.probe_kinds import FeatureProbe, register_probe
     from iwm.evaluation.tasks.segmenter import load_segmenter
     from iwm.exporting import ExportFormat, register_format
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         ProbeResult,
         Result,
         Run,
+        SearchResult,
         SegmentResult,
         SweepResult,
         TableResult,
@@ -72,6 +74,7 @@ decoder: "Work[DecoderResult]"
 demo: "Work[Path]"
 doctor: "Work[DoctorResult]"
 efficiency: "Work[EfficiencyResult]"
+embed: "Work[Embedding]"
 export: "Work[ExportResult]"
 finetune: "Work[FinetuneResult]"
 imagine: "Work[ImagineResult]"
@@ -83,6 +86,7 @@ probe: "Work[ProbeResult]"
 push: "Work[dict[str, Any]]"
 recipes: "Work[TableResult]"
 report: "Work[Path]"
+search: "Work[SearchResult]"
 segment: "Work[SegmentResult]"
 sweep: "Work[SweepResult]"
 undo: "Work[UndoResult]"
@@ -93,6 +97,7 @@ _HOMES = {
     "Callback": "training.callbacks",
     "Conditioning": "model.conditioning",
     "Config": "config",
+    "Embedding": "evaluation.tasks.embed",
     "ExportFormat": "exporting",
     "FeatureProbe": "evaluation.tasks.probe_kinds",
     "ImageWorldModel": "model.world_model",
@@ -127,6 +132,7 @@ __all__ = [
     "Callback",
     "Conditioning",
     "Config",
+    "Embedding",
     "ExportFormat",
     "FeatureProbe",
     "ImageWorldModel",
@@ -146,6 +152,7 @@ __all__ = [
     "demo",
     "doctor",
     "efficiency",
+    "embed",
     "export",
     "finetune",
     "imagine",
@@ -171,6 +178,7 @@ __all__ = [
     "register_probe",
     "register_verb",
     "report",
+    "search",
     "segment",
     "sweep",
     "undo",

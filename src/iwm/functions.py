@@ -24,7 +24,7 @@ from iwm.runtime.console import tables_returned
 from iwm.runtime.errors import UserError
 from iwm.sweeps import page
 
-SOURCES = ("data", "val", "images", "image", "source", "target", "candidates", "eval_data")
+SOURCES = ("data", "val", "images", "image", "source", "target", "candidates", "eval_data", "like")
 """Options that name images, and take images in memory as well."""
 
 

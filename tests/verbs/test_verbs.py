@@ -191,6 +191,7 @@ def test_no_module_hides_a_verb(monkeypatch: pytest.MonkeyPatch) -> None:
         "completion": {"shell": "bash"},
         "infer": {"data": "photos"},
         "predict": {"images": "x"},
+        "search": {"data": "photos", "like": "x.png"},
     }
     needed |= {name: {} for name in ("demo", "recipes", "sweep", "doctor", "report", "multitask")}
     needed["compare"] = {"runs": ["one"]}

@@ -245,6 +245,17 @@ class ExportResult(Result):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SearchResult(Result):
+    """What `iwm.search` found: of every image its "path", "label" and "score", the most similar first."""
+
+    verb: ClassVar[str] = "search"
+    data: str
+    query: str
+    searched: int
+    nearest: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SweepResult(Result):
     """What `iwm.sweep` collected; `path` is DIR/sweep.json, the page lies beside it."""
 
@@ -265,7 +276,7 @@ KINDS: dict[str, type[Result]] = {
     kind.verb: kind
     for kind in (
         *(WorldResult, ProbeResult, FinetuneResult, EfficiencyResult, MultitaskResult, SegmentResult),
-        *(ImagineResult, InferResult, LookResult, UndoResult, DecoderResult, ExportResult, SweepResult),
+        *(ImagineResult, InferResult, LookResult, UndoResult, DecoderResult, ExportResult, SearchResult, SweepResult),
     )
 }
 """The class of each verb's result."""

@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Try it": ("demo", "app"),
     "Train a world model": ("recipes", "pretrain", "sweep"),
     "Measure it": ("doctor", "world", "probe", "efficiency", "compare", "report"),
-    "Use it for a task": ("finetune", "multitask", "segment", "predict"),
+    "Use it for a task": ("finetune", "multitask", "segment", "predict", "embed", "search"),
     "Look into it": ("imagine", "decoder", "infer", "look", "undo"),
     "Take it elsewhere": ("export", "push"),
     "In your shell": ("completion",),

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Fixed, Positional, Suppress, arg
 
 from iwm.runtime.bounds import AtLeast, Positives
-from iwm.runtime.errors import UserError
-from iwm.verbs.shared import LEARNING_RATES, Measured, Options, Schedule, Source
+from iwm.verbs.shared import LEARNING_RATES, Measured, Options, Schedule, Source, check_blocks
 
 GALLERY = 1000
 """Images of the instance probe unless its options say otherwise."""
@@ -67,12 +66,7 @@ class Probe(ProbeSettings, Measured, Source):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layers != "all" and self.layers < 0:
-            raise UserError(f"--layers {self.layers}: give 1 or more, or all.")
-        if self.layers and self.layer:
-            raise UserError(
-                f"--layer {self.layer} takes one block and --layers {self.layers} the last ones; give one of the two."
-            )
+        check_blocks(self.layer, self.layers)
 
 
 OPTIONS = Probe

@@ -50,6 +50,14 @@ class OneRun(Options):
     """A run folder, exported weights, hf-hub:user/name, or demo, the model in the package."""
 
 
+def check_blocks(layer: int, layers: int | Literal["all"]) -> None:
+    """Raises UserError for a number of last blocks that is none, and where one block and the last ones are given."""
+    if layers != "all" and layers < 0:
+        raise UserError(f"--layers {layers}: give 1 or more, or all.")
+    if layers and layer:
+        raise UserError(f"--layer {layer} takes one block and --layers {layers} the last ones; give one of the two.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Published(Options):
     """What leaves this machine, and what its model card says."""

@@ -3,6 +3,7 @@
     z = mean over patches of f_l(image)      pooling "mean":   [n, d]
     z = max over patches of f_l(image)       pooling "max":    [n, d]
     z = mean over each quarter, side by side pooling "2x2":    [n, 4 d]
+    z = class token of f_l(image)            pooling "class":  [n, d], of encoders that have one
     z = f_l(image)                           pooling "tokens": [n, patches, d], in float16
 
 f_l is the output of block l: the last one's after the encoder's final norm, an earlier one's after a LayerNorm without
@@ -43,7 +44,7 @@ from iwm.runtime.console import console, progress
 from iwm.runtime.devices import CPU, Session
 from iwm.runtime.errors import UserError
 
-Pooling = Literal["mean", "max", "2x2", "tokens"]
+Pooling = Literal["mean", "max", "2x2", "class", "tokens"]
 Pixels = UInt8[Tensor, "b 3 h w"]
 
 RAW_SIZES = (8, 16, 32)
@@ -92,6 +93,10 @@ class FrozenEncoder(nn.Module):
     def outputs(self, images: Pixels) -> list[Float[Tensor, "b _n _d"]]:
         """Tokens of every block that is read."""
         return self.last_blocks(images) if self.layers else [self(images)]
+
+    def class_tokens(self, images: Pixels) -> list[Float[Tensor, "b _d"]]:
+        """The class token after every block that is read. Raises UserError where there is none."""
+        raise UserError(f"The {self.name} has no class token; give another --pooling, as mean.")
 
     def reading(self, layers: int) -> "FrozenEncoder":
         """The same encoder, weights shared, of which the last `layers` blocks are read (0: block `layer`)."""
@@ -171,6 +176,19 @@ class TimmEncoder(FrozenEncoder):
         inputs, body = self._normalised(images), cast(Any, self.body)
         outputs = body.forward_intermediates(inputs, indices=indices, intermediates_only=True)
         return [without_affine(self._without_prefix(tokens)) for tokens in outputs]
+
+    @torch.no_grad()
+    def class_tokens(self, images: Pixels) -> list[Float[Tensor, "b _d"]]:
+        body, inputs = cast(Any, self.body), self._normalised(images)
+        if getattr(body, "cls_token", None) is None:
+            return super().class_tokens(images)
+        if not self.layers and self.layer == self.depth:
+            return [body.forward_features(inputs)[:, 0]]
+        blocks = range(self.depth - self.layers, self.depth) if self.layers else [self.layer - 1]
+        outputs = body.forward_intermediates(
+            inputs, indices=list(blocks), intermediates_only=True, return_prefix_tokens=True
+        )
+        return [without_affine(prefix)[:, 0] for _, prefix in outputs]
 
     def _normalised(self, images: Pixels) -> Float[Tensor, "b 3 h w"]:
         return (images.float() / 255 - self.mean) / self.std
@@ -342,8 +360,7 @@ def pooled(tokens: Float[Tensor, "b n d"], pooling: Pooling) -> Tensor:
 def encode(encoder: FrozenEncoder, pixels: Pixels, *, pooling: Pooling = "mean", session: Session = CPU) -> Tensor:
     """Features of decoded images on the CPU: float32 [n, d], [n, 4 d] for "2x2", float16 [n, t, d] for "tokens"; of
     several `layers` side by side. All ranks have the images, each encodes its share."""
-    encoder = encoder.to(session.device).eval()
-    choose_attention(encoder, session.device, session.precision)
+    encoder = prepared(encoder, session)
     return sharing.by_rows(lambda mine: _encode(encoder, mine, pooling, session), pixels)
 
 
@@ -352,8 +369,22 @@ def _encode(encoder: FrozenEncoder, pixels: Pixels, pooling: Pooling, session: S
     with progress("images") as bar:
         task = bar.add_task(encoder.name, total=len(pixels), note="")
         for batch in pixels.split(BATCH):
-            with session.autocast():
-                outputs = encoder.outputs(batch.to(session.device))
-            done.append(torch.cat([pooled(tokens, pooling) for tokens in outputs], dim=-1).cpu())
+            done.append(encode_batch(encoder, batch, pooling, session))
             bar.advance(task, len(batch))
     return torch.cat(done)
+
+
+def prepared(encoder: FrozenEncoder, session: Session) -> FrozenEncoder:
+    """The encoder itself, on the session's device and with the attention kernel that suits it."""
+    encoder = encoder.to(session.device).eval()
+    choose_attention(encoder, session.device, session.precision)
+    return encoder
+
+
+def encode_batch(encoder: FrozenEncoder, batch: Pixels, pooling: Pooling, session: Session) -> Tensor:
+    """Features of one batch by a `prepared` encoder, on the host, as `encode` gives them."""
+    with session.autocast():
+        if pooling == "class":
+            return torch.cat([token.float() for token in encoder.class_tokens(batch.to(session.device))], dim=-1).cpu()
+        outputs = encoder.outputs(batch.to(session.device))
+    return torch.cat([pooled(tokens, pooling) for tokens in outputs], dim=-1).cpu()

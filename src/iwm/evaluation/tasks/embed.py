@@ -1,0 +1,246 @@
+"""Embeddings of images: one vector an image, of an encoder, or of what a world model predicts.
+
+    z = pool f(x)             space "encoder": any block, any pooling (`features`)
+    z = pool target(x)        space "target":  the space that is predicted
+    z = pool p(f(x), a)       with an action:  the image as it would look after the change, in target space
+
+They are written a piece at a time, so a set may be larger than memory.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from iwm.actions.pixel_search import reach_with_flags
+from iwm.data.image_sets import UNLABELLED, ImageSet
+from iwm.data.loader import load_chunks
+from iwm.data.sources import open_images, source_identity
+from iwm.evaluation import ritual
+from iwm.evaluation.tasks import embedding_file, features
+from iwm.evaluation.tasks.embedding_file import EmbeddingFile
+from iwm.evaluation.tasks.features import BATCH, FrozenEncoder, Pixels, Pooling, digest
+from iwm.evaluation.world.imagine import parse_action
+from iwm.model.world_model import ImageWorldModel
+from iwm.run_folder import open_world
+from iwm.runtime import files
+from iwm.runtime.console import console, progress, show, tables_are_printed
+from iwm.runtime.devices import Session
+from iwm.runtime.errors import UserError
+from iwm.verbs.embed import Embed, Reading
+
+AT_ONCE = 2**26
+"""Bytes of decoded pictures, and of their embeddings, held at once."""
+
+
+class TargetEncoder(FrozenEncoder):
+    """Images to tokens in target space: as they are, or as the predictor says they look after an action."""
+
+    def __init__(self, model: ImageWorldModel, size: int = 0, action: Float[Tensor, " k"] | None = None) -> None:
+        super().__init__()
+        self.model, self.action = model, action
+        self.name = "target space" if action is None else f"predicted, {model.space.describe(action)}"
+        self.architecture = str(model.settings.encoder)
+        self.size = size or model.settings.data.image_size
+        self.layer = self.depth = model.target_encoder.depth
+
+    @torch.no_grad()
+    def forward(self, images: Pixels) -> Float[Tensor, "b n d"]:
+        if self.action is None:
+            return self.model.target(images).values
+        return self.model.predict(self.model.encode(images), self.action).values
+
+    def changed(self, images: Pixels) -> Pixels:
+        """The images as the action really changes them; what only a source carries is left as it is."""
+        if self.action is None:
+            return images
+        space = self.model.space
+        truth = space.apply(images.cpu().float() / 255, reach_with_flags(space, self.action.expand(len(images), -1)))
+        return (truth.clamp(0, 1) * 255).round().byte()
+
+    def identity(self) -> str:
+        """What the space depends on; the action is no part of it."""
+        return f"target {self.architecture} {digest(list(self.model.state_dict().items()))}"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How images become vectors."""
+
+    encoder: FrozenEncoder
+    pooling: Pooling
+    session: Session
+
+    @classmethod
+    def open(cls, o: Reading, session: Session) -> "Reader":
+        """As the options say. Raises UserError for a RUN, an action, a block or a pooling that there is not."""
+        if o.in_target_space:
+            model = open_world(o.run, session)
+            encoder: FrozenEncoder = TargetEncoder(model, o.size)
+        else:
+            encoder = features.open_encoder(o.run, student=o.student, layer=o.layer, layers=o.layers, size=o.size)
+        reader = cls(features.prepared(encoder, session), o.pooling, session)
+        _ = reader.shape  # complains before any work
+        return reader.after(o.action)
+
+    def after(self, action: str) -> "Reader":
+        """The same in target space, of images as the predictor says they look after an action ("": as they are).
+
+        Raises UserError for an action that there is not.
+        """
+        if not action:
+            return self
+        assert isinstance(self.encoder, TargetEncoder)
+        model = self.encoder.model
+        changes = model.space.encode(**parse_action(action))
+        return replace(self, encoder=TargetEncoder(model, self.encoder.size, changes))
+
+    def changed(self, pixels: Pixels) -> Pixels:
+        """The pictures as the action really changes them; what only a source carries is left as it is."""
+        assert isinstance(self.encoder, TargetEncoder)
+        return self.encoder.changed(pixels)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image's embedding: [d], or [patches, d] of all tokens."""
+        size = self.encoder.size
+        return tuple(self(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1:])
+
+    def __call__(self, pixels: Pixels) -> Float[Tensor, "n *shape"]:
+        """Embeddings of decoded images, float32 on the host."""
+        batches = pixels.split(BATCH)
+        return torch.cat([features.encode_batch(self.encoder, each, self.pooling, self.session) for each in batches])
+
+    def pieces(self, images: ImageSet) -> Iterator[tuple[np.ndarray, Pixels, Float32[np.ndarray, "n *shape"]]]:
+        """Rows of the readable images, their pixels and embeddings, some at a time, under a progress bar.
+
+        Raises UserError when no image at all can be decoded.
+        """
+        size = self.encoder.size
+        bytes_of_image = max(3 * size * size, 4 * int(np.prod(self.shape)))
+        with progress("images") as bar:
+            task = bar.add_task("embed", total=len(images), note="")
+            for pixels, rows in load_chunks(images, size, max(1, AT_ONCE // bytes_of_image)):
+                parts = []
+                for batch in pixels.split(BATCH):
+                    parts.append(features.encode_batch(self.encoder, batch, self.pooling, self.session).float())
+                    bar.advance(task, len(batch))
+                yield rows, pixels, torch.cat(parts).numpy()
+                bar.update(task, completed=int(rows[-1]) + 1)
+
+    def facts(self, o: Reading) -> dict[str, Any]:
+        """What a file of embeddings says of itself: enough to embed another image alike."""
+        return {
+            "run": o.run,
+            "encoder": self.encoder.name,
+            "identity": self.encoder.identity(),
+            "space": "target" if o.in_target_space else "encoder",
+            **{name: getattr(o, name) for name in ("action", "pooling", "student", "layer", "layers", "size")},
+            "image_size": self.encoder.size,
+            "shape": list(self.shape),
+            "precision": self.session.precision,
+        }
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Embeddings of images in their order, `iwm.embed`'s answer: in memory, or in a file that is read when asked for.
+
+    `np.asarray(embedding)` is `embedding.embeddings`.
+    """
+
+    paths: list[str]
+    labels: list[str]
+    """The class of each image, empty where it has none."""
+    facts: dict[str, Any] = field(repr=False)
+    path: Path | None = None
+    """The file, where one was written."""
+    _held: Float32[np.ndarray, "n *shape"] | None = field(default=None, repr=False)
+
+    @cached_property
+    def embeddings(self) -> Float32[np.ndarray, "n *shape"]:
+        """Float32 [n, d]; [n, patches, d] with pooling "tokens"."""
+        if self._held is not None:
+            return self._held
+        assert self.path is not None
+        return np.concatenate(list(EmbeddingFile.open(self.path).pieces()))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.embeddings, dtype=dtype, copy=copy)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def embed(o: Embed) -> Embedding:
+    """Embed every readable image of a source, its training and validation images one after the other.
+
+    Writes the file, whole or not at all; from Python, without `out`, the arrays are only returned. Raises UserError for
+    a RUN, a source or an option that cannot be read, and for a file that cannot be written.
+    """
+    path = Path(o.out).expanduser() if o.out else None
+    if path is None and tables_are_printed():
+        raise UserError("Where shall the embeddings go? Give --out FILE.parquet, or FILE.npz.")
+    if path is not None:
+        embedding_file.require_format(path)
+        files.require_file(path, "The embeddings", "give another --out FILE.")
+    with Session.open(o.speed) as session:
+        reader = Reader.open(o, session)
+        images = open_images(o.data, "all", size=reader.encoder.size)
+        start = time.perf_counter()
+        embedding = _written(reader, images, o, path) if path else _kept(reader, images, o)
+        seconds = time.perf_counter() - start
+    left_out = len(images) - len(embedding)
+    if tables_are_printed():
+        numbers = {"encoder": reader.encoder.name, "pooling": o.pooling, "images": len(embedding)}
+        numbers |= {"numbers an image": int(np.prod(reader.shape)), "images/s": len(images) / seconds}
+        show(f"Embeddings of {images.name}", numbers)
+    if left_out:
+        console.print(f"[yellow]{left_out} broken image{'s were' if left_out > 1 else ' was'} left out.")
+    if path:
+        console.print(f"Written to {path}", soft_wrap=True, markup=False)
+    return embedding
+
+
+def _facts(reader: Reader, images: ImageSet, o: Embed) -> dict[str, Any]:
+    """The facts of a file: how the images were embedded, and what every result says."""
+    settings = {"data": source_identity(o.data), "run": ritual.run_identity(o.run, "-")}
+    return ritual.content_of({**reader.facts(o), "data": images.name, "left_out": 0, "typed_in": os.getcwd()}, settings)
+
+
+def _written(reader: Reader, images: ImageSet, o: Embed, path: Path) -> Embedding:
+    facts, labels = _facts(reader, images, o), labels_of(images)
+    paths: list[str] = []
+    classes: list[str] = []
+    with embedding_file.writing(path, facts) as writer:
+        for rows, _, vectors in reader.pieces(images):
+            names, kinds = [images.path(row) for row in rows.tolist()], [labels[row] for row in rows.tolist()]
+            writer.write(names, kinds, vectors)
+            paths += names
+            classes += kinds
+            facts["left_out"] = len(images) - len(paths)
+    return Embedding(paths, classes, facts, path)
+
+
+def _kept(reader: Reader, images: ImageSet, o: Embed) -> Embedding:
+    labels, parts = labels_of(images), [(rows, vectors) for rows, _, vectors in reader.pieces(images)]
+    rows = np.concatenate([rows for rows, _ in parts]).tolist()
+    facts = {**_facts(reader, images, o), "left_out": len(images) - len(rows)}
+    vectors = np.concatenate([vectors for _, vectors in parts])
+    return Embedding([images.path(row) for row in rows], [labels[row] for row in rows], facts, None, vectors)
+
+
+def labels_of(images: ImageSet) -> list[str]:
+    """The class of every image by name, empty where it has none."""
+    if images.labels is None:
+        return [""] * len(images)
+    names = images.classes or ()
+    return ["" if label == UNLABELLED else names[label] if names else str(label) for label in images.labels.tolist()]
