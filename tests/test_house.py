@@ -31,6 +31,7 @@ WITHOUT_A_TEST: dict[str, str] = {
     "recipe_book.py": "test_config.py",
     "reports/figures.py": "runtime/test_drawing.py",
     "reports/results.py": "test_functions.py",
+    "reports/run.py": "test_functions.py",
     "reports/tables.py": "test_functions.py",
     "runtime/errors.py": "cli/test_dispatch.py",
     "training/gallery.py": "runtime/test_drawing.py",

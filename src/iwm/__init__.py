@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from iwm.model.world_model import ImageWorldModel, Tokens
     from iwm.reports.results import (
         DecoderResult,
-        DoctorResult,
         EfficiencyResult,
         ExportResult,
         FinetuneResult,
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
         MultitaskResult,
         ProbeResult,
         Result,
-        Run,
         SearchResult,
         SegmentResult,
         SweepResult,
@@ -52,6 +50,7 @@ if TYPE_CHECKING:
         WorldResult,
     )
     from iwm.reports.results import read as read_result
+    from iwm.reports.run import DoctorResult, Run
     from iwm.run_folder import load_model as load
     from iwm.runtime.errors import Interrupted, UserError
     from iwm.training.callbacks import Callback
@@ -116,7 +115,7 @@ _HOMES = {
     "pretrain": "functions",
     "read_result": "reports.results:read",
     "Result": "reports.results",
-    "Run": "reports.results",
+    "Run": "reports.run",
     "register": "actions.action_sets",
     "register_verb": "verbs:register",
     "register_conditioning": "model.conditioning",

@@ -18,7 +18,8 @@ from iwm.data import memory
 from iwm.evaluation import after_pretraining
 from iwm.evaluation.ritual import Content
 from iwm.reports import results
-from iwm.reports.results import Run, SweepResult, TableResult
+from iwm.reports.results import SweepResult, TableResult
+from iwm.reports.run import Run
 from iwm.runtime import fields, renames
 from iwm.runtime.console import tables_returned
 from iwm.runtime.errors import UserError

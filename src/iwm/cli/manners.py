@@ -52,7 +52,8 @@ def perform(verb: verbs.Verb, chosen: Any, how: Manners) -> int:
 
 def document(result: Any) -> Any:
     """A result as JSON knows it: a file's content with its path, the lines of a table, the fields of an object."""
-    from iwm.reports.results import Result, Run, TableResult
+    from iwm.reports.results import Result, TableResult
+    from iwm.reports.run import Run
     from iwm.runtime.files import plain
 
     if isinstance(result, Result):

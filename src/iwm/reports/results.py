@@ -1,11 +1,10 @@
-"""What Python callers get back: results as frozen dataclasses, and the run itself.
+"""What Python callers get back: results as frozen dataclasses.
 
 A result is a mapping of exactly what its JSON file holds; its main numbers are attributes too. It prints as the table
 of the command line, draws itself, and shows as HTML in a notebook.
 """
 
 import dataclasses
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +13,10 @@ from typing import Any, ClassVar
 from matplotlib.figure import Figure
 
 from iwm.evaluation.ritual import Content
-from iwm.model.world_model import ImageWorldModel
-from iwm.reports import figures
 from iwm.reports.tables import MOST_ROWS, Rows, figure_of, html_of, picture_html, tables_of, text_of
-from iwm.run_folder import RunFolder, load_model, read_result
+from iwm.run_folder import read_result
 from iwm.runtime.console import console, in_words
 from iwm.runtime.errors import UserError
-from iwm.training import health
 
 SWEEP_COLUMNS = ("cell", "mrr", "linear", "attentive", "predictor_finetuning", "healthy")
 """What a notebook shows of a sweep's runs."""
@@ -329,76 +325,3 @@ def _unfolded(row: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in row.items():
         cells |= value if isinstance(value, Mapping) else {name: ", ".join(value) if isinstance(value, list) else value}
     return cells
-
-
-@dataclass(frozen=True)
-class DoctorResult:
-    """Whether a run is healthy, with the findings in words."""
-
-    healthy: bool
-    word: str
-    findings: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return "\n  ".join([self.word, *self.findings])
-
-    def _repr_html_(self) -> str:
-        lines = "".join(f"<li>{html.escape(one)}</li>" for one in self.findings)
-        return f"<b>{html.escape(self.word)}</b><ul>{lines}</ul>"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run on disk; verbs take it wherever they take the path of a run."""
-
-    path: Path
-
-    def __fspath__(self) -> str:
-        return str(self.path)
-
-    @property
-    def folder(self) -> RunFolder:
-        return RunFolder(self.path)
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        return self.folder.metric_lines()
-
-    @property
-    def results(self) -> list[Result]:
-        """All that was measured on the run."""
-        eval_ = self.folder.eval
-        return [read(eval_ / f"{one['file']}.json") for one in self.folder.results()]
-
-    def load(self, device: str = "cpu") -> ImageWorldModel:
-        """The trained model in eval mode."""
-        return load_model(self.path, device)
-
-    def verdict(self) -> DoctorResult:
-        """Whether it is learning or collapsing. Raises UserError for a run without metrics."""
-        folder = self.folder.require("metrics")
-        lines = folder.metric_lines()
-        if not lines:
-            raise UserError(f"{folder.metrics} is empty; let the run reach its first log line.")
-        verdict = health.judge(lines[-1], folder.objective_kind())
-        return DoctorResult(verdict.healthy, verdict.word, tuple(verdict.findings))
-
-    def figure(self) -> Figure:
-        """The training curves. Raises UserError before the first line of metrics."""
-        if not self.metrics:
-            raise UserError(f"{self.path} has no metrics yet; let the run reach its first log line.")
-        return figures.curves(self.metrics)
-
-    def _table(self) -> Rows:
-        line = self.metrics[-1] if self.metrics else {}
-        names = ("step", "epoch", "loss", "position_mean_loss", "rankme", "target_variance", "action_sensitivity")
-        return [["what", "value"], *([name, line[name]] for name in (*names, "probe_top1") if name in line)]
-
-    def __str__(self) -> str:
-        return text_of([(f"Run {self.path}", self._table())])
-
-    def _repr_html_(self) -> str:
-        verdict = self.verdict()._repr_html_() if self.metrics else ""
-        gallery = picture_html(self.folder.gallery) if self.folder.gallery.is_file() else ""
-        return html_of(self._table(), f"Run {self.path}") + verdict + gallery

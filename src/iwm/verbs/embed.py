@@ -57,3 +57,4 @@ class Embed(Reading, Computation):
 
 OPTIONS = Embed
 WORK = "iwm.evaluation.tasks.embed:embed"
+EXAMPLE = "iwm embed runs/mine path/to/images --out features.parquet"
