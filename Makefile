@@ -5,7 +5,7 @@ READY = $(VENV)/.ready
 # A process for every core, of one thread each; a process that has nothing left takes over from another.
 PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-long test-learning test-lowest test-newest package package-check lint clean
+.PHONY: demo test test-long test-learning test-lowest test-newest package package-check docs lint clean
 
 demo: $(READY)
 	$(VENV)/bin/iwm demo --out runs/demo
@@ -47,6 +47,10 @@ package: $(READY)
 package-check: $(READY)
 	$(VENV)/bin/python tools/check_package.py --install
 
+# The site of the documentation, build/site/index.html; every link that leads nowhere ends it.
+docs: $(READY)
+	$(VENV)/bin/python tools/build_docs.py
+
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -54,7 +58,7 @@ lint: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[app,dev]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[app,dev,docs]'
 	touch $@
 
 clean:

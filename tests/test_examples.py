@@ -1,4 +1,4 @@
-"""The notebook in examples/: its Jupyter form is current and runs from the first cell to the last."""
+"""The notebooks in examples/: their Jupyter forms are current and run from the first cell to the last."""
 
 import json
 import runpy
@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TOUR = ROOT / "examples" / "tour.py"
+OWN = ROOT / "examples" / "own_images.py"
 SMALL = {
     '"optim.epochs": 20': '"optim.epochs": 1',
     '"encoder.width": 96': '"encoder.width": 48',
@@ -18,12 +19,12 @@ SECONDS = 120
 """Processor time that the whole notebook may take."""
 
 
-def executed(changes: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def executed(changes: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch, source: Path = TOUR) -> list[Any]:
     """The code cells after a run in a Jupyter kernel, the processor seconds in the last one's output."""
     pytest.importorskip("ipykernel", reason="needs ipykernel")
     nbformat: Any = pytest.importorskip("nbformat", reason="needs nbformat")
     nbclient: Any = pytest.importorskip("nbclient", reason="needs nbclient")
-    text = TOUR.with_suffix(".ipynb").read_text()
+    text = source.with_suffix(".ipynb").read_text()
     for before, after in changes.items():
         before, after = (json.dumps(one)[1:-1] for one in (before, after))
         assert before in text
@@ -76,11 +77,25 @@ def test_the_tour_takes_under_two_minutes_and_learns(tmp_path, monkeypatch):
     assert world["mrr"] > 2 * world["mrr_chance"]
 
 
-def test_the_jupyter_form_is_that_of_the_marimo_notebook():
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_the_notebook_on_your_own_images_runs_in_jupyter(tmp_path, monkeypatch):
+    """Every cell; only the training is made short. What it says of the cost comes before anything is written."""
+    short = {'"optim.epochs": 20': '"optim.epochs": 2', '"run.log_every": 100': '"run.log_every": 20'}
+    cells = executed(short, tmp_path, monkeypatch, OWN)
+    (planned,) = (cell for cell in cells if "--dry-run" in cell.source)
+    assert "nothing was written" in str(planned.outputs)
+    assert output_of(cells, "run.verdict()", "text/html")
+    assert output_of(cells, "iwm.imagine(", "image/png")
+    (result,) = tmp_path.glob("iwm-own-*/run/eval/imagine-*.json")
+    assert result.with_suffix(".png").is_file()
+
+
+@pytest.mark.parametrize("notebook", [TOUR, OWN], ids=lambda path: path.stem)
+def test_the_jupyter_form_is_that_of_the_marimo_notebook(notebook):
     pytest.importorskip("marimo", reason="needs marimo")
     exported = runpy.run_path(str(ROOT / "tools" / "export_notebooks.py"))["exported"]
-    ours = json.loads(TOUR.with_suffix(".ipynb").read_text())["cells"]
-    theirs = json.loads(exported(TOUR))["cells"]
+    ours = json.loads(notebook.with_suffix(".ipynb").read_text())["cells"]
+    theirs = json.loads(exported(notebook))["cells"]
     assert [(cell["cell_type"], cell["source"]) for cell in ours] == [
         (cell["cell_type"], cell["source"]) for cell in theirs
     ], "run python tools/export_notebooks.py"
