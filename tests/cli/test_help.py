@@ -33,7 +33,9 @@ def test_a_verb_of_the_users_own_is_listed_too(monkeypatch):
 def test_help_of_a_verb_begins_with_its_sentence_and_example(name, capsys):
     with pytest.raises(SystemExit):
         cli.main([name, "--help"])
-    words = " ".join(capsys.readouterr().out.split())
+    page = capsys.readouterr().out
+    assert "STR" not in re.sub(r"--[\w-]+ STR", "", page.splitlines()[0]), "a place without a name"
+    words = " ".join(page.split())
     assert f"{verbs.find(name).sentence} For example: {verbs.find(name).example}" in words
 
 

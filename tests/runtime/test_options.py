@@ -10,7 +10,7 @@ from tyro.conf import Positional
 from iwm import config, recipe_book, verbs
 from iwm.cli import sentences
 from iwm.runtime.options import REQUIRED, docstrings, options, type_name, typed
-from iwm.verbs.shared import Manners
+from iwm.verbs.shared import manners_of
 
 
 @pytest.mark.parametrize("name", verbs.names())
@@ -20,7 +20,9 @@ def test_flags_and_sentences_are_those_of_help(name: str, capsys: pytest.Capture
         sentences.parse(verb.options, ["--help"], verb, config.Config() if name == "pretrain" else None)
     page = capsys.readouterr().out
     shown = re.findall(r"^. (--[a-z][\w.-]*)", page, re.MULTILINE)
-    known = [option.flags[0] for kind in (verb.options, Manners) for option in options(kind) if option.flags]
+    known = [
+        option.flags[0] for kind in (verb.options, manners_of(verb.plan)) for option in options(kind) if option.flags
+    ]
     assert sorted(shown) == sorted(known)
     text = "".join(page.replace("│", " ").split())  # words may be cut at the end of a line
     for option in options(verb.options):

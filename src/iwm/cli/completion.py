@@ -9,7 +9,7 @@ from iwm import recipe_book, verbs
 from iwm.runtime.console import tables_are_printed
 from iwm.runtime.options import Option, options
 from iwm.verbs.completion import Completion
-from iwm.verbs.shared import WAYS, Manners
+from iwm.verbs.shared import WAYS, manners_of
 
 TAKE_RECIPE = ("pretrain", "sweep", "recipes")
 """Verbs whose first word is a recipe."""
@@ -47,7 +47,7 @@ def words_of(verb: verbs.Verb) -> list[Option]:
     """A verb's options and those of every verb, and `pretrain --config`, which is read before the others."""
     own = options(verb.options)
     taken = {flag for option in own for flag in option.flags}
-    more = [option for option in options(Manners) if option.flags[0] not in taken]
+    more = [option for option in options(manners_of(verb.plan)) if option.flags[0] not in taken]
     if verb.name == "pretrain":
         more.insert(0, Option("config", ("--config",), str, "", "All settings from a config.yaml."))
     return [*own, *more]

@@ -13,9 +13,8 @@ from tyro.conf import arg
 
 from iwm.runtime import fields
 from iwm.runtime.errors import UserError
-from iwm.runtime.options import options
 from iwm.verbs import Verb
-from iwm.verbs.shared import Manners
+from iwm.verbs.shared import manners_of
 
 T = TypeVar("T")
 
@@ -39,12 +38,12 @@ def parse(kind: type[T], words: Sequence[str], verb: Verb, default: T | None = N
 def _print_help(kind: type, verb: Verb, default: Any) -> NoReturn:
     """Print tyro's page of a verb's options and those of all verbs, with the verb's example, and exit."""
     own = (default,) if default is not None else ()
+    of_all = manners_of(verb.plan)
     parts = [
         ("of_verb", Annotated[kind, arg(name="")], *own),
-        ("of_all", Annotated[Manners, arg(name="")], Manners()),
+        ("of_all", Annotated[of_all, arg(name="")], of_all()),
     ]
-    taken = {option.name for option in options(kind)} & {option.name for option in options(Manners)}
-    whole = dataclasses.make_dataclass("Whole", parts[: 1 if taken else 2])
+    whole = dataclasses.make_dataclass("Whole", parts)
     example = f"\n\nFor example:\n  {verb.example}" if verb.example else ""
     page = io.StringIO()
     plain = contextlib.redirect_stdout(page) if os.environ.get("NO_COLOR") else contextlib.nullcontext()

@@ -1,9 +1,9 @@
 """Write the embeddings of images, of an encoder or as a world model predicts them after a change, into one file."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from iwm.runtime.errors import UserError
 from iwm.verbs.shared import Computation, OneRun, check_blocks
@@ -13,9 +13,9 @@ from iwm.verbs.shared import Computation, OneRun, check_blocks
 class Reading(OneRun):
     """Which vector stands for an image."""
 
-    run: Positional[str]
+    run: Annotated[Positional[str], arg(metavar="RUN")]
     """A run folder, exported weights, hf-hub:user/name, timm:NAME[,weights=PATH], or demo, the model in the package."""
-    data: Positional[str]
+    data: Annotated[Positional[str], arg(metavar="S")]
     """A source of images."""
     action: str = ""
     """Changes in raw units, hue=0.1,brightness=-0.2: the image as the predictor says that it looks after them."""

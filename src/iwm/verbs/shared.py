@@ -29,17 +29,28 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manners:
-    """How a verb behaves on the command line; the dispatch takes these off the words of every verb."""
+class OfAll:
+    """What every verb takes on the command line, whatever it does; the dispatch takes these off its words."""
 
     json: FlagCreatePairsOff[bool] = False
     """Print the result as JSON on standard output, all else on standard error."""
     quiet: FlagCreatePairsOff[bool] = False
     """Print the result and warnings only: no progress, no remarks."""
-    dry_run: FlagCreatePairsOff[bool] = False
-    """Of verbs that train: print what would be done and what it costs, and write nothing."""
     actions: str = ""
     """PATH.py:NAME, transformations of your own (docs/actions.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manners(OfAll):
+    """The same, and what the verbs take that train."""
+
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Of verbs that train: print what would be done and what it costs, and write nothing."""
+
+
+def manners_of(trains: object) -> type[OfAll]:
+    """What a verb takes beside its own options; `trains`: whether it can say what its training would cost."""
+    return Manners if trains else OfAll
 
 
 @dataclass(frozen=True, kw_only=True)
