@@ -1,12 +1,14 @@
 """The benchmark's plain twin computes what the package computes, or the comparison of their speeds means nothing."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny
 
+from benchmarks import scaling
 from benchmarks.twin import Twin, TwinTraining
 from iwm import config
 from iwm.actions.views import make_views
@@ -14,6 +16,13 @@ from iwm.data.loader import Batch
 from iwm.model.masks import sample_masks
 from iwm.runtime.devices import CPU
 from iwm.training.step import Training
+
+
+def test_the_plan_of_large_trainings_is_the_one_that_the_recipes_give():
+    page = (Path(__file__).parent.parent / "docs" / "scaling.md").read_text()
+    missing = [line for line in scaling.table() if line not in page]
+    assert not missing, "python -m benchmarks.scaling says otherwise: " + "\n".join(missing)
+
 
 PAPER = {
     "objective": config.Objective(target_norm="token"),
