@@ -3,14 +3,16 @@
 import argparse
 from pathlib import Path
 
-from benchmarks import masks, muon, neighbour, peak, step, views
+from benchmarks import masks, muon, neighbour, peak, ranks, step, views
 from benchmarks.sizes import NAMES
 from benchmarks.timing import Options, write
 from iwm.config import Speed
 from iwm.runtime import devices
 from iwm.runtime.console import console
 
-SUBJECTS = {module.__name__.split(".")[-1]: module.measure for module in (step, views, masks, peak, muon, neighbour)}
+SUBJECTS = {
+    module.__name__.split(".")[-1]: module.measure for module in (step, views, masks, peak, muon, neighbour, ranks)
+}
 
 
 def main() -> None:
