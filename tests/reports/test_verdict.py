@@ -35,6 +35,20 @@ def test_the_verdict_on_training(change: dict[str, Any], good: bool | None, says
 
 
 @pytest.mark.parametrize(
+    ("common", "good", "says"),
+    [(0.1, True, "it has 0.300, above its twin"), (0.295, False, "level with"), (0.6, False, "BELOW its twin")],
+)
+def test_the_twin_is_judged_in_the_space_of_both(common: float, good: bool, says: str) -> None:
+    """Whatever each model's MRR is in its own."""
+    twin = {"mrr": 0.9, "mrr_common": common, "mrr_common_standard_error": 0.01}
+    change = {"mrr_common": 0.3, "mrr_common_standard_error": 0.01, "frozen_random_twin": twin}
+    result = finding({**WORLD, **change, "frozen_random_twin_mrr": 0.9})
+    assert result.good is good
+    assert says in result.sentence
+    assert "0.900, which do not compare" in result.sentence
+
+
+@pytest.mark.parametrize(
     ("change", "good", "says"),
     [
         ({}, True, "No twin with a frozen random encoder was measured"),

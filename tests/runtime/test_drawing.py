@@ -55,6 +55,7 @@ def test_an_empty_gallery_is_an_error() -> None:
 
 def line(step: int, **values: float | None) -> dict[str, Any]:
     usual = {"loss": 0.5, "position_mean_loss": 0.9, "identity_loss": 0.4, "rankme": 20.0, "lr": 1e-3, "ema": 0.99}
+    usual |= {"target_pixel_r2": 0.7}
     return {
         "step": step,
         **usual,

@@ -1,12 +1,15 @@
 """The doctor calls planted sick runs ill, and a fair one healthy."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny
 
+from iwm import config
 from iwm.actions.views import make_views
 from iwm.model.masks import sample_masks
 from iwm.model.world_model import ImageWorldModel
@@ -33,7 +36,7 @@ def test_target_variance_is_the_share_between_images():
     assert target_variance(torch.zeros(10, 3, 2)) == 0
 
 
-def examined(model: ImageWorldModel) -> dict[str, float]:
+def examined(model: ImageWorldModel) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8, generator=generator)
     indices, s = np.arange(64), model.settings
@@ -151,3 +154,40 @@ def test_a_line_without_its_numbers_is_no_verdict(change):
         del line["rankme"]
     with pytest.raises(UserError, match=r"metrics of step 7 hold no number"):
         judge(line | change)
+
+
+def test_a_line_says_what_the_targets_are_made_of():
+    line = examined(fresh())
+    assert line["photometric_share"] == pytest.approx(line["identity_loss"] / line["position_mean_loss"])
+    assert -1 <= line["action_correlation"] <= 1
+    assert line["action_slope"] == pytest.approx(
+        line["action_correlation"] * line["action_sensitivity"] ** 0.5, rel=1e-4
+    )
+    assert 0 <= line["target_position_share"] <= 1
+    assert len(line["target_pixel_r2_blocks"]) == 2
+    assert line["target_pixel_r2"] > 0.5, "fresh blocks hardly do more than project the patch"
+    assert 1 <= line["target_rankme"] <= 32
+    assert "photometric_share_last" not in line
+    torch.manual_seed(0)
+    dial = config.Objective(target_norm="batch", invariance_weight=1.0, projector_dim=8)
+    line = examined(ImageWorldModel(tiny(objective=dial, encoder=replace(tiny().encoder, layer=1))))
+    assert len(line["target_pixel_r2_blocks"]) == 2, "those behind the predicted one too"
+    assert 0 < line["photometric_share_last"] < 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"target_pixel_r2": 0.9}, "by a linear map (R2 0.90)"),
+        ({"target_position_share": 0.7}, "70% of the targets' variance is their position"),
+        ({"photometric_share": 0.01}, "hardly change with the colours (photometric share 0.010"),
+    ],
+)
+def test_a_telling_value_is_told_and_makes_nobody_ill(change, said):
+    usual = {"target_pixel_r2": 0.6, "target_position_share": 0.3, "photometric_share": 0.3}
+    healthy = judge(good_line(**usual))
+    assert healthy.healthy
+    assert judge(good_line()).findings == healthy.findings, "older lines hold no such numbers"
+    verdict = judge(good_line(**usual) | change)
+    assert verdict.healthy
+    assert [sentence for sentence in verdict.findings if said in sentence]

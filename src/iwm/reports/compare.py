@@ -14,7 +14,8 @@ from iwm.runtime.errors import UserError
 from iwm.verbs.compare import Compare
 
 HIGHER = (
-    *("mrr", "hits_at_1", "hits_at_5", "hits_at_10", "top1", "top5", "balanced_top1", "average_top1"),
+    *("mrr", "mrr_calibrated", "mrr_common", "action_correlation"),
+    *("hits_at_1", "hits_at_5", "hits_at_10", "top1", "top5", "balanced_top1", "average_top1"),
     *("miou", "pixel_accuracy", "last_block_top1"),
     *("crop_top1", "crop_mrr", "undo_known_top1", "undo_inferred_top1"),
 )
@@ -22,8 +23,9 @@ LOWER = ("inferred_action_error",)
 """Metrics with a best value; controls (chance, baselines) and costs have none."""
 SHOWN: dict[str, tuple[str, ...]] = {
     "world": (
-        "mrr", "mrr_chance", "mrr_shuffled", "mrr_null", "frozen_random_twin_mrr",
-        "hits_at_1", "hits_at_5", "hits_at_10", "action_sensitivity", "inferred_action_error",
+        "mrr", "mrr_chance", "mrr_shuffled", "mrr_null", "frozen_random_twin_mrr", "mrr_calibrated",
+        "mrr_common", "mrr_common_limit", "frozen_random_twin_mrr_common", "hits_at_1", "hits_at_5", "hits_at_10",
+        "action_sensitivity", "action_slope", "action_correlation", "inferred_action_error",
     ),
     "probe": (
         "top1", "top5", "balanced_top1", "random_encoder_top1", "last_block_top1", "random_encoder_last_block_top1",

@@ -47,6 +47,14 @@ PANELS = (
     Panel("Online probe (share of images right)", (("probe_top1", "", BLUE),)),
     Panel("RankMe (directions the features span)", (("rankme", "", BLUE),)),
     Panel("Target variance between images (share)", (("target_variance", "", BLUE),)),
+    Panel(
+        "What the targets are made of (share)",
+        (
+            ("target_pixel_r2", "own pixels, position", BLUE),
+            ("target_position_share", "position", ORANGE),
+            ("photometric_share", "photometry", GREY),
+        ),
+    ),
     Panel("Action sensitivity (1 = moves as far as truth)", (("action_sensitivity", "", BLUE),), 1.0),
     Panel("Learning rate", (("lr", "", BLUE),)),
     Panel("EMA momentum of the target encoder", (("ema", "", BLUE),), from_zero=False),

@@ -110,6 +110,12 @@ class WorldResult(Result):
     hits_at_10: float
     action_sensitivity: float
     inferred_action_error: float
+    mrr_calibrated: float | None = None
+    """Of predictions with their whole change; None of older results, like the three below."""
+    mrr_common: float | None = None
+    """In one space for all models, the picture's 8 x 8 colours."""
+    action_slope: float | None = None
+    action_correlation: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

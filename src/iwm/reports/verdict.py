@@ -107,14 +107,27 @@ def judge_world(result: Result) -> Finding:
         words = f"The world model does not follow the action: {measured}."
     if twin is None:
         words += " No twin with a frozen random encoder was measured, so this says nothing about the representation."
-    else:
-        of_twin = result.get("frozen_random_twin")
-        twin_error = number(of_twin, "mrr_standard_error") or 0.0 if isinstance(of_twin, dict) else 0.0
-        place = standing(mrr, twin, combined_error(error, twin_error))
-        words += f" It is {place} its twin with a frozen random encoder ({twin:.3f})"
-        words += "." if place == "above" else ": what it predicts, it could predict without learning a representation."
-        good = good and place == "above"
-    return Finding(title, good, words, tuple(bars))
+        return Finding(title, good, words, tuple(bars))
+    sentence, above_twin = _beside_twin(result, mrr, error, twin)
+    return Finding(title, good and above_twin, f"{words} {sentence}", tuple(bars))
+
+
+def _beside_twin(result: Result, mrr: float, error: float, twin: float) -> tuple[str, bool]:
+    """The sentence on the twin with a frozen random encoder, and whether the run is above it: in the one space for both
+    where that was measured, for each model's MRR is taken in its own."""
+    of_twin = result.get("frozen_random_twin")
+    of_twin = of_twin if isinstance(of_twin, dict) else {}
+    common, theirs = number(result, "mrr_common"), number(of_twin, "mrr_common")
+    if common is None or theirs is None:
+        place = standing(mrr, twin, combined_error(error, number(of_twin, "mrr_standard_error") or 0.0))
+        words = f"It is {place} its twin with a frozen random encoder ({twin:.3f})"
+        more = ": what it predicts, it could predict without learning a representation."
+        return words + ("." if place == "above" else more), place == "above"
+    errors = (number(part, "mrr_common_standard_error") or 0.0 for part in (result, of_twin))
+    place = standing(common, theirs, combined_error(*errors))
+    words = f"In one space for both, the picture's 8 x 8 colours, it has {common:.3f}, {place} its twin with a frozen "
+    words += f"random encoder ({theirs:.3f}); each in its own space {mrr:.3f} and {twin:.3f}, which do not compare."
+    return words, place == "above"
 
 
 def judge_imagination(result: Result) -> Finding:

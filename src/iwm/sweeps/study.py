@@ -237,6 +237,7 @@ class Study:
             **{name: number(results.get(name, {}), "top1") for name in guidance.ACCURACIES},
             "mrr_standard_error": number(world, "mrr_standard_error"),
             "mrr_chance": number(world, "mrr_chance"),
+            **{name: number(world, name) for name in ("mrr_calibrated", "mrr_common")},
             "mrr_own_range": mrr if own is None else own,
             "n_val": next((result["n_val"] for result in results.values() if "n_val" in result), None),
             "random_encoder_top1": number(linear, "random_encoder_top1"),

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iwm.actions.views import Views
+from iwm.model import target_measures
 from iwm.model.masks import Masks
 from iwm.model.objectives import OBJECTIVES, Objective
 from iwm.model.objectives.objective import Examination
@@ -46,12 +47,13 @@ def target_variance(raw: Float[Tensor, "b n d"]) -> float:
 
 
 @torch.no_grad()
-def measure(model: ImageWorldModel, views: Views, masks: Masks) -> dict[str, float]:
+def measure(model: ImageWorldModel, views: Views, masks: Masks) -> dict[str, Any]:
     """Every health number on one batch of views.
 
     Losses are in target space at the queried positions; action_sensitivity = |p(a) - p(0)|^2 / |target(y_a) -
-    target(x)|^2 with the target's clean twin as source, so 1 is a prediction that moves as far as the truth. Of a joint
-    embedding: chance_loss in their place.
+    target(x)|^2 with the target's clean twin as source, so 1 is a prediction that moves as far as the truth;
+    action_slope and action_correlation are those of the predicted on the true change. Of a joint embedding: chance_loss
+    in their place. `iwm.model.target_measures` says what the targets are made of.
     """
     training, objective = model.training, model.objective
     model.eval()
@@ -60,6 +62,8 @@ def measure(model: ImageWorldModel, views: Views, masks: Masks) -> dict[str, flo
     tokens = model.encode(views.target)
     own = objective.health(model, Examination(views, masks, output, raw, tokens.values))
     features = raw if objective.learned_targets else tokens.values
+    if objective.predicts and objective.learned_targets:
+        own = own | _targets(model, views, raw)
     student, teacher = [*model.encoder.parameters()], [*model.target_encoder.parameters()]
     gap = distributed.squared_norm([s - t for s, t in zip(student, teacher, strict=True)])
     size = distributed.squared_norm(student)
@@ -71,6 +75,18 @@ def measure(model: ImageWorldModel, views: Views, masks: Masks) -> dict[str, flo
         "target_variance": target_variance(features.float()),
         "ema_gap": float((gap / size).sqrt()),
     }
+
+
+def _targets(model: ImageWorldModel, views: Views, raw: Float[Tensor, "b n d"]) -> dict[str, Any]:
+    """What the targets are made of, and whether the last block, where it is trained for that, is more invariant."""
+    encoder, target = model.target_encoder, model.target_norm(raw)
+    further = model.settings.objective.invariance_weight > 0
+    numbers = range(1, (encoder.depth if further else encoder.layer) + 1)
+    line = target_measures.measures(model, views, target, numbers) | {"target_rankme": rankme(target.mean(dim=1))}
+    if further:
+        last = [encoder.intermediates(part, [encoder.depth], affine=False)[0] for part in (views.source, views.target)]
+        line["photometric_share_last"] = target_measures.photometric_share(*last)
+    return line
 
 
 @dataclass(frozen=True)

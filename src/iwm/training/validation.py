@@ -43,10 +43,10 @@ def _check_encoder(settings: Config) -> None:
     encoder = settings.encoder
     blocks = last_blocks(encoder.train)
     layer_number(encoder.layer, encoder.depth)
-    if not encoder.name and encoder.layer and encoder.train == "none":
+    if not encoder.name and settings.recipe == "on-encoder":
         raise UserError(
-            f"encoder.layer {encoder.layer} with encoder.train none is of an encoder of others, and none is named; "
-            "give its name, --encoder.name timm:NAME, or encoder.train all."
+            "Recipe on-encoder trains a predictor on an encoder of others, and none is named; give its name, "
+            "--encoder.name timm:NAME."
         )
     if not encoder.name and blocks:
         raise UserError(

@@ -28,3 +28,16 @@ def test_the_twin_of_a_run_that_went_on_goes_on_from_the_first_ones_twin(tmp_pat
     drawn = step.build(twins[0].settings, torch.device("cpu")).predictor
     start = torch.cat([p.flatten() for p in drawn.parameters()])
     assert (predictors[1] - predictors[0]).norm() < (predictors[1] - start).norm(), "it went on from the first twin"
+
+
+def test_the_twin_of_a_run_with_an_invariant_last_block(tmp_path):
+    """Its encoder learns nothing, so that term falls away; the block that is predicted stays."""
+    source = str(pictures_file(tmp_path / "pictures.npz", labelled=True))
+    dial = config.Objective(target_norm="batch", invariance_weight=1.0, projector_dim=8)
+    settings = tiny(objective=dial, encoder=replace(tiny().encoder, layer=1), optim=replace(tiny().optim, epochs=1))
+    run = tmp_path / "run"
+    loop.pretrain(replace(settings, data=replace(settings.data, source=source), run=config.Run(out=str(run))))
+    result = mrr.world(World(run=str(run), data=source, images=2, bank=8, frozen_random_twin=True))
+    assert result["frozen_random_twin"]["mrr_common"] == result["frozen_random_twin_mrr_common"]
+    assert 0 < result["mrr_common"] <= 1
+    assert run_folder.load_model(str(RunFolder(run).twin.path)).target_encoder.layer == 1

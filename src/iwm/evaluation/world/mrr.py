@@ -5,8 +5,9 @@ entry j, all positions queried; the rank of entry j by squared distance in targe
 MRR = mean 1/rank; a predictor that ignores the action has H_B / B (0.0239 for B = 256). Ties count half.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.uncertainty import standard_error
 from iwm.evaluation.world import strips
+from iwm.evaluation.world.calibration import CLEAN, Calibration, calibrate, colours_of
 from iwm.evaluation.world.twin import train_twin
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.run_folder import open_world
@@ -33,6 +35,8 @@ from iwm.runtime.devices import Session
 from iwm.verbs.world import World
 
 HITS = (1, 5, 10)
+BESIDE = {"calibrated": "mrr_calibrated", "common": "mrr_common", "limit": "mrr_common_limit"}
+"""Distances of `ImageRanks` beside the model's own, and what the MRR by them is called."""
 PUBLISHED = "Published (ImageNet, ViT-B/16, 300 epochs): none 0.00, sequence 0.82, feature 0.79."
 
 
@@ -44,12 +48,24 @@ class ImageRanks:
     null: Float[Tensor, " b"]
     actions: Float[Tensor, "b k"]
     moved: float
+    """Squared length of the predicted change, and of the true one; and what the two have in common."""
     moves: float
+    along: float
+    calibrated: Float[Tensor, "b b"] | None = None
+    """The distances of stretched predictions, of the predicted and of the true targets' colours to the real ones."""
+    common: Float[Tensor, "b b"] | None = None
+    limit: Float[Tensor, "b b"] | None = None
 
 
 @torch.no_grad()
 def rank_image(
-    model: ImageWorldModel, image: UInt8[Tensor, "3 s s"], index: int, bank: int, seed: int, bank_space: ActionSpace
+    model: ImageWorldModel,
+    image: UInt8[Tensor, "3 s s"],
+    index: int,
+    bank: int,
+    seed: int,
+    bank_space: ActionSpace,
+    calibration: Calibration | None = None,
 ) -> ImageRanks:
     """Predict and rank one image's bank. Actions are encoded in the model's own ranges."""
     pixels = image[None].to(model.device).float() / 255
@@ -64,12 +80,24 @@ def rank_image(
         guess.append(model.predict(tokens, action).values.float())
     targets, predictions = torch.cat(truth), torch.cat(guess)
     still = model.predict(clean, model.space.null(1, model.device)[0]).values.float()
-    return ImageRanks(
+    predicted, true = predictions - still, targets - model.target(pixels).values.float()
+    result = ImageRanks(
         squared_distances(predictions, targets),
         squared_distances(still, targets)[0],
         actions,
-        float((predictions - still).square().sum()),
-        float((targets - model.target(pixels).values.float()).square().sum()),
+        float(predicted.square().sum()),
+        float(true.square().sum()),
+        float((predicted * true).sum()),
+    )
+    if calibration is None:
+        return result
+    real = colours_of(entries)[:, None]
+    guessed, known = (calibration.colours(values, clean.grid)[:, None] for values in (predictions, targets))
+    return replace(
+        result,
+        calibrated=squared_distances(calibration.stretched(predictions, still), targets),
+        common=squared_distances(guessed, real),
+        limit=squared_distances(known, real),
     )
 
 
@@ -81,24 +109,29 @@ def measure(
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
     own_range: bool = False,
+    lessons: UInt8[Tensor, "m 3 s s"] | None = None,
 ) -> dict[str, float]:
-    """MRR, hits@k and all controls over the images' banks.
+    """MRR, hits@k and all controls over the images' banks; with `lessons`, training images, also calibrated and in the
+    space common to all models (`iwm.evaluation.world.calibration`).
 
     mrr_shuffled: every prediction made with another entry's action; mrr_null: with the null action; both are at
     chance by construction of the metric unless targets tie. action_sensitivity = |p(a) - p(0)|^2 / |target(y_a) -
-    target(y_0)|^2. inferred_action_error: mean absolute error, per component and in units of the reference's range, of
-    the action of the bank entry nearest to the prediction. `advance` is called after every image. The bank's range is
-    the `destructive` level's, common to all models, or the model's own. Every rank measures its share of the
-    images.
+    target(y_0)|^2; action_slope and action_correlation are those of the predicted on the true change.
+    inferred_action_error: mean absolute error, per component and in units of the reference's range, of the action of
+    the bank entry nearest to the prediction. `advance` is called after every image. The bank's range is the
+    `destructive` level's, common to all models, or the model's own. Every rank measures its share of the images.
     """
     bank_space = model.space if own_range else reference_space(model.space, model.settings.data.image_size)
     graded = [i for i, t in enumerate(model.space.transformations) if t.graded and t.both]
     units = in_reference_units(model.space, model.settings.data.image_size)[graded]
+    several = lessons is not None and len(lessons) > 1
+    calibration = calibrate(model, lessons, seed, bank_space) if lessons is not None and several else None
+    further = BESIDE if calibration else {}
 
     def numbers_of(indices: Tensor) -> dict[str, Tensor]:
         rows = []
         for index in indices.tolist():
-            result = rank_image(model, images[index], index, bank, seed, bank_space)
+            result = rank_image(model, images[index], index, bank, seed, bank_space, calibration)
             nearest = result.actions[result.distances.argmin(1)]
             row = {
                 "rank": ranks(result.distances),
@@ -106,14 +139,15 @@ def measure(
                 "null": 1 / ranks(result.null.expand(bank, bank)),
                 "error": (nearest - result.actions)[:, graded].abs().mean(0),
                 "zero": result.actions[:, graded].abs().mean(0),
-                "moves": torch.tensor([result.moved, result.moves], dtype=torch.float64),
+                "moves": torch.tensor([result.moved, result.moves, result.along], dtype=torch.float64),
+                **{name: (1 / ranks(getattr(result, name))).mean() for name in further},
             }
             rows.append({name: value.cpu() for name, value in row.items()})
             advance()
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     each = sharing.each_by_rows(numbers_of, torch.arange(len(images)))
-    rank, (moved, moves) = each["rank"].flatten(), each["moves"].sum(0).tolist()
+    rank, (moved, moves, along) = each["rank"].flatten(), each["moves"].sum(0).tolist()
     error, nothing = each["error"].mean(0) * units, each["zero"].mean(0) * units
     return {
         "mrr": float((1 / rank).mean()),
@@ -122,11 +156,23 @@ def measure(
         "mrr_shuffled": float(each["shuffled"].mean()),
         "mrr_null": float(each["null"].mean()),
         **{f"hits_at_{k}": float((rank <= k).double().mean()) for k in HITS},
+        **_beside({name: each[name] for name in further}, calibration),
         "action_sensitivity": moved / max(moves, 1e-12),
+        "action_slope": along / max(moves, 1e-12),
+        "action_correlation": along / max(math.sqrt(moved * moves), 1e-12),
         "inferred_action_error": float(error.mean()),
         "always_zero_action_error": float(nothing.mean()),
         **{f"inferred_{model.space.names[i]}_error": float(error[k]) for k, i in enumerate(graded)},
     }
+
+
+def _beside(per_image: Mapping[str, Tensor], calibration: Calibration | None) -> dict[str, float]:
+    """The MRR by each further ruler, with its standard error over images, and the slope that was stretched by."""
+    numbers = {}
+    for name, values in per_image.items():
+        numbers[BESIDE[name]] = float(values.mean())
+        numbers[f"{BESIDE[name]}_standard_error"] = standard_error(values)
+    return numbers | ({"calibration_slope": calibration.slope} if calibration else {})
 
 
 def world(o: World) -> dict[str, Any]:
@@ -138,10 +184,11 @@ def world(o: World) -> dict[str, Any]:
         session = work.session
         model = open_world(o.run, session)
         size = model.settings.data.image_size
-        _, held, how = open_splits(o.data, o.val, size=size)
+        train, held, how = open_splits(o.data, o.val, size=size)
+        lessons, _ = load_all(Subset(train, draw_rows(CLEAN, len(train), o.seed)), size)
         pixels, _ = load_all(Subset(held, draw_rows(o.images, len(held), o.seed)), size)
         twin = open_world(str(train_twin(o.run, o.speed).path), session) if o.frozen_random_twin else None
-        payload = _with_controls(model, twin, pixels, o, session)
+        payload = _with_controls(model, twin, pixels, lessons, o, session)
         payload |= {"data": held.name, "split": how, "images": len(pixels), "bank": o.bank}
         usual = (o.images, o.bank, o.seed) == (64, 256, 0)
         outcome = Outcome(
@@ -179,6 +226,7 @@ def _with_controls(
     model: ImageWorldModel,
     twin: ImageWorldModel | None,
     pixels: UInt8[Tensor, "n 3 s s"],
+    lessons: UInt8[Tensor, "m 3 s s"],
     o: World,
     session: Session,
 ) -> dict[str, Any]:
@@ -187,12 +235,14 @@ def _with_controls(
     def numbers_of(model: ImageWorldModel, name: str, own_range: bool = False) -> dict[str, Any]:
         with session.autocast(), progress("images") as bar:
             task = bar.add_task(name, total=len(sharing.share_of(len(pixels))), note="")
-            return {**measure(model, pixels, o.bank, o.seed, lambda: bar.advance(task), own_range=own_range)}
+            known = None if own_range else lessons
+            return {**measure(model, pixels, o.bank, o.seed, lambda: bar.advance(task), own_range, known)}
 
     numbers = numbers_of(model, "world")
     if bank_ranges(reference_space(model.space, model.settings.data.image_size)) != bank_ranges(model.space):
         numbers["mrr_own_range"] = numbers_of(model, "own range", own_range=True)["mrr"]
     if twin:
         others = numbers_of(twin, "twin")
-        numbers |= {"frozen_random_twin_mrr": others["mrr"], "frozen_random_twin": others}
+        numbers |= {f"frozen_random_twin_{name}": others[name] for name in ("mrr", "mrr_common") if name in others}
+        numbers |= {"frozen_random_twin": others}
     return numbers

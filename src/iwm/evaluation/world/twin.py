@@ -31,6 +31,7 @@ def train_twin(run: str, speed: config.Speed) -> RunFolder:
         settings,
         init=init,
         encoder=random_and_still(settings.encoder),
+        objective=replace(settings.objective, invariance_weight=0.0),  # it has no block to train
         speed=replace(settings.speed, device=speed.device, workers=speed.workers, threads=speed.threads),
         run=replace(settings.run, out=str(folder.twin.path), resume=True),
     )

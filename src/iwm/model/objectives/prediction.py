@@ -191,12 +191,16 @@ class PatchPrediction(Objective):
         moved = model.predictor(seen.tokens, action, grid=grid).float()
         still = model.predictor(seen.tokens, torch.zeros_like(action), grid=grid).float()
         moves = (changed - target).square().sum()
-        along = ((moved - still) * (changed - target)).sum()
+        along, distance = ((moved - still) * (changed - target)).sum(), (moved - still).square().sum()
+        position_mean = float(self.compare(gather_tokens(mean, masks.predicted), truth) * unbiased)
+        identity_loss = float(self.compare(identity, truth))
         return {
-            "position_mean_loss": float(self.compare(gather_tokens(mean, masks.predicted), truth) * unbiased),
-            "identity_loss": float(self.compare(identity, truth)),
-            "action_sensitivity": float((moved - still).square().sum() / moves.clamp_min(1e-12)),
+            "position_mean_loss": position_mean,
+            "identity_loss": identity_loss,
+            "photometric_share": identity_loss / max(position_mean, 1e-12),
+            "action_sensitivity": float(distance / moves.clamp_min(1e-12)),
             "action_slope": float(along / moves.clamp_min(1e-12)),
+            "action_correlation": float(along / (moves * distance).sqrt().clamp_min(1e-12)),
             "residual": float(self.settings.predictor.residual),
             "conditioned": float(model.predictor.conditioning.uses_action and float(moves) > 0),
             **({} if seen.output.invariance is None else {"invariance_loss": float(seen.output.invariance)}),
@@ -218,7 +222,7 @@ class PatchPrediction(Objective):
         if not line.get("conditioned", 1.0):
             return ["The predictor is told no action (conditioning none), so it follows none."]
         moves = f"sensitivity {line['action_sensitivity']:.2f} (1 = as far as the truth)."
-        return [f"Predictions move with the action: {moves}"]
+        return [f"Predictions move with the action: {moves}", *_telling(line)]
 
     # ---- cost --------------------------------------------------------------------------------------------------
 
@@ -245,3 +249,28 @@ class PatchPrediction(Objective):
         teacher = encoder_flops(s, patches) if self.learned_targets else 0.0
         whole = s.masks.whole
         return teacher + (1 - whole) * trained(patches - dropped) + whole * trained(patches)
+
+
+TOO_LINEAR, TOO_FIXED, TOO_INVARIANT = 0.8, 0.5, 0.05
+"""Pixel R2 and position share above, and photometric share below which doctor says what that means for the targets."""
+
+
+def _telling(line: Mapping[str, Any]) -> list[str]:
+    """Sentences on what the targets are made of, where that is telling; older lines hold none of these numbers."""
+    sentences = []
+    r2, position, photometric = (
+        line.get(f"{name}") for name in ("target_pixel_r2", "target_position_share", "photometric_share")
+    )
+    if r2 is not None and r2 > TOO_LINEAR:
+        sentences.append(
+            f"The targets follow from position and the patch's own pixels by a linear map (R2 {r2:.2f}): predicting "
+            "them asks for little else yet."
+        )
+    if position is not None and position > TOO_FIXED:
+        sentences.append(f"{position:.0%} of the targets' variance is their position, whatever the image.")
+    if photometric is not None and photometric < TOO_INVARIANT:
+        sentences.append(
+            f"The targets hardly change with the colours (photometric share {photometric:.3f}; 0 is invariant): there "
+            "is little for the action to say."
+        )
+    return sentences

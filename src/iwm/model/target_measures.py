@@ -1,0 +1,88 @@
+"""What targets are made of: how much of them is position, the patch's own pixels, and the change of colours.
+
+    position share      Var(position mean) / Var(target)
+    pixel R2            held out, of a linear regression of the target on position and the patch's own pixels
+    photometric share   E |t(source) - t(target)|^2 / E |t(target) - position mean|^2      at the same patch
+
+Positions are told as one number each (a mean for every position, without penalty), pixels as at most 8 x 8 colours a
+patch by ridge regression. A photometric share of 0 is invariant; at 1 a change of colours moves a target as far as
+knowing the position only is off; two unrelated images have 2.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from iwm.actions.views import Views
+from iwm.data.splits import tenth_of_rows
+from iwm.model.objectives.objective import ModelParts
+from iwm.model.objectives.pixels import patches_of
+from iwm.runtime.algebra import double, ridge, standardisation
+
+MOST_TOKENS = 2**14
+"""Tokens that a regression sees: 256 images of 64 patches."""
+FINEST = 8
+"""Colours on a side of a patch that it is told."""
+STRENGTH = 1e-3
+"""Of the ridge regression on standardised pixels."""
+
+
+def position_share(targets: Float[Tensor, "b n d"]) -> float:
+    """Share of the targets' variance, over images and positions, that is the position's mean; without bias."""
+    targets, count = double(targets), len(targets)
+    if count < 2:
+        return float("nan")
+    means = targets.mean(dim=0)
+    within = (targets - means).square().mean() * count / (count - 1)
+    # The means of finitely many images vary by themselves.
+    noise = within / count * (1 - 1 / len(means))
+    position = ((means - means.mean(dim=0)).square().mean() - noise).clamp_min(0)
+    return float(position / (position + within).clamp_min(1e-12))
+
+
+def photometric_share(source: Float[Tensor, "b n d"], target: Float[Tensor, "b n d"]) -> float:
+    """How far a change of colours moves a token, over how far the position's mean is off; both squared."""
+    source, target, count = double(source), double(target), len(target)
+    spread = (target - target.mean(dim=0)).square().mean() * count / max(1, count - 1)
+    return float((source - target).square().mean() / spread.clamp_min(1e-12))
+
+
+def own_pixels(images: Float[Tensor, "b 3 h w"], patch_size: int) -> Float[Tensor, "b n k"]:
+    """The pixels of every patch, in row-major order, averaged to at most 8 x 8 colours."""
+    if patch_size <= FINEST:
+        return patches_of(images, patch_size)
+    grid = (images.shape[2] // patch_size, images.shape[3] // patch_size)
+    return patches_of(F.adaptive_avg_pool2d(images, (grid[0] * FINEST, grid[1] * FINEST)), FINEST)
+
+
+def pixel_r2(targets: Float[Tensor, "b n d"], pixels: Float[Tensor, "b n k"]) -> float:
+    """R2 of the targets of a seeded tenth of the images, all channels together, by a regression on position and own
+    pixels that was fitted to the others."""
+    targets, pixels = double(targets), double(pixels)
+    rest, tenth = (rows.to(targets.device) for rows in tenth_of_rows(len(targets), 0))
+    middle, centre = targets[rest].mean(dim=0), pixels[rest].mean(dim=0)
+    lessons = (pixels[rest] - centre).flatten(0, 1)
+    mean, deviation = standardisation(lessons)
+    weight, bias = ridge((lessons - mean) / deviation, (targets[rest] - middle).flatten(0, 1), STRENGTH)
+    guess = middle + ((pixels[tenth] - centre - mean) / deviation) @ weight + bias
+    off = (targets[tenth] - targets[rest].mean(dim=(0, 1))).square().sum()
+    return float(1 - (targets[tenth] - guess).square().sum() / off.clamp_min(1e-12))
+
+
+@torch.no_grad()
+def measures(
+    model: ModelParts, views: Views, target: Float[Tensor, "b n d"], blocks: Sequence[int]
+) -> dict[str, object]:
+    """The numbers of a line of metrics on targets in target space, and on the teacher's blocks of these numbers."""
+    count = max(2, MOST_TOKENS // target.shape[1])
+    images = views.target[:count]
+    pixels = own_pixels(model.encoder.normalise(images), model.encoder.patch_size)
+    outputs = model.target_encoder.intermediates(images, blocks, affine=False)
+    return {
+        "target_position_share": position_share(target),
+        "target_pixel_r2": pixel_r2(target[:count], pixels),
+        "target_pixel_r2_blocks": [pixel_r2(tokens, pixels) for tokens in outputs],
+    }
