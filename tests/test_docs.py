@@ -25,6 +25,7 @@ from iwm.model.conditioning import CONDITIONINGS
 from iwm.model.world_model import ImageWorldModel
 from iwm.sweeps.axes import cells_of
 from iwm.training import loop
+from iwm.training.trackers import TRACKERS, Tracker
 from iwm.verbs.sweep import Axes
 
 ROOT = Path(__file__).parent.parent
@@ -222,6 +223,15 @@ def test_the_page_on_embeddings_runs_as_written(tmp_path, monkeypatch, images):
     exec(blocks(ROOT / "docs" / "embed.md", "python")[0], names)
     assert names["photos"].embeddings.shape == (919, 128)
     assert len(names["darker"].nearest) == 5
+
+
+def test_the_tracker_of_your_own_runs_as_written(tmp_path, monkeypatch, images, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("iwm.recipe_book.get", lambda name: replace(tiny(), recipe=name))
+    monkeypatch.setitem(TRACKERS, "printer", Tracker)  # so that it is gone again after the test
+    exec(blocks(ROOT / "docs" / "trackers.md", "python")[0], {"images": images.repeat(3, 1, 1, 1).numpy()})
+    assert re.search(r"^told 1 \d", capsys.readouterr().out, re.MULTILINE)
+    assert (tmp_path / "runs" / "told" / "trackers" / "printer.json").is_file()
 
 
 def test_the_verb_of_your_own_runs_as_written(tmp_path, monkeypatch):

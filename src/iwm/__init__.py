@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from iwm.runtime.errors import Interrupted, UserError
     from iwm.training.callbacks import Callback
     from iwm.training.optimisers import Optimiser, register_optimiser
+    from iwm.training.trackers import Tracker, register_tracker
     from iwm.verbs import Verb
     from iwm.verbs import register as register_verb
 R = TypeVar("R", covariant=True)
@@ -104,6 +105,7 @@ _HOMES = {
     "Objective": "model.objectives",
     "Optimiser": "training.optimisers",
     "Tokens": "model.world_model",
+    "Tracker": "training.trackers",
     "Transformation": "actions.transformation",
     "UserError": "runtime.errors",
     "Verb": "verbs",
@@ -123,6 +125,7 @@ _HOMES = {
     "register_objective": "model.objectives",
     "register_probe": "evaluation.tasks.probe_kinds",
     "register_optimiser": "training.optimisers",
+    "register_tracker": "training.trackers",
 }
 """Where the public names live, "module" or "module:another name". All other verbs live in `iwm.verbs`."""
 
@@ -141,6 +144,7 @@ __all__ = [
     "Result",
     "Run",
     "Tokens",
+    "Tracker",
     "Transformation",
     "UserError",
     "Verb",
@@ -175,6 +179,7 @@ __all__ = [
     "register_objective",
     "register_optimiser",
     "register_probe",
+    "register_tracker",
     "register_verb",
     "report",
     "search",

@@ -289,6 +289,9 @@ class Run:
     """Steps between checkpoints."""
     keep: Annotated[int, AtLeast(1)] = 2
     """How many of the newest checkpoints are kept."""
+    report_to: str = ""
+    """Trackers that are sent a copy of metrics and pictures, comma-separated: tensorboard, wandb, trackio, mlflow, or
+    one of your own (docs/trackers.md)."""
 
     def __post_init__(self) -> None:
         with_paths_as_text(self)

@@ -8,6 +8,8 @@ checkpoints/      what training goes on from
 model/            weights for use (`iwm.model.weights`), and the pixel decoder fitted to them
 eval/             results: VERB[-VARIANT]-DATA.json, with pictures and weights of the same name beside them
 report.html       the page
+trackers/         which run of a tracker this is, and what it was told: NAME.json
+tensorboard/      curves for TensorBoard; wandb/: what Weights & Biases keeps here
 
 A RUN may also be a name and no place on this disk: hf-hub:user/name, timm:NAME, and `demo`, the model in the package.
 """
@@ -124,6 +126,14 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    def tracker(self, name: str) -> Path:
+        """What a tracker was told (`iwm.training.reporting`)."""
+        return self.path / "trackers" / f"{name}.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
 
     def require(self, *parts: str) -> "RunFolder":
         """The folder itself. Raises UserError unless one of these parts ("config", "metrics", ...) is there."""

@@ -1,14 +1,18 @@
-"""Pretraining as a verb: training, and then, where the source has no labels, one number that needs none.
+"""Pretraining as a verb: training, then, where the source has no labels, one number that needs none, and the report for
+trackers.
 
 A source with labels has its online probe in every line of the metrics; without them the instance probe
 (`iwm.evaluation.tasks.instance`) says at the end what the encoder knows.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from iwm import config
+from rich.markup import escape
+
+from iwm import config, verbs
 from iwm.data.image_sets import ImageSet
 from iwm.data.sources import open_images
 from iwm.evaluation.tasks import probes
@@ -29,11 +33,25 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
     run = loop.pretrain(settings, source, callbacks)
     if source is None and _labels_of(settings) is None:
         print_instances(run, settings)
+    where = launch.place()
+    if settings.run.report_to and where.size == 1:
+        send_report(run, settings)
+    elif settings.run.report_to and where.rank == 0:
+        words = shlex.join(["iwm", "report", as_text(run), "--report-to", settings.run.report_to])
+        console.print(f"The report, one process sends: {words}", markup=False, soft_wrap=True)
     return run
 
 
 def _labels_of(settings: config.Config) -> Any:
     return open_images(settings.data.source, "train", size=settings.data.image_size).labels
+
+
+def send_report(run: Path, settings: config.Config) -> None:
+    """Write the page of a run and send it to the trackers of its settings. Where that cannot be done it is said."""
+    try:
+        verbs.call("report", run=as_text(run), report_to=settings.run.report_to)
+    except UserError as error:
+        console.print(f"[yellow]The report was not sent. {escape(str(error))}", soft_wrap=True)
 
 
 def print_instances(run: Path, settings: config.Config) -> None:

@@ -37,7 +37,6 @@ from iwm.run_folder import RunFolder, is_remote, settings_of_weights
 from iwm.runtime import drawing, fields, files
 from iwm.runtime.console import console, in_words
 from iwm.runtime.errors import UserError
-from iwm.verbs.report import Report
 
 LONGEST = 3000
 """Characters of a nested value shown on the page; longer ones are in their JSON file."""
@@ -61,13 +60,6 @@ CAPTIONS = {
 STAGES = "Held-out photos, never trained on: what the model imagined before, half-way through and after its training."
 
 Rows = list[list[str]]
-
-
-def report(o: Report) -> Path:
-    """Write the page of a run and say where it lies. Raises UserError when there is no such run."""
-    path = write(o.run, o.out)
-    console.print(f"Written to {path}", soft_wrap=True, markup=False)
-    return path
 
 
 def write(run: str | Path, out: str | Path = "", results: str = "") -> Path:

@@ -31,10 +31,12 @@ from iwm.training.callbacks import Callbacks, State, check_callbacks
 from iwm.training.checkpoint import Checkpoint
 from iwm.training.metrics import Metrics
 from iwm.training.online_probe import OnlineProbe
+from iwm.training.reporting import Reporting
 from iwm.training.schedule import Updates
 from iwm.training.step import Training
 from iwm.training.stop_signal import StopSignal
 from iwm.training.token_training import TokenLoader, begin, keeps_tokens
+from iwm.training.trackers import trackers_of
 from iwm.training.validation import validate, with_encoder
 from iwm.training.watch import HealthBatch, LineEnd, ProgressBar, Watch
 
@@ -85,6 +87,7 @@ def checked(
             "another folder (it may lie inside the source)."
         )
     if leads:
+        trackers_of(settings.run.report_to)
         files.require_writable(run.path, "The run", "give another --out FOLDER.")
     return settings, run, source or open_images(settings.data.source, "train", size=settings.data.image_size)
 
@@ -284,7 +287,9 @@ def _callbacks(state: State, own: Sequence[Any]) -> Callbacks:
     watch = Watch(state.training)
     probe = OnlineProbe.for_run(state.images, state.settings)
     measures = [watch, HealthBatch(state.images, state.training), *([probe] if probe else [])]
-    shown = [*own, Metrics(state.run.metrics), ProgressBar()] if state.training.session.leads else []
+    leads, reports = state.training.session.leads, bool(state.settings.run.report_to)
+    copies = [Reporting(state.run, state.settings)] if reports else []
+    shown = [*own, Metrics(state.run.metrics), *copies, ProgressBar()] if leads else []
     return Callbacks([*measures, *shown, LineEnd(watch)], own)
 
 

@@ -12,8 +12,10 @@ class Report:
     """A run folder; or what else was evaluated, as demo or hf-hub:user/name."""
     out: str = ""
     """File of the page; by default RUN/report.html."""
+    report_to: str = ""
+    """Trackers that are sent the page, pictures and results, comma-separated: tensorboard, wandb, trackio, mlflow."""
 
 
 OPTIONS = Report
-WORK = "iwm.reports.page:report"
+WORK = "iwm.reports.sending:report"
 EXAMPLE = "iwm report runs/mine"

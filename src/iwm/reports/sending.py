@@ -1,0 +1,71 @@
+"""`iwm report`: write the page of a run, and send it with pictures and results to trackers."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from iwm.reports import page
+from iwm.reports.results import Result
+from iwm.reports.run import Run
+from iwm.reports.verdict import judge_training
+from iwm.run_folder import RunFolder
+from iwm.runtime.console import console
+from iwm.runtime.errors import UserError
+from iwm.training.reporting import Sender, end, is_number
+from iwm.training.trackers import Tracker, trackers_of
+from iwm.verbs.report import Report
+
+
+def report(o: Report) -> Path:
+    """Write the page of a run and say where it lies; with `report_to` send it, too.
+
+    Raises UserError when there is no such run, and for a tracker that is unknown or cannot be reached.
+    """
+    kinds = trackers_of(o.report_to)
+    path = page.write(o.run, o.out)
+    console.print(f"Written to {path}", soft_wrap=True, markup=False)
+    if kinds:
+        send(RunFolder.of(o.run), kinds, path)
+    return path
+
+
+def send(run: RunFolder, kinds: list[type[Tracker]], path: Path) -> None:
+    """Send what the trackers do not have yet: lines of metrics, pictures, the main numbers of results, and the page.
+
+    Raises UserError for what is no run that was trained here, and when something could not be sent.
+    """
+    run.require("config")
+    run.require("metrics")
+    settings, lines = run.settings(), run.metric_lines()
+    step = lines[-1]["step"] if lines else 0
+    finding = judge_training(lines, run.objective_kind())
+    words = finding.sentence if finding else "No line of metrics yet."
+    senders = [Sender(kind, run, settings) for kind in kinds]
+    for sender in senders:
+        sender.begin()
+    for sender in senders:
+        sender.start()
+        for name, picture in _pictures(run):
+            sender.file(name, picture, lambda tracker, n=name, p=picture: tracker.picture(n, p, step))
+        for result in Run(run.path).results:
+            name, numbers = result.path.stem, _numbers(result)
+            sender.file(f"{name}.json", result.path, lambda tracker, n=numbers: tracker.scalars(step, n))
+        sender.file("report", path, lambda tracker: tracker.page(path, words, step))
+    if sentences := end(senders):
+        raise UserError(" ".join(sentences))
+    console.print(f"Sent to {', '.join(kind.name for kind in kinds)}.")
+
+
+def _pictures(run: RunFolder) -> Iterator[tuple[str, Path]]:
+    """Pictures by name: what it imagined while it was trained, and those beside its results."""
+    if run.stages.is_file():
+        yield "stages", run.stages
+    for result in Run(run.path).results:
+        for ending, path in result.pictures.items():
+            yield f"{result.path.stem}{'-' if ending else ''}{ending}", path
+
+
+def _numbers(result: Result) -> dict[str, float]:
+    """The main numbers of a result."""
+    own = {one.name for one in dataclasses.fields(result)} - {"path", "content", "live"}
+    return {f"{result.path.stem}/{name}": float(result[name]) for name in own if is_number(result.get(name))}

@@ -1,0 +1,82 @@
+"""`iwm report --report-to`: the page, pictures and main numbers go to trackers, each once."""
+
+from typing import Any, ClassVar
+
+import pytest
+from conftest import tiny, trained_on, with_run
+
+import iwm
+from iwm import cli
+from iwm.evaluation import after_pretraining
+from iwm.run_folder import RunFolder
+from iwm.runtime.errors import UserError
+from iwm.training.trackers import TRACKERS, Tracker
+
+
+class Planted(Tracker):
+    """Keeps what it is sent."""
+
+    name, mend = "planted", "plant it again"
+    told: ClassVar[list[Any]] = []
+    broken: ClassVar[bool] = False
+
+    def open(self):
+        if self.broken:
+            raise ConnectionError("no network")
+
+    def scalars(self, step, values):
+        self.told.append((step, {name: value for name, value in values.items() if "/" in name or name == "loss"}))
+
+    def picture(self, name, path, step):
+        self.told.append((step, name, path.read_bytes()[:4]))
+
+    def page(self, path, words, step):
+        self.told.append((step, "page", path.name, words))
+
+    def close(self):
+        self.told.append("close")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    monkeypatch.setitem(TRACKERS, "planted", Planted)
+    monkeypatch.setattr(Planted, "told", [])
+    monkeypatch.setattr(Planted, "broken", False)
+    return Planted.told
+
+
+def test_lines_pictures_results_and_page_are_sent_once(trained, told, capsys):
+    source = str(trained.parent / "pictures.npz")
+    result = iwm.world(trained, data=source, images=2, bank=4, **{"speed.device": "cpu", "speed.precision": "fp32"})
+    assert cli.main(["report", str(trained), "--report-to", "planted"]) == 0
+    assert "Sent to planted." in capsys.readouterr().out
+    assert [entry[0] for entry in told[1:5]] == [2, 4, 6, 8]
+    assert told[0][:2] == (0, "gallery")
+    assert (8, result.path.stem, b"\x89PNG") in told
+    (numbers,) = (values for _, values in [one for one in told if len(one) == 2] if "loss" not in values)
+    assert numbers[f"{result.path.stem}/mrr"] == result.mrr
+    page = told[-2]
+    assert page[:3] == (8, "page", "report.html")
+    assert "healthy" in page[3].lower() or "ill" in page[3].lower()
+    before = len(told)
+    assert cli.main(["report", str(trained), "--report-to", "planted"]) == 0
+    again = [entry for entry in told[before:] if entry != "close" and entry[1] != "page"]
+    assert again == [], "nothing but the page has changed since"
+
+
+def test_what_cannot_be_sent_is_one_sentence_and_the_page_is_there(trained, told, monkeypatch):
+    monkeypatch.setattr(Planted, "broken", True)
+    with pytest.raises(UserError, match=r"planted cannot begin \(no network\); plant it again"):
+        iwm.report(trained, report_to="planted")
+    assert RunFolder(trained).report.is_file()
+    with pytest.raises(UserError, match="did you mean 'planted'"):
+        iwm.report(trained, report_to="plantd")
+
+
+def test_pretraining_ends_with_the_report(pictures, tmp_path, told, monkeypatch, capsys):
+    settings = with_run(trained_on(tiny(), source=pictures, out=str(tmp_path / "run")), report_to="planted")
+    after_pretraining.pretrain(settings)
+    assert (8, "page", "report.html") in [entry[:3] for entry in told if len(entry) == 4]
+    monkeypatch.setattr(Planted, "broken", True)
+    after_pretraining.pretrain(settings)  # nothing is left to do but the report
+    assert "The report was not sent. planted cannot begin (no network)" in " ".join(capsys.readouterr().out.split())

@@ -1,0 +1,158 @@
+"""The real libraries in their offline modes keep what a run sent, and a run that goes on goes on in the same place."""
+
+import importlib
+import importlib.util
+import json
+import sqlite3
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny
+from PIL import Image
+
+from iwm.run_folder import RunFolder
+from iwm.runtime.errors import UserError
+from iwm.training.reporting import Sender
+from iwm.training.trackers import TRACKERS, Tracker, register_tracker, trackers_of
+
+LINES = [{"step": step, "loss": 1 / step, "rankme": 2.0, "precision": "fp32"} for step in (2, 4, 6, 8)]
+
+
+def needs(library: str) -> Any:
+    return pytest.mark.skipif(importlib.util.find_spec(library) is None, reason=f"{library} is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A run folder with a gallery and a page."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    Image.new("RGB", (40, 20), (200, 100, 50)).save(folder.gallery)
+    folder.report.write_text("<h1>Report</h1>")
+    return folder
+
+
+def told_in_two_parts(name: str, run: RunFolder) -> None:
+    """Two processes of a run, of which the second does step 4 again, then the report."""
+    for lines in (LINES[:2], LINES[1:]):
+        sender = Sender(TRACKERS.find(name), run, tiny(), anew=lines[0]["step"] == 2)
+        sender.begin()
+        sender.start()
+        for line in lines:
+            sender.line(line)
+        if lines[-1]["step"] == 8:
+            sender.file("report", run.report, lambda tracker: tracker.page(run.report, "healthy: it learns", 8))
+        assert sender.end(60) == ""
+        assert sender.failures == 0, sender.reason
+
+
+@needs("tensorboard")
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard(run):
+    told_in_two_parts("tensorboard", run)
+    reading: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    (folder,) = run.tensorboard.iterdir()
+    events = reading.EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    assert [(one.step, round(one.value, 4)) for one in events.Scalars("loss")] == [
+        (line["step"], round(line["loss"], 4)) for line in LINES
+    ]
+    (gallery,) = events.Images("gallery")
+    assert (gallery.width, gallery.height) == (40, 20)
+    assert {"settings/text_summary", "report/text_summary"} <= set(events.Tags()["tensors"])
+    assert len(events.Tensors("settings/text_summary")) == 1
+
+
+@needs("mlflow")
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow(run, tmp_path, monkeypatch):
+    told_in_two_parts("mlflow", run)
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        steps = database.execute("select step from metrics where key = 'loss' order by timestamp").fetchall()
+        assert steps == [(2,), (4,), (6,), (8,)]
+        assert database.execute("select status, name from runs").fetchall() == [("FINISHED", "run")]
+        params = dict(database.execute("select key, value from params").fetchall())
+    assert json.loads(params["encoder.width"]) == 32
+    files = {path.name for path in tmp_path.rglob("*") if "artifacts" in path.parts and path.is_file()}
+    assert files == {"gallery.png", "report.html"}
+
+
+@needs("trackio")
+@pytest.mark.filterwarnings("ignore")
+def test_trackio(run, tmp_path):
+    told_in_two_parts("trackio", run)
+    with sqlite3.connect(tmp_path / "trackio" / "iwm.db") as database:
+        rows = database.execute("select run_name, step, metrics from metrics order by id").fetchall()
+    assert len({name for name, _, _ in rows}) == 1
+    losses = [step for _, step, metrics in rows if "loss" in json.loads(metrics)]
+    assert losses == [2, 4, 6, 8]
+    assert {"gallery", "report"} <= {key for _, _, metrics in rows for key in json.loads(metrics)}
+
+
+def wandb_records(path: Path) -> Iterator[bytes]:
+    """The records of an offline file: LevelDB's log format after a header of 7 bytes."""
+    data, place, part = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = 2**15 - place % 2**15
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        if left < 7 or kind == 0:
+            place += left
+            continue
+        part = (part if kind in (3, 4) else b"") + data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            yield part
+
+
+@needs("wandb")
+@pytest.mark.filterwarnings("ignore")
+def test_wandb(run):
+    told_in_two_parts("wandb", run)
+    messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    lines, ids = [], set()
+    for path in sorted(run.path.glob("wandb/offline-run-*/*.wandb")):
+        for content in wandb_records(path):
+            record = messages.Record()
+            record.ParseFromString(content)
+            if record.WhichOneof("record_type") == "history":
+                items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+                lines.append((record.history.step.num, items))
+            elif record.WhichOneof("record_type") == "run":
+                ids.add(record.run.run_id)
+    calls = [call for call, _ in lines]
+    assert calls == sorted(set(calls)), "W&B drops what does not come with a larger number"
+    assert [int(items["step"]) for _, items in lines if "loss" in items] == [2, 4, 6, 8]
+    assert ids == {Sender(TRACKERS.find("wandb"), run, tiny()).account.memory["id"]}
+    assert {"gallery", "report"} <= {key for _, items in lines for key in items}
+
+
+@needs("mlflow")
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_without_its_server_is_one_sentence(run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"mlflow cannot begin \(.*\); check MLFLOW_TRACKING_URI and the server, or"):
+        Sender(TRACKERS.find("mlflow"), run, tiny()).begin()
+
+
+def test_names_may_have_spaces_and_come_twice():
+    class Own(Tracker):
+        name = "own"
+
+    try:
+        register_tracker(Own)
+        assert trackers_of("own, own,") == [Own]
+    finally:
+        TRACKERS.pop("own")
+    assert trackers_of("") == []
