@@ -65,6 +65,8 @@ def document(result: Any) -> Any:
         return plain({"path": str(result.path), "metrics": lines[-1] if lines else None})
     if isinstance(result, Path):
         return {"path": str(result)}
+    if hasattr(result, "document"):
+        return plain(result.document())
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         return plain(dataclasses.asdict(result))
     return plain(result)

@@ -1,5 +1,6 @@
 """Embeddings are the encoder's own numbers, each beside its image; what is left out is said."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,18 @@ def test_images_in_memory_are_embedded(run):
 def test_what_cannot_be_embedded_is_one_sentence(run, pictures, options, complaint):
     with pytest.raises(UserError, match=complaint):
         iwm.embed(run, pictures, **options, **SPEED)
+
+
+def test_what_is_embedded_is_json_too(run, tmp_path, capsys):
+    source, where = str(pictures_file(tmp_path / "p.npz")), ["--speed.precision", "fp32", "--speed.device", "cpu"]
+    assert cli.main(["embed", run, source, "--out", str(tmp_path / "f.npz"), "--json", *where]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["images"], document["shape"], document["path"]) == (80, [32], str(tmp_path / "f.npz"))
+    assert "paths" not in document
+    assert cli.main(["embed", run, source, "--json", *where]) == 0
+    assert len(json.loads(capsys.readouterr().out)["embeddings"]) == 80
+    assert cli.main(["embed", run, source, "--out", str(tmp_path / "f.npz"), "--quiet", *where]) == 0
+    assert "Embedding(80 images, 32 numbers each, path=" in capsys.readouterr().out
 
 
 def test_the_command_line_asks_for_a_file(run, tmp_path, capsys):

@@ -10,7 +10,7 @@ They are written a piece at a time, so a set may be larger than memory.
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ class Reader:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Embedding:
     """Embeddings of images in their order, `iwm.embed`'s answer: in memory, or in a file that is read when asked for.
 
@@ -160,10 +160,10 @@ class Embedding:
     paths: list[str]
     labels: list[str]
     """The class of each image, empty where it has none."""
-    facts: dict[str, Any] = field(repr=False)
+    facts: dict[str, Any]
     path: Path | None = None
     """The file, where one was written."""
-    _held: Float32[np.ndarray, "n *shape"] | None = field(default=None, repr=False)
+    _held: Float32[np.ndarray, "n *shape"] | None = None
 
     @cached_property
     def embeddings(self) -> Float32[np.ndarray, "n *shape"]:
@@ -178,6 +178,17 @@ class Embedding:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def document(self) -> dict[str, Any]:
+        """What `--json` prints: how the images were embedded and where the file is, without a file all of it."""
+        content = {"images": len(self), **self.facts, "path": self.path}
+        if self.path is None:
+            content |= {"paths": self.paths, "labels": self.labels, "embeddings": self.embeddings}
+        return content
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.facts["shape"]))
+        return f"Embedding({len(self):,} images, {shape} numbers each, path={str(self.path) if self.path else None!r})"
 
 
 def embed(o: Embed) -> Embedding:
