@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV = .venv
 READY = $(VENV)/.ready
+TESTABLE = $(VENV)/.testable
 # A process for every core, of one thread each; a process that has nothing left takes over from another.
 PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
@@ -10,15 +11,15 @@ PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 demo: $(READY)
 	$(VENV)/bin/iwm demo --out runs/demo
 
-test: $(READY)
+test: $(TESTABLE)
 	$(PYTEST)
 
 # Longer forms of what `make test` asserts in short.
-test-long: $(READY)
+test-long: $(TESTABLE)
 	$(PYTEST) -m long
 
 # Ten minutes of training against the ranges in tests/learning/ranges.json.
-test-learning: $(READY)
+test-learning: $(TESTABLE)
 	$(VENV)/bin/python -m pytest -m learning tests/learning
 
 # The suite on the lowest versions of all dependencies that pyproject.toml allows, and on the newest there are, each in
@@ -41,24 +42,29 @@ TESTING = pytest pytest-xdist hypothesis beartype scikit-learn torchmetrics
 
 # Build sdist and wheel, and use the wheel from an empty folder: with the dependencies of .venv, or with its own from
 # the registry (minutes).
-package: $(READY)
+package: $(TESTABLE)
 	$(VENV)/bin/python tools/check_package.py
 
-package-check: $(READY)
+package-check: $(TESTABLE)
 	$(VENV)/bin/python tools/check_package.py --install
 
 # The site of the documentation, build/site/index.html; every link that leads nowhere ends it.
-docs: $(READY)
+docs: $(TESTABLE)
 	$(VENV)/bin/python tools/build_docs.py
 
-lint: $(READY)
+lint: $(TESTABLE)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[app,dev,docs]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[app]'
+	touch $@
+
+# What the tests need beside it: all extras.
+$(TESTABLE): $(READY)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[app,dev,docs,embed,onnx,track]'
 	touch $@
 
 clean:
