@@ -40,6 +40,7 @@ CSS = """\
 table { display: block; overflow-x: auto; }
 .content img { max-width: 100%; height: auto; }
 td:first-child code { white-space: nowrap; }
+td:nth-child(4) { min-width: 13em; }
 .highlight-text pre, .highlight-python pre { white-space: pre-wrap; }
 """
 
