@@ -124,20 +124,18 @@ def measure(
     bank_space = model.space if own_range else reference_space(model.space, model.settings.data.image_size)
     graded = [i for i, t in enumerate(model.space.transformations) if t.graded and t.both]
     units = in_reference_units(model.space, model.settings.data.image_size)[graded]
-    several = lessons is not None and len(lessons) > 1
-    calibration = calibrate(model, lessons, seed, bank_space) if lessons is not None and several else None
+    calibration = calibrate(model, lessons, seed, bank_space) if lessons is not None and len(lessons) > 1 else None
     further = BESIDE if calibration else {}
 
     def numbers_of(indices: Tensor) -> dict[str, Tensor]:
         rows = []
         for index in indices.tolist():
             result = rank_image(model, images[index], index, bank, seed, bank_space, calibration)
-            nearest = result.actions[result.distances.argmin(1)]
             row = {
                 "rank": ranks(result.distances),
                 "shuffled": 1 / ranks(result.distances.roll(1, dims=0)),
                 "null": 1 / ranks(result.null.expand(bank, bank)),
-                "error": (nearest - result.actions)[:, graded].abs().mean(0),
+                "error": (result.actions[result.distances.argmin(1)] - result.actions)[:, graded].abs().mean(0),
                 "zero": result.actions[:, graded].abs().mean(0),
                 "moves": torch.tensor([result.moved, result.moves, result.along], dtype=torch.float64),
                 **{name: (1 / ranks(getattr(result, name))).mean() for name in further},
