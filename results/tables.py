@@ -112,7 +112,11 @@ def world() -> str:
             ]
         )
     columns = ["run", "data", "MRR", "shuffled actions", "null action", "frozen random twin", "hits@1", "sensitivity"]
-    note = "Bank of 256, chance .024. *Frozen random twin*: the same predictor trained on an encoder that never learns."
+    note = (
+        "Bank of 256, chance .024. *Frozen random twin*: the same predictor trained on an encoder that never learns.\n"
+    )
+    note += "It is ranked in its own target space, so its MRR does not compare with the run's; the common MRR does\n"
+    note += "([concepts.md](concepts.md#numbers)), and has not been measured for `cifar10-cpu`."
     return table("How good is the world model? (tables 1 and 2)", [*columns, "paper (feature, 18 layers)"], rows, note)
 
 
