@@ -363,6 +363,7 @@ LATER = (
     "objective.error",
     "objective.invariance_weight",
     "predictor.residual",
+    "run.report_to",
 )
 """Settings that came after the first results. At their default they are no part of what a sweep is recognised by, so
 that older sweeps go on."""

@@ -44,7 +44,8 @@ def test_everything_a_number_depends_on_is_written_down(tmp_path):
     settings = study.settings
     assert (settings["recipe"], settings["recipes"], settings["seed"]) == ("demo", [], 0)
     assert settings["axes"]["levels"] == "strong"
-    assert list(settings["axes"]) == ["conditionings", "levels", "predictors", "invariance", "design"]
+    assert list(settings["axes"]) == ["conditionings", "levels", "predictors", "design"]
+    assert study_of(tmp_path, invariance="0,1").settings["axes"]["invariance"] == "0,1"
     assert settings["protocol"]["bank"] == 8
     assert settings["protocol"]["finetune_lrs"] == [3e-4, 1e-3, 3e-3]
     assert not {"jobs", "cell", "list", "words", "settings"} & settings["protocol"].keys()

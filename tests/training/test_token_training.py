@@ -163,7 +163,7 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path):
     refused({"actions": replace(base.actions, source_from="target")}, r"actions\.source_from crop\); give that")
     refused({"encoder": replace(encoder, train="first-2")}, "give none, last-K")
     refused({"encoder": replace(encoder, views=1)}, r"encoder\.views 1 gives no pair")
-    refused({"encoder": replace(encoder, name="")}, r"encoder\.layer 2 is a block of an encoder of others")
+    refused({"encoder": replace(encoder, name=""), "recipe": "on-encoder"}, "and none is named; give its name")
     layers = config.Objective(target_layers=2)
     refused({"objective": layers}, r"of one block \(objective\.target_layers 1\)")
     anew = replace(encoder, views=0)

@@ -72,13 +72,16 @@ class Study:
         place they stand for is a mark."""
         source = self.base.data.source
         own = {"images": self.options.images, "data.source": source}
+        axes = verbs.part(self.options, Axes)
+        if not axes["invariance"]:  # an axis that came after the first sweeps
+            del axes["invariance"]
         return plain(
             {
                 "recipe": self.base.recipe,
                 "recipes": [other.recipe for other in self.options.others],
                 "pretraining": {k: v for k, v in learned(self.base).items() if k not in VARIED} | own,
                 "source_mark": _source_mark(source),
-                "axes": verbs.part(self.options, Axes),
+                "axes": axes,
                 "protocol": verbs.part(self.options, Protocol),
                 "seed": self.base.run.seed,
             }

@@ -52,7 +52,7 @@ def pretrain(settings: config.Config) -> dict[str, Any]:
         "flops_per_image": size.train_flops,
         **_times(settings, step, left),
         "disk_gb": round((3 * weights * settings.run.keep + weights) / 1e9, 3),
-        "writes": [f"{run.path}/{name}" for name in ("config.yaml", "metrics.jsonl", "checkpoints/", "model/")],
+        "writes": [str(place) for place in (run.config, run.metrics, run.checkpoints, run.model)],
     }
 
 
