@@ -18,6 +18,7 @@ from torch import Tensor
 
 from iwm import cli, config, verbs
 from iwm.evaluation import after_pretraining
+from iwm.evaluation.tasks import embed
 from iwm.runtime import distributed
 from iwm.runtime.console import console
 from iwm.training import loop
@@ -211,6 +212,26 @@ def test_broken_images_are_left_out_wherever_they_lie(tmp_path):
     both = ranks.start(2, tmp_path / "second", cli.main, ["world", *words, "--data", str(tmp_path / "none")])
     assert both.wait(60) == [2, 2], both.texts
     assert "can be decoded; check its files" in both.texts
+
+
+def embedded(words: list[str]) -> int:
+    """Three images a rank at once."""
+    embed.AT_ONCE = 3 * 3 * 32 * 32
+    return cli.main(words)
+
+
+def test_two_ranks_embed_what_one_process_does(tmp_path):
+    """In the order of the source, without the broken images; of one piece all of a share is broken."""
+    noise(tmp_path / "some", 17, broken=(3, 4, 5, 9, 16))
+    words = ["embed", exported(tmp_path / "run"), str(tmp_path / "some"), "--speed.device", "cpu", "--out"]
+    assert cli.main([*words, str(tmp_path / "one.npz")]) == 0
+    both = ranks.start(2, tmp_path / "ranks", embedded, [*words, str(tmp_path / "two.npz")])
+    assert both.wait(60) == [0, 0], both.texts
+    one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
+    assert one["paths"].tolist() == two["paths"].tolist()
+    assert len(one["paths"]) == 12
+    np.testing.assert_allclose(two["embeddings"], one["embeddings"], rtol=1e-4, atol=1e-5)
+    assert both.texts.count("5 broken images were left out") == 1
 
 
 class Measuring:

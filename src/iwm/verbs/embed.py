@@ -57,4 +57,5 @@ class Embed(Reading, Computation):
 
 OPTIONS = Embed
 WORK = "iwm.evaluation.tasks.embed:embed"
+RANKS = True
 EXAMPLE = "iwm embed runs/mine path/to/images --out features.parquet"

@@ -10,6 +10,7 @@ They are written a piece at a time, so a set may be larger than memory.
 import os
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +22,10 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from iwm.actions.pixel_search import reach_with_flags
-from iwm.data.image_sets import UNLABELLED, ImageSet
+from iwm.data.decode import NothingReadable
+from iwm.data.image_sets import UNLABELLED, ImageSet, Subset
 from iwm.data.loader import load_chunks
+from iwm.data.shares import nothing_readable
 from iwm.data.sources import open_images, source_identity
 from iwm.evaluation import ritual
 from iwm.evaluation.tasks import embedding_file, features
@@ -31,7 +34,7 @@ from iwm.evaluation.tasks.features import BATCH, FrozenEncoder, Pixels, Pooling,
 from iwm.evaluation.world.imagine import parse_action
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import open_world
-from iwm.runtime import files
+from iwm.runtime import distributed, files, sharing
 from iwm.runtime.console import console, progress, show, tables_are_printed
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
@@ -117,24 +120,28 @@ class Reader:
     def __call__(self, pixels: Pixels) -> Float[Tensor, "n *shape"]:
         """Embeddings of decoded images, float32 on the host."""
         batches = pixels.split(BATCH)
-        return torch.cat([features.encode_batch(self.encoder, each, self.pooling, self.session) for each in batches])
+        parts = [features.encode_batch(self.encoder, each, self.pooling, self.session) for each in batches]
+        return torch.cat(parts).float()
 
     def pieces(self, images: ImageSet) -> Iterator[tuple[np.ndarray, Pixels, Float32[np.ndarray, "n *shape"]]]:
-        """Rows of the readable images, their pixels and embeddings, some at a time, under a progress bar.
+        """Rows of the readable images, their pixels and embeddings, some at a time, under a progress bar. Every rank
+        embeds its share of each piece, and all get the pieces in order.
 
         Raises UserError when no image at all can be decoded.
         """
-        size = self.encoder.size
+        size, nothing = self.encoder.size, True
         bytes_of_image = max(3 * size * size, 4 * int(np.prod(self.shape)))
         with progress("images") as bar:
             task = bar.add_task("embed", total=len(images), note="")
-            for pixels, rows in load_chunks(images, size, max(1, AT_ONCE // bytes_of_image)):
-                parts = []
-                for batch in pixels.split(BATCH):
-                    parts.append(features.encode_batch(self.encoder, batch, self.pooling, self.session).float())
-                    bar.advance(task, len(batch))
-                yield rows, pixels, torch.cat(parts).numpy()
-                bar.update(task, completed=int(rows[-1]) + 1)
+            for done, pixels, rows in _chunks(images, size, max(1, AT_ONCE // bytes_of_image)):
+                parts = {"rows": torch.from_numpy(rows), "pixels": pixels, "vectors": self(pixels)} if len(rows) else {}
+                parts = sharing.gathered_each(parts)
+                if parts:
+                    nothing = False
+                    yield parts["rows"].numpy(), parts["pixels"], parts["vectors"].numpy()
+                bar.update(task, completed=done)
+        if nothing:
+            raise nothing_readable(images)
 
     def facts(self, o: Reading) -> dict[str, Any]:
         """What a file of embeddings says of itself: enough to embed another image alike."""
@@ -148,6 +155,24 @@ class Reader:
             "shape": list(self.shape),
             "precision": self.session.precision,
         }
+
+
+def _chunks(images: ImageSet, size: int, at_once: int) -> Iterator[tuple[int, Pixels, np.ndarray]]:
+    """How many images are done after these, this rank's share of the next ones, and their rows; it may have none."""
+    if distributed.size() == 1:
+        for pixels, rows in load_chunks(images, size, at_once):
+            yield int(rows[-1]) + 1, pixels, rows
+        return
+    for start in range(0, len(images), at_once * distributed.size()):
+        piece = np.arange(start, min(start + at_once * distributed.size(), len(images)))
+        share = sharing.share_of(len(piece))
+        rows = piece[share.start : share.stop]
+        try:
+            chunks = [*load_chunks(Subset(images, rows), size, at_once)]
+        except NothingReadable:  # other ranks may have images
+            chunks = []
+        pixels, kept = chunks[0] if chunks else (torch.empty(0, 3, size, size, dtype=torch.uint8), np.empty(0, int))
+        yield int(piece[-1]) + 1, pixels, rows[kept]
 
 
 @dataclass(frozen=True, repr=False)
@@ -192,7 +217,8 @@ class Embedding:
 
 
 def embed(o: Embed) -> Embedding:
-    """Embed every readable image of a source, its training and validation images one after the other.
+    """Embed every readable image of a source, its training and validation images one after the other. Several ranks
+    share them; the first one writes.
 
     Writes the file, whole or not at all; from Python, without `out`, the arrays are only returned. Raises UserError for
     a RUN, a source or an option that cannot be read, and for a file that cannot be written.
@@ -202,22 +228,23 @@ def embed(o: Embed) -> Embedding:
         raise UserError("Where shall the embeddings go? Give --out FILE.parquet, or FILE.npz.")
     if path is not None:
         embedding_file.require_format(path)
-        files.require_file(path, "The embeddings", "give another --out FILE.")
+        place = path
+        sharing.by_first(lambda: files.require_file(place, "The embeddings", "give another --out FILE."))
     with Session.open(o.speed) as session:
         reader = Reader.open(o, session)
         images = open_images(o.data, "all", size=reader.encoder.size)
         start = time.perf_counter()
         embedding = _written(reader, images, o, path) if path else _kept(reader, images, o)
         seconds = time.perf_counter() - start
-    left_out = len(images) - len(embedding)
-    if tables_are_printed():
-        numbers = {"encoder": reader.encoder.name, "pooling": o.pooling, "images": len(embedding)}
-        numbers |= {"numbers an image": int(np.prod(reader.shape)), "images/s": len(images) / seconds}
-        show(f"Embeddings of {images.name}", numbers)
-    if left_out:
-        console.print(f"[yellow]{left_out} broken image{'s were' if left_out > 1 else ' was'} left out.")
-    if path:
-        console.print(f"Written to {path}", soft_wrap=True, markup=False)
+        left_out = len(images) - len(embedding)
+        if tables_are_printed():
+            numbers = {"encoder": reader.encoder.name, "pooling": o.pooling, "images": len(embedding)}
+            numbers |= {"numbers an image": int(np.prod(reader.shape)), "images/s": len(images) / seconds}
+            show(f"Embeddings of {images.name}", numbers)
+        if left_out:
+            console.print(f"[yellow]{left_out} broken image{'s were' if left_out > 1 else ' was'} left out.")
+        if path:
+            console.print(f"Written to {path}", soft_wrap=True, markup=False)
     return embedding
 
 
@@ -231,10 +258,12 @@ def _written(reader: Reader, images: ImageSet, o: Embed, path: Path) -> Embeddin
     facts, labels = _facts(reader, images, o), labels_of(images)
     paths: list[str] = []
     classes: list[str] = []
-    with embedding_file.writing(path, facts) as writer:
+    leads = distributed.rank() == 0
+    with embedding_file.writing(path, facts) if leads else nullcontext() as writer:
         for rows, _, vectors in reader.pieces(images):
             names, kinds = [images.path(row) for row in rows.tolist()], [labels[row] for row in rows.tolist()]
-            writer.write(names, kinds, vectors)
+            if writer:
+                writer.write(names, kinds, vectors)
             paths += names
             classes += kinds
             facts["left_out"] = len(images) - len(paths)
