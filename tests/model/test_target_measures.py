@@ -39,14 +39,6 @@ def test_the_position_share_is_not_that_of_chance():
     assert measures.position_share(targets) == pytest.approx(0, abs=0.02)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_photometric_share_of_planted_tokens(share):
-    tokens = torch.randn(400, 4, 16) + 7 * torch.randn(4, 16)
-    other = tokens + share**0.5 * torch.randn_like(tokens)
-    assert measures.photometric_share(other, tokens) == pytest.approx(share, rel=0.05, abs=1e-9)
-    assert measures.photometric_share(torch.randn(400, 4, 16), torch.randn(400, 4, 16)) == pytest.approx(2, rel=0.05)
-
-
 def test_pixels_are_those_of_the_patch_at_most_8_x_8():
     images = torch.rand(2, 3, 32, 48)
     torch.testing.assert_close(measures.own_pixels(images, 4)[0, 1], images[0, :, :4, 4:8].permute(1, 2, 0).flatten())

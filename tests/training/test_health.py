@@ -11,6 +11,7 @@ from conftest import tiny
 
 from iwm import config
 from iwm.actions.views import make_views
+from iwm.model.architecture import described
 from iwm.model.masks import sample_masks
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import UserError
@@ -36,10 +37,10 @@ def test_target_variance_is_the_share_between_images():
     assert target_variance(torch.zeros(10, 3, 2)) == 0
 
 
-def examined(model: ImageWorldModel) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8, generator=generator)
-    indices, s = np.arange(64), model.settings
+def examined(model: ImageWorldModel, count: int = 64) -> dict[str, Any]:
+    generator, s = torch.Generator().manual_seed(0), model.settings
+    images = torch.randint(0, 256, (count, 3, *[s.data.image_size] * 2), dtype=torch.uint8, generator=generator)
+    indices = np.arange(count)
     views = make_views(images, model.space, s.actions, 0, -1, indices, "cpu")
     model.train()
     model.calibrate(views)
@@ -191,3 +192,12 @@ def test_a_telling_value_is_told_and_makes_nobody_ill(change, said):
     verdict = judge(good_line(**usual) | change)
     assert verdict.healthy
     assert [sentence for sentence in verdict.findings if said in sentence]
+
+
+@pytest.mark.parametrize(("name", "layer"), [("test_convnext", 0), ("test_resnet", 3)])
+def test_blocks_that_are_not_alike_are_left_out(name, layer):
+    """Stages of maps grow coarser; a ResNet has no list of blocks at all."""
+    named = config.Encoder(name=f"timm:{name},weights=random", train="none", layer=layer)
+    settings = tiny(encoder=described(named, name, None), data=config.Data(image_size=64))
+    line = examined(ImageWorldModel(settings), count=20)
+    assert len(line["target_pixel_r2_blocks"]) == 1

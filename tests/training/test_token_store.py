@@ -72,7 +72,7 @@ def test_only_what_is_missing_needs_room(tmp_path, source, monkeypatch: pytest.M
     model = step.build(settings(), torch.device("cpu")).eval()
     token_store.build(model, source, tmp_path, CPU)
     first = max(tmp_path.glob("*.npy"), key=lambda path: path.stat().st_size)
-    free = first.stat().st_size
+    free = first.stat().st_size  # with the header of the file
     first.unlink()  # a gap: what lies behind it is there
     monkeypatch.setattr(token_store.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free})())
     token_store.build(model, source, tmp_path, CPU)

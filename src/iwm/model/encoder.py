@@ -99,6 +99,11 @@ class PatchEncoder(nn.Module):
         """What lies behind block `layer`, the final norm too: nothing where that is the last block."""
         raise NotImplementedError
 
+    @property
+    def alike(self) -> list[int]:
+        """The numbers of the blocks that are known to give tokens as block `layer` does."""
+        return list(range(1, self.depth + 1))
+
     def set_statistics(self) -> None:
         """Make mean and deviation of the pixels part of the module, not of its state."""
         for stat in ("mean", "std"):

@@ -119,6 +119,11 @@ class ForeignEncoder(PatchEncoder):
         last = [norm] if isinstance(norm, nn.Module) else []
         return [] if self.layer == self.depth else [*self.stack[self.layer :], *last]
 
+    @property
+    def alike(self) -> list[int]:
+        # Stages of maps grow coarser on the way up.
+        return list(range(1, self.depth + 1)) if self.layout == "NLC" else [self.layer]
+
     def tokens(
         self,
         images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"],

@@ -1,25 +1,26 @@
-"""What targets are made of: how much of them is position, the patch's own pixels, and the change of colours.
+"""What targets are made of: how much of them is position and the patch's own pixels.
 
     position share      Var(position mean) / Var(target)
     pixel R2            held out, of a linear regression of the target on position and the patch's own pixels
-    photometric share   E |t(source) - t(target)|^2 / E |t(target) - position mean|^2      at the same patch
 
 Positions are told as one number each (a mean for every position, without penalty), pixels as at most 8 x 8 colours a
-patch by ridge regression. A photometric share of 0 is invariant; at 1 a change of colours moves a target as far as
-knowing the position only is off; two unrelated images have 2.
+patch by ridge regression.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from iwm.actions.views import Views
+from iwm.actions.views import Views, make_views
 from iwm.data.splits import tenth_of_rows
 from iwm.model.objectives.objective import ModelParts
 from iwm.model.objectives.pixels import patches_of
+from iwm.model.objectives.spread import photometric_share
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.algebra import double, ridge, standardisation
 
 MOST_TOKENS = 2**14
@@ -41,13 +42,6 @@ def position_share(targets: Float[Tensor, "b n d"]) -> float:
     noise = within / count * (1 - 1 / len(means))
     position = ((means - means.mean(dim=0)).square().mean() - noise).clamp_min(0)
     return float(position / (position + within).clamp_min(1e-12))
-
-
-def photometric_share(source: Float[Tensor, "b n d"], target: Float[Tensor, "b n d"]) -> float:
-    """How far a change of colours moves a token, over how far the position's mean is off; both squared."""
-    source, target, count = double(source), double(target), len(target)
-    spread = (target - target.mean(dim=0)).square().mean() * count / max(1, count - 1)
-    return float((source - target).square().mean() / spread.clamp_min(1e-12))
 
 
 def own_pixels(images: Float[Tensor, "b 3 h w"], patch_size: int) -> Float[Tensor, "b n k"]:
@@ -86,3 +80,18 @@ def measures(
         "target_pixel_r2": pixel_r2(target[:count], pixels),
         "target_pixel_r2_blocks": [pixel_r2(tokens, pixels) for tokens in outputs],
     }
+
+
+@torch.no_grad()
+def of_images(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: int) -> dict[str, object]:
+    """`measures` and the photometric share on views of these images, made as in training: as many as have MOST_TOKENS
+    tokens, and not more than 256. Nothing where targets are not learned (`objective.kind` pixels)."""
+    objective, encoder = model.objective, model.target_encoder
+    if not objective.learned_targets or len(images) < 2:
+        return {}
+    images = images[: min(256, max(2, MOST_TOKENS // (model.grid[0] * model.grid[1])))]
+    indices = np.arange(len(images))
+    views = make_views(images, model.space, model.settings.actions, seed, 0, indices, model.device)
+    source, target = (model.target_norm(objective.raw_target(model, part)) for part in (views.source, views.target))
+    numbers = measures(model, views, target, [number for number in encoder.alike if number <= encoder.layer])
+    return numbers | {"photometric_share": photometric_share(source, target)}

@@ -82,10 +82,13 @@ class ImageWorldModel(ModelParts, OnHub):
         if not 1 <= settings.objective.target_layers <= self.encoder.layer:
             raise UserError(
                 f"objective.target_layers is {settings.objective.target_layers}; it must lie between 1 and "
-                f"{'encoder.layer' if self.encoder.behind else 'encoder.depth'} ({self.encoder.layer})."
+                f"{'encoder.layer' if self.encoder.layer < self.encoder.depth else 'encoder.depth'} "
+                f"({self.encoder.layer})."
             )
-        for part in self.encoder.behind:  # nothing asks anything of it but the invariance term
-            part.requires_grad_(settings.objective.invariance_weight > 0)
+        further = settings.objective.invariance_weight > 0
+        # Nothing asks anything of what lies behind but the invariance term; of an encoder of others it stands still.
+        for part in self.encoder.behind if further or not settings.encoder.name else ():
+            part.requires_grad_(further)
         if settings.encoder.train == "none":
             self.encoder.requires_grad_(False)
         if settings.objective.freeze_patches:

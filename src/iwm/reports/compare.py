@@ -25,7 +25,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "world": (
         "mrr", "mrr_chance", "mrr_shuffled", "mrr_null", "frozen_random_twin_mrr", "mrr_calibrated",
         "mrr_common", "mrr_common_limit", "frozen_random_twin_mrr_common", "hits_at_1", "hits_at_5", "hits_at_10",
-        "action_sensitivity", "action_slope", "action_correlation", "inferred_action_error",
+        "action_sensitivity", "slope", "action_correlation", "inferred_action_error",
     ),
     "probe": (
         "top1", "top5", "balanced_top1", "random_encoder_top1", "last_block_top1", "random_encoder_last_block_top1",

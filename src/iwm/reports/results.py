@@ -114,7 +114,7 @@ class WorldResult(Result):
     """Of predictions with their whole change; None of older results, like the three below."""
     mrr_common: float | None = None
     """In one space for all models, the picture's 8 x 8 colours."""
-    action_slope: float | None = None
+    slope: float | None = None
     action_correlation: float | None = None
 
 

@@ -23,6 +23,7 @@ from iwm.model import target_measures
 from iwm.model.masks import Masks
 from iwm.model.objectives import OBJECTIVES, Objective
 from iwm.model.objectives.objective import Examination
+from iwm.model.objectives.spread import photometric_share
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import distributed
 from iwm.runtime.algebra import double
@@ -81,11 +82,11 @@ def _targets(model: ImageWorldModel, views: Views, raw: Float[Tensor, "b n d"]) 
     """What the targets are made of, and whether the last block, where it is trained for that, is more invariant."""
     encoder, target = model.target_encoder, model.target_norm(raw)
     further = model.settings.objective.invariance_weight > 0
-    numbers = range(1, (encoder.depth if further else encoder.layer) + 1)
+    numbers = [number for number in encoder.alike if further or number <= encoder.layer]
     line = target_measures.measures(model, views, target, numbers) | {"target_rankme": rankme(target.mean(dim=1))}
     if further:
         last = [encoder.intermediates(part, [encoder.depth], affine=False)[0] for part in (views.source, views.target)]
-        line["photometric_share_last"] = target_measures.photometric_share(*last)
+        line["photometric_share_last"] = photometric_share(*last)
     return line
 
 

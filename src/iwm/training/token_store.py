@@ -113,17 +113,14 @@ def build(model: ImageWorldModel, images: ImageSet, folder: Path, session: Sessi
         soft_wrap=True,
     )
     parts, kept = [], []
-    least = least_side(settings.data.image_size, settings.data.crop_area)
     with progress("images") as bar:
         task = bar.add_task("encode", total=len(images), note="")
         for start in range(0, len(images), PART):
-            rows = np.arange(start, min(start + PART, len(images)))
-            whole, rows = load_whole(images, rows, least)
+            crops, rows = _part(images, settings, start)
             if len(rows):
-                crops = [_crops(whole, settings, rows, crop) for crop in range(plan.crops)]
-                path = folder / _name(mark, _content(crops, rows))
+                path = folder / f"{_name(mark, crops, rows)}.npy"
                 if not path.is_file():
-                    _require_room(folder, needed - sum(file.stat().st_size for file in folder.glob(_name(mark, "*"))))
+                    _require_room(folder, mark, images, settings, start)
                     _encode(model, plan, crops, rows, path, session)
                 parts.append(np.load(path, mmap_mode="r"))
                 kept.append(rows)
@@ -146,15 +143,24 @@ def _seconds_for_one(model: ImageWorldModel, session: Session) -> float:
     return seconds / len(views)
 
 
-def _crops(
-    whole: list[Tensor], settings: config.Config, rows: Int64[np.ndarray, " b"], crop: int
-) -> UInt8[Tensor, "b 3 s s"]:
-    data = settings.data
-    return random_crops(whole, data.image_size, data.crop_area, data.flip, settings.run.seed, crop, rows, "crop")
+def _part(
+    images: ImageSet, settings: config.Config, start: int
+) -> tuple[list[UInt8[Tensor, "b 3 s s"]], Int64[np.ndarray, " b"]]:
+    """The crops of the images from `start` on that are kept in one file, and which those are that could be read."""
+    data, count = settings.data, settings.encoder.crops
+    rows = np.arange(start, min(start + PART, len(images)))
+    whole, rows = load_whole(images, rows, least_side(data.image_size, data.crop_area))
+    if not whole:
+        return [], rows
+    crops = [
+        random_crops(whole, data.image_size, data.crop_area, data.flip, settings.run.seed, crop, rows, "crop")
+        for crop in range(count)
+    ]
+    return crops, rows
 
 
 def _mark(model: ImageWorldModel, session: Session) -> str:
-    """A digest of what the tokens depend on beside the pixels."""
+    """What the tokens depend on beside the pixels."""
     state = hashlib.blake2b(digest_size=16)
     encoder = model.target_encoder
     for name, value in sorted({**encoder.state_dict(), "mean": encoder.mean, "std": encoder.std}.items()):
@@ -169,24 +175,29 @@ def _mark(model: ImageWorldModel, session: Session) -> str:
         "actions": [asdict(s.actions), model.space.spec()],
         "precision": [session.precision, session.device.type],
     }
-    return hashlib.blake2b(json.dumps(what, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    return json.dumps(what, sort_keys=True, default=str)
 
 
-def _content(crops: Sequence[UInt8[Tensor, "b 3 s s"]], rows: Int64[np.ndarray, " b"]) -> str:
-    """A digest of some images' places and pixels."""
-    content = hashlib.blake2b(rows.tobytes(), digest_size=16)
+def _name(mark: str, crops: Sequence[UInt8[Tensor, "b 3 s s"]], rows: Int64[np.ndarray, " b"]) -> str:
+    name = hashlib.blake2b(mark.encode(), digest_size=16)
+    name.update(rows.tobytes())
     for pixels in crops:
-        content.update(pixels.contiguous().numpy().data)
-    return content.hexdigest()
+        name.update(pixels.contiguous().numpy().data)
+    return name.hexdigest()
 
 
-def _name(mark: str, content: str) -> str:
-    """The file of a part; with `content` "*", the pattern of all parts of these settings."""
-    return f"{mark}-{content}.npy"
-
-
-def _require_room(folder: Path, needed: int) -> None:
+def _require_room(folder: Path, mark: str, images: ImageSet, settings: config.Config, start: int) -> None:
+    """Raises UserError when the parts from `start` on that are not there yet find no room. Which those are is looked up
+    only where all of them would find none, for that decodes every image."""
     free = shutil.disk_usage(folder).free
+    if size_of(settings, len(images) - start) <= free:
+        return
+    missing = 0
+    for each in range(start, len(images), PART):
+        crops, rows = _part(images, settings, each)
+        if len(rows) and not (folder / f"{_name(mark, crops, rows)}.npy").is_file():
+            missing += len(rows)
+    needed = size_of(settings, missing)
     if free < needed:
         raise UserError(
             f"The tokens need {needed / 2**30:.2f} GiB more in {folder}, {free / 2**30:.2f} are free; lower "

@@ -50,7 +50,7 @@ def test_slope_and_calibration_of_a_predictor_that_shrinks(model, monkeypatch, s
     pictures = grey_in_part(24)
     monkeypatch.setattr(model, "predict", plant(model, pictures, slope))
     result = mrr.measure(model, pictures[:4], bank=16, lessons=pictures[4:])
-    assert result["action_slope"] == pytest.approx(slope, rel=1e-3)
+    assert result["slope"] == pytest.approx(slope, rel=1e-3)
     assert result["action_correlation"] == pytest.approx(1, rel=1e-3)
     assert result["calibration_slope"] == pytest.approx(slope, rel=1e-3)
     assert result["action_sensitivity"] == pytest.approx(slope**2, rel=1e-3)
@@ -64,7 +64,7 @@ def test_noise_lowers_the_correlation_and_not_the_slope(model, monkeypatch):
     pictures = grey_in_part(8)
     monkeypatch.setattr(model, "predict", plant(model, pictures, 0.6, noise=0.8))
     result = mrr.measure(model, pictures[:4], bank=32)
-    assert result["action_slope"] == pytest.approx(0.6, abs=0.03)
+    assert result["slope"] == pytest.approx(0.6, abs=0.03)
     assert result["action_correlation"] == pytest.approx(0.6, abs=0.03)  # .6 / sqrt(.6^2 + .8^2)
     assert "mrr_calibrated" not in result
 

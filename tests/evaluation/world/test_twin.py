@@ -40,4 +40,5 @@ def test_the_twin_of_a_run_with_an_invariant_last_block(tmp_path):
     result = mrr.world(World(run=str(run), data=source, images=2, bank=8, frozen_random_twin=True))
     assert result["frozen_random_twin"]["mrr_common"] == result["frozen_random_twin_mrr_common"]
     assert 0 < result["mrr_common"] <= 1
+    assert {"target_pixel_r2", "target_position_share", "photometric_share"} <= result.keys()
     assert run_folder.load_model(str(RunFolder(run).twin.path)).target_encoder.layer == 1

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from iwm.model.objectives.spread import variance_covariance
+from iwm.model.objectives.spread import photometric_share, variance_covariance
 
 
 def test_variance_and_covariance_against_the_formula():
@@ -33,3 +33,11 @@ def test_the_terms_stay_in_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = variance_covariance(tokens, positions, 3)
     assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(cast, plain, strict=True))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_photometric_share_of_planted_tokens(share):
+    tokens = torch.randn(400, 4, 16) + 7 * torch.randn(4, 16)
+    other = tokens + share**0.5 * torch.randn_like(tokens)
+    assert photometric_share(other, tokens) == pytest.approx(share, rel=0.05, abs=1e-9)
+    assert photometric_share(torch.randn(400, 4, 16), torch.randn(400, 4, 16)) == pytest.approx(2, rel=0.05)

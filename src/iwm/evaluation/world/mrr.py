@@ -26,6 +26,7 @@ from iwm.evaluation.uncertainty import standard_error
 from iwm.evaluation.world import strips
 from iwm.evaluation.world.calibration import CLEAN, Calibration, calibrate, colours_of
 from iwm.evaluation.world.twin import train_twin
+from iwm.model import target_measures
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.run_folder import open_world
 from iwm.runtime import sharing
@@ -116,7 +117,7 @@ def measure(
 
     mrr_shuffled: every prediction made with another entry's action; mrr_null: with the null action; both are at
     chance by construction of the metric unless targets tie. action_sensitivity = |p(a) - p(0)|^2 / |target(y_a) -
-    target(y_0)|^2; action_slope and action_correlation are those of the predicted on the true change.
+    target(y_0)|^2; slope and action_correlation are those of the predicted on the true change.
     inferred_action_error: mean absolute error, per component and in units of the reference's range, of the action of
     the bank entry nearest to the prediction. `advance` is called after every image. The bank's range is the
     `destructive` level's, common to all models, or the model's own. Every rank measures its share of the images.
@@ -156,7 +157,7 @@ def measure(
         **{f"hits_at_{k}": float((rank <= k).double().mean()) for k in HITS},
         **_beside({name: each[name] for name in further}, calibration),
         "action_sensitivity": moved / max(moves, 1e-12),
-        "action_slope": along / max(moves, 1e-12),
+        "slope": along / max(moves, 1e-12),
         "action_correlation": along / max(math.sqrt(moved * moves), 1e-12),
         "inferred_action_error": float(error.mean()),
         "always_zero_action_error": float(nothing.mean()),
@@ -187,6 +188,8 @@ def world(o: World) -> dict[str, Any]:
         pixels, _ = load_all(Subset(held, draw_rows(o.images, len(held), o.seed)), size)
         twin = open_world(str(train_twin(o.run, o.speed).path), session) if o.frozen_random_twin else None
         payload = _with_controls(model, twin, pixels, lessons, o, session)
+        with session.autocast():
+            payload |= target_measures.of_images(model, lessons, o.seed)
         payload |= {"data": held.name, "split": how, "images": len(pixels), "bank": o.bank}
         usual = (o.images, o.bank, o.seed) == (64, 256, 0)
         outcome = Outcome(

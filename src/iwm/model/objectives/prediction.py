@@ -17,7 +17,7 @@ from iwm.model.foreign_encoder import stands_still
 from iwm.model.masks import Masks, dropped_count, query_count
 from iwm.model.objectives import invariance
 from iwm.model.objectives.objective import Examination, ModelParts, Objective, Output
-from iwm.model.objectives.spread import variance_covariance
+from iwm.model.objectives.spread import photometric_share, variance_covariance
 from iwm.model.vit import gather_tokens
 from iwm.runtime.errors import UserError
 
@@ -181,7 +181,7 @@ class PatchPrediction(Objective):
         mean = target.mean(dim=0, keepdim=True).expand_as(target)
         squared = self.squared and self.settings.objective.error == "squared"
         unbiased = count / max(1, count - 1) if squared else 1.0  # the mean was fitted on these very images
-        identity = gather_tokens(model.target_norm(self.raw_target(model, views.source)), masks.predicted)
+        source = model.target_norm(self.raw_target(model, views.source))
 
         # The target image seen unmasked, told to change into its partner's colours and told to change nothing.
         change = space.sample_bank(0, 0, count)
@@ -193,11 +193,10 @@ class PatchPrediction(Objective):
         moves = (changed - target).square().sum()
         along, distance = ((moved - still) * (changed - target)).sum(), (moved - still).square().sum()
         position_mean = float(self.compare(gather_tokens(mean, masks.predicted), truth) * unbiased)
-        identity_loss = float(self.compare(identity, truth))
         return {
             "position_mean_loss": position_mean,
-            "identity_loss": identity_loss,
-            "photometric_share": identity_loss / max(position_mean, 1e-12),
+            "identity_loss": float(self.compare(gather_tokens(source, masks.predicted), truth)),
+            "photometric_share": photometric_share(source, target),
             "action_sensitivity": float(distance / moves.clamp_min(1e-12)),
             "action_slope": float(along / moves.clamp_min(1e-12)),
             "action_correlation": float(along / (moves * distance).sqrt().clamp_min(1e-12)),

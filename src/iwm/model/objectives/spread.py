@@ -1,4 +1,4 @@
-"""Terms that keep the features spread (VICReg, Bardes et al. 2022, equations 1 and 3).
+"""Terms that keep the features spread (VICReg, Bardes et al. 2022, equations 1 and 3), and how far colours spread them.
 
 At small scale the latent loss alone lets the features fall into a few directions (average colour first), which an EMA
 teacher then hands on. Two terms on the student's context tokens keep them spread:
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from iwm.runtime import distributed
+from iwm.runtime.algebra import double
 
 
 def variance_covariance(
@@ -35,3 +36,17 @@ def variance_covariance(
         spread = (covariance.diagonal() + 1e-4).sqrt()
         others = covariance.square().sum() - covariance.diagonal().square().sum()
         return F.relu(1 - spread).mean(), others / centred.shape[1]
+
+
+def photometric_share(source: Float[Tensor, "b n d"], target: Float[Tensor, "b n d"]) -> float:
+    """The measured axis from invariant to equivariant: how far a change of colours moves a token, over how far the mean
+    of its position is off.
+
+        E |t(source) - t(target)|^2 / E |t(target) - position mean|^2      at the same patch
+
+    0 is invariant; at 1 a change of colours moves a token as far as knowing the position only is off; two unrelated
+    images have 2.
+    """
+    source, target, count = double(source), double(target), len(target)
+    spread = (target - target.mean(dim=0)).square().mean() * count / max(1, count - 1)
+    return float((source - target).square().mean() / spread.clamp_min(1e-12))
