@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from iwm import cli, config, verbs
 from iwm.evaluation import after_pretraining
 from iwm.evaluation.tasks import embed
+from iwm.run_folder import RunFolder
 from iwm.runtime import distributed
 from iwm.runtime.console import console
 from iwm.training import loop
@@ -235,13 +237,15 @@ def test_two_ranks_embed_what_one_process_does(tmp_path):
 
 
 class Measuring:
-    """A callback that measures the run in training."""
+    """A callback that measures the run in training, and at its end trains another."""
 
     def on_checkpoint(self, state: State, path: Path) -> None:
         source = state.settings.data.source
         run = exported(state.run.path.parent / f"at-{state.step}")
         numbers = verbs.call("probe", run, data=source, kind="instance", baselines=False, **SPEED)
         console.print(f"measured {numbers['n_val']}")
+        if state.final:
+            loop.pretrain(replace(state.settings, run=replace(state.settings.run, out=f"{state.run.path}-alone")))
 
 
 def measured_meanwhile(settings: config.Config) -> None:
@@ -255,3 +259,4 @@ def test_training_is_measured_by_a_callback_of_rank_0_alone_and_afterwards_by_al
     assert both.text(0).count("measured 8") == 2
     assert "Without labels: of 8 held-out images" in both.text(0)
     assert both.text(1) == ""
+    assert RunFolder(tmp_path / "run-alone").model.is_dir()

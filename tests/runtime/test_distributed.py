@@ -1,6 +1,7 @@
 """Sums and gathers over ranks, and their gradients, are those of one process that has all rows."""
 
 import os
+import time
 
 import pytest
 import ranks
@@ -10,7 +11,7 @@ from torch import Tensor
 from iwm.model.objectives.joint import info_nce
 from iwm.model.objectives.projector import BatchNorm
 from iwm.model.objectives.spread import variance_covariance
-from iwm.runtime import distributed, launch
+from iwm.runtime import distributed, launch, rank_watch
 
 RANKS, ROWS = 2, 6
 
@@ -103,6 +104,26 @@ def test_the_gradient_of_a_gather_is_more_than_that_of_the_local_part(of_two):
 
 def test_rows_of_a_rank_are_its_part_of_every_micro_batch():
     assert distributed.rows_of(8, 2) == [range(4), range(4, 8)]
+
+
+def busy_alone(name: str) -> None:
+    """Rank 0 trains something of its own, for longer than a rank may keep the others waiting."""
+    rank_watch.WAITING = 0.5
+    with distributed.together() as where, distributed.group(where, torch.device("cpu")):
+        if where.rank == 0:
+            with distributed.alone():
+                assert distributed.of_first(3) == 3
+                distributed.meet()
+                for _ in range(30):
+                    distributed.tick()
+                    time.sleep(0.05)
+        distributed.tick()
+        assert float(distributed.all_reduce_sum(torch.ones(()))) == RANKS
+
+
+def test_steps_of_one_rank_alone_are_none_that_others_keep_it_waiting_for(tmp_path):
+    both = ranks.start(RANKS, tmp_path, busy_alone, "")
+    assert both.wait(30) == [0, 0], both.texts
 
 
 def on_srun(name: str) -> int:

@@ -241,8 +241,8 @@ class Session:
     @classmethod
     def of(cls, speed: Speed) -> "Session":
         """Ask the settings. Raises UserError when the device is not there."""
-        device, where = device_of(speed), launch.place()
-        return cls(device, precision_of(speed, device), where.rank, where.size)
+        device = device_of(speed)
+        return cls(device, precision_of(speed, device), distributed.rank(), distributed.size())
 
     @classmethod
     @contextlib.contextmanager

@@ -61,7 +61,7 @@ def rank() -> int:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Inside the block every rank works for itself, on what all have: sums and gathers are the identity."""
+    """Inside the block every rank works for itself: sums and gathers are the identity, and nobody waits for another."""
     token = _alone.set(True)
     try:
         yield
@@ -190,7 +190,7 @@ def _prefix(where: Place) -> str:
 
 def meet() -> None:
     """Wait until all ranks have come here, however long one of them takes."""
-    if _group is None:
+    if _group is None or _alone.get():
         return
     _group.watch.rest()
     _group.meetings += 1
@@ -237,19 +237,19 @@ def _fail(joined: _Group, error: BaseException) -> None:
 
 def tick() -> None:
     """A training step has come to where all ranks come; see `RankWatch.tick`."""
-    if _group is not None:
+    if _group is not None and not _alone.get():
         _group.watch.tick()
 
 
 def rest() -> None:
     """What follows may take one rank longer than the others; see `RankWatch.rest`."""
-    if _group is not None:
+    if _group is not None and not _alone.get():
         _group.watch.rest()
 
 
 def of_first(number: int) -> int:
     """What rank 0 says; all ranks must ask, and wait for one another."""
-    if _group is None:
+    if _group is None or _alone.get():
         return number
     meet()
     key = f"first/{_group.meetings}"
