@@ -73,6 +73,21 @@ def test_what_three_ranks_share_is_what_one_process_does(tmp_path):
         torch.testing.assert_close(shared[name], value, rtol=1e-12, atol=1e-12)
 
 
+def test_a_rank_without_rows_gets_them_on_the_device_that_the_others_have(monkeypatch):
+    """"meta" stands for a GPU; nothing is sent."""
+
+    def of_both(own: dict[str, tuple[object, ...]]) -> list[dict[str, tuple[object, ...]]]:
+        others.update(own or others)
+        return [others, {}]
+
+    others: dict[str, tuple[object, ...]] = {}
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(sharing, "objects_of_all", of_both)
+    monkeypatch.setattr(sharing, "_broadcast", lambda rows, source: None)
+    sharing.gathered_each({"": torch.empty(2, 3, device="meta")})
+    assert sharing.gathered_each({})[""].device.type == "meta"
+
+
 def test_batch_norm_of_one_process_is_that_of_torch():
     network = nn.Sequential(nn.BatchNorm2d(3))
     sharing.over_ranks(network)

@@ -59,12 +59,14 @@ def gathered_each(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`gathered` for several tensors at once; a rank without rows gives none of them."""
     if distributed.size() == 1:
         return dict(part)
-    facts = objects_of_all({name: (len(rows), tuple(rows.shape[1:]), rows.dtype) for name, rows in part.items()})
+    facts = objects_of_all(
+        {name: (len(rows), tuple(rows.shape[1:]), rows.dtype, rows.device.type) for name, rows in part.items()}
+    )
     whole: dict[str, Tensor] = {}
     for name in next((list(fact) for fact in facts if fact), []):
         counts = [fact[name][0] if fact else 0 for fact in facts]
-        _, shape, dtype = next(fact[name] for fact in facts if fact)
-        device = part[name].device if part else torch.device("cpu")
+        _, shape, dtype, kind = next(fact[name] for fact in facts if fact)
+        device = part[name].device if part else torch.device(kind)  # without a number: this rank's own
         whole[name] = torch.empty(sum(counts), *shape, dtype=dtype, device=device)
         for rank, rows in enumerate(whole[name].split(counts)):
             if part and rank == distributed.rank():
