@@ -1,6 +1,7 @@
 """Two ranks train as one process does: the same curve at the same global batch, however they share the work."""
 
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from conftest import pictures_file, tiny, trained_on, with_run
 
 from iwm import config
 from iwm.run_folder import RunFolder
+from iwm.runtime import distributed
 from iwm.training import loop
 
 TOLERANCE = 1e-4
@@ -119,3 +121,23 @@ def test_a_run_goes_on_with_another_number_of_ranks(curves, tmp_path, before, af
         assert both.wait() == [0, 0], both.texts
         assert "Going on from step 4 of 8." in both.text(0)
     assert_same(RunFolder(curves / name_of("one", RESUMED)).metric_lines(), RunFolder(tmp_path / "run").metric_lines())
+
+
+def slowly_written(settings: config.Config) -> int:
+    """Rank 0 takes its time to write the model; each rank looks for it as soon as its training has ended."""
+    real = loop.weights.export
+
+    def export(*values: Any, **extra: Any) -> None:
+        time.sleep(1.0 - distributed.rank())
+        real(*values, **extra)
+
+    loop.weights.export = export  # in a process of this test's own
+    with distributed.together():
+        loop.pretrain(settings)
+        return int(not RunFolder(Path(settings.run.out)).model.is_dir())
+
+
+def test_no_rank_goes_on_before_the_model_is_written(tmp_path):
+    source = str(pictures_file(tmp_path / "pictures.npz", count=32))
+    both = ranks.start(2, tmp_path, slowly_written, trained_on(tiny(), source=source, out=str(tmp_path / "run")))
+    assert both.wait(90) == [0, 0], both.texts

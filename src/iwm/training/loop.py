@@ -130,6 +130,7 @@ def _pretrain(
     if start < steps:  # of a finished run nothing is left to do but the export
         _loop(now, loader, _callbacks(now, own))
     weights.export(training.model, run.model, step=steps, precision=session.precision)
+    distributed.meet()  # whoever goes on may read what rank 0 has written
     _show_verdict(now, loader)
 
 
