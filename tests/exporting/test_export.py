@@ -70,12 +70,25 @@ def test_what_fails_leaves_nothing_behind(run, tmp_path, monkeypatch):
         ({"format": "hub", "student": True}, "--student has no meaning for --format hub"),
         ({"format": "torch", "license": "mit"}, "--license has no meaning for --format torch"),
         ({"format": "timm", "run": "absent"}, "There is no run at absent"),
+        ({"format": "hub", "license": "bad: licence [x"}, "is no name of a licence as the hub calls it"),
+        ({"format": "hub", "photos": 1000}, "--photos 1000 are too many for a model card"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(run, tmp_path, options, sentence):
     with pytest.raises(UserError, match=sentence):
         iwm.export(**{"run": run, "out": tmp_path / "out", **options})
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_is_neither_mixed_with_another_nor_written_over_its_own_weights(run, tmp_path):
+    out = tmp_path / "out"
+    iwm.export(run, format="safetensors", out=out)
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    with pytest.raises(UserError, match="holds an export as safetensors; give a new --out"):
+        iwm.export(run, format="timm", out=out)
+    with pytest.raises(UserError, match="holds the very weights that are exported"):
+        iwm.export(out, format="safetensors", small=True, out=out)
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
 def test_an_absent_extra_is_named_with_how_to_install_it(run, tmp_path, monkeypatch, capsys):

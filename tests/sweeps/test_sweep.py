@@ -396,7 +396,7 @@ def test_from_python_it_is_one_process(tmp_path, source):
     few |= {"linear": False, "attentive_epochs": 0, "finetune_epochs": 0}
     content = verbs.call("sweep", settings=settings, world_images=2, bank=8, **few)
     assert [(run["cell"], run["state"]) for run in content["runs"]] == [("adaln-destructive-2x32", "finished")]
-    assert content["settings"]["axes"] == {"design": "tables", "invariance": "", **{name: few[name] for name in TWO}}
+    assert content["settings"]["axes"] == {"design": "tables", **{name: few[name] for name in TWO}}
     assert content["settings"]["protocol"].keys() == verbs.part(Sweep(), Protocol).keys()
 
 

@@ -12,6 +12,7 @@ from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Content
 from iwm.exporting import FORMATS
 from iwm.exporting.format import Request
+from iwm.run_folder import read_result
 from iwm.runtime import files
 from iwm.runtime.console import console, table, tables_are_printed
 from iwm.runtime.devices import Session
@@ -32,8 +33,10 @@ def export(o: Export) -> Content:
     """
     kind, request, out = FORMATS.find(o.format)(), Request(o), Path(o.out).expanduser()
     kind.check(o)
-    require_place(out)
+    require_place(out, o.format)
     _ = request.meta  # whatever is wrong with RUN is said before anything is computed
+    if out.resolve() == request.place.resolve():
+        raise UserError(f"{out} holds the very weights that are exported; give another --out FOLDER.")
     cpu = config.Speed(device="cpu", precision="fp32")
     with Session.open(cpu), torch.no_grad(), files.filling(out) as folder:
         payload: dict[str, Any] = {"format": o.format, **kind.write(request, folder)}
@@ -53,7 +56,7 @@ def export(o: Export) -> Content:
     return result
 
 
-def require_place(out: Path) -> None:
+def require_place(out: Path, format: str) -> None:
     """Raises UserError unless files can be written into this folder without a mixture of old and new."""
     if out.suffix in NO_FOLDER:
         raise UserError(f"--out {out} is the name of a file; give a folder, which files are written into.")
@@ -61,6 +64,9 @@ def require_place(out: Path) -> None:
         raise UserError(f"{out} is a file; give another --out FOLDER.")
     if out.exists() and any(out.iterdir()) and not (out / RESULT).is_file():
         raise UserError(f"{out} holds something else than an export; give a new --out FOLDER.")
+    before = read_result(out / RESULT).get("format", format)
+    if before != format:
+        raise UserError(f"{out} holds an export as {before}; give a new --out FOLDER.")
     files.require_writable(out, "The export", "give another --out FOLDER.")
 
 

@@ -118,6 +118,7 @@ class Sender:
                 tracker.scalars(step, values)
             except BaseException:
                 self.account.step = before
+                self.account.write()
                 raise
 
         self._add(send)

@@ -78,7 +78,17 @@ class Published(Options):
     license: str = ""
     """Licence of the weights as the hub calls it, for example apache-2.0 or cc-by-4.0, for the model card (hub)."""
     photos: Annotated[int, AtLeast(0)] = 4
-    """Photos of the package whose imagined changes the model card shows; 0: no strip (hub)."""
+    """Photos of the package whose imagined changes the model card shows, at most 16; 0: no strip (hub)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.license and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", self.license):
+            raise UserError(
+                f"--license '{self.license}' is no name of a licence as the hub calls it; write apache-2.0, cc-by-4.0, "
+                "mit or other."
+            )
+        if self.photos > 16:
+            raise UserError(f"--photos {self.photos} are too many for a model card; give at most 16.")
 
 
 @dataclass(frozen=True, kw_only=True)

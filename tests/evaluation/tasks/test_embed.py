@@ -138,3 +138,15 @@ def test_what_is_embedded_is_json_too(run, tmp_path, capsys):
 def test_the_command_line_asks_for_a_file(run, tmp_path, capsys):
     assert cli.main(["embed", run, str(pictures_file(tmp_path / "p.npz"))]) == 2
     assert "Give --out FILE.parquet" in capsys.readouterr().err
+
+
+def test_no_other_file_is_written_over(tmp_path, capsys):
+    """A source may be an .npz too, and --quiet needs a file all the same."""
+    source = tmp_path / "data.npz"
+    np.savez(source, images=np.zeros((3, 16, 16, 3), dtype=np.uint8))
+    before = source.read_bytes()
+    assert cli.main(["embed", "demo", str(source), "--out", str(source)]) == 2
+    assert "data.npz holds something else than embeddings; give another" in " ".join(capsys.readouterr().err.split())
+    assert source.read_bytes() == before
+    assert cli.main(["embed", "demo", str(source), "--quiet"]) == 2
+    assert "Where shall the embeddings go?" in capsys.readouterr().err

@@ -224,12 +224,12 @@ def embed(o: Embed) -> Embedding:
     a RUN, a source or an option that cannot be read, and for a file that cannot be written.
     """
     path = Path(o.out).expanduser() if o.out else None
-    if path is None and tables_are_printed():
+    if path is None and (tables_are_printed() or console.hushed):  # --json prints all, Python callers get arrays
         raise UserError("Where shall the embeddings go? Give --out FILE.parquet, or FILE.npz.")
     if path is not None:
         embedding_file.require_format(path)
         place = path
-        sharing.by_first(lambda: files.require_file(place, "The embeddings", "give another --out FILE."))
+        sharing.by_first(lambda: require_place(place))
     with Session.open(o.speed) as session:
         reader = Reader.open(o, session)
         images = open_images(o.data, "all", size=reader.encoder.size)
@@ -246,6 +246,16 @@ def embed(o: Embed) -> Embedding:
         if path:
             console.print(f"Written to {path}", soft_wrap=True, markup=False)
     return embedding
+
+
+def require_place(path: Path) -> None:
+    """Raises UserError when a file cannot be written there, or holds something else than embeddings: the source, say."""
+    files.require_file(path, "The embeddings", "give another --out FILE.")
+    if path.exists():
+        try:
+            EmbeddingFile.open(path)
+        except UserError:
+            raise UserError(f"{path} holds something else than embeddings; give another --out FILE.") from None
 
 
 def _facts(reader: Reader, images: ImageSet, o: Embed) -> dict[str, Any]:
