@@ -25,6 +25,8 @@ small-data `ablation.sh` and `evidence.sh`). Numbers are fractions of 1.
 The paper's columns are **ImageNet-1k at 224 px, ViT-B/16, 300 epochs**: a different scale, there to compare the order
 of things, not their values. Everything of ours was run on two CPU cores; where `demo-model`, the model in the package,
 was trained, its [card](../src/iwm/model/assets/demo/card.md) says.
+
+What these numbers say of each claim of the paper, and what they do not: [claims.md](claims.md).
 """
 
 
