@@ -74,7 +74,7 @@ def test_what_three_ranks_share_is_what_one_process_does(tmp_path):
 
 
 def test_a_rank_without_rows_gets_them_on_the_device_that_the_others_have(monkeypatch):
-    """ "meta" stands for a GPU; nothing is sent."""
+    """The meta device stands for a GPU; nothing is sent."""
 
     def of_both(own: dict[str, tuple[object, ...]]) -> list[dict[str, tuple[object, ...]]]:
         others.update(own or others)
