@@ -249,7 +249,7 @@ def embed(o: Embed) -> Embedding:
 
 
 def require_place(path: Path) -> None:
-    """Raises UserError when a file cannot be written there, or holds something else than embeddings: the source, say."""
+    """Raises UserError when a file cannot be written there, or holds something else than embeddings, as a source."""
     files.require_file(path, "The embeddings", "give another --out FILE.")
     if path.exists():
         try:
