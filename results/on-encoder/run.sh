@@ -2,7 +2,7 @@
 # What a world model on a frozen ViT-S/14 of DINOv2 type is worth beside the encoder alone, on EuroSAT, CIFAR-10 (5,000 labels)
 # and CamVid, and how well it predicts the package's photos:
 #   sh results/on-encoder/run.sh weights.safetensors path/to/eurosat.zip path/to/cifar10.zip path/to/camvid.zip
-# One core, two hours. Of the committed files the multitask run is missing. Stopped and started again, it goes on where it was; ONLY="photos eurosat" does some of it.
+# One core, two hours. Stopped and started again, it goes on where it was; ONLY="photos eurosat" does some of it.
 set -eu
 weights=${1:?give the file of weights} eurosat=${2:?give eurosat.zip} cifar10=${3:?give cifar10.zip} camvid=${4:?give camvid.zip}
 here=$(dirname "$0")
@@ -71,7 +71,7 @@ for part_of_it in ${ONLY:-photos eurosat cifar10 camvid undo multitask}; do
         ;;
     multitask)
         at=runs/on-encoder/eurosat
-        once multitask-cifar10+eurosat.json iwm multitask $at --task eurosat="$eurosat" --task cifar10=$part \
+        once multitask-pretrained-eurosat+cifar10.json iwm multitask $at --task eurosat="$eurosat" --task cifar10=$part \
             --val cifar10="$cifar10" --epochs 3 --views 1 --lrs 1e-3 --ratios 1 $speed
         ;;
     esac
