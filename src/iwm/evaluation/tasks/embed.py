@@ -22,10 +22,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from iwm.actions.pixel_search import reach_with_flags
-from iwm.data.decode import NothingReadable
 from iwm.data.image_sets import UNLABELLED, ImageSet, Subset
-from iwm.data.loader import load_chunks
-from iwm.data.shares import nothing_readable
+from iwm.data.shares import load_chunks, nothing_readable
 from iwm.data.sources import open_images, source_identity
 from iwm.evaluation import ritual
 from iwm.evaluation.tasks import embedding_file, features
@@ -123,8 +121,8 @@ class Reader:
         parts = [features.encode_batch(self.encoder, each, self.pooling, self.session) for each in batches]
         return torch.cat(parts).float()
 
-    def pieces(self, images: ImageSet) -> Iterator[tuple[np.ndarray, Pixels, Float32[np.ndarray, "n *shape"]]]:
-        """Rows of the readable images, their pixels and embeddings, some at a time, under a progress bar. Every rank
+    def pieces(self, images: ImageSet) -> Iterator[tuple[np.ndarray, Float32[np.ndarray, "n *shape"]]]:
+        """Rows of the readable images and their embeddings, some at a time, under a progress bar. Every rank
         embeds its share of each piece, and all get the pieces in order.
 
         Raises UserError when no image at all can be decoded.
@@ -134,11 +132,11 @@ class Reader:
         with progress("images") as bar:
             task = bar.add_task("embed", total=len(images), note="")
             for done, pixels, rows in _chunks(images, size, max(1, AT_ONCE // bytes_of_image)):
-                parts = {"rows": torch.from_numpy(rows), "pixels": pixels, "vectors": self(pixels)} if len(rows) else {}
+                parts = {"rows": torch.from_numpy(rows), "vectors": self(pixels)} if len(rows) else {}
                 parts = sharing.gathered_each(parts)
                 if parts:
                     nothing = False
-                    yield parts["rows"].numpy(), parts["pixels"], parts["vectors"].numpy()
+                    yield parts["rows"].numpy(), parts["vectors"].numpy()
                 bar.update(task, completed=done)
         if nothing:
             raise nothing_readable(images)
@@ -165,14 +163,9 @@ def _chunks(images: ImageSet, size: int, at_once: int) -> Iterator[tuple[int, Pi
         return
     for start in range(0, len(images), at_once * distributed.size()):
         piece = np.arange(start, min(start + at_once * distributed.size(), len(images)))
-        share = sharing.share_of(len(piece))
-        rows = piece[share.start : share.stop]
-        try:
-            chunks = [*load_chunks(Subset(images, rows), size, at_once)]
-        except NothingReadable:  # other ranks may have images
-            chunks = []
+        chunks = [*load_chunks(Subset(images, piece), size, at_once)]  # one, or none where nothing can be decoded
         pixels, kept = chunks[0] if chunks else (torch.empty(0, 3, size, size, dtype=torch.uint8), np.empty(0, int))
-        yield int(piece[-1]) + 1, pixels, rows[kept]
+        yield int(piece[-1]) + 1, pixels, piece[kept]
 
 
 @dataclass(frozen=True, repr=False)
@@ -270,7 +263,7 @@ def _written(reader: Reader, images: ImageSet, o: Embed, path: Path) -> Embeddin
     classes: list[str] = []
     leads = distributed.rank() == 0
     with embedding_file.writing(path, facts) if leads else nullcontext() as writer:
-        for rows, _, vectors in reader.pieces(images):
+        for rows, vectors in reader.pieces(images):
             names, kinds = [images.path(row) for row in rows.tolist()], [labels[row] for row in rows.tolist()]
             if writer:
                 writer.write(names, kinds, vectors)
@@ -281,7 +274,7 @@ def _written(reader: Reader, images: ImageSet, o: Embed, path: Path) -> Embeddin
 
 
 def _kept(reader: Reader, images: ImageSet, o: Embed) -> Embedding:
-    labels, parts = labels_of(images), [(rows, vectors) for rows, _, vectors in reader.pieces(images)]
+    labels, parts = labels_of(images), list(reader.pieces(images))
     rows = np.concatenate([rows for rows, _ in parts]).tolist()
     facts = {**_facts(reader, images, o), "left_out": len(images) - len(rows)}
     vectors = np.concatenate([vectors for _, vectors in parts])

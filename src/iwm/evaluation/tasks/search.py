@@ -141,7 +141,7 @@ class Gallery:
     @classmethod
     def of_images(cls, reader: Reader, images: ImageSet, source: str) -> "Gallery":
         """Encode the images, of which only the embeddings are kept."""
-        parts = [(rows, vectors) for rows, _, vectors in reader.pieces(images)]
+        parts = list(reader.pieces(images))
         rows = np.concatenate([rows for rows, _ in parts]).tolist()
         paths, labels = [images.path(row) for row in rows], labels_of(images)
         keys = [key_of(path, source) for path in paths]
