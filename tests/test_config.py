@@ -30,26 +30,6 @@ def test_a_crash_while_saving_leaves_the_old_settings(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_an_unreadable_file_is_empty_when_unchecked(tmp_path):
-    path = tmp_path / "config.yaml"
-    assert config.read_unchecked(path) == {}
-    for text in ("a: [", "3", ""):
-        path.write_text(text)
-        assert config.read_unchecked(path) == {}
-    path.write_text("old: {setting: 1}")
-    assert config.read_unchecked(path) == {"old": {"setting": 1}}
-
-
-@pytest.mark.parametrize(("text", "said"), [("a: [", "not valid YAML"), ("3", "no settings")])
-def test_a_damaged_file_is_named(tmp_path, text, said):
-    path = tmp_path / "config.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError, match=said):
-        config.load(path)
-    with pytest.raises(UserError, match="There is no file"):
-        config.load(tmp_path / "absent.yaml")
-
-
 def test_the_papers_recipe_is_untouched():
     """Design section 3: the values the paper's reproduction stands on."""
     s = recipe_book.get("imagenet-vitb16-equi")

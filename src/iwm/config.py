@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from tyro.conf import Fixed, Positional, Suppress, arg
 
-from iwm.runtime import renames
+from iwm.runtime import renames, settings_file
 from iwm.runtime.bounds import Area, AtLeast, DeviceName, Fraction, Rising, check
 from iwm.runtime.errors import UserError
 from iwm.runtime.fields import from_dict, to_dict, with_paths_as_text
-from iwm.runtime.files import write_text
 from iwm.runtime.renames import Rename
 
 T = typing.TypeVar("T")
@@ -213,6 +211,8 @@ class Optim:
     rest by AdamW, learning rate and weight decay mean the same for both; or one of your own (docs/classes.md)."""
     epochs: Annotated[int, AtLeast(1)] = 300
     """Passes over the training images."""
+    steps: Annotated[int, AtLeast(0)] = 0
+    """Length of training in steps, in place of `epochs`; 0: as many as the epochs take."""
     batch_size: Annotated[int, AtLeast(1)] = 2048
     """Images of a step."""
     accumulate: Annotated[int, AtLeast(1)] = 1
@@ -362,6 +362,7 @@ LATER = (
     "masks.context_area",
     "objective.error",
     "objective.invariance_weight",
+    "optim.steps",
     "predictor.residual",
     "run.report_to",
 )
@@ -371,30 +372,9 @@ that older sweeps go on."""
 
 def save(config: Config, path: Path) -> None:
     """Write a config.yaml, whole or not at all."""
-    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
+    settings_file.write(to_dict(config), path)
 
 
 def load(path: Path) -> Config:
     """Read a config.yaml. Raises UserError when it is missing, not YAML or has unknown settings."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"There is no file {path}; give the config.yaml of a run.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text; give the config.yaml of a run.") from None
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"{path} is not valid YAML ({str(error).splitlines()[0]}); restore it or start a new run."
-        ) from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no settings; give the config.yaml of a run.")
-    return from_dict(Config, values)
-
-
-def read_unchecked(path: Path) -> dict[str, Any]:
-    """A config.yaml as it stands, empty when it cannot be read: old runs must still be shown."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    return from_dict(Config, settings_file.read(path))

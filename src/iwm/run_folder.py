@@ -24,12 +24,13 @@ from typing import Any
 import torch
 from rich.markup import escape
 
-from iwm.config import Config, load, read_unchecked
+from iwm.config import Config, load
 from iwm.model import hub, pixel_decoder, weights
 from iwm.model.pixel_decoder import PixelDecoder
 from iwm.model.pretrained import is_timm
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
+from iwm.runtime import settings_file
 from iwm.runtime.console import console
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
@@ -148,7 +149,7 @@ class RunFolder:
 
     def settings_unchecked(self) -> dict[str, Any]:
         """`config.yaml` as it stands, empty when it cannot be read: old runs must still be shown."""
-        return read_unchecked(self.config)
+        return settings_file.read_unchecked(self.config)
 
     def objective_kind(self) -> str:
         """The objective.kind of a run, of any age; empty where its `config.yaml` does not say."""

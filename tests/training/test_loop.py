@@ -164,8 +164,12 @@ def test_epochs_may_be_extended(trained, tmp_path):
     chosen = settings(tmp_path)
     out = loop.pretrain(replace(chosen, optim=replace(chosen.optim, epochs=3)))
     assert RunFolder(out).metric_lines()[-1]["step"] == 12
-    with pytest.raises(UserError, match="past the 8 steps"):
+    with pytest.raises(UserError, match=r"past the 8 steps of these settings; raise optim\.epochs"):
         loop.pretrain(chosen)
+    out = loop.pretrain(replace(chosen, optim=replace(chosen.optim, steps=14)))  # within the fourth epoch
+    assert RunFolder(out).metric_lines()[-1]["step"] == 14
+    with pytest.raises(UserError, match=r"past the 13 steps of these settings; raise optim\.steps"):
+        loop.pretrain(replace(chosen, optim=replace(chosen.optim, steps=13)))
 
 
 def test_a_replay_elsewhere_gives_the_same_weights(trained, tmp_path):

@@ -25,3 +25,11 @@ def test_warm_up_and_peak():
 def test_the_learning_rate_scales_with_the_batch():
     small, large = Schedule(Optim(batch_size=512), 10), Schedule(Optim(batch_size=2048), 10)
     assert small.lr(500) == pytest.approx(large.lr(500) / 4)
+
+
+def test_steps_stand_in_place_of_epochs():
+    """The rate then falls to its end in so many steps; the warm-up stays in epochs."""
+    short = Schedule(Optim(steps=25, warmup_epochs=1, stretch=1.0), steps_per_epoch=10)
+    assert short.steps == 25
+    assert [short.lr(step) for step in (10, 25)] == pytest.approx([1e-3, 1e-6])
+    assert Schedule(Optim(epochs=2), steps_per_epoch=10).steps == 20

@@ -71,6 +71,7 @@ def text_of(model: ImageWorldModel, card: Card) -> str:
 def facts_of(model: ImageWorldModel) -> list[tuple[str, str]]:
     """What the model is and was trained on; paths are cut to their last name."""
     s = model.settings
+    length = f"{s.optim.steps:,} steps" if s.optim.steps else f"{s.optim.epochs} epochs"
     source = weights.without_paths(s.data.source) or "not recorded"
     facts = [("encoder", _encoder_words(model))]
     if model.objective.predicts:
@@ -80,7 +81,7 @@ def facts_of(model: ImageWorldModel) -> list[tuple[str, str]]:
     facts += [
         ("image size", f"{s.data.image_size} x {s.data.image_size} px in training; other sizes resample positions"),
         ("pixels", f"mean {_numbers(s.encoder.mean)}, deviation {_numbers(s.encoder.std)}: applied inside the model"),
-        ("trained on", f"`{source}`, recipe `{s.recipe}`, {s.optim.epochs} epochs, seed {s.run.seed}, without labels"),
+        ("trained on", f"`{source}`, recipe `{s.recipe}`, {length}, seed {s.run.seed}, without labels"),
         ("parameters", _parameters(model)),
     ]
     if s.init:

@@ -31,7 +31,7 @@ from iwm.training.callbacks import Callbacks, State, check_callbacks
 from iwm.training.checkpoint import Checkpoint
 from iwm.training.metrics import Metrics
 from iwm.training.online_probe import OnlineProbe
-from iwm.training.reporting import Reporting
+from iwm.training.reporting import FREE, Reporting
 from iwm.training.schedule import Updates
 from iwm.training.step import Training
 from iwm.training.stop_signal import StopSignal
@@ -110,8 +110,9 @@ def _pretrain(
         training.updates = Updates(state.updates)
     steps = training.schedule.steps
     if start > steps:
+        longer = "steps" if settings.optim.steps else "epochs"
         raise UserError(
-            f"{run.path} is already at step {start}, past the {steps} steps of these settings; raise optim.epochs."
+            f"{run.path} is already at step {start}, past the {steps} steps of these settings; raise optim.{longer}."
         )
     saves = math.ceil((steps - start) / settings.run.save_every)
     if session.leads:
@@ -232,10 +233,9 @@ def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
         console.print(f"The pictures of {out} were at {source}, now they are at {now_at}.")
         old = replace(old, data=replace(old.data, source=now_at))
     was, now = fields.flatten(fields.to_dict(old)), fields.flatten(fields.to_dict(new))
-    free = {"optim.epochs", "recipe"}
     for name, value in now.items():
         group = name.split(".")[0]
-        if was.get(name) != value and (name == "run.seed" or (group not in ("speed", "run") and name not in free)):
+        if was.get(name) != value and (name == "run.seed" or (group not in ("speed", "run") and name not in FREE)):
             raise UserError(
                 f"{out} holds a run with {name} = {was.get(name)!r}, now it is {value!r}; give another --out, or the "
                 "old setting to resume."

@@ -29,7 +29,7 @@ from iwm.training.trackers import Tracker, trackers_of
 
 PATIENCE = 60.0
 """Seconds that the end of a run waits for what is not sent yet."""
-FREE = ("optim.epochs", "recipe")
+FREE = ("optim.epochs", "optim.steps", "recipe")
 """Settings of which a run may go on with other values, beside the groups speed and run."""
 
 

@@ -29,7 +29,7 @@ class Schedule:
     @property
     def steps(self) -> int:
         """Length of training, steps."""
-        return self.settings.epochs * self.steps_per_epoch
+        return self.settings.steps or self.settings.epochs * self.steps_per_epoch
 
     @property
     def _horizon(self) -> float:
