@@ -172,6 +172,14 @@ def test_epochs_may_be_extended(trained, tmp_path):
         loop.pretrain(replace(chosen, optim=replace(chosen.optim, steps=13)))
 
 
+def test_a_warm_up_without_end_is_said(tmp_path, capsys):
+    """Weights of a training whose rate never came to its peak are a disappointment nobody can explain."""
+    for warmup, said in ((2.0, True), (1.9, False)):
+        chosen = settings(tmp_path, f"warm-{warmup}")
+        loop.pretrain(replace(chosen, optim=replace(chosen.optim, warmup_epochs=warmup, epochs=2)))
+        assert ("lower optim.warmup_epochs" in " ".join(capsys.readouterr().out.split())) is said
+
+
 def test_a_replay_elsewhere_gives_the_same_weights(trained, tmp_path):
     one = weights(trained)
     loaded = RunFolder(tmp_path / "run").settings()

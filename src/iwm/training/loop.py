@@ -127,6 +127,11 @@ def _pretrain(
     )
     for sentence in what_the_ends_learn(settings, training.model):
         console.print(sentence)
+    if training.schedule.warmup >= steps:
+        console.print(
+            f"The learning rate still rises when training ends (optim.warmup_epochs {settings.optim.warmup_epochs:g} "
+            f"are {training.schedule.warmup:,.0f} steps); lower optim.warmup_epochs, or train longer."
+        )
     now = State(run, training, source, start, steps)
     if start < steps:  # of a finished run nothing is left to do but the export
         _loop(now, loader, _callbacks(now, own))

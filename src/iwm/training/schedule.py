@@ -32,6 +32,11 @@ class Schedule:
         return self.settings.steps or self.settings.epochs * self.steps_per_epoch
 
     @property
+    def warmup(self) -> float:
+        """Steps in which the learning rate rises."""
+        return self.settings.warmup_epochs * self.steps_per_epoch
+
+    @property
     def _horizon(self) -> float:
         return self.settings.stretch * self.steps
 
@@ -39,7 +44,7 @@ class Schedule:
         """Linear warm-up, then cosine; scaled linearly with the batch size."""
         s = self.settings
         scale = s.batch_size / s.lr_batch
-        warmup = s.warmup_epochs * self.steps_per_epoch
+        warmup = self.warmup
         if step < warmup:
             return scale * (s.lr_start + (s.lr - s.lr_start) * step / warmup)
         progress = min(1.0, (step - warmup) / max(1.0, self._horizon - warmup))
