@@ -1,5 +1,5 @@
 """A seeded part of a source's training images to learn from and others to measure on:
-python part.py SOURCE OUT.npz [16000 [4000]]
+python part.py SOURCE OUT.npz [16000 [4000 [32]]], the last the side of the pictures in pixels
 
 The test split stays unseen: it is for what is reported, not for what is chosen.
 """
@@ -17,7 +17,7 @@ from iwm.runtime import files
 from iwm.runtime.randomness import permutation
 
 source, out, *counts = sys.argv[1:]
-learned, measured = [int(count) for count in counts] + [16_000, 4_000][len(counts) :]
+learned, measured, size = [int(count) for count in counts] + [16_000, 4_000, 32][len(counts) :]
 images = open_images(source, "train")
 assert images.labels is not None, "a labelled source"
 order = permutation(0, "ablation", 0, len(images))
@@ -26,7 +26,7 @@ arrays: dict[str, Any] = {"classes": np.array(images.classes)}
 for prefix, chosen in (("", order[:learned]), ("val_", order[learned : learned + measured])):
     if not len(chosen):
         continue
-    pixels, kept = load_all(Subset(images, chosen), 32)
+    pixels, kept = load_all(Subset(images, chosen), size)
     arrays[f"{prefix}images"] = pixels.permute(0, 2, 3, 1).numpy()
     arrays[f"{prefix}labels"] = images.labels[chosen[kept]]
 with files.replacing(Path(out)) as part, part.open("wb") as file:
