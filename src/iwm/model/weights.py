@@ -18,7 +18,7 @@ from iwm.model import pixel_decoder, pretrained
 from iwm.model.foreign_encoder import ForeignEncoder
 from iwm.model.pixel_decoder import PixelDecoder
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import distributed, fields, files
+from iwm.runtime import distributed, fields, files, shards
 from iwm.runtime.errors import UserError
 from iwm.runtime.tensors import save_file
 
@@ -82,7 +82,7 @@ def require_known_format(meta: dict[str, Any], whose: str) -> None:
 def export(model: ImageWorldModel, folder: Path, **extra: Any) -> None:
     """Write a model for use: its weights, settings and action space. All ranks must call it; rank 0 writes."""
     meta = {"settings": fields.to_dict(model.settings), "actions": model.space.spec(), **extra}
-    tensors = distributed.gathered(model.state_dict())
+    tensors = shards.gathered(model.state_dict())
     if distributed.rank() == 0:
         write_weights(folder, tensors, meta)
 

@@ -29,7 +29,7 @@ from iwm.model.objectives.objective import ModelParts, Output, Pixels
 from iwm.model.pixel_decoder import PixelDecoder
 from iwm.model.predictor import Predictor
 from iwm.model.vit import Grid
-from iwm.runtime import distributed
+from iwm.runtime import shards
 from iwm.runtime.errors import UserError
 
 
@@ -139,7 +139,7 @@ class ImageWorldModel(ModelParts, OnHub):
         share = torch.full((), 1 - ema, device=self.device)
         share = share if finite is None else share * finite
         for teacher, student in moving:
-            teachers, students = ([distributed.local(p) for p in one.parameters()] for one in (teacher, student))
+            teachers, students = ([shards.local(p) for p in one.parameters()] for one in (teacher, student))
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
                 teachers, students, [share] * len(teachers)
             )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from iwm import config
 from iwm.model.weights import FORMAT, UnknownFormat, require_known_format
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import distributed, fields, files
+from iwm.runtime import distributed, fields, files, shards
 from iwm.runtime.errors import UserError
 from iwm.runtime.files import sha256_of
 from iwm.runtime.tensors import save_file
@@ -50,7 +50,7 @@ def state_of(model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> dict[
         for name, parameter in model.named_parameters()
         for key, value in optimiser.state.get(parameter, {}).items()
     }
-    return distributed.gathered(tensors)
+    return shards.gathered(tensors)
 
 
 def save(
@@ -169,7 +169,7 @@ def restore_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
     """Put a checkpoint's weights into the model, in place."""
     own = model.state_dict()
     whole = {name[6:]: value for name, value in checkpoint.tensors.items() if name.startswith("model.")}
-    model.load_state_dict({k: distributed.shard_like(own[k], v) if k in own else v for k, v in whole.items()})
+    model.load_state_dict({k: shards.shard_like(own[k], v) if k in own else v for k, v in whole.items()})
 
 
 def restore(checkpoint: Checkpoint, model: ImageWorldModel, optimisers: list[torch.optim.Optimizer]) -> None:
@@ -187,5 +187,5 @@ def restore(checkpoint: Checkpoint, model: ImageWorldModel, optimisers: list[tor
             if parameter is None or parameter not in takes:
                 raise UserError(f"Checkpoint {checkpoint.path} holds {full}, which nothing here takes; start anew.")
             alike = value.shape == parameter.shape  # moments are sharded as the parameter is, counters are not
-            value = distributed.shard_like(parameter, value) if alike else value.to(model.device)
+            value = shards.shard_like(parameter, value) if alike else value.to(model.device)
             takes[parameter].state[parameter][key] = value

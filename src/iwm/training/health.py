@@ -25,7 +25,7 @@ from iwm.model.objectives import OBJECTIVES, Objective
 from iwm.model.objectives.objective import Examination
 from iwm.model.objectives.spread import photometric_share
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import distributed
+from iwm.runtime import shards
 from iwm.runtime.algebra import double
 from iwm.runtime.errors import UserError
 
@@ -66,8 +66,8 @@ def measure(model: ImageWorldModel, views: Views, masks: Masks) -> dict[str, Any
     if objective.predicts and objective.learned_targets:
         own = own | _targets(model, views, raw)
     student, teacher = [*model.encoder.parameters()], [*model.target_encoder.parameters()]
-    gap = distributed.squared_norm([s - t for s, t in zip(student, teacher, strict=True)])
-    size = distributed.squared_norm(student)
+    gap = shards.squared_norm([s - t for s, t in zip(student, teacher, strict=True)])
+    size = shards.squared_norm(student)
     model.train(training)
     return {
         "health_loss": float(output.latent),

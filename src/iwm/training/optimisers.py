@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from iwm.config import Optim
-from iwm.runtime import distributed
+from iwm.runtime import shards
 from iwm.runtime.errors import UserError
 from iwm.runtime.registry import Registry
 
@@ -77,14 +77,14 @@ class Muon(torch.optim.Optimizer):
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         new = [buffer.lerp(gradient, 1 - group["momentum"]) for buffer, gradient in zip(old, gradients, strict=True)]
         ahead = [gradient.lerp(one, group["momentum"]) for gradient, one in zip(gradients, new, strict=True)]
-        towards = distributed.on_whole(ahead, lambda matrix: orthogonal(matrix[None].to(self.dtype))[0])
+        towards = shards.on_whole(ahead, lambda matrix: orthogonal(matrix[None].to(self.dtype))[0])
         rate = group["lr"] * 0.2 * math.sqrt(max(weights[0].shape))
         skipped = None if self.found_inf is None else self.found_inf.bool()
         for weight, buffer, moved, step in zip(weights, old, new, towards, strict=True):
-            here, kept = distributed.local(weight), distributed.local(buffer)
+            here, kept = shards.local(weight), shards.local(buffer)
             after = here * (1 - group["lr"] * group["weight_decay"])
-            after.sub_(distributed.local(step), alpha=rate)
-            later = distributed.local(moved)
+            after.sub_(shards.local(step), alpha=rate)
+            later = shards.local(moved)
             here.copy_(after if skipped is None else torch.where(skipped, here, after))
             kept.copy_(later if skipped is None else torch.where(skipped, kept, later))
 

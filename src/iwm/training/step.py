@@ -20,7 +20,7 @@ from iwm.data.loader import Batch
 from iwm.model.masks import is_whole, sample_masks
 from iwm.model.vit import checkpoint_blocks, choose_attention, compile_blocks
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import devices, distributed
+from iwm.runtime import devices, distributed, shards
 from iwm.runtime.console import console
 from iwm.runtime.devices import Session
 from iwm.training import parallel
@@ -155,7 +155,7 @@ class Training:
         total = self.votes.shared(total)
         trainable = [p for p in self.model.parameters() if p.grad is not None]
         limit = self.settings.optim.clip or float("inf")
-        norm = distributed.whole(torch.nn.utils.clip_grad_norm_(trainable, limit, foreach=True))
+        norm = shards.whole(torch.nn.utils.clip_grad_norm_(trainable, limit, foreach=True))
         finite = torch.isfinite(total) & torch.isfinite(norm)
         skipped, position = (~finite).float(), self.updates.position
         for optimiser in self.optimisers:
