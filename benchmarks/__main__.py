@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from benchmarks import masks, muon, neighbour, peak, ranks, step, views
+from benchmarks import host, masks, muon, neighbour, peak, ranks, step, views
 from benchmarks.sizes import NAMES
 from benchmarks.timing import Options, write
 from iwm.config import Speed
@@ -11,7 +11,8 @@ from iwm.runtime import devices
 from iwm.runtime.console import console
 
 SUBJECTS = {
-    module.__name__.split(".")[-1]: module.measure for module in (step, views, masks, peak, muon, neighbour, ranks)
+    module.__name__.split(".")[-1]: module.measure
+    for module in (step, views, masks, peak, muon, host, neighbour, ranks)
 }
 
 
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=Options.precisions)
     parser.add_argument("--repeats", type=int, help="turns of every contender")
     parser.add_argument("--compile", action="store_true", help="ours with --speed.compile")
+    parser.add_argument("--against", type=Path, help="host: another checkout to measure in turns")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     given = parser.parse_args()
     unknown = [name for name in given.subjects if name not in SUBJECTS]
@@ -37,6 +39,7 @@ def main() -> None:
         repeats=given.repeats or (2 if given.quick else Options.repeats),
         seconds=0.2 if given.quick else Options.seconds,
         compile=given.compile,
+        against=given.against,
         device=devices.device_of(Speed(device=given.device)),
     )
     with devices.threads(Speed()) as threads:

@@ -37,6 +37,8 @@ class Options:
     seconds: float = 4.0
     """Least time of one turn, at least one run."""
     compile: bool = False
+    against: Path | None = None
+    """Another checkout of this repository."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
