@@ -9,7 +9,7 @@ from iwm import config
 from iwm.actions.views import make_views
 from iwm.model.masks import sample_masks
 from iwm.model.vit import gather_tokens
-from iwm.model.world_model import ImageWorldModel, Tokens
+from iwm.model.world_model import ImageWorldModel, Tokens, _move_together
 from iwm.runtime.errors import UserError
 
 
@@ -67,6 +67,19 @@ def test_the_teacher_is_the_exponential_average(images):
         before, model.encoder.parameters(), model.target_encoder.parameters(), strict=True
     ):
         torch.testing.assert_close(teacher, 0.9 * old + 0.1 * student.detach())
+
+
+def test_a_gpu_moves_the_teacher_as_a_cpu_does():
+    """The calls that a GPU makes, here on the CPU; a step that was not finite (a share of 0) moves nothing."""
+    generator = torch.Generator().manual_seed(0)
+    students = [torch.randn(shape, generator=generator) for shape in ((3, 5), (7,))]
+    for share in (torch.tensor(0.004), torch.tensor(0.0)):
+        ours, theirs = ([torch.ones_like(s) for s in students] for _ in range(2))
+        _move_together(ours, students, share)
+        for teacher, student in zip(theirs, students, strict=True):
+            teacher.lerp_(student, share)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-7)
+    assert all(bool((one == 1).all()) for one in ours)
 
 
 def test_a_frozen_encoder_stays(images):

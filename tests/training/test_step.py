@@ -61,6 +61,17 @@ def test_a_step_that_is_not_finite_changes_nothing(kind, device):
         assert_equal(*states)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_step_does_not_walk_through_the_modules(monkeypatch, kind):
+    """Walks through all modules took the host a sixth of a step of small kernels, for which a GPU waits."""
+    training = started(tiny(optim=replace(tiny().optim, kind=kind)))
+    training.step(one_batch(0))
+    walks, real = [], torch.nn.Module.named_modules
+    monkeypatch.setattr(torch.nn.Module, "named_modules", lambda *a, **k: walks.append(a[0]) or real(*a, **k))
+    training.step(one_batch(1))
+    assert not walks
+
+
 def whole_state(training: Training) -> dict[str, torch.Tensor]:
     """A copy of all tensors of model and optimisers."""
     state = {f"model.{name}": value for name, value in training.model.state_dict().items()}

@@ -126,23 +126,29 @@ class ImageWorldModel(ModelParts, OnHub):
         """Let the target statistics see a micro-batch before the first step; `after_step` is not involved."""
         self.objective.calibrate(self, cast(Views, views))
 
-    @torch.no_grad()
-    def after_step(self, ema: float, finite: Bool[Tensor, ""] | None = None) -> None:
-        """Move the teacher towards the student and fold the step's target statistics in.
-
-        Where `finite`, on the model's device, is False, both stay as they are; None is True.
-        """
+    def followers(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters that the EMA moves, and beside each the one of the student that it follows."""
         moving: list[tuple[nn.Module, nn.Module]] = []
         if self.settings.encoder.train != "none":
             moving.append((self.target_encoder, self.encoder))
         moving.extend(self.objective.averages(self))
+        return tuple([p for pair in moving for p in pair[side].parameters()] for side in (0, 1))  # pyright: ignore[reportReturnType]
+
+    @torch.no_grad()
+    def after_step(
+        self,
+        ema: float,
+        finite: Bool[Tensor, ""] | None = None,
+        followers: tuple[list[nn.Parameter], list[nn.Parameter]] | None = None,
+    ) -> None:
+        """Move the teacher towards the student and fold the step's target statistics in.
+
+        Where `finite`, on the model's device, is False, both stay as they are; None is True. `followers` are those of
+        this model, where somebody has them at hand: to ask for them takes a millisecond.
+        """
+        teachers, students = ([shards.local(p) for p in side] for side in followers or self.followers())
         share = torch.full((), 1 - ema, device=self.device)
-        share = share if finite is None else share * finite
-        for teacher, student in moving:
-            teachers, students = ([shards.local(p) for p in one.parameters()] for one in (teacher, student))
-            torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-                teachers, students, [share] * len(teachers)
-            )
+        move_average(teachers, students, share if finite is None else share * finite)
         self.target_norm.fold(finite=finite)
 
     def raw_target(self, images: Pixels) -> Float[Tensor, "b n d"]:
@@ -241,6 +247,24 @@ class ImageWorldModel(ModelParts, OnHub):
             return difference.square().mean(dim=(1, 2)).to(actions.device)
 
         return descend(energy, self.space, len(images), search).to(self.device)
+
+
+def move_average(teachers: list[Tensor], students: list[Tensor], share: Float[Tensor, ""]) -> None:
+    """teacher + share (student - teacher), in place; `share` is on their device, so that nobody waits for it.
+
+    A GPU does it in three calls for all tensors together. A lerp by a tensor that belongs to all would be a launch for
+    each of them.
+    """
+    if teachers and teachers[0].is_cuda:
+        _move_together(teachers, students, share)
+    else:
+        torch._foreach_lerp_(teachers, students, [share] * len(teachers))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _move_together(teachers: list[Tensor], students: list[Tensor], share: Float[Tensor, ""]) -> None:
+    ways = torch._foreach_sub(students, teachers)  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_mul_(ways, share)  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_add_(teachers, ways)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def for_tasks(settings: config.Config, actions: int, grid: Grid, depth: int = 0) -> Predictor:

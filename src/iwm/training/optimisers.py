@@ -64,8 +64,7 @@ class Muon(torch.optim.Optimizer):
         if self.found_inf is not None:
             skipped = self.found_inf.bool()
             after, new = torch.where(skipped, before, after), torch.where(skipped, old, new)
-        for kept, moved in zip([*weights, *buffers], [*after, *new], strict=True):
-            kept.copy_(moved)
+        torch._foreach_copy_([*weights, *buffers], [*after, *new])  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def update_shards(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:

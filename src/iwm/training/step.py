@@ -80,10 +80,15 @@ class Training:
     """Steps that this process has taken."""
     averaged: nn.Module = field(init=False)
     """The model, or what averages its gradients over ranks: what a step calls."""
+    parameters: list[nn.Parameter] = field(init=False)
+    """The model's. To ask it in every step, for these and for `followers`, would take the host several milliseconds,
+    for which a GPU waits."""
+    followers: tuple[list[nn.Parameter], list[nn.Parameter]] = field(init=False)
 
     def __post_init__(self) -> None:
         ddp = self.session.ranks > 1 and not self.settings.speed.shard
         self.averaged = parallel.replicated(self.model, self.session) if ddp else self.model
+        self.parameters, self.followers = list(self.model.parameters()), self.model.followers()
 
     @classmethod
     def start(
@@ -145,7 +150,8 @@ class Training:
         if batch.step == 0:
             self._calibrate(parts)
         total = torch.zeros((), device=self.session.device)
-        self.model.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         for number, (part, indices) in enumerate(parts, start=1):
             with parallel.averaging(self.averaged, last=number == len(parts)):
                 loss = self.loss(part, indices, batch.step) / len(parts)
@@ -153,9 +159,11 @@ class Training:
                 loss.backward()
             total += loss.detach()
         total = self.votes.shared(total)
-        trainable = [p for p in self.model.parameters() if p.grad is not None]
-        limit = self.settings.optim.clip or float("inf")
-        norm = shards.whole(torch.nn.utils.clip_grad_norm_(trainable, limit, foreach=True))
+        trainable = [p for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trainable if p.grad is not None], foreach=True)
+        if self.settings.optim.clip:
+            torch.nn.utils.clip_grads_with_norm_(trainable, self.settings.optim.clip, norm, foreach=True)
+        norm = shards.whole(norm)
         finite = torch.isfinite(total) & torch.isfinite(norm)
         skipped, position = (~finite).float(), self.updates.position
         for optimiser in self.optimisers:
@@ -164,7 +172,7 @@ class Training:
             optimiser.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
             apply_schedule(optimiser, self.schedule, position)
             optimiser.step()
-        self.model.after_step(self.schedule.ema(position), finite)
+        self.model.after_step(self.schedule.ema(position), finite, self.followers)
         self.updates.add(finite)
         self.steps += 1
         distributed.rest()
