@@ -3,7 +3,6 @@ decoding processes, and both give the same bytes for the same seed, step and ima
 once and counted.
 """
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from iwm import config
 from iwm.data import workers
+from iwm.data.broken_images import name_broken, none_left, readable, without_broken
 from iwm.data.crops import center, least_side, random_crops
 from iwm.data.decode import BrokenImage, NothingReadable
 from iwm.data.image_sets import ImageSet, Subset
@@ -29,15 +29,10 @@ from iwm.runtime import devices
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation
 
-log = logging.getLogger("iwm")
-
 CROPS = ("crop", "other crop")
 """What the crops of an image's two views are drawn for."""
 CHUNK = 256
 """Most images one task of a decoding process holds: bounds both latency and memory at large batches."""
-
-_named: set[str] = set()
-"""Broken images that have been named: several passes over a source name each of them once."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, of) while images are decoded."""
@@ -106,7 +101,7 @@ class Loader:
             self._maker.decoded = _decode_all(images, len(images), lambda image, _: image, self._maker.least, progress)
             self._note([image for image in self._maker.decoded if isinstance(image, BrokenImage)])
             if len(self.broken) == len(images):
-                raise UserError(_none_left(images, self._maker.decoded))
+                raise UserError(none_left(images, self._maker.decoded))
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
@@ -156,7 +151,7 @@ class Loader:
         for part in parts:
             self._note(part.broken)
             if not len(part.indices):
-                raise UserError(_none_left(self.images, part.broken))
+                raise UserError(none_left(self.images, part.broken))
             gathered.append(part.on(self._device) if self._device else part)
             if len(gathered) < self._maker.chunks:
                 continue
@@ -173,7 +168,7 @@ class Loader:
         for one in broken:
             if one.name not in self.broken:
                 self.broken.append(one.name)
-                _name(one)
+                name_broken(one)
 
 
 class _Maker(Dataset[Part]):
@@ -283,7 +278,7 @@ def load_all(
     Raises UserError when none is left.
     """
     count = len(images) if limit is None else min(limit, len(images))
-    whole, kept = _readable(images, _decode_squared(images, count, size, progress))
+    whole, kept = readable(images, _decode_squared(images, count, size, progress))
     return torch.stack(whole), kept
 
 
@@ -298,13 +293,13 @@ def load_chunks(
     for start in range(0, len(images), at_once):
         rows = np.arange(start, min(len(images), start + at_once))
         decoded = _decode_squared(Subset(images, rows), len(rows), size)
-        whole, kept = _named_broken(decoded)
+        whole, kept = without_broken(decoded)
         broken = broken or decoded
         if whole:
             any_image = True
             yield torch.stack(whole), rows[kept]
     if not any_image:
-        raise NothingReadable(_none_left(images, broken))
+        raise NothingReadable(none_left(images, broken))
 
 
 def load_with_crops(
@@ -319,7 +314,7 @@ def load_with_crops(
         crop = random_crops([image], size, area, 0.5, seed, 0, numbers[index : index + 1], "query")[0]
         return torch.stack([center(image, size), crop])
 
-    pairs, kept = _readable(images, _decode_all(images, len(images), both, least_side(size, area), None))
+    pairs, kept = readable(images, _decode_all(images, len(images), both, least_side(size, area), None))
     whole, crops = torch.stack(pairs).unbind(1)
     return whole.contiguous(), crops.contiguous(), kept
 
@@ -330,7 +325,7 @@ def load_whole(
     """Some images, not squared, and which of the rows they are: broken ones are skipped and named.
 
     `least` px of the shorter side will do."""
-    whole, kept = _named_broken(_decode_all(Subset(images, rows), len(rows), lambda image, _: image, least, None))
+    whole, kept = without_broken(_decode_all(Subset(images, rows), len(rows), lambda image, _: image, least, None))
     return whole, rows[kept]
 
 
@@ -342,28 +337,11 @@ def load_pairs(
     Raises UserError when none is left.
     """
     least = least_side(data.image_size, data.crop_area)
-    whole, kept = _readable(images, _decode_all(images, len(images), lambda image, _: image, least, None))
+    whole, kept = readable(images, _decode_all(images, len(images), lambda image, _: image, least, None))
     first, second = (
         random_crops(whole, data.image_size, data.crop_area, data.flip, seed, step, kept, purpose) for purpose in CROPS
     )
     return first, second, kept
-
-
-def _readable(images: ImageSet, loaded: Sequence[Tensor | BrokenImage]) -> tuple[list[Tensor], Int64[np.ndarray, " n"]]:
-    """`_named_broken`. Raises UserError when there is nothing left."""
-    whole, kept = _named_broken(loaded)
-    if not whole:
-        raise NothingReadable(_none_left(images, loaded))
-    return whole, kept
-
-
-def _named_broken(loaded: Sequence[Tensor | BrokenImage]) -> tuple[list[Tensor], Int64[np.ndarray, " n"]]:
-    """What could be decoded and where it stood; the rest is named."""
-    kept = np.array([index for index, image in enumerate(loaded) if isinstance(image, Tensor)], dtype=np.int64)
-    for broken in loaded:
-        if isinstance(broken, BrokenImage):
-            _name(broken)
-    return [image for image in loaded if isinstance(image, Tensor)], kept
 
 
 def load_one(path: str, size: int) -> UInt8[Tensor, "1 3 {size} {size}"]:
@@ -372,19 +350,6 @@ def load_one(path: str, size: int) -> UInt8[Tensor, "1 3 {size} {size}"]:
     if len(opened) != 1:
         raise UserError(f"{path} holds {len(opened)} images; give one image file.")
     return load_all(opened, size)[0]
-
-
-def _name(broken: BrokenImage) -> None:
-    """Warn of a broken image unless that was done before."""
-    if broken.name not in _named:
-        _named.add(broken.name)
-        log.warning("Skipped a broken image: %s", broken)
-
-
-def _none_left(images: ImageSet, loaded: Sequence[Tensor | BrokenImage]) -> str:
-    broken = next((one for one in loaded if isinstance(one, BrokenImage)), None)
-    example = broken or images.path(0)
-    return f"Not one of the {len(images)} images of '{images.name}' can be decoded; check its files, e.g. {example}."
 
 
 def decoded_bytes(images: ImageSet, least: int = 0) -> int:
