@@ -159,7 +159,7 @@ def test_damaged_results_are_named_and_left_out(folder: RunFolder, capsys: pytes
         (folder.eval / f"{name}.json").write_text(text)
     results = folder.results()
     assert [(row["file"], row["data"]) for row in results] == [("probe", "probe"), ("world", "world")]
-    printed = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().err.split())
     assert printed.count("is no readable result and is left out") == 3
     assert folder.picture_of(results[0]) == folder.eval / "probe.png"
 

@@ -67,7 +67,7 @@ def test_its_name_is_no_folder_here(tmp_path: Path, trained: Path, capsys: pytes
     trained.rename(tmp_path / "demo")
     assert find_weights("demo") == SHIPPED_FOLDER
     iwm.load("demo")
-    assert "the run of that name here is ./demo" in capsys.readouterr().out
+    assert "the run of that name here is ./demo" in capsys.readouterr().err
     for own in ("./demo", Path("demo"), f"{tmp_path}/demo"):
         assert iwm.load(own).settings.data.image_size == 16
     assert RunFolder.of("demo").path == Path("iwm-eval/demo")

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import pictures_file, tiny, trained_on
+from PIL import Image
 
+import iwm
 from iwm import cli, config, recipe_book, verbs
 from iwm.cli import manners
 from iwm.runtime.console import console, progress
@@ -126,7 +128,27 @@ def test_quiet_keeps_warnings_and_afterwards_all_is_loud_again(monkeypatch, caps
     assert cli.main(["compare", "x", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "a warning\n")
     assert cli.main(["compare", "x"]) == 0
-    assert capsys.readouterr().out.split("\n")[:2] == ["a remark", "a warning"]
+    said = capsys.readouterr()
+    assert said.out.split("\n")[0] == "a remark"
+    assert said.err == "a warning\n"
+
+
+def test_a_results_table_holds_no_warning_that_was_printed(run, source, tmp_path, capsys):
+    """A search over a source with a broken image: the warning goes to standard error, once."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (16, 16), "teal" if name == "a.png" else "red").save(folder / name)
+    (folder / "d.png").write_bytes(b"broken")
+    words = ["search", run, str(folder), "--like", str(folder / "a.png")]
+    for how in ([], ["--quiet"], ["--json"]):
+        assert cli.main([*words, *how]) == 0
+        said = capsys.readouterr()
+        assert "not searched" not in said.out
+        assert said.err.count("1 image of the source was not searched") == 1
+    text = str(iwm.search(run, str(folder), like=str(folder / "a.png"), out=str(tmp_path / "found")))
+    assert "3 images searched" in text
+    assert "not searched" not in text
 
 
 # ---- dry run -------------------------------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ def test_broken_images_are_left_out_and_named(root, capsys):
     pair(root, "train", "more", halves(0, 1))
     splits = annotated_splits(str(root))
     assert len(splits.train) == 3
-    assert "Skipped a broken image" in capsys.readouterr().out
+    assert "Skipped a broken image" in capsys.readouterr().err
 
 
 def drop_masks(root: Path) -> None:

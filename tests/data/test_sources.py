@@ -287,7 +287,7 @@ def test_a_folder_called_as_the_embedded_images_does_not_take_their_place(tmp_pa
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "sample" / "0.png")
     assert len(open_images(source_identity("sample"))) == len(open_images("sample")) == 800
-    assert "./sample" in capsys.readouterr().out
+    assert "./sample" in capsys.readouterr().err
     assert len(open_images(source_identity("./sample"), "all")) == 1
 
 

@@ -53,7 +53,7 @@ def test_the_ritual_prints_what_the_result_holds(tmp_path: Path, capsys: pytest.
     content = work.conclude(
         Outcome(data="d", payload={"at_grid_end": {"l2": "lowest of 1, 2"}}, settings={}), lambda _: None
     )
-    assert "The best l2 is the lowest of 1, 2" in capsys.readouterr().out.replace("\n", " ")
+    assert "The best l2 is the lowest of 1, 2" in capsys.readouterr().err.replace("\n", " ")
     assert json.loads(Path(content["path"]).read_text())["at_grid_end"] == {"l2": "lowest of 1, 2"}
 
 

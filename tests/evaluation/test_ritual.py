@@ -57,7 +57,7 @@ def test_a_damaged_file_is_neither_read_nor_replaced(run: str, capsys: pytest.Ca
     assert save(run, "world", "sample", {"mrr": 0.5}, {"seed": 0}) != path
     assert path.read_text() == "{"
     assert [row["mrr"] for row in RunFolder.of(run).results()] == [0.5]
-    assert "no readable result" in capsys.readouterr().out
+    assert "no readable result" in capsys.readouterr().err
 
 
 def test_every_result_says_how_it_was_made(run: str) -> None:

@@ -144,7 +144,7 @@ def test_settings_behind_the_weights_of_a_run_are_asked_for(settings, said):
 def test_another_range_of_actions_is_told(capsys):
     harder = tiny(actions=replace(tiny().actions, level="strong"))
     start_from_run(ImageWorldModel(harder), ImageWorldModel(tiny()), "RUN")
-    assert "range of brightness, contrast, saturation, hue is another one than in RUN" in capsys.readouterr().out
+    assert "range of brightness, contrast, saturation, hue is another one than in RUN" in capsys.readouterr().err
     start_from_run(ImageWorldModel(tiny()), ImageWorldModel(tiny()), "RUN")
     assert not capsys.readouterr().out
 

@@ -99,7 +99,7 @@ def test_other_machines_are_let_in_only_when_asked_and_with_a_warning(
     places = []
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: places.append(sockets[0].getsockname()[0]))
     app(App(run=run, data=pictures, port=0))
-    assert "no password" not in capsys.readouterr().out
+    assert "no password" not in capsys.readouterr().err
     app(App(run=run, data=pictures, port=0, host="0.0.0.0"))
-    assert "there is no password" in " ".join(capsys.readouterr().out.split())
+    assert "there is no password" in " ".join(capsys.readouterr().err.split())
     assert places == ["127.0.0.1", "0.0.0.0"]

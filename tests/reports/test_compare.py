@@ -31,11 +31,12 @@ def test_compare_marks_the_best_and_names_what_differs(tmp_path: Path, capsys: p
     assert rows["world", "inferred_action_error"]["best"] == [one]
     assert rows["world", "mrr_chance"]["best"] == []
     assert rows["probe-linear", "top1"]["best"] == []  # alone
-    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    printed = capsys.readouterr()
+    said = re.sub(r"\s+", " ", printed.out)
     assert "0.5000 *" in said
     assert "optim.lr (0.0010 | 0.0030 | 0.0010)" in said
     assert "run.out" not in said
-    assert "has no results yet" in said
+    assert "has no results yet" in printed.err
 
 
 def test_compare_shows_instance_probes_side_by_side(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_typed_names_work_in_the_version_that_renamed_them_with_a_sentence(capsy
         "encoder.train": "all",
         "seed": 1,
     }
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "optim.rate is called optim.lr since iwm 0.7; the old name works in this version only." in said
 
 
@@ -77,7 +77,7 @@ def test_the_old_name_trains_from_the_command_line_from_python_and_from_a_file(t
     monkeypatch.setattr("iwm.evaluation.after_pretraining.pretrain", lambda s, **more: seen.append(s) or Path("run"))
     argv = ["pretrain", "demo", "--data.source", source, "--out", "run"]
     assert cli.main([*argv, "--optim.freeze-encoder"]) == 0
-    assert "optim.freeze_encoder is called encoder.train since iwm 0.1" in capsys.readouterr().out
+    assert "optim.freeze_encoder is called encoder.train since iwm 0.1" in capsys.readouterr().err
     iwm.pretrain("demo", data=source, out="run", **{"optim.freeze_encoder": True})
     values = to_dict(trained_on(replace(tiny(), recipe="demo"), source=source, out="run"))
     values["optim"]["freeze_encoder"] = True

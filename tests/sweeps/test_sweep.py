@@ -405,7 +405,7 @@ def test_a_cell_that_another_process_trains_is_passed_over(tmp_path, source, cap
     cell = RunFolder(out / "adaln-destructive-2x32")
     with files.lock(cell.training_lock, "it is being trained"):
         assert cli.main(command(source, out, **SHORT)) == 0
-    assert "adaln-destructive-2x32 is passed over" in capsys.readouterr().out
+    assert "adaln-destructive-2x32 is passed over" in capsys.readouterr().err
     first, second = json.loads((out / "sweep.json").read_text())["runs"]
     assert (first["state"], first["failed"], second["state"]) == ("waiting", None, "finished")
     assert cli.main(command(source, out, **SHORT)) == 0

@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(trained, tmp_path, mo
     state = newest / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-100])
     loop.pretrain(chosen)
-    assert "damaged" in capsys.readouterr().out
+    assert "damaged" in capsys.readouterr().err
     assert all(torch.equal(wanted[name], value) for name, value in weights(out).items())
 
 

@@ -149,7 +149,7 @@ def test_a_failure_in_the_middle_is_said_once_and_made_good_with_the_next_line(s
     planted.fails = {2}
     run = RunFolder(loop.pretrain(settings, callbacks=[Network()]))
     assert planted.told == {"run 0": ["open", ("gallery", 0), 2, 4, 6, 8, "close"]}
-    printed = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().err.split())
     sentence = "planted cannot be sent to (no network at 2); training goes on, and metrics.jsonl has all."
     assert printed.count(sentence) == printed.count("no network") == 1
     assert len(run.metric_lines()) == 4
@@ -159,7 +159,7 @@ def test_what_is_never_sent_is_counted_and_comes_with_the_next_start(settings, p
     planted.fails = {4, "close"}
     loop.pretrain(settings)
     assert planted.told == {"run 0": ["open", ("gallery", 0), 2]}
-    printed = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().err.split())
     assert "3 lines and pictures were not sent to planted (no network at close)" in printed
     assert f"iwm report {settings.run.out} --report-to planted" in printed
     planted.fails = set()
@@ -179,7 +179,7 @@ def test_training_does_not_wait_for_a_tracker_that_hangs(settings, planted, monk
     assert time.monotonic() - start < 20
     assert len(run.metric_lines()) == 4
     assert "5 lines and pictures were not sent to planted (not done within 1 s)" in " ".join(
-        capsys.readouterr().out.split()
+        capsys.readouterr().err.split()
     )
     planted.waits.set()
 

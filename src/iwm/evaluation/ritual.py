@@ -35,7 +35,7 @@ from iwm.evaluation import grids
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder, is_remote, load_model, plain_name, read_result
 from iwm.runtime import devices, drawing, fields, files, sharing
-from iwm.runtime.console import console, show, tables_are_printed
+from iwm.runtime.console import console, hushed, show, tables_are_printed
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.runtime.files import plain
@@ -132,11 +132,11 @@ class Evaluation:
         write it and print where it lies; returns the content, with the file under "path".
 
         What took hours is not lost at its end: the numbers are printed before anything is written, and written before
-        pictures are drawn. Python callers get an object instead, unless it cannot be written. Raises OSError naming
-        the file that cannot be written.
+        pictures are drawn. Python callers get an object instead, unless it cannot be written, and the warnings. Raises
+        OSError naming the file that cannot be written.
         """
         early = content_of(outcome.payload, self.settings(outcome))
-        if tables_are_printed():
+        with contextlib.nullcontext() if tables_are_printed() else hushed():
             _print(early, print_content)
         try:
             content = Content(self.write(outcome))

@@ -61,7 +61,7 @@ def compare(o: Compare) -> list[dict[str, Any]]:
         console.print(_table(rows, names))
     for run in runs:
         if not results[run]:
-            console.print(Text(f"{run} has no results yet.", "yellow"))
+            console.print(Text(f"{run} has no results yet.", "yellow"), soft_wrap=True)
     settings = {names[run]: fields.flatten(folder.settings_unchecked()) for run, folder in folders.items()}
     _print_differences("Settings of the runs that differ", settings)
     for file in sorted(set.intersection(*(set(own) for own in results.values()))):

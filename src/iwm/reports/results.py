@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from iwm.evaluation.ritual import Content
 from iwm.reports.tables import MOST_ROWS, Rows, figure_of, html_of, picture_html, tables_of, text_of
 from iwm.run_folder import read_result
-from iwm.runtime.console import console, in_words
+from iwm.runtime.console import in_words, text_printed
 from iwm.runtime.errors import UserError
 
 SWEEP_COLUMNS = ("cell", "mrr", "linear", "attentive", "predictor_finetuning", "healthy")
@@ -71,9 +71,7 @@ class Result(Mapping[str, Any]):
 
     def __str__(self) -> str:
         if self.live is not None:
-            with console.capture() as capture:
-                self.live.print()
-            return capture.get().rstrip("\n")
+            return text_printed(self.live.print)
         return text_of(tables_of(self.path.stem, self))
 
     def __repr__(self) -> str:

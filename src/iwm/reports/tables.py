@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from iwm.runtime.console import console, in_words, table
+from iwm.runtime.console import console, in_words, table, text_printed
 from iwm.runtime.drawing import DPI, blank
 
 ORIGIN = ("command", "settings", "fingerprint", "hardware", "date", "seed", "run", "weights", "tried", "confusion")
@@ -42,10 +42,12 @@ def tables_of(title: str, content: Mapping[str, Any]) -> list[tuple[str, Rows]]:
 
 def text_of(tables: Sequence[tuple[str, Rows]]) -> str:
     """The tables as a terminal shows them."""
-    with console.capture() as capture:
+
+    def printing() -> None:
         for title, (columns, *rows) in tables:
             console.print(table(title, [str(name) for name in columns], rows))
-    return capture.get().rstrip("\n")
+
+    return text_printed(printing)
 
 
 def html_of(rows: Rows, title: str) -> str:

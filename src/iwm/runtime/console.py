@@ -1,6 +1,6 @@
 """What people see on a terminal, in a log file or in a notebook: tables, and the progress bar they watch meanwhile."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,9 +17,14 @@ from iwm.runtime import notebook
 class _Console(Console):
     hushed = False
     """Whether warnings alone are printed."""
+    captured = False
+    """Whether what is printed becomes a text, which no warning is part of."""
 
     def print(self, *objects: Any, **keywords: Any) -> None:
-        if not self.hushed or any(_is_warning(one) for one in objects):
+        if any(_is_warning(one) for one in objects):
+            if not (self.quiet or self.captured):
+                _warnings.print(*objects, **keywords)
+        elif not self.hushed:
             super().print(*objects, **keywords)
 
     def on_broken_pipe(self) -> None:
@@ -34,6 +39,8 @@ def _is_warning(text: Any) -> bool:
 
 
 console = _Console(stderr=False, highlight=False)
+_warnings = Console(stderr=True, highlight=False)
+"""Where warnings go, so that standard output holds results alone."""
 
 _TABLES_PRINTED: ContextVar[bool] = ContextVar("tables_printed", default=True)
 
@@ -56,6 +63,17 @@ def hushed() -> Iterator[None]:
         yield
     finally:
         console.hushed = before
+
+
+def text_printed(printing: Callable[[], Any]) -> str:
+    """What `printing` prints, without warnings."""
+    console.captured = True
+    try:
+        with console.capture() as capture:
+            printing()
+    finally:
+        console.captured = False
+    return capture.get().rstrip("\n")
 
 
 def tables_are_printed() -> bool:

@@ -89,7 +89,7 @@ def test_a_file_is_written_piece_by_piece_and_broken_images_are_counted(run, tmp
     where = ["--speed.precision", "fp32", "--speed.device", "cpu"]
     with caplog.at_level(logging.WARNING, "iwm"):
         assert cli.main(["embed", run, str(source), "--out", str(tmp_path / "f.npz"), *where]) == 0
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert "1 broken image was left out" in printed
     file = EmbeddingFile.open(tmp_path / "f.npz")
     assert (len(file), file.facts["left_out"]) == (10, 1)

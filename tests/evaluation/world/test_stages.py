@@ -82,7 +82,7 @@ def test_damaged_pictures_are_named_and_left_out(tmp_path: Path, capsys) -> None
     assert stages.read(tmp_path / "absent", 8) == []
     (tmp_path / "stages.safetensors").write_bytes(b"no tensors")
     assert stages.read(tmp_path / "stages.safetensors", 8) == []
-    assert "the earlier pictures are left out" in " ".join(capsys.readouterr().out.split())
+    assert "the earlier pictures are left out" in " ".join(capsys.readouterr().err.split())
 
 
 def test_stages_are_read_as_they_were_written(tmp_path: Path) -> None:

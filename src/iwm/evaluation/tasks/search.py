@@ -226,8 +226,9 @@ def _show(content: Mapping[str, Any]) -> None:
         f"{content['searched']:,} images searched in {content['seconds']['searching']:.2f} s, by "
         f"{content['encoder']}{'; the image itself is left out' if content['itself_in_the_source'] else ''}."
     )
-    if content["left_out"]:
-        console.print(f"[yellow]{content['left_out']:,} images of the source were not searched: broken, or not there.")
+    if count := content["left_out"]:
+        images = "image of the source was" if count == 1 else "images of the source were"
+        console.print(f"[yellow]{count:,} {images} not searched: broken, or not there.")
 
 
 ACROSS = 5
