@@ -57,6 +57,31 @@ def test_an_option_of_a_verbs_own_stays_the_verbs():
     assert manners.take(["--dry-run", "--json"], verb) == (["--dry-run"], Manners(json=True))
 
 
+def test_they_may_stand_before_the_verb(capsys):
+    words = ["--json", "--actions", "mine.py:SET", "doctor", "runs/mine"]
+    assert manners.verb_first(words) == ["doctor", "runs/mine", "--json", "--actions", "mine.py:SET"]
+    assert manners.verb_first(["--quiet", "--help"])[0] == "--help"
+    assert {row["recipe"] for row in json.loads(_out(capsys, "--json", "recipes"))} == set(recipe_book.RECIPES)
+
+
+def _out(capsys, *argv):
+    assert cli.main(argv) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", "x", "world"], "--data stands before the verb; the verb comes first, as in `iwm VERB --data`"),
+        (["--data=x", "world"], "--data stands before the verb"),
+        (["--json"], "Which verb? Give it first, as in `iwm VERB --json`"),
+    ],
+)
+def test_any_other_option_before_the_verb_is_refused_with_the_right_mend(words, said, capsys):
+    assert cli.main(words) == 2
+    assert said in capsys.readouterr().err
+
+
 # ---- json ----------------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +174,17 @@ def test_a_results_table_holds_no_warning_that_was_printed(run, source, tmp_path
     text = str(iwm.search(run, str(folder), like=str(folder / "a.png"), out=str(tmp_path / "found")))
     assert "3 images searched" in text
     assert "not searched" not in text
+
+
+def test_a_plain_dictionary_is_printed_as_a_table(monkeypatch, capsys):
+    value = {"repository": "me/photos", "url": "", "private": True, "files": {"README.md": 4134}}
+    monkeypatch.setattr(verbs.Verb, "run", lambda self, options: value)
+    assert cli.main(["push", "x", "me/photos", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "{" not in said
+    assert re.search(r"repository\W+me/photos", said)
+    assert re.search(r"README.md\W+4,134", said)
+    assert "url" not in said
 
 
 # ---- dry run -------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     limit_spinning()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
+        argv = manners.verb_first(argv)
         code = _dispatch(argv)
         sys.stdout.flush()
         return code

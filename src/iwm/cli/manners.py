@@ -16,10 +16,28 @@ from typing import Any
 from iwm import verbs
 from iwm.runtime import launch
 from iwm.runtime.console import hushed, show, tables_returned
+from iwm.runtime.errors import UserError
 from iwm.runtime.options import options
 from iwm.verbs.shared import Manners
 
 SWITCHES = ("json", "quiet", "dry_run")
+OF_ALL = ("--json", "--quiet", "--dry-run", "--actions")
+"""What every verb takes."""
+
+
+def verb_first(words: Sequence[str]) -> list[str]:
+    """The words with what every verb takes behind the verb, where it was given before it. Raises UserError for any
+    other option there, and where no verb follows."""
+    rest, before = list(words), []
+    while rest and rest[0].startswith("-") and rest[0] not in ("-h", "--help", "--version"):
+        name, equals, _ = rest[0].partition("=")
+        if name not in OF_ALL:
+            raise UserError(f"{name} stands before the verb; the verb comes first, as in `iwm VERB {name}`.")
+        count = 2 if name == "--actions" and not equals else 1
+        before, rest = [*before, *rest[:count]], rest[count:]
+    if before and not rest:
+        raise UserError(f"Which verb? Give it first, as in `iwm VERB {' '.join(before)}`; `iwm --help` has them all.")
+    return [*rest, *before]
 
 
 def take(words: Sequence[str], verb: verbs.Verb) -> tuple[list[str], Manners]:
@@ -46,7 +64,7 @@ def perform(verb: verbs.Verb, chosen: Any, how: Manners) -> int:
     elif how.dry_run:
         show(f"iwm {verb.name} would do this; nothing was written", _flat(result))
     elif result is not None:
-        print(result)
+        print(_text(verb.name, result))
     return _code(value)
 
 
@@ -92,6 +110,23 @@ def _result(name: str, chosen: Any, value: Any) -> Any:
 
 def _code(value: Any) -> int:
     return value if isinstance(value, int) else 0
+
+
+def _text(name: str, result: Any) -> Any:
+    """A result as people read it; of a plain dictionary the table, and one for every dictionary in it."""
+    from iwm.reports.results import Result
+    from iwm.reports.tables import text_of
+
+    if not isinstance(result, Mapping) or isinstance(result, Result):
+        return result
+    tables, left = [], {f"iwm {name}": result}
+    while left:
+        title = next(iter(left))
+        content = left.pop(title)
+        left |= {f"{title}, {key}": value for key, value in content.items() if isinstance(value, Mapping)}
+        plain = {key: value for key, value in content.items() if not isinstance(value, Mapping) and value != ""}
+        tables.append((title, [["what", "value"], *map(list, _flat(plain).items())]))
+    return text_of(tables)
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
