@@ -8,7 +8,6 @@ from conftest import tiny, trained_on, with_run
 import iwm
 from iwm import cli
 from iwm.evaluation import after_pretraining
-from iwm.run_folder import RunFolder
 from iwm.runtime.errors import UserError
 from iwm.training.trackers import TRACKERS, Tracker
 
@@ -64,13 +63,18 @@ def test_lines_pictures_results_and_page_are_sent_once(trained, told, capsys):
     assert again == [], "nothing but the page has changed since"
 
 
-def test_what_cannot_be_sent_is_one_sentence_and_the_page_is_there(trained, told, monkeypatch):
+def test_what_cannot_be_sent_is_one_sentence_before_the_page(trained, told, tmp_path, monkeypatch):
     monkeypatch.setattr(Planted, "broken", True)
+    page = tmp_path / "page.html"
     with pytest.raises(UserError, match=r"planted cannot begin \(no network\); plant it again"):
-        iwm.report(trained, report_to="planted")
-    assert RunFolder(trained).report.is_file()
+        iwm.report(trained, report_to="planted", out=str(page))
+    assert not page.exists()
     with pytest.raises(UserError, match="did you mean 'planted'"):
         iwm.report(trained, report_to="plantd")
+    monkeypatch.setattr(Planted, "broken", False)
+    with pytest.raises(UserError, match=r"FILE\.html"):
+        iwm.report(trained, report_to="planted", out=str(tmp_path))
+    assert told[-1] == "close", "a page that cannot be written leaves no tracker open"
 
 
 def test_pretraining_ends_with_the_report(pictures, tmp_path, told, monkeypatch, capsys):
@@ -79,4 +83,4 @@ def test_pretraining_ends_with_the_report(pictures, tmp_path, told, monkeypatch,
     assert (8, "page", "report.html") in [entry[:3] for entry in told if len(entry) == 4]
     monkeypatch.setattr(Planted, "broken", True)
     after_pretraining.pretrain(settings)  # nothing is left to do but the report
-    assert "The report was not sent. planted cannot begin (no network)" in " ".join(capsys.readouterr().out.split())
+    assert "The report was not sent. planted cannot begin (no network)" in " ".join(capsys.readouterr().err.split())

@@ -19,30 +19,48 @@ from iwm.verbs.report import Report
 def report(o: Report) -> Path:
     """Write the page of a run and say where it lies; with `report_to` send it, too.
 
-    Raises UserError when there is no such run, and for a tracker that is unknown or cannot be reached.
+    Raises UserError when there is no such run, and for a tracker that is unknown or cannot be reached, before the page
+    is written.
     """
     kinds = trackers_of(o.report_to)
-    path = page.write(o.run, o.out)
+    senders = open_senders(RunFolder.of(o.run), kinds) if kinds else []
+    try:
+        path = page.write(o.run, o.out)
+    except BaseException:
+        for sender in senders:
+            sender.close()
+        raise
     console.print(f"Written to {path}", soft_wrap=True, markup=False)
-    if kinds:
-        send(RunFolder.of(o.run), kinds, path)
+    if senders:
+        send(RunFolder.of(o.run), senders, path)
     return path
 
 
-def send(run: RunFolder, kinds: list[type[Tracker]], path: Path) -> None:
-    """Send what the trackers do not have yet: lines of metrics, pictures, the main numbers of results, and the page.
-
-    Raises UserError for what is no run that was trained here, and when something could not be sent.
-    """
+def open_senders(run: RunFolder, kinds: list[type[Tracker]]) -> list[Sender]:
+    """The trackers, begun. Raises UserError for what is no run that was trained here, and when one cannot begin; the
+    others are closed then."""
     run.require("config")
     run.require("metrics")
-    settings, lines = run.settings(), run.metric_lines()
+    senders = [Sender(kind, run, run.settings()) for kind in kinds]
+    for sender in senders:
+        try:
+            sender.begin()
+        except UserError:
+            for other in senders:
+                other.close()
+            raise
+    return senders
+
+
+def send(run: RunFolder, senders: list[Sender], path: Path) -> None:
+    """Send what the trackers do not have yet: lines of metrics, pictures, the main numbers of results, and the page.
+
+    Raises UserError when something could not be sent.
+    """
+    lines = run.metric_lines()
     step = lines[-1]["step"] if lines else 0
     finding = judge_training(lines, run.objective_kind())
     words = finding.sentence if finding else "No line of metrics yet."
-    senders = [Sender(kind, run, settings) for kind in kinds]
-    for sender in senders:
-        sender.begin()
     for sender in senders:
         sender.start()
         for name, picture in _pictures(run):
@@ -53,7 +71,7 @@ def send(run: RunFolder, kinds: list[type[Tracker]], path: Path) -> None:
         sender.file("report", path, lambda tracker: tracker.page(path, words, step))
     if sentences := end(senders):
         raise UserError(" ".join(sentences))
-    console.print(f"Sent to {', '.join(kind.name for kind in kinds)}.")
+    console.print(f"Sent to {', '.join(sender.name for sender in senders)}.")
 
 
 def _pictures(run: RunFolder) -> Iterator[tuple[str, Path]]:

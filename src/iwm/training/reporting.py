@@ -173,7 +173,7 @@ class Sender:
                 ending, count = self.ending, len(self.waiting)
             known = 0 if self._send_waiting() else count
             if ending:
-                self._close()
+                self.close()
                 return
 
     def _send_waiting(self) -> bool:
@@ -188,7 +188,8 @@ class Sender:
             self.waiting.popleft()
         return True
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the tracker where it is open; of a sender that was started its thread does so."""
         if self.opened:
             try:
                 self.tracker.close()
