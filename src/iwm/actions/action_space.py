@@ -138,7 +138,7 @@ class ActionSpace:
         graded = torch.tensor([t.graded and t.both for t in self.transformations])
         values = neutral.values + actions * self._ranges()
         # A factor (neutral 1) below 0 means nothing; a shift (neutral 0) may well be negative.
-        values = torch.where(neutral.values > 0, values.clamp_min(0), values)
+        values = torch.maximum(values, torch.tensor([t.floor for t in self.transformations]))
         applied = (values != neutral.values) & graded
         return Parameters(torch.where(applied, values, neutral.values), applied)
 

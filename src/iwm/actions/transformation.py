@@ -51,6 +51,16 @@ class Transformation:
         return self.sample(uniform) if self.sample else self.low + uniform * self.range
 
     @property
+    def floor(self) -> float:
+        """The least raw parameter that means something: of a factor (neutral above 0) 0, or the least of its range."""
+        return min(self.low, 0.0) if self.neutral > 0 else -math.inf
+
+    @property
+    def drawn_changes(self) -> tuple[float, float]:
+        """The least and the largest change, target less source, that two draws can have."""
+        return (-self.range, self.range) if self.both else (self.neutral - self.high, self.neutral - self.low)
+
+    @property
     def strongest(self) -> float:
         """The end of the range that is farther from neutral."""
         return max(self.low, self.high, key=lambda value: abs(value - self.neutral))

@@ -9,6 +9,7 @@ module takes it along; every kind keeps it, for f-bar is what is used after trai
 """
 
 import copy
+import warnings
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from iwm import config
+from iwm.actions import action_text
 from iwm.actions.action_space import ActionSpace
 from iwm.actions.views import TokenViews, Views
 from iwm.model.action_search import Search, descend
@@ -184,8 +186,16 @@ class ImageWorldModel(ModelParts, OnHub):
 
     def action(self, **changes: float) -> Float[Tensor, " k"]:
         """An action from raw changes, source to target: `brightness=0.3` (factor), `hue=-0.05` (turns),
-        `grayscale=1` (the source carries it, undo it). Nothing given is the null action."""
-        return self.space.encode(**changes).to(self.device)
+        `grayscale=1` (the source carries it, undo it). Nothing given is the null action.
+
+        Warns of a change that training never drew. Raises UserError for what the space does not know, and for what no
+        untouched image can become; `space.encode` takes that, too.
+        """
+        action = self.space.encode(**changes)
+        action_text.require_possible(self.space, changes)
+        for sentence in action_text.beyond_training(self.space, changes):
+            warnings.warn(sentence, stacklevel=2)
+        return action.to(self.device)
 
     def predict(self, tokens: Tokens, action: Float[Tensor, " k"] | Float[Tensor, "b k"]) -> Tokens:
         """What the images would look like after the change, at all positions, in target space.

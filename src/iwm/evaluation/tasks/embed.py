@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from iwm.actions.action_text import parse_action
 from iwm.actions.pixel_search import reach_with_flags
 from iwm.data.image_sets import UNLABELLED, ImageSet, Subset
 from iwm.data.shares import load_chunks, nothing_readable
@@ -29,7 +30,6 @@ from iwm.evaluation import ritual
 from iwm.evaluation.tasks import embedding_file, features
 from iwm.evaluation.tasks.embedding_file import EmbeddingFile
 from iwm.evaluation.tasks.features import BATCH, FrozenEncoder, Pixels, Pooling, digest
-from iwm.evaluation.world.imagine import parse_action
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import open_world
 from iwm.runtime import distributed, files, sharing
@@ -101,7 +101,7 @@ class Reader:
             return self
         assert isinstance(self.encoder, TargetEncoder)
         model = self.encoder.model
-        changes = model.space.encode(**parse_action(action))
+        changes = parse_action(action, model.space)
         return replace(self, encoder=TargetEncoder(model, self.encoder.size, changes))
 
     def changed(self, pixels: Pixels) -> Pixels:

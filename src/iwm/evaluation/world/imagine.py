@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from iwm.actions.action_space import ActionSpace, Parameters, reference_space
+from iwm.actions.action_text import parse_action
 from iwm.data.image_sets import Subset
 from iwm.data.loader import load_all, load_one
 from iwm.data.sources import open_pictures
@@ -102,25 +103,9 @@ def _show(numbers: Mapping[str, Any], sweep: str) -> None:
 def questions(space: ActionSpace, o: Imagine) -> tuple[list[float], Float[Tensor, "q k"]]:
     """The changes of a sweep and their actions; one change of 0 and the action where there is no sweep."""
     if not o.sweep:
-        return [0.0], space.encode(**parse_action(o.action))[None]
+        return [0.0], parse_action(o.action, space)[None]
     changes = sweep_changes(space, o.sweep)
     return changes, torch.stack([space.encode(**{o.sweep: change}) for change in changes])
-
-
-def parse_action(text: str) -> dict[str, float]:
-    """{"brightness": 0.3, "hue": -0.05} of "brightness=0.3,hue=-0.05". Raises UserError."""
-    changes: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, value = (word.strip() for word in part.partition("="))
-        if not equals or not name:
-            raise UserError(f"'{part.strip()}' is no change; give NAME=NUMBER, as in brightness=0.3,hue=-0.05.")
-        if name in changes:
-            raise UserError(f"Action '{name}' is given twice; give it once.")
-        try:
-            changes[name] = float(value)
-        except ValueError:
-            raise UserError(f"Action '{name}' is '{value}'; give a number.") from None
-    return changes
 
 
 def sweep_changes(space: ActionSpace, name: str) -> list[float]:
