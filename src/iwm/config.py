@@ -15,7 +15,6 @@ from tyro.conf import Fixed, Positional, Suppress, arg
 
 from iwm.runtime import renames, settings_file
 from iwm.runtime.bounds import Area, AtLeast, DeviceName, Fraction, Rising, check
-from iwm.runtime.errors import UserError
 from iwm.runtime.fields import from_dict, to_dict, with_paths_as_text
 from iwm.runtime.renames import Rename
 
@@ -329,19 +328,6 @@ RENAMED = {
     "optim.freeze_encoder": Rename("encoder.train", since="0.1", values={False: "all", True: "none"}),
 }
 """Every setting that had another name, with what it is called now (CONTRIBUTING.md, "A setting gets another name")."""
-
-
-def last_blocks(train: str) -> int | None:
-    """How many blocks of the encoder `encoder.train` lets learn: K of last-K, 0 of none; None: all it has.
-
-    Raises UserError for anything else.
-    """
-    if train in ("all", "none"):
-        return None if train == "all" else 0
-    count = train.removeprefix("last-")
-    if count == train or not count.isdigit() or not int(count):
-        raise UserError(f"encoder.train is {train!r}; give none, last-K (K blocks, 1 or more) or all.")
-    return int(count)
 
 
 def check_bounds(config: Config) -> None:

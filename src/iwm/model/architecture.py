@@ -33,6 +33,19 @@ def layer_number(layer: int, depth: int) -> int:
     return number
 
 
+def last_blocks(train: str) -> int | None:
+    """How many blocks of the encoder `encoder.train` lets learn: K of last-K, 0 of none; None: all it has.
+
+    Raises UserError for anything else.
+    """
+    if train in ("all", "none"):
+        return None if train == "all" else 0
+    count = train.removeprefix("last-")
+    if count == train or not count.isdigit() or not int(count):
+        raise UserError(f"encoder.train is {train!r}; give none, last-K (K blocks, 1 or more) or all.")
+    return int(count)
+
+
 def family_of(name: str) -> str:
     """The module of timm that a model is from."""
     return timm.model_entrypoint(name.split(".")[0]).__module__.rsplit(".")[-1]

@@ -78,7 +78,7 @@ class ForeignEncoder(PatchEncoder):
             return []
         norm, whole = getattr(self.body, "norm", None), self.layer == self.depth
         upper: list[nn.Module | nn.Parameter] = [norm] if isinstance(norm, nn.Module) else []
-        count = config.last_blocks(self.settings.train)
+        count = architecture.last_blocks(self.settings.train)
         if count is None:
             unused = [] if whole else [*self.stack[self.layer :], *upper]
             after = {id(p) for part in unused for p in part.parameters()}

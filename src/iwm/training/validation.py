@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from iwm import recipe_book
-from iwm.config import Config, Encoder, check_bounds, last_blocks
+from iwm.config import Config, Encoder, check_bounds
 from iwm.model import pretrained
-from iwm.model.architecture import SIZES, layer_number
+from iwm.model.architecture import SIZES, last_blocks, layer_number
 from iwm.model.conditioning import CONDITIONINGS
 from iwm.model.foreign_encoder import stands_still
 from iwm.model.objectives import OBJECTIVES, objective_of
