@@ -227,6 +227,11 @@ class Optim:
     """Learning rate at the end of the schedule, scaled in the same way."""
     warmup_epochs: Annotated[float, AtLeast(0)] = 40
     """Epochs in which the learning rate rises to its peak."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up. cosine: to lr_final along a cosine; constant: it stays, and only in the last
+    `decay` share of the training falls to lr_final along a line. Weight decay and EMA change as ever."""
+    decay: Annotated[float, Fraction()] = 0.2
+    """constant: share of the steps, the last ones, in which the learning rate falls."""
     weight_decay: Annotated[float, AtLeast(0)] = 0.04
     """Weight decay at the first step."""
     weight_decay_final: Annotated[float, AtLeast(0)] = 0.4
@@ -348,6 +353,8 @@ LATER = (
     "masks.context_area",
     "objective.error",
     "objective.invariance_weight",
+    "optim.decay",
+    "optim.schedule",
     "optim.steps",
     "predictor.residual",
     "run.report_to",

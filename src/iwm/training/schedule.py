@@ -1,6 +1,7 @@
 """Learning rate, weight decay and EMA as pure functions of the step.
 
-Schedules run to `stretch` times the training length, so training stops before they end (I-JEPA's ipe_scale).
+Schedules run to `stretch` times the training length, so training stops before they end (I-JEPA's ipe_scale). The
+learning rate of `optim.schedule` constant ends with the training: warm-up, stable, decay (Hägele et al. 2024).
 """
 
 import math
@@ -41,12 +42,16 @@ class Schedule:
         return self.settings.stretch * self.steps
 
     def lr(self, step: int) -> float:
-        """Linear warm-up, then cosine; scaled linearly with the batch size."""
+        """Linear warm-up, then as `schedule` says; scaled linearly with the batch size."""
         s = self.settings
         scale = s.batch_size / s.lr_batch
         warmup = self.warmup
         if step < warmup:
             return scale * (s.lr_start + (s.lr - s.lr_start) * step / warmup)
+        if s.schedule == "constant":
+            start = max(warmup, (1 - s.decay) * self.steps)
+            progress = min(1.0, max(0.0, step - start) / max(1.0, self.steps - start))
+            return scale * (s.lr + (s.lr_final - s.lr) * progress)
         progress = min(1.0, (step - warmup) / max(1.0, self._horizon - warmup))
         return scale * cosine(s.lr, s.lr_final, math.pi * progress)
 
