@@ -100,6 +100,9 @@ class Masks:
     """Share of these patches that is predicted in a step, drawn anew for every image; fewer cost less time."""
     whole: Annotated[float, Fraction()] = 0.0
     """Share of the steps whose source is the unchanged crop with all its patches, as `iwm world` shows it later."""
+    sources: Annotated[int, AtLeast(1)] = 1
+    """Sources of each image in a step, each with its own change and mask, that share one target view and so one pass of
+    the teacher; optim.batch_size counts images. A step of `whole` has one."""
     sampler: Literal["exact", "ijepa", "random", "none"] = "exact"
     """exact: as many patches in every image, without bias; ijepa: I-JEPA's published sampler, which cuts all masks of a
     batch to the smallest; random: a share `ratio` of the patches (MAE); none: the student sees everything."""
@@ -351,6 +354,7 @@ LATER = (
     "encoder.train",
     "encoder.views",
     "masks.context_area",
+    "masks.sources",
     "objective.error",
     "objective.invariance_weight",
     "optim.decay",

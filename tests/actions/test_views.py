@@ -108,3 +108,29 @@ def test_independent_views_have_their_own_crops_and_probabilities(crops):
     views = make_independent_views(crops, others, still, plain, 0, 0, many, "cpu")
     assert torch.equal(views.source, crops / 255)
     assert torch.equal(views.target, others / 255)
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [config.Actions(), config.Actions(source_from="target"), config.Actions(jitter_order="random")],
+    ids=["crop", "target", "random order"],
+)
+def test_several_sources_share_one_target(crops, cfg):
+    """The first is, to the bit, the one that there is alone; every action leads from its source to that target."""
+    space = ActionSpace.from_config(cfg, 16)
+    alone = make_views(crops, space, cfg, 0, 3, INDICES, "cpu")
+    views = make_views(crops, space, cfg, 0, 3, INDICES, "cpu", sources=3)
+    assert views.source.shape == (3 * 96, 3, 16, 16)
+    for name in ("source", "action"):
+        assert torch.equal(getattr(views, name)[:96], getattr(alone, name))
+    assert torch.equal(views.target, alone.target)
+    for number in range(3):
+        rows = slice(96 * number, 96 * (number + 1))
+        own = views.source_parameters[rows]
+        base = alone.target if cfg.source_from == "target" else crops / 255
+        reference = space.neutral(96) if cfg.source_from == "target" else alone.target_parameters
+        assert torch.equal(views.source[rows], space.apply(base, own))
+        assert torch.equal(views.action[rows], space.difference(own, reference))
+        assert number == 0 or not torch.equal(views.action[rows], alone.action), "each has its own change"
+    few = make_views(crops[5:9], space, cfg, 0, 3, INDICES[5:9], "cpu", sources=2)
+    assert torch.equal(few.action[4:], views.action[96 + 5 : 96 + 9]), "whatever the batch and the number of sources"

@@ -38,6 +38,20 @@ def test_cost_against_counting_the_real_step(conditioning, masks):
     assert cost(settings).train_flops == pytest.approx(counter.get_total_flops() / 4, rel=0.06)
 
 
+@pytest.mark.parametrize("objective", [config.Objective(), config.Objective(invariance_weight=1.0, projector_dim=32)])
+def test_cost_of_several_sources_against_counting_their_step(objective):
+    masks = config.Masks(predict="all", queries=0.4, sources=3)
+    settings = tiny(objective=objective, masks=masks, encoder=replace(tiny().encoder, width=64))
+    model, indices = ImageWorldModel(settings), np.arange(4)
+    model.predictor.open_gates()
+    images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+    views = make_views(images, model.space, settings.actions, 0, 0, indices, "cpu", sources=3)
+    drawn = sample_masks(masks, model.grid, 0, 0, indices, "cpu")
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(views, drawn).loss.backward()
+    assert cost(settings).train_flops == pytest.approx(counter.get_total_flops() / 4, rel=0.06)
+
+
 FAMILIES = [f"{family}-cifar10" for family in recipe_book.FAMILIES]
 
 

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from iwm import config
-from iwm.model.masks import dropped_count, is_whole, sample_masks
+from iwm.model.masks import dropped_count, is_whole, sample_masks, source_count
 from iwm.runtime.errors import UserError
 
 EXACT = config.Masks()
@@ -198,3 +200,38 @@ def test_the_published_context_lies_in_a_square_block():
     assert int((widest.context // 14).max()) <= 12
     tiny = sample_masks(config.Masks(sampler="ijepa", context_area=(0.85, 1.0)), (4, 4), 0, 5, np.arange(64), "cpu")
     assert tiny.context.shape[1] >= 1, "a context always remains"
+
+
+@pytest.mark.parametrize(
+    "cfg", [EXACT, config.Masks(sampler="random"), config.Masks(predict="all", queries=0.4)], ids=str
+)
+def test_every_source_has_a_mask_of_its_own(cfg):
+    """The first has the one that it has alone, the others are as much functions of seed, step and image."""
+    images, few = np.arange(40), np.arange(7, 11)
+    alone = sample_masks(cfg, (6, 6), 2, 5, images, "cpu")
+    masks = sample_masks(replace(cfg, sources=3), (6, 6), 2, 5, images, "cpu")
+    for name in ("context", "predicted"):
+        one, many = getattr(alone, name), getattr(masks, name)
+        assert many.shape == (120, one.shape[1])
+        assert torch.equal(many[:40], one)
+        assert not torch.equal(many[40:80], one)
+        assert not torch.equal(many[40:80], many[80:])
+        subset = getattr(sample_masks(replace(cfg, sources=2), (6, 6), 2, 5, few, "cpu"), name)
+        assert torch.equal(subset[4:], many[47:51])
+
+
+def test_published_masks_of_several_sources_are_cut_to_the_shortest():
+    sizes = set()
+    for step in range(20):
+        masks = sample_masks(replace(PUBLISHED, sources=2), (14, 14), 0, step, np.arange(8), "cpu")
+        first = sample_masks(PUBLISHED, (14, 14), 0, step, np.arange(8), "cpu")
+        assert masks.context.shape[1] <= first.context.shape[1]
+        assert torch.equal(masks.context[:8], first.context[:, : masks.context.shape[1]])
+        sizes.add(masks.context.shape[1] < first.context.shape[1])
+    assert sizes == {True, False}
+
+
+def test_one_source_where_all_would_be_the_whole_image_or_health_is_measured():
+    cfg = config.Masks(sources=4, whole=0.5)
+    assert [source_count(cfg, step) for step in range(-1, 4)] == [1, 4, 1, 4, 1]
+    assert len(sample_masks(cfg, (4, 4), 0, 1, np.arange(3), "cpu").context) == 3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from iwm.runtime.randomness import _mix, permutation, seeded, uniforms
+from iwm.runtime.randomness import _mix, permutation, seed_of, seeded, uniforms
 
 IMAGES = np.arange(20_000)
 
@@ -83,3 +83,11 @@ def test_global_generators_are_seeded_inside_and_untouched_outside():
     for other in ((1, "a", 1, 2), (0, "b", 1, 2), (0, "a", 2, 2), (0, "a", 1, 3)):
         with seeded(*other):
             assert draw() != inside
+
+
+def test_each_of_several_draws_has_a_seed_of_its_own():
+    seeds = [seed_of(seed, "source", number) for seed in (0, 1, -5) for number in range(50)]
+    assert len(set(seeds)) == 150
+    assert seeds[::50] == [0, 1, -5], "the first is the seed itself"
+    drawn = [uniforms(seed, "masks", 0, np.arange(200), 1)[:, 0] for seed in seeds[:10]]
+    assert np.abs(np.corrcoef(drawn) - np.eye(10)).max() < 0.3

@@ -35,6 +35,11 @@ CASES: dict[str, dict[str, Any]] = {
     "latent, statistics and spread over ranks, accumulation": {"objective": SPREAD, "optim": PARTS},
     "latent, muon": {"objective": SPREAD, "optim": MUON},
     "published masks, truncated to the shortest": {"masks": IJEPA, "objective": config.Objective()},
+    "several sources, accumulation": {
+        "masks": config.Masks(sources=3, whole=0.25, predict="all"),
+        "objective": SPREAD,
+        "optim": PARTS,
+    },
     "pixels": {"objective": config.Objective(kind="pixels")},
     "joint, contrastive, accumulation": {**JOINT, "optim": PARTS},
     "joint, regression": {**JOINT, "objective": REGRESSION},

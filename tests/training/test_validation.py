@@ -55,6 +55,11 @@ def test_nonsense_is_refused_before_anything_is_done(values, said):
         ({"objective": config.Objective(kind="pixels", target_layers=2)}, "objective.target_layers averages"),
         ({"objective": config.Objective(kind="joint")}, "masks.sampler none"),
         ({"masks": config.Masks(sampler="none")}, "drops no patch to predict"),
+        ({"masks": config.Masks(sources=0)}, r"masks\.sources is 0; give 1 or more"),
+        (
+            {"objective": config.Objective(kind="joint"), "masks": config.Masks(sampler="none", sources=2)},
+            r"masks\.sources share the target of a prediction of patches, objective\.kind joint is none; give 1",
+        ),
         (
             {"objective": config.Objective(kind="joint", variance=0.1), "masks": config.Masks(sampler="none")},
             "no part of objective.kind joint",

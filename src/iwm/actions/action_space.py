@@ -60,6 +60,13 @@ class Parameters:
         """The parameters of some of the images: a slice, a list or a tensor of positions."""
         return Parameters(self.values[rows], self.applied[rows], None if self.order is None else self.order[rows])
 
+    @classmethod
+    def joined(cls, parts: Sequence["Parameters"]) -> "Parameters":
+        """Those of several lists of images, one after the other."""
+        orders = [part.order for part in parts if part.order is not None]
+        order = torch.cat(orders) if orders else None
+        return cls(torch.cat([part.values for part in parts]), torch.cat([part.applied for part in parts]), order)
+
     def repeat(self, count: int) -> "Parameters":
         """Each image's parameters `count` times in a row."""
         order = None if self.order is None else self.order.repeat_interleave(count, dim=0)

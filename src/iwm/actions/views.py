@@ -2,7 +2,8 @@
 
 From the crop I' shared by both, target `y = jitter(I')` and source `x = destroy(jitter'(I'))` with jitters drawn
 independently; the action is `a = (w(y) - w(x)) / range` for the jitter and a flag for every destruction x carries.
-Geometry is shared, so patch i of x shows what patch i of y shows.
+Geometry is shared, so patch i of x shows what patch i of y shows. Several sources may share a target (`masks.sources`):
+each is destroyed and jittered by itself, and its action leads to that one target.
 
 For joint embeddings x and y are crops of their own, both with every transformation (BYOL's asymmetric set by default),
 and there is no action between them.
@@ -18,15 +19,19 @@ from torch import Tensor
 from iwm import config
 from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.runtime.devices import upload
+from iwm.runtime.randomness import seed_of
 
 
 @dataclass(frozen=True)
 class Views:
-    """A batch for the world model: what it sees, what it predicts and what it is told; images in [0, 1]."""
+    """A batch for the world model: what it sees, what it predicts and what it is told; images in [0, 1].
 
-    source: Float[Tensor, "b 3 h w"]
+    There are s = b sources, or a multiple: source number j of image i is row j b + i.
+    """
+
+    source: Float[Tensor, "s 3 h w"]
     target: Float[Tensor, "b 3 h w"]
-    action: Float[Tensor, "b k"]
+    action: Float[Tensor, "s k"]
     indices: Int64[np.ndarray, " b"]
     """The images' places in the data source."""
     source_parameters: Parameters
@@ -60,24 +65,25 @@ def make_views(
     device: torch.device | str,
     *,
     clean: bool = False,
+    sources: int = 1,
 ) -> Views:
-    """Views of images already cropped and flipped, a pure function of the pixels and (seed, step, index).
+    """Views of images already cropped and flipped, a pure function of the pixels and (seed, step, index, source).
 
     With `source_from: target` (the reading of the paper's section 3; appendix A builds both from the crop) the source
     is the target changed once more, so the action is that further change backwards: minus the extra jitter, and the
-    flags. With `clean` the source is the crop as it is.
+    flags. With `clean` the source is the crop as it is. Each of several `sources` is drawn by itself; the first is the
+    one that there would be alone.
     """
-    images = upload(crops, device).float().div_(255)
-    source_parameters = space.neutral(len(indices)) if clean else space.sample(seed, step, indices, "source")
+    images, neutral = upload(crops, device).float().div_(255), space.neutral(len(indices))
     target_parameters = space.sample(seed, step, indices, "target")
     target = space.apply(images, target_parameters)
-    if cfg.source_from == "target" and not clean:
-        source = space.apply(target, source_parameters)
-        action = space.difference(source_parameters, space.neutral(len(indices)))
-    else:
-        source = space.apply(images, source_parameters)
-        action = space.difference(source_parameters, target_parameters)
-    return Views(source, target, upload(action, device), indices, source_parameters, target_parameters)
+    on_target = cfg.source_from == "target" and not clean
+    base, reference = (target, neutral) if on_target else (images, target_parameters)
+    seeds = [seed_of(seed, "source", number) for number in range(sources)]
+    parts = [neutral if clean else space.sample(own, step, indices, "source") for own in seeds]
+    source = torch.cat([space.apply(base, part) for part in parts])
+    action = torch.cat([space.difference(part, reference) for part in parts])
+    return Views(source, target, upload(action, device), indices, Parameters.joined(parts), target_parameters)
 
 
 def make_independent_views(

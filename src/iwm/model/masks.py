@@ -7,6 +7,7 @@ published behaviour, truncation to the batch minimum included, for comparison. "
 patches, each set of them as likely (MAE); "none" drops nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -19,18 +20,18 @@ from iwm import config
 from iwm.runtime import distributed
 from iwm.runtime.devices import upload
 from iwm.runtime.errors import UserError
-from iwm.runtime.randomness import uniforms
+from iwm.runtime.randomness import seed_of, uniforms
 
 _PER_BLOCK = 4  # random numbers a rectangle takes: area, aspect, top, left
 
 
 @dataclass(frozen=True)
 class Masks:
-    """Sorted positions in the h x w grid of patches, row by row."""
+    """Sorted positions in the h x w grid of patches, row by row, for each source in the order of `Views`."""
 
-    context: Int64[Tensor, "b c"]
+    context: Int64[Tensor, "s c"]
     """Patches of the source the student sees."""
-    predicted: Int64[Tensor, "b q"]
+    predicted: Int64[Tensor, "s q"]
     """Patches of the target that are queried and carry the loss."""
 
 
@@ -63,6 +64,12 @@ def is_whole(cfg: config.Masks, step: int) -> bool:
     return step >= 0 and int((step + 1) * cfg.whole) > int(step * cfg.whole)
 
 
+def source_count(cfg: config.Masks, step: int) -> int:
+    """How many sources share a target in this step: one where all would be clean and whole, and where health is
+    measured (steps below 0)."""
+    return 1 if step < 0 or is_whole(cfg, step) else cfg.sources
+
+
 def sample_masks(
     cfg: config.Masks,
     grid: tuple[int, int],
@@ -73,11 +80,20 @@ def sample_masks(
 ) -> Masks:
     """Masks for a batch of images on a grid of (height, width) patches.
 
-    With every sampler but "ijepa" each is a pure function of (seed, step, index). A context always remains: at most
-    N - 1 patches are dropped, and "ijepa" never reaches the last row and column. Raises UserError for a grid of fewer
-    than two patches or impossible rectangles.
+    With every sampler but "ijepa" each is a pure function of (seed, step, index, source); the first source has the mask
+    that it would have alone. A context always remains: at most N - 1 patches are dropped, and "ijepa" never reaches the
+    last row and column. Raises UserError for a grid of fewer than two patches or impossible rectangles.
     """
     _check(cfg, grid)
+    seeds = [seed_of(seed, "source", number) for number in range(source_count(cfg, step))]
+    positions = zip(*(_sample(cfg, grid, own, step, indices) for own in seeds), strict=True)
+    return Masks(*(upload(torch.from_numpy(_stacked(parts)), device) for parts in positions))
+
+
+def _sample(
+    cfg: config.Masks, grid: tuple[int, int], seed: int, step: int, indices: np.ndarray
+) -> tuple[Int64[np.ndarray, "b c"], Int64[np.ndarray, "b q"]]:
+    """Context and predicted positions of one source of each image."""
     if cfg.sampler != "ijepa":
         sampler = _exact if cfg.sampler == "exact" else _random
         dropped = sampler(cfg, grid, seed, step, indices)
@@ -96,7 +112,13 @@ def sample_masks(
         predicted = np.take_along_axis(predicted, np.sort(subset, axis=1), axis=1)
     if is_whole(cfg, step):
         context = np.broadcast_to(np.arange(grid[0] * grid[1]), dropped.shape).copy()
-    return Masks(*(upload(torch.from_numpy(p), device) for p in (context, predicted)))
+    return context, predicted
+
+
+def _stacked(parts: Sequence[Int64[np.ndarray, "b _n"]]) -> Int64[np.ndarray, "s n"]:
+    """The positions of all sources below each other; "ijepa" cuts them to the shortest."""
+    shortest = min(part.shape[1] for part in parts)
+    return np.concatenate([part[:, :shortest] for part in parts]) if len(parts) > 1 else parts[0]
 
 
 def _check(cfg: config.Masks, grid: tuple[int, int]) -> None:

@@ -40,6 +40,11 @@ def uniforms(
     return (cells >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def seed_of(seed: int, purpose: str, number: int) -> int:
+    """The seed of one of several independent draws; that of number 0 is the seed itself."""
+    return int(uniforms(seed, purpose, number, np.zeros(1, dtype=np.int64), 1)[0, 0] * 2.0**53) if number else seed
+
+
 def permutation(seed: int, purpose: str, epoch: int, count: int) -> Int64[np.ndarray, " {count}"]:
     """A random order of 0..count-1 that depends on nothing but its arguments."""
     keys = uniforms(seed, purpose, epoch, np.arange(count), 1)[:, 0]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from iwm import config
 from iwm.actions.views import TokenViews, Views, make_independent_views, make_views
 from iwm.data.loader import Batch
-from iwm.model.masks import is_whole, sample_masks
+from iwm.model.masks import is_whole, sample_masks, source_count
 from iwm.model.vit import checkpoint_blocks, choose_attention, compile_blocks
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, distributed, shards
@@ -122,11 +122,11 @@ class Training:
     def views(self, crops: Crops, indices: np.ndarray, step: int) -> Views:
         """What the settings make of an image's crop, or of its two."""
         s, space = self.settings, self.model.space
-        first, other = crops
-        if other is None:
-            clean = is_whole(s.masks, step)
-            return make_views(first, space, s.actions, s.run.seed, step, indices, self.session.device, clean=clean)
-        return make_independent_views(first, other, space, s.views, s.run.seed, step, indices, self.session.device)
+        (first, other), device = crops, self.session.device
+        if other is not None:
+            return make_independent_views(first, other, space, s.views, s.run.seed, step, indices, device)
+        clean, sources = is_whole(s.masks, step), source_count(s.masks, step)
+        return make_views(first, space, s.actions, s.run.seed, step, indices, device, clean=clean, sources=sources)
 
     def _views_of(self, part: Part, indices: np.ndarray, step: int) -> Views | TokenViews:
         return part if isinstance(part, TokenViews) else self.views(part, indices, step)

@@ -66,6 +66,11 @@ def _check_encoder(settings: Config) -> None:
             "Views that are encoded once are all made of the crop (actions.source_from crop); give that, or encode in "
             "every step with encoder.views 0."
         )
+    if stands_still(encoder) and latent and encoder.views and settings.masks.sources > 1:
+        raise UserError(
+            "Views that are encoded once come in pairs, a target to each source (masks.sources 1); give that, or "
+            "encode in every step with encoder.views 0."
+        )
     if stands_still(encoder) and encoder.views == 1:
         raise UserError("encoder.views 1 gives no pair of views to learn from; give 2 or more, or 0.")
 

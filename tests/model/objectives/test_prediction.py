@@ -1,12 +1,17 @@
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny
 
 from iwm import config
+from iwm.actions.views import make_views
+from iwm.model.masks import Masks, sample_masks
 from iwm.model.objectives import PatchPrediction, objective_of
 from iwm.model.objectives.prediction import squared_error
+from iwm.model.world_model import ImageWorldModel
 
 
 def test_loss_is_the_mean_squared_error():
@@ -24,3 +29,55 @@ def test_smooth_l1_is_hubers_with_threshold_1():
     huber, squared = (cast(PatchPrediction, objective).compare(a, b).item() for objective in objectives)
     assert huber == pytest.approx(wanted.item())
     assert squared == pytest.approx(float((distance**2).mean()))
+
+
+DIAL = config.Objective(invariance_weight=0.7, projector_dim=16)
+
+
+@pytest.mark.parametrize(
+    "objective", [config.Objective(), config.Objective(kind="pixels"), DIAL], ids=["latent", "pixels", "invariance"]
+)
+def test_several_sources_cost_one_pass_of_the_teacher_and_their_losses_are_averaged(images, objective, monkeypatch):
+    """Against the model of one source, shown each of them with the same target."""
+    settings = tiny(objective=objective, masks=config.Masks(sources=3))
+    torch.manual_seed(0)
+    model, indices = ImageWorldModel(settings).eval(), np.arange(8)
+    views = make_views(images, model.space, settings.actions, 0, 4, indices, "cpu", sources=3)
+    masks = sample_masks(settings.masks, model.grid, 0, 4, indices, "cpu")
+    seen: list[int] = []
+    real = model.target_encoder.tokens
+
+    def counting(pixels: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
+        seen.append(len(pixels))
+        return real(pixels, *more, **named)
+
+    monkeypatch.setattr(model.target_encoder, "tokens", counting)
+    output = model(views, masks)
+    assert seen == ([] if objective.kind == "pixels" else [8])
+    latents = []
+    for number in range(3):
+        rows = slice(8 * number, 8 * (number + 1))
+        one = replace(
+            views,
+            source=views.source[rows],
+            action=views.action[rows],
+            source_parameters=views.source_parameters[rows],
+        )
+        own = model(one, Masks(masks.context[rows], masks.predicted[rows]))
+        latents.append(own.latent.item())
+        torch.testing.assert_close(output.prediction[rows], own.prediction)
+        torch.testing.assert_close(output.target[rows], own.target)
+    assert output.latent.item() == pytest.approx(sum(latents) / 3, rel=1e-5)
+    assert (output.invariance is None) is not (objective == DIAL)
+
+
+def test_the_change_of_targets_is_measured_at_the_first_source(images):
+    """objective.target_norm change: the statistics are those of one source."""
+    settings, statistics = tiny(objective=config.Objective(target_norm="change")), []
+    for sources in (1, 3):
+        torch.manual_seed(0)
+        model, indices = ImageWorldModel(settings), np.arange(8)
+        model.calibrate(make_views(images, model.space, settings.actions, 0, 0, indices, "cpu", sources=sources))
+        model.target_norm.fold()
+        statistics.append(model.target_norm.variance)
+    assert torch.equal(*statistics)

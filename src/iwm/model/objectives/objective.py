@@ -89,6 +89,10 @@ class Objective(ABC):
     invariant_block: ClassVar[bool] = False
     """Whether objective.invariance_weight can add an invariance term at the encoder's last block."""
 
+    shares_targets: ClassVar[bool] = False
+    """Whether several sources of an image may share its target (masks.sources): `views` and `masks` then hold s sources
+    to b targets."""
+
     # The verdict on a line of metrics.
     baseline: ClassVar[str]
     """Key, in the numbers of `health`, of the loss of a model that knows too little."""
@@ -121,6 +125,11 @@ class Objective(ABC):
         wrong = next((name for name, chosen in own.items() if chosen and not self.learned_targets), None)
         if wrong:
             raise UserError(f"{wrong} is of latent targets, objective.kind {self.name} has none; leave it out.")
+        if self.settings.masks.sources > 1 and not self.shares_targets:
+            raise UserError(
+                f"masks.sources share the target of a prediction of patches, objective.kind {self.name} is none; give "
+                "1."
+            )
         if self.settings.objective.invariance_weight and not self.invariant_block:
             raise UserError(
                 f"objective.invariance_weight stands beside a prediction of patches, objective.kind {self.name} is "

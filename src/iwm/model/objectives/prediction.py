@@ -27,6 +27,12 @@ def squared_error(prediction: Float[Tensor, "b q d"], target: Float[Tensor, "b q
     return F.mse_loss(prediction.float(), target.float())
 
 
+def _for_sources(tokens: Float[Tensor, "b *x"], count: int) -> Float[Tensor, "s *x"]:
+    """What is of the targets, for each of `count` sources in the order of `Views`."""
+    times = count // len(tokens)
+    return tokens if times == 1 else tokens.repeat(times, *(1 for _ in tokens.shape[1:]))
+
+
 class PatchPrediction(Objective):
     """Predict what there is at every queried patch of the target, told the action. Your own overrides `raw_target`,
     `output_width`, or `compare` (then with `squared = False` unless it is a squared error)."""
@@ -36,6 +42,7 @@ class PatchPrediction(Objective):
     learner = "the predictor"
     squared = True
     invariant_block = True
+    shares_targets = True
     judged = ("action_sensitivity",)
     mend_collapse = "objective.target_norm batch or a higher optim.ema"
     mend_rank = "; raise objective.variance and objective.covariance (the small recipes': 0.1, 0.004)"
@@ -113,7 +120,7 @@ class PatchPrediction(Objective):
             raw = self.target_tokens(model, views)
             if model.training:
                 self.observe(model, views, raw)
-            target = gather_tokens(model.target_norm(raw), masks.predicted)
+            target = gather_tokens(_for_sources(model.target_norm(raw), len(masks.predicted)), masks.predicted)
         prediction = model.predictor(context, views.action, context=masks.context, queries=masks.predicted)
         if start is not None:
             prediction = prediction.float() + model.target_norm(start)
@@ -138,7 +145,8 @@ class PatchPrediction(Objective):
             whole = model.encoder.tokens(views.source)
             return gather_tokens(whole, masks.context), gather_tokens(whole, masks.predicted), None
         if self._is_invariant:
-            both, kept = torch.cat([views.source, views.target]), torch.cat([masks.context, masks.context])
+            target = _for_sources(views.target, len(views.source))
+            both, kept = torch.cat([views.source, target]), torch.cat([masks.context, masks.context])
             tokens, ends = model.encoder.tokens_and_last(both, kept)
             seen, last = tokens.chunk(2)[0], ends.chunk(2)
         else:
@@ -158,7 +166,8 @@ class PatchPrediction(Objective):
         """Let the target statistics see what the targets are; `change` also what they were in the source."""
         before = None
         if self.settings.objective.target_norm == "change":
-            before = views.source if isinstance(views, TokenViews) else self.raw_target(model, views.source)
+            first = views.source[: len(raw)]  # of several sources the one that there would be alone
+            before = first if isinstance(views, TokenViews) else self.raw_target(model, first)
         model.target_norm.observe(raw, before)
 
     def spread(self, context: Float[Tensor, "b c d"], masks: Masks) -> Float[Tensor, ""] | float:
@@ -230,8 +239,9 @@ class PatchPrediction(Objective):
         return predictor_parameters(self.settings, actions, self.output_width) + own
 
     def step_flops(self, actions: int) -> float:
-        """Context through the student, context and queries through the predictor, and the teacher's targets; with the
-        invariance term the target's patches at the context, too, and both through all blocks and the projector."""
+        """Of every source the context through the student, context and queries through the predictor, and once the
+        teacher's targets; with the invariance term the target's patches at the context, too, and both through all
+        blocks and the projector."""
         s, patches = self.settings, patch_count(self.settings)
         side = s.data.image_size // s.encoder.patch_size
         dropped = dropped_count(s.masks, (side, side))
@@ -247,7 +257,7 @@ class PatchPrediction(Objective):
 
         teacher = encoder_flops(s, patches) if self.learned_targets else 0.0
         whole = s.masks.whole
-        return teacher + (1 - whole) * trained(patches - dropped) + whole * trained(patches)
+        return teacher + (1 - whole) * s.masks.sources * trained(patches - dropped) + whole * trained(patches)
 
 
 TOO_LINEAR, TOO_FIXED, TOO_INVARIANT = 0.8, 0.5, 0.05
