@@ -142,6 +142,8 @@ class Encoder:
     """Attention heads of a block."""
     mlp_ratio: Annotated[float, AtLeast(0.1)] = 4.0
     """Hidden width of a block's MLP over the token's width."""
+    registers: Annotated[int, AtLeast(0)] = 0
+    """Learned tokens beside the patches that take part in attention, and that nobody is given (Darcet et al. 2024)."""
     init: Literal["trunc_normal", "xavier"] = "trunc_normal"
     """trunc_normal: standard deviation 0.02 (ViT-B and wider); xavier: keeps the signal at small widths."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -351,6 +353,7 @@ LATER = (
     "encoder.crops",
     "encoder.layer",
     "encoder.name",
+    "encoder.registers",
     "encoder.train",
     "encoder.views",
     "masks.context_area",

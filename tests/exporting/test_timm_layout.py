@@ -51,6 +51,19 @@ def normalised(images: torch.Tensor, model: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
+def test_registers_go_along_and_stand_before_the_patches(tmp_path):
+    run = world(tmp_path / "run", **replaced(tiny(), "encoder", registers=3))
+    model, body = load_model(run), loaded(run, tmp_path / "out")
+    for size in ((16, 16), (24, 16)):
+        images = torch.rand(2, 3, *size)
+        features = body.forward_features(normalised(images, body))
+        torch.testing.assert_close(features[:, 3:], model.encode(images).values)
+        torch.testing.assert_close(body.forward_head(features), model.encode(images).pooled)
+    result = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert TimmLayout().usage(tmp_path, result)[1].startswith("The first 3 tokens of forward_features are registers")
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("student", [False, True])
 def test_features_of_our_encoder_are_equal_at_every_size(tmp_path, student):
     run = world(

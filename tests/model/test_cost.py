@@ -52,6 +52,19 @@ def test_cost_of_several_sources_against_counting_their_step(objective):
     assert cost(settings).train_flops == pytest.approx(counter.get_total_flops() / 4, rel=0.06)
 
 
+def test_cost_with_registers_against_counting_the_real_step():
+    settings = tiny(encoder=replace(tiny().encoder, registers=8, width=64))
+    model, indices = ImageWorldModel(settings), np.arange(4)
+    model.predictor.open_gates()
+    images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+    views = make_views(images, model.space, settings.actions, 0, 0, indices, "cpu")
+    drawn = sample_masks(settings.masks, model.grid, 0, 0, indices, "cpu")
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(views, drawn).loss.backward()
+    assert cost(settings).train_flops == pytest.approx(counter.get_total_flops() / 4, rel=0.06)
+    assert cost(settings).encoder_parameters == sum(p.numel() for p in model.encoder.parameters())
+
+
 FAMILIES = [f"{family}-cifar10" for family in recipe_book.FAMILIES]
 
 

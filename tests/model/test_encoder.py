@@ -31,6 +31,8 @@ def timm_twin(encoder: Encoder, **changes):
         class_token=False,
         global_pool="avg",
         fc_norm=False,
+        reg_tokens=s.registers,
+        no_embed_class=True,
         num_classes=0,
         **changes,
     )
@@ -166,3 +168,57 @@ def test_tokens_of_an_earlier_block(layer, number):
     torch.testing.assert_close(both[0], encoder.tokens(pixels))
     torch.testing.assert_close(both[1], last)
     assert len(encoder.behind) == (0 if number == 3 else 3 - number + 1)
+
+
+# ---- registers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_registers() -> Encoder:
+    torch.manual_seed(0)
+    encoder = Encoder(replace(SETTINGS, registers=3, layer=2), 32).eval()
+    torch.nn.init.normal_(encoder.get_parameter("reg_token"))
+    return encoder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(32, 32), (48, 24)])
+def test_registers_are_timms_and_only_patches_come_out(with_registers, size):
+    encoder, pixels = with_registers, torch.rand(2, 3, *size)
+    count = size[0] * size[1] // 64
+    twin = timm_twin(encoder, dynamic_img_size=True)
+    raw: Any = twin.forward_intermediates(encoder.normalise(pixels), output_fmt="NLC", intermediates_only=True)
+    assert raw[0].shape == (2, count, 48), "timm leaves its registers out as well"
+    normed = [torch.nn.functional.layer_norm(x, (48,)) for x in raw]
+    last = twin.forward_features(encoder.normalise(pixels))
+    assert last.shape == (2, 3 + count, 48)
+    torch.testing.assert_close(encoder.tokens(pixels), normed[1])
+    torch.testing.assert_close(encoder.tokens(pixels, average=2), (normed[0] + normed[1]) / 2)
+    for ours, theirs in zip(encoder.intermediates(pixels, [1, 2, 3]), (normed[0], normed[1], last[:, 3:]), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    both = encoder.tokens_and_last(pixels)
+    torch.testing.assert_close(both[0], normed[1])
+    torch.testing.assert_close(both[1], last[:, 3:])
+
+
+@torch.no_grad()
+def test_registers_are_never_dropped(with_registers):
+    """Dropping patches = timm's forward in which kept patches and all registers attend to each other only."""
+    pixels, keep = torch.rand(3, 3, 32, 32), torch.stack([torch.randperm(16)[:7].sort().values for _ in range(3)])
+    visible = torch.zeros(3, 16, dtype=torch.bool).scatter_(1, keep, True)
+    visible = torch.cat([torch.ones(3, 3, dtype=torch.bool), visible], dim=1)
+    twin = timm_twin(with_registers)
+    masked = twin.forward_features(with_registers.normalise(pixels), attn_mask=visible[:, None, None, :])[:, 3:]
+    wanted = masked.gather(1, keep[..., None].expand(-1, -1, 48))
+    last = with_registers.tokens_and_last(pixels, keep)[1]
+    torch.testing.assert_close(last, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_without_registers_every_weight_is_drawn_as_before():
+    states = []
+    for registers in (0, 4):
+        torch.manual_seed(0)
+        states.append(Encoder(replace(SETTINGS, registers=registers), 32).state_dict())
+    assert set(states[1]) - set(states[0]) == {"reg_token"}
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert 0.01 < float(states[1]["reg_token"].std()) < 0.03

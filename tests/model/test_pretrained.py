@@ -67,6 +67,24 @@ def test_an_encoder_starts_from_a_timm_file(weights):
 
 
 @torch.no_grad()
+def test_an_encoder_with_registers_starts_from_one_with_as_many(monkeypatch):
+    """timm's own, without positions. One without registers takes the rest, another number is refused."""
+    own = {"class_token": False, "global_pool": "avg", "fc_norm": False, "no_embed_class": True}
+    body: Any = timm.create_model(NAME, reg_tokens=2, num_classes=0, **own)
+    torch.nn.init.normal_(body.reg_token)
+    origin = open_timm(f"timm:{NAME},weights=random")[0]
+    monkeypatch.setattr(pretrained, "open_timm", lambda name: (origin, body))
+    for registers in (0, 2):
+        encoder = Encoder(replace(fitting().settings, registers=registers), 160)
+        start_from_timm(encoder, f"timm:{NAME}")
+        state = encoder.state_dict()
+        assert ("reg_token" in state) == (registers > 0)
+        assert all(torch.equal(value, body.state_dict()[name]) for name, value in state.items())
+    with pytest.raises(UserError, match=r"has 2 registers .* encoder\.registers is 3; give 2"):
+        start_from_timm(Encoder(replace(fitting().settings, registers=3), 160), f"timm:{NAME}")
+
+
+@torch.no_grad()
 def test_positions_of_another_grid_are_resampled(weights):
     encoder = fitting(96)
     before = encoder.state_dict()["pos_embed"].clone()

@@ -1,5 +1,7 @@
 """Nonsense is refused before any work, in a sentence that names the setting."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import tiny
 
@@ -55,6 +57,10 @@ def test_nonsense_is_refused_before_anything_is_done(values, said):
         ({"objective": config.Objective(kind="pixels", target_layers=2)}, "objective.target_layers averages"),
         ({"objective": config.Objective(kind="joint")}, "masks.sampler none"),
         ({"masks": config.Masks(sampler="none")}, "drops no patch to predict"),
+        (
+            {"encoder": replace(tiny().encoder, registers=4, name="timm:vit_tiny_patch16_224")},
+            r"encoder\.registers are of an encoder of ours",
+        ),
         ({"masks": config.Masks(sources=0)}, r"masks\.sources is 0; give 1 or more"),
         (
             {"objective": config.Objective(kind="joint"), "masks": config.Masks(sampler="none", sources=2)},

@@ -3,7 +3,8 @@
 Our encoder is a VisionTransformer of timm without class token: its sin-cos positions are the parameter `pos_embed`, its
 final LayerNorm (affine, epsilon 1e-6) is timm's `norm`. The normalisation of pixels is no part of timm's model; mean
 and deviation stand in its `pretrained_cfg`. The target normalisation without affine belongs to the world model and is
-left out: `forward_features` gives what `world.encode` gives, where `encoder.layer` is the last block.
+left out: `forward_features` gives what `world.encode` gives, where `encoder.layer` is the last block, behind as many
+tokens as there are registers.
 """
 
 import json
@@ -53,6 +54,8 @@ class TimmLayout(ExportFormat):
 
     def usage(self, out: Path, result: dict[str, Any]) -> list[str]:
         lines = [f"In Python: timm.create_model('local-dir:{out}', pretrained=True)"]
+        if registers := result["model_args"].get("reg_tokens"):
+            lines.append(f"The first {registers} tokens of forward_features are registers; the patches follow.")
         if "layer" in result:
             lines.append(
                 f"The world model's tokens are those of block {result['layer']}: forward_intermediates(..., "
@@ -118,6 +121,7 @@ def _own_architecture(encoder: PatchEncoder, settings: config.Config) -> tuple[s
         "num_heads": s.heads,
         "mlp_ratio": s.mlp_ratio,
         "class_token": False,
+        **({"reg_tokens": s.registers, "no_embed_class": True} if s.registers else {}),
         "global_pool": "avg",
         "fc_norm": False,
         "dynamic_img_size": True,

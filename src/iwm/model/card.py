@@ -109,7 +109,8 @@ def _parameters(model: ImageWorldModel) -> str:
 def _encoder_words(model: ImageWorldModel) -> str:
     s, encoder = model.settings.encoder, model.target_encoder
     if not isinstance(encoder, ForeignEncoder):
-        return f"vision transformer, {s.depth} blocks of width {s.width}, {s.heads} heads, patches of {s.patch_size} px"
+        sizes = f"{s.depth} blocks of width {s.width}, {s.heads} heads, patches of {s.patch_size} px"
+        return f"vision transformer, {sizes}" + (f", {s.registers} registers" if s.registers else "")
     name = weights.without_paths(s.name)
     block = "" if encoder.layer == encoder.depth else f", tokens of block {encoder.layer} of {encoder.depth}"
     if weights.is_published(fields.to_dict(s)):

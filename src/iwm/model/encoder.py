@@ -1,6 +1,9 @@
 """The encoder f: what every encoder offers, and ours, a timm VisionTransformer without class token that can drop tokens
 before block 0. Encoders of others: `iwm.model.foreign_encoder`.
 
+With `encoder.registers` R, learned tokens r without position join the patches (Darcet et al. 2024): blocks([r ; x]).
+They are never dropped, and all that comes out are the patches' tokens.
+
 Positions are fixed (frozen) 2-D sin-cos vectors kept in `pos_embed`, resampled for other grids; mean and standard
 deviation of the pixels are part of the module but not of its state dict, which *is* a timm state dict.
 """
@@ -164,7 +167,7 @@ def require_whole_patches(patch: int, image_size: int) -> None:
 
 
 class Encoder(PatchEncoder, VisionTransformer):
-    """Our vision transformer over the kept patches of an image.
+    """Our vision transformer over the kept patches of an image, and `settings.registers` tokens of its own.
 
     Raises UserError when the image size is smaller than a patch or not divisible by it.
     """
@@ -182,6 +185,8 @@ class Encoder(PatchEncoder, VisionTransformer):
             num_classes=0,
             global_pool="avg",
             class_token=False,
+            reg_tokens=settings.registers,
+            no_embed_class=True,
             fc_norm=False,
             embed_dim=settings.width,
             depth=settings.depth,
@@ -199,6 +204,8 @@ class Encoder(PatchEncoder, VisionTransformer):
         assert isinstance(self.pos_embed, nn.Parameter)
         self.pos_embed.requires_grad_(False)
         self.pos_embed.copy_(sincos_positions(self.grid, settings.width))
+        if self.reg_token is not None:
+            nn.init.trunc_normal_(self.reg_token, std=0.02)
 
     @property
     def grid(self) -> Grid:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -220,7 +227,7 @@ class Encoder(PatchEncoder, VisionTransformer):
 
     @property
     def beneath(self) -> list[nn.Module | nn.Parameter]:
-        return [self.patch_embed]
+        return [self.patch_embed, *([] if self.reg_token is None else [self.reg_token])]
 
     def _patches(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b r c d"]:
         """The patch convolution; on a GPU as the matrix product it is, for cuDNN's convolution of patches as large as
@@ -233,15 +240,22 @@ class Encoder(PatchEncoder, VisionTransformer):
 
     def embed(
         self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], keep: Int64[Tensor, "b k"] | None = None
-    ) -> Float[Tensor, "b k d"]:
-        """Patch embeddings with positions, only the kept ones: the input of block 0."""
+    ) -> Float[Tensor, "b m d"]:
+        """Registers and patch embeddings with positions, only the kept ones: the input of block 0."""
         tokens = self._patches(self.normalise(images))
         grid = (tokens.shape[1], tokens.shape[2])
         positions = self.pos_embed
         assert positions is not None
         if grid != self.grid:
             positions = resample_abs_pos_embed(positions, list(grid), list(self.grid), num_prefix_tokens=0)
-        return gather_tokens(tokens.flatten(1, 2) + positions, keep)
+        patches = gather_tokens(tokens.flatten(1, 2) + positions, keep)
+        if self.reg_token is None:
+            return patches
+        return torch.cat([self.reg_token.expand(len(patches), -1, -1), patches], dim=1)
+
+    def _of_patches(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b k d"]:
+        """The tokens without those of the registers."""
+        return tokens if self.reg_token is None else tokens[:, self.num_prefix_tokens :]
 
     def tokens(
         self,
@@ -251,12 +265,13 @@ class Encoder(PatchEncoder, VisionTransformer):
     ) -> Float[Tensor, "b k d"]:
         x = self.norm_pre(self.embed(images, keep))
         if average == 1:
-            return self.norm(self.blocks(x)) if self.layer == self.depth else without_affine(self._up_to_layer(x))
+            x = self._of_patches(self._up_to_layer(x))
+            return self.norm(x) if self.layer == self.depth else without_affine(x)
         total, first = torch.zeros((), device=x.device), self.layer - average
         for number, block in enumerate(self.blocks[: self.layer]):
             x = block(x)
             if number >= first:
-                total = total + F.layer_norm(x.float(), x.shape[-1:])
+                total = total + without_affine(self._of_patches(x).float())
         return total / average
 
     def tokens_and_last(
@@ -264,12 +279,12 @@ class Encoder(PatchEncoder, VisionTransformer):
     ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b k d"]]:
         x = self._up_to_layer(self.norm_pre(self.embed(images, keep)))
         if self.layer == self.depth:
-            last = self.norm(x)
+            last = self.norm(self._of_patches(x))
             return last, last
         last = x
         for block in self.blocks[self.layer :]:
             last = block(last)
-        return without_affine(x), self.norm(last)
+        return without_affine(self._of_patches(x)), self.norm(self._of_patches(last))
 
     def _up_to_layer(self, x: Float[Tensor, "b k d"]) -> Float[Tensor, "b k d"]:
         for block in self.blocks[: self.layer]:
@@ -280,4 +295,5 @@ class Encoder(PatchEncoder, VisionTransformer):
         self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], numbers: Sequence[int], affine: bool = True
     ) -> list[Float[Tensor, "b n d"]]:
         norm = self.norm if affine else without_affine
-        return block_outputs(self.norm_pre(self.embed(images)), self.blocks, numbers, norm)
+        outputs = block_outputs(self.norm_pre(self.embed(images)), self.blocks, numbers, norm)
+        return [self._of_patches(output) for output in outputs]

@@ -26,7 +26,7 @@ def encoder_flops(settings: Config, tokens: int, whole: bool = False) -> float:
     s = settings.encoder
     embedding = patch_count(settings) * 2 * 3 * s.patch_size**2 * s.width
     depth = s.depth if whole else s.layer if 0 < s.layer < s.depth else s.depth + min(0, s.layer + 1)
-    return embedding + block_flops(tokens, s.width, depth, s.mlp_ratio)
+    return embedding + block_flops(tokens + s.registers, s.width, depth, s.mlp_ratio)
 
 
 def student_passes(settings: Config) -> int:
@@ -53,7 +53,7 @@ def block_parameters(width: int, mlp_ratio: float) -> int:
 def encoder_parameters(settings: Config) -> int:
     """Parameters of the encoder."""
     s = settings.encoder
-    embedding = (3 * s.patch_size**2 + 1) * s.width + patch_count(settings) * s.width
+    embedding = (3 * s.patch_size**2 + 1) * s.width + (patch_count(settings) + s.registers) * s.width
     return embedding + s.depth * block_parameters(s.width, s.mlp_ratio) + 2 * s.width
 
 

@@ -198,7 +198,13 @@ def start_from_timm(encoder: Encoder, name: str) -> None:
     if tuple(expected["mean"]) != mine.mean or tuple(expected["std"]) != mine.std:
         mean, std = (" ".join(map(str, expected[stat])) for stat in ("mean", "std"))
         raise UserError(f"{title} expects other pixels; add --encoder.mean {mean} --encoder.std {std}.")
-    left_out = ("cls_token", "reg_token")
+    left_out = ("cls_token",) if mine.registers else ("cls_token", "reg_token")
+    theirs = body.num_reg_tokens if body.no_embed_class else 0  # others add positions to them
+    if mine.registers not in (0, theirs):
+        raise UserError(
+            f"{title} has {theirs or 'no'} registers that our encoder can take, encoder.registers is {mine.registers}; "
+            f"give {theirs}."
+        )
     state = {key: value for key, value in body.state_dict().items() if not key.startswith(left_out)}
     beyond = sorted({key.split(".")[-2] for key in state if key not in encoder.state_dict() and "blocks.0." in key})
     if beyond:

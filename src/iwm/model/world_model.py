@@ -94,7 +94,7 @@ class ImageWorldModel(ModelParts, OnHub):
         if settings.encoder.train == "none":
             self.encoder.requires_grad_(False)
         if settings.objective.freeze_patches:
-            for part in self.encoder.beneath:
+            for part in self.encoder.beneath if settings.encoder.name else [self.encoder.patch_embed]:
                 part.requires_grad_(False)
 
     @property

@@ -53,6 +53,8 @@ def _check_encoder(settings: Config) -> None:
             f"encoder.train {encoder.train} is of an encoder of others (encoder.name); give all, or none for the "
             "control with a frozen one."
         )
+    if encoder.name and encoder.registers:
+        raise UserError(f"encoder.registers are of an encoder of ours, {encoder.name} brings its own; leave them out.")
     if encoder.name and settings.init.startswith("timm:"):
         raise UserError("init timm: and encoder.name both bring an encoder; give one of them.")
     latent = settings.objective.kind == "latent"
