@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +23,7 @@ from iwm.data.broken_images import name_broken, none_left, readable, without_bro
 from iwm.data.crops import center, least_side, random_crops
 from iwm.data.decode import BrokenImage, NothingReadable
 from iwm.data.image_sets import ImageSet, Subset
+from iwm.data.resident import ResidentImages, require_room
 from iwm.data.sources import open_pictures
 from iwm.data.workers import Part
 from iwm.runtime import devices
@@ -59,8 +60,9 @@ class Loader:
     The order of an epoch is `permutation(seed, "order", epoch, n)`; its last incomplete batch is dropped. With `pairs`
     every image is cropped twice, independently. Iterating starts at `start_step` and ends before `steps` (None: never).
     `rows` are the places in each batch that are made here (None: all): several ranks share the batches. For a GPU as
-    `device` the crops are pinned where they are made and copied while it computes.
-    Raises UserError when a batch exceeds the set or no image can be decoded.
+    `device` the crops are pinned where they are made and copied while it computes; images that live on the device are
+    cropped there (`resident`), by whoever asks for the batch: that is a few dozen calls.
+    Raises UserError when a batch exceeds the set, no image can be decoded, or the device has no room for them.
     """
 
     def __init__(
@@ -84,13 +86,16 @@ class Loader:
             )
         self.images, self.start_step, self.steps = images, start_step, steps
         self.steps_per_epoch = len(images) // batch_size
-        self.in_memory = speed.cache == "memory" or (
-            speed.cache == "auto"
-            and decoded_bytes(images, least_side(data.image_size, data.crop_area)) <= devices.free_memory() / 4
+        place = device or torch.device("cpu")
+        on_device, least = speed.cache == "device", least_side(data.image_size, data.crop_area)
+        if on_device:
+            require_room(images.name, decoded_bytes(images, least), place)
+        self.in_memory = speed.cache in ("memory", "device") or (
+            speed.cache == "auto" and decoded_bytes(images, least) <= devices.free_memory() / 4
         )
         self.broken: list[str] = []
         """Names of the images found broken so far."""
-        self.place = "in memory" if self.in_memory else "streamed"
+        self.place = "on the device" if on_device else "in memory" if self.in_memory else "streamed"
         """Where the pictures come from, in words."""
         places = np.concatenate([np.asarray(part, dtype=np.int64) for part in rows or [range(batch_size)]])
         self._maker = _Maker(images, data, batch_size, seed, self.steps_per_epoch, pairs, places)
@@ -102,10 +107,15 @@ class Loader:
             self._note([image for image in self._maker.decoded if isinstance(image, BrokenImage)])
             if len(self.broken) == len(images):
                 raise UserError(none_left(images, self._maker.decoded))
+        if on_device:
+            self._maker.move_to(place)
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
-        self._running = self._in_process() if self.in_memory or self._workers == 0 else self._streamed()
+        if self._maker.resident:
+            self._running = self._batches(map(self._maker.make, self._maker.tasks(self.start_step, self.steps)))
+        else:
+            self._running = self._in_process() if self.in_memory or self._workers == 0 else self._streamed()
         return self._running
 
     def close(self) -> None:
@@ -189,6 +199,7 @@ class _Maker(Dataset[Part]):
         self.chunks = math.ceil(len(places) / CHUNK)
         self.least = least_side(data.image_size, data.crop_area)
         self.decoded: Sequence[Tensor | BrokenImage] | None = None
+        self.resident: ResidentImages | None = None
         self._known_broken: dict[int, BrokenImage] = {}
 
     def tasks(self, step: int, steps: int | None) -> Iterator[tuple[int, int]]:
@@ -197,6 +208,12 @@ class _Maker(Dataset[Part]):
             yield from ((step, chunk) for chunk in range(self.chunks))
             step += 1
 
+    def move_to(self, device: torch.device) -> None:
+        """Keep the decoded images on the device instead, and make the crops there."""
+        assert self.decoded is not None
+        self.resident = ResidentImages(self.decoded, device)
+        self.decoded = None
+
     def __getitem__(self, task: tuple[int, int]) -> Part:
         return self.make(task)
 
@@ -204,15 +221,28 @@ class _Maker(Dataset[Part]):
         step, chunk = task
         epoch, batch = divmod(step, self.steps_per_epoch)
         places = batch * self.batch_size + self.places[chunk * CHUNK : (chunk + 1) * CHUNK]
+        wanted = _order(self.seed, epoch, len(self.images))[places]
+        if self.resident:
+            return self._part(step, self.resident.next_whole(wanted), [], self.resident.crops)
         broken: list[BrokenImage] = []
-        loaded = [self._next_whole(int(i), broken) for i in _order(self.seed, epoch, len(self.images))[places]]
+        loaded = [self._next_whole(int(i), broken) for i in wanted]
         rows = [one for one in loaded if one is not None]
         indices = np.array([index for index, _ in rows], dtype=np.int64)
         if not rows:
             return Part(step, indices, torch.empty(0, 3, 0, 0, dtype=torch.uint8), broken)
-        images, data = [image for _, image in rows], self.data
+        return self._part(step, indices, broken, partial(random_crops, [image for _, image in rows]))
+
+    def _part(
+        self,
+        step: int,
+        indices: Int64[np.ndarray, " b"],
+        broken: list[BrokenImage],
+        make: Callable[..., UInt8[Tensor, "b 3 s s"]],
+    ) -> Part:
+        """The crops that `make` gives, one of each image or two."""
+        data = self.data
         crops = [
-            random_crops(images, data.image_size, data.crop_area, data.flip, self.seed, step, indices, purpose)
+            make(data.image_size, data.crop_area, data.flip, self.seed, step, indices, purpose)
             for purpose in CROPS[: self.views]
         ]
         return Part(step, indices, crops[0], broken, crops[1] if self.views == 2 else None)
