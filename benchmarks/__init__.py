@@ -1,6 +1,6 @@
 """How fast is it? Every subject runs ours and the others in turns on one machine and reports ratios.
 
-    python -m benchmarks [step|views|masks|peak|muon|host|ranks ...] [--quick]
+    python -m benchmarks [step|views|masks|peak|muon|host|variants|ranks ...] [--quick]
 
 The other libraries live in an environment of their own, made by
 

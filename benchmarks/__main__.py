@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from benchmarks import host, masks, muon, neighbour, peak, ranks, step, views
+from benchmarks import host, masks, muon, neighbour, peak, ranks, step, variants, views
 from benchmarks.sizes import NAMES
 from benchmarks.timing import Options, write
 from iwm.config import Speed
@@ -12,7 +12,7 @@ from iwm.runtime.console import console
 
 SUBJECTS = {
     module.__name__.split(".")[-1]: module.measure
-    for module in (step, views, masks, peak, muon, host, neighbour, ranks)
+    for module in (step, views, masks, peak, muon, host, variants, neighbour, ranks)
 }
 
 

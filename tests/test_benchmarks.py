@@ -9,6 +9,7 @@ import torch
 from conftest import tiny
 
 from benchmarks import scaling
+from benchmarks.captured import CapturedTraining, Run
 from benchmarks.twin import Twin, TwinTraining
 from iwm import config
 from iwm.actions.views import make_views
@@ -51,3 +52,34 @@ def test_the_twin_takes_the_same_steps(groups):
     torch.testing.assert_close(student, training.model.encoder.patch_embed.proj.weight, atol=2e-4, rtol=1e-3)
     teacher = twin.twin.teacher.patches.weight
     torch.testing.assert_close(teacher, training.model.target_encoder.patch_embed.proj.weight, atol=2e-4, rtol=1e-3)
+
+
+def test_a_captured_step_takes_the_same_steps():
+    """The graph's stand-in computes anew into the results of the first time, and leaves nothing else behind, as a
+    replay does. Weights, teacher and target statistics are then those of plain training, bit for bit."""
+    settings = tiny(**SMALL_DATA, masks=config.Masks(predict="all", whole=0.5))
+    captures = []
+
+    def stand_in(run: Run):
+        results = run()
+        captures.append(len(results))
+
+        def replay() -> None:
+            for kept, new in zip(results, run(), strict=True):
+                kept.copy_(new)
+            captured.model.zero_grad()
+            captured.model.target_norm.pending = None
+
+        return results, replay
+
+    plain, captured = Training.start(settings, 6, CPU), CapturedTraining.start(settings, 6, CPU)
+    captured.capture = stand_in
+    images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for step in range(6):
+        batch = Batch(step=step, indices=np.arange(16), images=images, labels=None, waited=0.0)
+        (ours, finite), (theirs, _) = captured.step(batch), plain.step(batch)
+        assert bool(finite)
+        assert torch.equal(ours, theirs)
+    assert len(captures) == 2, "one for parts, one for whole images"
+    state = captured.model.state_dict()
+    assert not [name for name, value in plain.model.state_dict().items() if not torch.equal(value, state[name])]

@@ -225,12 +225,15 @@ def _checkpointed(forward: Callable[..., Tensor], x: Float[Tensor, "b n d"], *ot
     return cast(Tensor, checkpoint(forward, x, *others, use_reentrant=False, **named))
 
 
-def compile_blocks(module: nn.Module) -> None:
-    """Compile every transformer block in place: names and weights stay, and blocks of one shape share their code."""
+def compile_blocks(module: nn.Module, **options: Any) -> None:
+    """Compile every transformer block in place: names and weights stay, and blocks of one shape share their code.
+
+    `options` are those of `torch.compile`.
+    """
     import torch._dynamo.config as limits  # here, for it takes a second
 
     # Teacher, student and predictor, in training and in the health checks: more shapes than the 8 allowed by default.
     limits.recompile_limit = max(limits.recompile_limit, 64)
     for block in module.modules():
         if isinstance(block, Block):
-            block.compile(dynamic=False)
+            block.compile(dynamic=False, **options)
