@@ -29,12 +29,12 @@ TESTS ?=
 test-lowest:
 	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
 	$(PYTHON) tools/lowest_versions.py > $(VENV)-lowest/lowest.txt
-	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/lowest.txt --editable '.[app]' $(TESTING)
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/lowest.txt --editable '.[app,onnx,embed,track]' $(TESTING)
 	$(VENV)-lowest/bin/python -m pytest -W ignore::DeprecationWarning -n auto --maxprocesses 4 --dist worksteal $(TESTS)
 
 test-newest:
 	test -x $(VENV)-newest/bin/python || $(PYTHON) -m venv $(VENV)-newest
-	$(VENV)-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[app]' $(TESTING)
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[app,onnx,embed,track]' $(TESTING)
 	$(VENV)-newest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(TESTS)
 
 # What tests need beside iwm; the notebooks' tests skip without their tools.

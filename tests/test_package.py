@@ -17,9 +17,8 @@ def test_every_dependency_has_a_lowest_version():
     tool = runpy.run_path(str(ROOT / "tools" / "lowest_versions.py"))
     pins = tool["constraints"]()
     assert "torch==2.11" in pins
-    names = {
-        re.split(r"[=<>\[]", one)[0] for one in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["app"]]
-    }
+    extras = [one for name in ("app", "onnx", "embed", "track") for one in PROJECT["optional-dependencies"][name]]
+    names = {re.split(r"[=<>\[]", one)[0] for one in [*PROJECT["dependencies"], *extras]}
     assert {pin.split("==")[0] for pin in pins} == names
     assert tool["lowest"](["a[b]>=1.2,<3"]) == ["a==1.2"]
     with pytest.raises(ValueError, match="numpy has no lower bound"):

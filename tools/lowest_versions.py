@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent / "pyproject.toml"
-USED = ("app",)
+USED = ("app", "onnx", "embed", "track")
 """The extras whose packages iwm itself imports, beside the dependencies; those of development are taken as they are."""
 
 
