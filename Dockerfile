@@ -13,8 +13,12 @@ FROM ${BASE} AS build
 ARG INDEX=""
 ARG COMMIT=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN command -v python3 > /dev/null && python3 -c "import ensurepip" || \
-    (apt-get update && apt-get install -y --no-install-recommends python3 python3-venv && rm -rf /var/lib/apt/lists/*)
+# Debian keeps one version of a package, so none is pinned here and below.
+# hadolint ignore=DL3008
+RUN if ! python3 -c "import ensurepip"; then \
+        apt-get update && apt-get install -y --no-install-recommends python3 python3-venv && \
+        rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN python3 -m venv /opt/iwm
 WORKDIR /src
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
@@ -25,14 +29,17 @@ RUN /opt/iwm/bin/pip install --constraint constraints.txt ${INDEX:+--extra-index
 
 FROM ${BASE}
 # A CUDA base has no Python; gcc is what torch.compile needs.
+# hadolint ignore=DL3008
 RUN apt-get update && \
-    apt-get install -y --no-install-recommends gcc libc6-dev \
-        $(command -v python3 > /dev/null || echo python3 python3-dev) && \
+    apt-get install -y --no-install-recommends gcc libc6-dev && \
+    if ! command -v python3 > /dev/null; then \
+        apt-get install -y --no-install-recommends python3 python3-dev; \
+    fi && \
     rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 10001 iwm && mkdir /work && chown iwm /work
 COPY --from=build /opt/iwm /opt/iwm
 ENV PATH=/opt/iwm/bin:$PATH PYTHONUNBUFFERED=1
-USER iwm
+USER 10001
 WORKDIR /work
 # iwm app listens here: docker run -p 7860:7860 iwm app --host 0.0.0.0
 EXPOSE 7860

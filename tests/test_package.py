@@ -52,6 +52,18 @@ def test_a_release_is_built_checked_published_without_a_secret_and_attached():
     for name in re.findall(r"[\w.]*(?:tools|\.ci)/[\w.]+", commands):
         assert (ROOT / name).exists(), name
     assert "tools/check_package.py --install" in commands
+    for place in re.findall(r"uses: (.*)", text):  # a tag can be moved
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", place), place
+    uploads = [step["with"]["name"] for step in jobs["build"]["steps"] if "upload-artifact" in step.get("uses", "")]
+    for job in ("publish", "attach"):
+        downloads = [step["with"] for step in jobs[job]["steps"] if "download-artifact" in step.get("uses", "")]
+        assert [(one["name"], one["path"]) for one in downloads] == [(uploads[0], "dist/")]
+
+
+def test_what_a_release_runs_is_in_the_makefile():
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    steps = re.findall(r"^make ([\w-]+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert {"lint", "package", "docs", "test"} <= set(steps) <= set(targets)
 
 
 def test_the_container_copies_what_there_is_and_runs_as_no_root():
@@ -61,8 +73,8 @@ def test_the_container_copies_what_there_is_and_runs_as_no_root():
         assert (ROOT / name).exists(), name
         assert f"!{name}" in (ROOT / ".dockerignore").read_text().splitlines()
     users = [line.split()[1] for line in lines if line.startswith("USER ")]
-    assert users == ["iwm"]
-    assert lines.index("USER iwm") < lines.index('ENTRYPOINT ["iwm"]')
+    assert users == ["10001"]
+    assert lines.index("USER 10001") < lines.index('ENTRYPOINT ["iwm"]')
 
 
 def test_the_check_of_the_package_is_part_of_ci():
