@@ -4,7 +4,7 @@
     z = pool target(x)        space "target":  the space that is predicted
     z = pool p(f(x), a)       with an action:  the image as it would look after the change, in target space
 
-They are written a piece at a time, so a set may be larger than memory.
+They are written a piece at a time (`embedding_parts`), so a set may be larger than memory.
 """
 
 import os
@@ -23,19 +23,21 @@ from torch import Tensor
 
 from iwm.actions.action_text import parse_action
 from iwm.actions.pixel_search import reach_with_flags
+from iwm.data.decode import NothingReadable
 from iwm.data.image_sets import UNLABELLED, ImageSet, Subset
 from iwm.data.shares import load_chunks, nothing_readable
 from iwm.data.sources import open_images, source_identity
 from iwm.evaluation import ritual
-from iwm.evaluation.tasks import embedding_file, features
+from iwm.evaluation.tasks import embedding_file, embedding_parts, features
 from iwm.evaluation.tasks.embedding_file import EmbeddingFile
+from iwm.evaluation.tasks.embedding_parts import Parts, Piece
 from iwm.evaluation.tasks.features import BATCH, FrozenEncoder, Pixels, Pooling, digest
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import open_world
 from iwm.runtime import distributed, files, sharing
 from iwm.runtime.console import console, progress, show, tables_are_printed
 from iwm.runtime.devices import Session
-from iwm.runtime.errors import UserError
+from iwm.runtime.errors import Interrupted, UserError
 from iwm.verbs.embed import Embed, Reading
 
 AT_ONCE = 2**26
@@ -121,17 +123,17 @@ class Reader:
         parts = [features.encode_batch(self.encoder, each, self.pooling, self.session) for each in batches]
         return torch.cat(parts).float()
 
-    def pieces(self, images: ImageSet) -> Iterator[tuple[np.ndarray, Float32[np.ndarray, "n *shape"]]]:
-        """Rows of the readable images and their embeddings, some at a time, under a progress bar. Every rank
-        embeds its share of each piece, and all get the pieces in order.
+    def pieces(self, images: ImageSet, start: int = 0) -> Iterator[Piece]:
+        """Rows of the readable images from `start` on and their embeddings, some at a time, under a progress bar. Every
+        rank embeds its share of each piece, and all get the pieces in order.
 
         Raises UserError when no image at all can be decoded.
         """
-        size, nothing = self.encoder.size, True
+        size, nothing = self.encoder.size, not start
         bytes_of_image = max(3 * size * size, 4 * int(np.prod(self.shape)))
         with progress("images") as bar:
-            task = bar.add_task("embed", total=len(images), note="")
-            for done, pixels, rows in _chunks(images, size, max(1, AT_ONCE // bytes_of_image)):
+            task = bar.add_task("embed", total=len(images), completed=start, note="")
+            for done, pixels, rows in _chunks(images, size, max(1, AT_ONCE // bytes_of_image), start):
                 parts = {"rows": torch.from_numpy(rows), "vectors": self(pixels)} if len(rows) else {}
                 parts = sharing.gathered_each(parts)
                 if parts:
@@ -155,14 +157,20 @@ class Reader:
         }
 
 
-def _chunks(images: ImageSet, size: int, at_once: int) -> Iterator[tuple[int, Pixels, np.ndarray]]:
+def _chunks(images: ImageSet, size: int, at_once: int, start: int) -> Iterator[tuple[int, Pixels, np.ndarray]]:
     """How many images are done after these, this rank's share of the next ones, and their rows; it may have none."""
-    if distributed.size() == 1:
-        for pixels, rows in load_chunks(images, size, at_once):
-            yield int(rows[-1]) + 1, pixels, rows
+    if start >= len(images):
         return
-    for start in range(0, len(images), at_once * distributed.size()):
-        piece = np.arange(start, min(start + at_once * distributed.size(), len(images)))
+    if distributed.size() == 1:
+        try:
+            for pixels, rows in load_chunks(Subset(images, np.arange(start, len(images))), size, at_once):
+                yield start + int(rows[-1]) + 1, pixels, start + rows
+        except NothingReadable:
+            if not start:  # of all images; a rest may well be broken
+                raise
+        return
+    for first in range(start, len(images), at_once * distributed.size()):
+        piece = np.arange(first, min(first + at_once * distributed.size(), len(images)))
         chunks = [*load_chunks(Subset(images, piece), size, at_once)]  # one, or none where nothing can be decoded
         pixels, kept = chunks[0] if chunks else (torch.empty(0, 3, size, size, dtype=torch.uint8), np.empty(0, int))
         yield int(piece[-1]) + 1, pixels, piece[kept]
@@ -213,8 +221,9 @@ def embed(o: Embed) -> Embedding:
     """Embed every readable image of a source, its training and validation images one after the other. Several ranks
     share them; the first one writes.
 
-    Writes the file, whole or not at all; from Python, without `out`, the arrays are only returned. Raises UserError for
-    a RUN, a source or an option that cannot be read, and for a file that cannot be written.
+    Writes the file, whole or not at all, and goes on where an earlier call of the same was stopped; from Python,
+    without `out`, the arrays are only returned. Raises UserError for a RUN, a source or an option that cannot be read,
+    and for a file that cannot be written; Interrupted after Ctrl-C.
     """
     path = Path(o.out).expanduser() if o.out else None
     if path is None and (tables_are_printed() or console.hushed):  # --json prints all, Python callers get arrays
@@ -258,18 +267,34 @@ def _facts(reader: Reader, images: ImageSet, o: Embed) -> dict[str, Any]:
 
 
 def _written(reader: Reader, images: ImageSet, o: Embed, path: Path) -> Embedding:
+    """Embed piece by piece into parts, which a later call goes on with, then make one file of them."""
     facts, labels = _facts(reader, images, o), labels_of(images)
-    paths: list[str] = []
-    classes: list[str] = []
     leads = distributed.rank() == 0
-    with embedding_file.writing(path, facts) if leads else nullcontext() as writer:
-        for rows, vectors in reader.pieces(images):
-            names, kinds = [images.path(row) for row in rows.tolist()], [labels[row] for row in rows.tolist()]
-            if writer:
-                writer.write(names, kinds, vectors)
-            paths += names
-            classes += kinds
-            facts["left_out"] = len(images) - len(paths)
+    lock = embedding_parts.folder_of(path) / embedding_parts.LOCK
+    with files.lock(lock, f"Embeddings are written to {path}") if leads else nullcontext():
+        parts = Parts(path, embedding_parts.mark_of(reader.facts(o), images)) if leads else None
+        rows: list[int] = sharing.by_first(lambda: parts.rows if parts else [])
+        start, rows = (rows[-1] + 1 if rows else 0), [*rows]
+        if start:
+            console.print(f"Going on after {start:,} of {len(images):,} images.")
+        try:
+            for new, vectors in reader.pieces(images, start):
+                if parts:
+                    parts.add(new, vectors)
+                rows += new.tolist()
+        except KeyboardInterrupt:
+            done = f"{rows[-1] + 1 if rows else 0:,} of {len(images):,} images"
+            raise Interrupted(f"Stopped after {done}; give the same command again, and it goes on there.") from None
+        facts["left_out"] = len(images) - len(rows)
+        paths, classes = [images.path(row) for row in rows], [labels[row] for row in rows]
+        if parts:
+            with embedding_file.writing(path, facts) as writer:
+                first = 0
+                for new, vectors in parts:
+                    piece = slice(first, first + len(new))
+                    writer.write(paths[piece], classes[piece], vectors)
+                    first = piece.stop
+            parts.remove()
     return Embedding(paths, classes, facts, path)
 
 
