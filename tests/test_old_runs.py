@@ -19,6 +19,7 @@ from iwm.evaluation.tasks.classifier import load_classifier
 from iwm.evaluation.tasks.segmenter import load_segmenter
 from iwm.runtime import fields
 
+pytestmark = pytest.mark.filterwarnings("ignore:Training never drew")  # one action is asked of all of them
 EXPECTED = json.loads((FIXTURES / "expected.json").read_text())
 RUNS = sorted(path.name for path in (FIXTURES / "runs").iterdir())
 RESUMED = sorted(path.parent.name for path in FIXTURES.glob("runs/*/checkpoints"))
