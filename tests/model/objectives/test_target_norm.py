@@ -39,6 +39,15 @@ def test_micro_batches_change_nothing():
     torch.testing.assert_close(whole.variance, parts.variance)
 
 
+def test_the_change_is_that_of_all_micro_batches_however_their_means_differ():
+    norm = TargetNorm(Objective(target_norm="change"), 4)
+    tokens, before = torch.randn(12, 5, 4) + torch.arange(12).view(-1, 1, 1), torch.randn(12, 5, 4)
+    for part, earlier in zip(tokens.split(3), before.split(3), strict=True):
+        norm.observe(part, earlier)
+    norm.fold()
+    torch.testing.assert_close(norm.variance, (tokens - before).square().mean((0, 1)))
+
+
 def test_running_statistics_follow_a_drift():
     norm = batch_norm(1)
     for _ in range(100):

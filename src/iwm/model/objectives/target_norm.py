@@ -60,9 +60,10 @@ class TargetNorm(nn.Module):
         if self.kind != "token":
             values = tokens.flatten(0, 1).float()
             variance, mean = torch.var_mean(values, dim=0, correction=0)
+            squares = variance + mean.square()
             if self.kind == "change" and before is not None:
-                variance = (values - before.flatten(0, 1).float()).square().mean(dim=0)
-            moments = torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
+                squares = (values - before.flatten(0, 1).float()).square().mean(dim=0)
+            moments = torch.stack([torch.ones_like(mean), mean, squares])
             sums = len(values) * double(moments)
             self.pending = sums if self.pending is None else self.pending + sums
 
@@ -77,7 +78,8 @@ class TargetNorm(nn.Module):
         self.pending = distributed.all_reduce_sum(self.pending)
         count, total, squares = self.pending.unbind()
         mean = total / count.clamp_min(1)
-        variance = (squares / count.clamp_min(1) - mean.square()).clamp_min(0)
+        centre = 0 if self.kind == "change" else mean.square()  # a change is no deviation from the mean
+        variance = (squares / count.clamp_min(1) - centre).clamp_min(0)
         mean, variance = mean.to(self.mean), variance.to(self.mean)
         weight = torch.clamp(1 / (self.folded + 1), min=1 - momentum)
         # A batch with a non-finite value (or none at all) leaves the statistics as they are, on the device.
