@@ -26,7 +26,7 @@ from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.resident import ResidentImages, require_room
 from iwm.data.sources import open_pictures
 from iwm.data.workers import Part
-from iwm.runtime import devices
+from iwm.runtime import devices, distributed
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation
 
@@ -283,6 +283,7 @@ def _decode_all(
                 done.append(keep(images.load_reduced(index, least), index))
             except BrokenImage as error:
                 done.append(error)
+            distributed.advance()
         return done
 
     decoded: list[Tensor | BrokenImage] = []

@@ -74,7 +74,8 @@ def _shared(images: ImageSet, load: Callable[[ImageSet, Rows], dict[str, Tensor]
         return load(images, np.arange(len(images)))
     rows, part, failure = _rows_of_share(images), {}, None
     try:
-        part = load(Subset(images, rows), rows) if len(rows) else {}
+        with distributed.share():
+            part = load(Subset(images, rows), rows) if len(rows) else {}
     except NothingReadable as error:
         failure = error
     parts = sharing.gathered_each(part)

@@ -31,7 +31,7 @@ from iwm.model.objectives.objective import ModelParts, Output, Pixels
 from iwm.model.pixel_decoder import PixelDecoder
 from iwm.model.predictor import Predictor
 from iwm.model.vit import Grid
-from iwm.runtime import shards
+from iwm.runtime import distributed, shards
 from iwm.runtime.errors import UserError
 
 
@@ -171,6 +171,7 @@ class ImageWorldModel(ModelParts, OnHub):
         Pixels are uint8, or float in [0, 1].
         Raises UserError for pixels of another scale, type or shape, and where there is no student.
         """
+        distributed.advance()
         images = checked_pixels(images)
         encoder = self.used_encoder(student)
         return Tokens(encoder.tokens(images.to(self.device)), encoder.grid_of(images))
@@ -180,6 +181,7 @@ class ImageWorldModel(ModelParts, OnHub):
 
         Raises UserError where there is no predictor, and as `encode` does.
         """
+        distributed.advance()
         self.require_predictor()
         images = checked_pixels(images)
         return Tokens(self.target_norm(self.raw_target(images.to(self.device))), self.encoder.grid_of(images))
@@ -202,6 +204,7 @@ class ImageWorldModel(ModelParts, OnHub):
 
         Raises UserError where there is no predictor.
         """
+        distributed.advance()
         self.require_predictor()
         action = action.to(self.device).expand(len(tokens.values), -1)
         values = self.predictor(tokens.values, action, grid=tokens.grid)

@@ -8,7 +8,6 @@ rank computes from sums over all ranks is averaged over ranks by DDP and FSDP, w
 import contextlib
 import os
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -21,7 +20,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch import distributed as dist
 
-from iwm.runtime import rank_watch
+from iwm.runtime import rank_store, rank_watch
 from iwm.runtime.console import console
 from iwm.runtime.errors import Interrupted, UserError
 from iwm.runtime.launch import Place, interface_to, place
@@ -29,8 +28,8 @@ from iwm.runtime.rank_watch import RankWatch
 
 stores: Any = dist  # which exports them without saying so
 
-JOIN, PATIENCE = 300.0, 1800.0
-"""Seconds that ranks have to come; that a collective may take where nobody is found to hang."""
+PATIENCE = 1800.0
+"""Seconds that a collective may take where nobody is found to hang."""
 
 
 @dataclass
@@ -41,10 +40,12 @@ class _Group:
     store: Any
     watch: RankWatch
     meetings: int = 0
+    groups: int = 0
+    sharing: bool = False
+    """Whether this rank does its share of work after which all meet."""
 
 
 _group: _Group | None = None
-_starts = 0
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
@@ -68,6 +69,30 @@ def alone() -> Iterator[None]:
         _alone.reset(token)
 
 
+@contextlib.contextmanager
+def share() -> Iterator[None]:
+    """Inside the block this rank does its share of work after which all ranks meet. One that gives no `advance` in it
+    while the others wait for it hangs."""
+    here = _group
+    if here is None or _alone.get() or here.sharing:
+        yield
+        return
+    here.sharing = True
+    advance()
+    try:
+        yield
+    finally:
+        advance()
+        here.watch.rest()
+        here.sharing = False
+
+
+def advance() -> None:
+    """A part of this rank's `share` is done, by whatever thread; see `RankWatch.advance`."""
+    if _group is not None and _group.sharing:
+        _group.watch.advance()
+
+
 # ---- meeting and parting -------------------------------------------------------------------------------------------
 
 
@@ -84,8 +109,8 @@ def together(mend: str = "give the same command again.") -> Iterator[Place]:
     if where.size == 1 or _group is not None:
         yield where
         return
-    store = _open_store(where)
-    watch = RankWatch(where, lambda: _connected(where), mend)
+    store = rank_store.open_store(where)
+    watch = RankWatch(where, lambda: rank_store.connect(where), mend)
     _group = _Group(where, store, watch)
     quiet, console.quiet = console.quiet, where.rank > 0
     watch.start()
@@ -114,9 +139,10 @@ def group(where: Place, device: torch.device) -> Iterator[None]:
     cuda = device.type == "cuda"
     if not cuda and "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface_to(where.address)):
         os.environ["GLOO_SOCKET_IFNAME"] = name  # a host's own name often leads to itself alone, as 127.0.1.1
+    _group.groups += 1
     dist.init_process_group(
         "nccl" if cuda else "gloo",
-        store=stores.PrefixStore("group", _group.store),
+        store=stores.PrefixStore(f"group/{_group.groups}", _group.store),
         rank=where.rank,
         world_size=where.size,
         timeout=timedelta(seconds=PATIENCE),
@@ -130,68 +156,12 @@ def group(where: Place, device: torch.device) -> Iterator[None]:
     dist.destroy_process_group()  # not after a failure: it would wait for the others
 
 
-def _open_store(where: Place) -> Any:
-    """The store of this start of the job, with all ranks in it. Raises UserError naming those that did not come."""
-    global _starts
-    _starts += 1
-    host = where.rank == 0 and where.hosts_store
-    try:
-        store = _kept_store(where) if host else _client(where, JOIN)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{where.name} finds no rank 0 at {where.address}:{where.port} ({reason}).") from None
-    store = stores.PrefixStore(_prefix(where), store)
-    store.set(rank_watch.name_of(where.rank), where.name)
-    store.set(rank_watch.sign_of(where.rank), "[0, 0, false]")
-    until = time.monotonic() + JOIN
-    missing = list(range(where.size))
-    while missing := [rank for rank in missing if not store.check([rank_watch.sign_of(rank)])]:
-        if time.monotonic() > until:
-            raise UserError(
-                f"Of {where.size} ranks {', '.join(map(str, missing[:8]))} did not come within {JOIN:.0f} s; look into "
-                f"their output on the other machines, and whether they reach {where.address}:{where.port}."
-            )
-        time.sleep(0.05)
-    return store
-
-
-_host: Any = None
-
-
-def _kept_store(where: Place) -> Any:
-    """The store that rank 0 keeps for all, for the life of its process."""
-    global _host
-    try:
-        _host = _host or stores.TCPStore(
-            where.address, where.port, where.size, True, timedelta(seconds=JOIN), wait_for_workers=False
-        )
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"Rank 0 cannot open port {where.port} on {socket.gethostname()} ({reason}); set another MASTER_PORT."
-        ) from None
-    return _host
-
-
-def _client(where: Place, seconds: float) -> Any:
-    timeout = timedelta(seconds=seconds)
-    return stores.TCPStore(where.address, where.port, where.size, False, timeout, wait_for_workers=False)
-
-
-def _connected(where: Place) -> Any:
-    """A connection of the watch's own, whose calls end soon."""
-    return stores.PrefixStore(_prefix(where), _client(where, rank_watch.SILENCE))
-
-
-def _prefix(where: Place) -> str:
-    return f"iwm/{where.attempt}/{_starts}"
-
-
 def meet() -> None:
     """Wait until all ranks have come here, however long one of them takes."""
     if _group is None or _alone.get():
         return
     _group.watch.rest()
+    _group.watch.arrive()
     _group.meetings += 1
     key = f"meeting/{_group.meetings}"
     _group.store.add(key, 1)
@@ -260,20 +230,30 @@ def of_first(number: int) -> int:
 # ---- sums and gathers ----------------------------------------------------------------------------------------------
 
 
+def _arrive() -> None:
+    """All ranks come to a sum or a gather: before it, say so to those who look for one that hangs."""
+    if _group is not None:
+        _group.watch.arrive()
+
+
+def sum_in_place(tensor: Shaped[Tensor, "*s"]) -> Shaped[Tensor, "*s"]:
+    """The tensor, now the sum over ranks, without gradients."""
+    if size() > 1:
+        _arrive()
+        dist.all_reduce(tensor)
+    return tensor
+
+
 class _Sum(torch.autograd.Function):
     """Sum over ranks; the gradient of every rank's loss by what it gave is summed likewise."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+        return sum_in_place(tensor.detach().clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+        return sum_in_place(gradients[0].clone(memory_format=torch.contiguous_format))
 
 
 class _Gather(torch.autograd.Function):
@@ -283,14 +263,13 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         ctx.start, ctx.end = rank() * len(tensor), (rank() + 1) * len(tensor)
         parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(size())]
+        _arrive()
         dist.all_gather(parts, tensor.detach().contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total[ctx.start : ctx.end]
+        return sum_in_place(gradients[0].clone(memory_format=torch.contiguous_format))[ctx.start : ctx.end]
 
 
 def all_reduce_sum(tensor: Shaped[Tensor, "*s"]) -> Shaped[Tensor, "*s"]:
@@ -314,6 +293,7 @@ def smallest(number: int) -> int:
         return number
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     value = torch.tensor(number, device=device)
+    _arrive()
     dist.all_reduce(value, dist.ReduceOp.MIN)
     return int(value)
 
@@ -332,5 +312,6 @@ def shared_rows(count: int, work: Callable[[list[int]], Float[Tensor, "n d"]]) -
     of the result.
     """
     each = -(-count // size())
-    results = work([row % count for row in range(rank() * each, (rank() + 1) * each)])
+    with share():
+        results = work([row % count for row in range(rank() * each, (rank() + 1) * each)])
     return all_gather(results.detach())[:count]

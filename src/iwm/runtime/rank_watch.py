@@ -20,6 +20,10 @@ from iwm.runtime.launch import Place
 
 BEAT, SILENCE, WAITING = 2.0, 20.0, 45.0
 """Seconds between signs of life; without one until a rank is given up; that a rank may keep the others waiting."""
+LONGER = 4
+"""Or so many times as long as a part of the same work took on any rank, where that is more."""
+BEFORE_FIRST_BEAT = "[0, 0, false, 0, 0]"
+"""The sign of life of a rank that has come; see `RankWatch.sign`."""
 FAILURE, HEARD = "failure", "heard"
 
 Store = Any
@@ -35,22 +39,41 @@ class RankWatch(threading.Thread):
     ) -> None:
         super().__init__(name="iwm-ranks", daemon=True)
         self.place, self.connect, self.mend, self.leave = place, connect, mend, leave
-        self.ticks, self.ready = 0, False
+        self.arrivals = self.parts = 0
+        self.busy, self.longest = False, 0.0
+        self._latest_part = 0.0
         self.failure: dict[str, Any] | None = None
         self._ended = threading.Event()
         self._answered = time.monotonic()
         self._seen: dict[tuple[str, int], tuple[float | None, float]] = {}
 
-    # ---- the training thread's side ----------------------------------------------------------------------------
+    # ---- the working thread's side -----------------------------------------------------------------------------
+
+    def arrive(self) -> None:
+        """This rank has come to where all ranks come: whoever has not come yet keeps it waiting."""
+        self.arrivals += 1
+
+    def advance(self) -> None:
+        """A part of the work is done: the others may wait for the next one, but not for long."""
+        now = time.monotonic()
+        self.longest = max(self.longest, now - self._latest_part) if self.busy else 0.0
+        self._latest_part = now
+        self.parts += 1
+        self.busy = True
 
     def tick(self) -> None:
-        """Something was done that all ranks do: the others may wait for what comes next, but not for long."""
-        self.ticks += 1
-        self.ready = True
+        """A part is done that ends where all ranks come."""
+        self.arrive()
+        self.advance()
 
     def rest(self) -> None:
         """What comes next may take its time: a rank that saves keeps the others waiting."""
-        self.ready = False
+        self.busy = False
+
+    @property
+    def sign(self) -> str:
+        """What the others get to know: the time, arrivals, whether busy, parts, and seconds of the longest one."""
+        return json.dumps([time.monotonic(), self.arrivals, self.busy, self.parts, self.longest])
 
     def stop(self) -> None:
         self._ended.set()
@@ -83,7 +106,7 @@ class RankWatch(threading.Thread):
                 return
 
     def _beat(self, store: Store) -> None:
-        store.set(sign_of(self.place.rank), json.dumps([time.monotonic(), self.ticks, self.ready]))
+        store.set(sign_of(self.place.rank), self.sign)
         if self.place.rank == 0:
             self._look(store)
         if store.check([FAILURE]):
@@ -94,13 +117,14 @@ class RankWatch(threading.Thread):
         now = time.monotonic()
         texts = store.multi_get([sign_of(rank) for rank in range(self.place.size)])
         signs = [json.loads(text) for text in texts]
-        lead = max(ticks for _, ticks, _ in signs)
-        for rank, (beat, ticks, ready) in enumerate(signs):
-            late = ready and ticks < lead
+        lead = max(arrivals for _, arrivals, *_ in signs)
+        patience = max(WAITING, LONGER * max(longest for *_, longest in signs))
+        for rank, (beat, arrivals, busy, parts, _) in enumerate(signs):
+            late = busy and arrivals < lead
             if now - self._since("beat", rank, beat, now) > SILENCE:
                 reason = f"has died or lost its network: no sign of life for {SILENCE:.0f} s."
-            elif now - self._since("late", rank, ticks if late else now, now) > WAITING:
-                reason = f"hangs: the others have waited for it for {WAITING:.0f} s."
+            elif now - self._since("late", rank, parts if late else now, now) > patience:
+                reason = f"hangs: the others have waited for it for {patience:.0f} s."
             else:
                 continue
             post(store, rank, f"{store.get(name_of(rank)).decode()} {reason}", 1, teller="0")

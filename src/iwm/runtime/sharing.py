@@ -93,6 +93,7 @@ def by_first(work: Callable[[], T]) -> T:
         return work()
     values: list[Any] = [None]
     if distributed.rank() == 0:
+        distributed.rest()
         with distributed.alone():
             values[0] = work()
     distributed.meet()
@@ -107,7 +108,7 @@ def each_by_rows(work: Callable[..., Mapping[str, Tensor]], *values: Any) -> dic
     rows = share_of(len(values[0]))
     part: Mapping[str, Tensor] = {}
     if len(rows):
-        with distributed.alone():
+        with distributed.share(), distributed.alone():
             part = work(*(value[rows.start : rows.stop] for value in values))
     return gathered_each(part)
 
@@ -165,8 +166,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if distributed.size() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    dist.all_reduce(flat)
+    flat = distributed.sum_in_place(torch.cat([gradient.reshape(-1) for gradient in gradients]))
     for gradient, part in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
 

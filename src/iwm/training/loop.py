@@ -166,17 +166,9 @@ def _loader(settings: config.Config, source: ImageSet, session: Session, start: 
     """The batches from step `start` on; of several ranks, this one's rows of each micro-batch."""
     pairs, count = settings.views.geometry == "independent", settings.optim.batch_size
     rows = distributed.rows_of(count, settings.optim.accumulate)
-    return Loader(
-        source,
-        settings.data,
-        count,
-        settings.run.seed,
-        settings.speed,
-        start,
-        pairs=pairs,
-        rows=rows,
-        device=session.device,
-    )
+    own = {"pairs": pairs, "rows": rows, "device": session.device}
+    with distributed.share():  # small sets are decoded here
+        return Loader(source, settings.data, count, settings.run.seed, settings.speed, start, **own)
 
 
 def what_the_ends_learn(settings: config.Config, model: ImageWorldModel) -> list[str]:

@@ -67,8 +67,11 @@ class OnlineProbe(Callback):
         device = model.device
 
         def encode(rows: list[int]) -> Float[Tensor, "n d"]:
-            parts = torch.tensor(rows).split(250)
-            return torch.cat([pooled(model, self.images[part].to(device)) for part in parts])
+            done = []
+            for part in torch.tensor(rows).split(250):
+                done.append(pooled(model, self.images[part].to(device)))
+                distributed.advance()
+            return torch.cat(done)
 
         features = distributed.shared_rows(len(self.images), encode)
         n, labels = self.train, self.labels.to(device)

@@ -42,7 +42,7 @@ class HealthBatch(Callback):
         self.masks = sample_masks(s.masks, training.model.grid, s.run.seed, step, rows, training.session.device)
 
     def measure(self, training: Training) -> dict[str, float]:
-        with training.session.autocast(), distributed.alone():  # every rank has all of this batch
+        with training.session.autocast(), distributed.share(), distributed.alone():  # every rank has all of this batch
             return health.measure(training.model, self.views, self.masks)
 
     def on_start(self, state: State) -> None:

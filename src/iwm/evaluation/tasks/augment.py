@@ -22,7 +22,7 @@ from torch import Tensor
 from iwm.data.crops import least_side, random_crop
 from iwm.data.image_sets import ImageSet
 from iwm.data.shares import load_all
-from iwm.runtime import devices, sharing
+from iwm.runtime import devices, distributed, sharing
 from iwm.runtime.console import progress
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import seeded
@@ -99,6 +99,7 @@ def draw(maker: Maker, views: int) -> Pictures:
                 for number in range(1, views):
                     done[row, number - 1] = maker.view(int(index), number)
                 bar.advance(task)
+                distributed.advance()
         return done
 
     return Pictures(torch.cat([plain[None], sharing.by_rows(crops, kept).transpose(0, 1)]), kept)

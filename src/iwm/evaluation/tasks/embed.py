@@ -134,7 +134,8 @@ class Reader:
         with progress("images") as bar:
             task = bar.add_task("embed", total=len(images), completed=start, note="")
             for done, pixels, rows in _chunks(images, size, max(1, AT_ONCE // bytes_of_image), start):
-                parts = {"rows": torch.from_numpy(rows), "vectors": self(pixels)} if len(rows) else {}
+                with distributed.share():
+                    parts = {"rows": torch.from_numpy(rows), "vectors": self(pixels)} if len(rows) else {}
                 parts = sharing.gathered_each(parts)
                 if parts:
                     nothing = False
@@ -171,7 +172,8 @@ def _chunks(images: ImageSet, size: int, at_once: int, start: int) -> Iterator[t
         return
     for first in range(start, len(images), at_once * distributed.size()):
         piece = np.arange(first, min(first + at_once * distributed.size(), len(images)))
-        chunks = [*load_chunks(Subset(images, piece), size, at_once)]  # one, or none where nothing can be decoded
+        with distributed.share():
+            chunks = [*load_chunks(Subset(images, piece), size, at_once)]  # one, or none where nothing can be decoded
         pixels, kept = chunks[0] if chunks else (torch.empty(0, 3, size, size, dtype=torch.uint8), np.empty(0, int))
         yield int(piece[-1]) + 1, pixels, piece[kept]
 

@@ -308,16 +308,17 @@ def extract(
     marks = [encoder.identity() if cache else "" for encoder in encoders]
     parts: list[list[Tensor]] = [[] for _ in encoders]
     kept: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
-    for pixels, rows in load_chunks(images, size, max(1, CHUNK // (3 * size * size))):
-        kept.append(rows)
-        content = digest([("pixels", pixels)]) if cache else ""
-        for encoder, mark, part in zip(encoders, marks, parts, strict=True):
-            path = None
-            if cache and mark:
-                key = f"{mark} {content} {pooling} {session.precision} {session.device.type}"
-                path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-            with distributed.alone():
-                part.append(_remembered(path, encoder, pixels, pooling, session))
+    with distributed.share():
+        for pixels, rows in load_chunks(images, size, max(1, CHUNK // (3 * size * size))):
+            kept.append(rows)
+            content = digest([("pixels", pixels)]) if cache else ""
+            for encoder, mark, part in zip(encoders, marks, parts, strict=True):
+                path = None
+                if cache and mark:
+                    key = f"{mark} {content} {pooling} {session.precision} {session.device.type}"
+                    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+                with distributed.alone():
+                    part.append(_remembered(path, encoder, pixels, pooling, session))
     rows = sharing.gathered(torch.from_numpy(np.concatenate(kept)))
     features = [sharing.gathered(torch.cat(part) if part else None) for part in parts]
     if rows is None or not len(rows):
@@ -383,6 +384,7 @@ def prepared(encoder: FrozenEncoder, session: Session) -> FrozenEncoder:
 
 def encode_batch(encoder: FrozenEncoder, batch: Pixels, pooling: Pooling, session: Session) -> Tensor:
     """Features of one batch by a `prepared` encoder, on the host, as `encode` gives them."""
+    distributed.advance()
     with session.autocast():
         if pooling == "class":
             return torch.cat([token.float() for token in encoder.class_tokens(batch.to(session.device))], dim=-1).cpu()

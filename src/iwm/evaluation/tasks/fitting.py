@@ -320,6 +320,7 @@ def logits_of(
     def answer(inputs: Tensor) -> Tensor:
         done = []
         for part in inputs.split(batch):
+            distributed.advance()
             with session.autocast():
                 done.append(logits(part.to(session.device)).float().cpu())
         return torch.cat(done)

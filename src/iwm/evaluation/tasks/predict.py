@@ -69,7 +69,7 @@ def classify(classifier: Classifier, images: ImageSet, session: Session) -> list
     lines: list[dict[str, str]] = []
     at_once = max(1, AT_ONCE // (3 * classifier.size**2))
     best = min(BEST, len(classifier.names))
-    with progress("images") as bar:
+    with distributed.share(), progress("images") as bar:
         task = bar.add_task("predict", total=len(images), note="")
         for pixels, rows in load_chunks(images, classifier.size, at_once):
             with distributed.alone():

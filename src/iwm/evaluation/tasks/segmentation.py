@@ -31,7 +31,7 @@ from iwm.evaluation.tasks.segmenter import Segmenter, head_of, load_segmenter, s
 from iwm.evaluation.tasks.tuning import nothing_pretrained, parts_of, predictor_of, start_of, training_of
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import devices, sharing
+from iwm.runtime import devices, distributed, sharing
 from iwm.runtime.console import console, progress, table
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
@@ -181,6 +181,7 @@ def evaluate(segmenter: Segmenter, examples: Examples, rows: Int64[np.ndarray, "
                     guesses = segmenter.slide(images.to(session.device)).argmax(dim=1).cpu().numpy()
                 counts += [count(guess, mask.numpy(), classes) for guess, mask in zip(guesses, masks, strict=True)]
                 bar.advance(task, len(images))
+                distributed.advance()
         return torch.from_numpy(np.stack(counts))
 
     return Counts(*sharing.by_rows(counted, rows).numpy().swapaxes(0, 1))

@@ -24,6 +24,7 @@ from iwm.model.objectives.pixels import images_of, patches_of
 from iwm.model.pixel_decoder import STRENGTHS
 from iwm.model.vit import Grid
 from iwm.model.world_model import ImageWorldModel, Tokens
+from iwm.runtime import distributed
 from iwm.runtime.algebra import RidgeSums
 
 SIDE = 8
@@ -69,6 +70,7 @@ class Calibration:
 
 
 @torch.no_grad()
+@distributed.share()  # every rank does all of it
 def calibrate(
     model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: int, bank_space: ActionSpace
 ) -> Calibration:

@@ -29,7 +29,7 @@ from iwm.evaluation.world.twin import train_twin
 from iwm.model import target_measures
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.run_folder import open_world
-from iwm.runtime import sharing
+from iwm.runtime import distributed, sharing
 from iwm.runtime.algebra import chance, ranks, squared_distances
 from iwm.runtime.console import console, progress, show
 from iwm.runtime.devices import Session
@@ -188,7 +188,7 @@ def world(o: World) -> dict[str, Any]:
         pixels, _ = load_all(Subset(held, draw_rows(o.images, len(held), o.seed)), size)
         twin = open_world(str(train_twin(o.run, o.speed).path), session) if o.frozen_random_twin else None
         payload = _with_controls(model, twin, pixels, lessons, o, session)
-        with session.autocast():
+        with session.autocast(), distributed.share():
             payload |= target_measures.of_images(model, lessons, o.seed)
         payload |= {"data": held.name, "split": how, "images": len(pixels), "bank": o.bank}
         usual = (o.images, o.bank, o.seed) == (64, 256, 0)
