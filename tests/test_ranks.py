@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -268,6 +269,32 @@ def test_two_ranks_embed_what_one_process_does(tmp_path):
     assert len(one["paths"]) == 12
     np.testing.assert_allclose(two["embeddings"], one["embeddings"], rtol=1e-4, atol=1e-5)
     assert both.texts.count("5 broken images were left out") == 1
+
+
+def closed_without_a_probe(settings: config.Config, alone: bool) -> None:
+    """Of the pictures one is held out, too few for a probe; or rank 1 alone does not find them."""
+    real = after_pretraining.probes.probe
+
+    def probe(how: Any) -> Any:
+        return real(replace(how, data="/no/such/place") if alone and os.environ["RANK"] == "1" else how)
+
+    after_pretraining.probes.probe = probe  # in a process of this test's own
+    sys.exit(cli.main(["pretrain", "--config", str(Path(settings.run.out).parent / "config.yaml")]))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_finished_training_without_its_closing_probe_is_finished_unless_one_rank_fails_alone(tmp_path, alone):
+    source = pictures_file(tmp_path / "pictures.npz", count=14, validation=False)  # of which one is held out
+    optim = replace(tiny().optim, batch_size=8, lr_batch=8)
+    settings = trained_on(tiny(optim=optim), source=str(source), out=str(tmp_path / "run"))
+    config.save(settings, tmp_path / "config.yaml")
+    both = ranks.start(2, tmp_path, closed_without_a_probe, settings, alone)
+    assert both.wait() == (2 * [2 if alone else 0]), both.texts
+    assert RunFolder(tmp_path / "run").model.is_dir()
+    sentence = "What the encoder knows was not measured. 'pictures' (val) holds a single image"
+    assert " ".join(both.texts.split()).count(sentence) == (not alone)
+    assert ("Rank 1 (process" in both.text(1)) == alone
+    assert ("/no/such/place" in both.text(1)) == alone
 
 
 class Measuring:

@@ -41,6 +41,10 @@ def normed() -> dict[str, Tensor]:
     return {**parts, "outputs": whole, **network.state_dict()}
 
 
+def refused() -> None:
+    raise UserError("The folder of rank 0 cannot be written.")
+
+
 def on_a_rank(folder: str) -> None:
     with distributed.together() as where, distributed.group(where, torch.device("cpu")):
         shared = sharing.each_by_rows(squared, rows())
@@ -50,6 +54,10 @@ def on_a_rank(folder: str) -> None:
         assert sharing.gathered(None) is None
         assert sharing.objects_of_all(where.rank) == [0, 1, 2]
         assert sharing.by_first(lambda: (where.rank, distributed.size())) == (0, 1)
+        with pytest.raises(UserError, match="of rank 0"):
+            sharing.by_first(refused)
+        assert distributed.all_complain("so")
+        assert not distributed.all_complain(f"rank {where.rank}")
         assert sharing.all_say(True)
         assert not sharing.all_say(where.rank != 1)
         numbers = normed()

@@ -6,7 +6,7 @@ A source with labels has its online probe in every line of the metrics; without 
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from iwm import config, verbs
 from iwm.data.image_sets import ImageSet
 from iwm.data.sources import open_images
 from iwm.evaluation.tasks import probes
-from iwm.runtime import launch
+from iwm.runtime import distributed, launch
 from iwm.runtime.console import console
+from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.runtime.fields import as_text
 from iwm.training import loop
@@ -30,9 +31,10 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
 
     Raises UserError for bad settings, Interrupted after Ctrl-C (saved).
     """
-    run = loop.pretrain(settings, source, callbacks)
-    if source is None and _labels_of(settings) is None:
-        print_instances(run, settings)
+    with distributed.together(loop.GO_ON):  # until the end of it all, so that what is wrong on one rank ends all
+        run = loop.pretrain(settings, source, callbacks)
+        if source is None and _labels_of(settings) is None:
+            print_instances(run, settings)
     where = launch.place()
     if settings.run.report_to and where.size == 1:
         send_report(run, settings)
@@ -56,19 +58,22 @@ def send_report(run: Path, settings: config.Config) -> None:
 
 def print_instances(run: Path, settings: config.Config) -> None:
     """The instance probe of a run on its own source, and what it says as the last line. Where it cannot be measured
-    the line says why; of several ranks all then end, with the sentence, for one may have failed alone."""
+    the line says why. Raises UserError where one of several ranks fails alone, for the others wait for it."""
     how = Probe(
         run=as_text(run), data=settings.data.source, kind="instance", seed=settings.run.seed, speed=settings.speed
     )
-    try:
-        numbers = probes.probe(how)
-    except UserError as error:
-        if launch.place().size > 1:
-            raise
-        console.print(f"What the encoder knows was not measured. {error}", markup=False)
-        return
-    if launch.place().rank:
-        return
+    with Session.open(settings.speed):  # which ranks leave together, measured or not
+        try:
+            numbers = probes.probe(how)
+        except UserError as error:
+            if not distributed.all_complain(str(error)):
+                raise
+            console.print(f"What the encoder knows was not measured. {error}", markup=False)
+            return
+        _print(numbers)
+
+
+def _print(numbers: Mapping[str, Any]) -> None:
     console.print(
         f"Without labels: of {numbers['n_val']:,} held-out images {numbers['top1']:.1%} are found again by a changed "
         f"crop (random encoder {numbers['random_encoder_top1']:.1%}, raw pixels {numbers['raw_pixels_top1']:.1%}, "

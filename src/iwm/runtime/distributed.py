@@ -6,6 +6,7 @@ rank computes from sums over all ranks is averaged over ranks by DDP and FSDP, w
 """
 
 import contextlib
+import json
 import os
 import re
 import time
@@ -41,6 +42,7 @@ class _Group:
     watch: RankWatch
     meetings: int = 0
     groups: int = 0
+    complaints: int = 0
     sharing: bool = False
     """Whether this rank does its share of work after which all meet."""
 
@@ -225,6 +227,23 @@ def of_first(number: int) -> int:
     if _group.place.rank == 0:
         _group.store.set(key, str(number))
     return int(_group.store.get(key))
+
+
+def all_complain(sentence: str) -> bool:
+    """Whether every rank comes here with this sentence, at the same place of the work. Unlike collectives it may be
+    asked by a rank that failed alone while the others wait for it elsewhere; it then waits for them in vain."""
+    if _group is None or _alone.get():
+        return True
+    _group.watch.rest()
+    _group.complaints += 1
+    keys = [f"complaint/{_group.complaints}/{rank}" for rank in range(_group.place.size)]
+    _group.store.set(keys[_group.place.rank], json.dumps([_group.meetings, sentence]))
+    until = time.monotonic() + rank_watch.WAITING
+    while not _group.store.check(keys):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return len(set(_group.store.multi_get(keys))) == 1
 
 
 # ---- sums and gathers ----------------------------------------------------------------------------------------------

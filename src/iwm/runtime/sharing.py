@@ -8,6 +8,7 @@ the sum of all losses and gradients is that of one process. Everything here is t
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from iwm.runtime import distributed
+from iwm.runtime import distributed, rank_watch
 from iwm.runtime.errors import UserError
 
 T = TypeVar("T")
@@ -88,16 +89,24 @@ def _broadcast(rows: Tensor, source: int) -> None:
 
 
 def by_first(work: Callable[[], T]) -> T:
-    """What rank 0 gets by working, on all ranks; they wait for it without limit."""
+    """What rank 0 gets by working, on all ranks; they wait for it without limit. The UserError that it raises all
+    raise."""
     if distributed.size() == 1:
         return work()
-    values: list[Any] = [None]
+    values: list[Any] = [None, None]
     if distributed.rank() == 0:
         distributed.rest()
-        with distributed.alone():
-            values[0] = work()
+        try:
+            with distributed.alone():
+                values[0] = work()
+        except UserError as error:
+            values[1] = error
     distributed.meet()
     dist.broadcast_object_list(values, 0)
+    if values[1] is not None:
+        if distributed.rank():
+            time.sleep(rank_watch.BEAT)  # it is rank 0's to say
+        raise values[1]
     return values[0]
 
 
