@@ -4,7 +4,7 @@
 set -eu
 python=${1:-python} out=$(mktemp -d)
 cd "$(dirname "$0")/.."
-trap 'ip netns del iwm-a; ip netns del iwm-b' EXIT
+trap 'ip netns del iwm-a; ip netns del iwm-b; rm -r /etc/netns/iwm-a /etc/netns/iwm-b' EXIT
 ip netns add iwm-a
 ip netns add iwm-b
 ip link add cable netns iwm-a type veth peer name cable netns iwm-b
@@ -13,11 +13,15 @@ for host in a:1 b:2; do
     ip -n "iwm-${host%:*}" link set cable up
     ip -n "iwm-${host%:*}" link set lo up
 done
+# As Debian has it: the name of a host leads to its loopback on itself, and to its address elsewhere.
+mkdir -p /etc/netns/iwm-a /etc/netns/iwm-b
+echo "127.0.1.1 host-a" >/etc/netns/iwm-a/hosts
+echo "10.77.0.1 host-a" >/etc/netns/iwm-b/hosts
 rank() { # HOST RANK WORDS...: one process on a host
     local host=$1 rank=$2
     shift 2
     ip netns exec "iwm-$host" env PYTHONPATH=src OMP_NUM_THREADS=1 WORLD_SIZE=2 RANK="$rank" LOCAL_WORLD_SIZE=1 \
-        MASTER_ADDR=10.77.0.1 MASTER_PORT=29511 "$python" -m iwm.cli "$@" >"$out/rank-$rank.txt" 2>&1
+        MASTER_ADDR=host-a MASTER_PORT=29511 "$python" -m iwm.cli "$@" >"$out/rank-$rank.txt" 2>&1
 }
 both() {
     echo "== iwm $*"

@@ -1,12 +1,17 @@
 """python, torchrun and srun find out by themselves what they are."""
 
+import os
 import socket
+from pathlib import Path
 
 import pytest
+import ranks
+import torch
 
 from iwm import cli, verbs
+from iwm.runtime import distributed
 from iwm.runtime.errors import UserError
-from iwm.runtime.launch import Place, first_host, interface_to, place, require_one_process
+from iwm.runtime.launch import Place, first_host, interface_to, place, reachable, require_one_process
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 TORCHRUN |= {"MASTER_ADDR": "node1", "MASTER_PORT": "29500", "TORCHELASTIC_RESTART_COUNT": "2"}
@@ -68,6 +73,35 @@ def test_the_way_to_another_machine_is_an_interface_and_this_machine_itself_is_n
     assert interface_to("127.0.0.1") == ""
     name = interface_to("10.254.254.254")
     assert not name or name in [each for _, each in socket.if_nameindex()]
+
+
+@pytest.mark.parametrize(
+    ("own", "of_all", "address"),
+    [
+        ("10.0.0.1", ["10.0.0.1", "10.0.0.1"], "10.0.0.1"),
+        ("127.0.1.1", ["127.0.1.1", "10.0.0.1"], "10.0.0.1"),  # Debian's /etc/hosts on rank 0's host
+        ("192.168.0.1", ["127.0.1.1", "10.0.0.1", "192.168.0.1"], "192.168.0.1"),  # a host of several networks
+        ("127.0.0.1", ["127.0.0.1", "127.0.0.1"], "127.0.0.1"),
+        ("", ["", "10.0.0.1"], "10.0.0.1"),
+    ],
+)
+def test_the_address_of_rank_0_is_one_that_other_hosts_reach(own, of_all, address):
+    assert reachable(own, of_all) == address
+
+
+def meeting(folder: str) -> None:
+    """On a host of its own each rank knows rank 0 by another address, and by each another interface leads there."""
+    rank = os.environ["RANK"]
+    distributed.address_of = {"0": lambda host: "127.0.1.1", "1": lambda host: "10.0.0.1"}[rank]
+    distributed.interface_to = lambda address: {"10.0.0.1": "lo"}[address]  # in a process of this test's own
+    with distributed.together() as where, distributed.group(where, torch.device("cpu")):
+        Path(folder, f"interface-{rank}").write_text(os.environ["GLOO_SOCKET_IFNAME"])
+
+
+def test_rank_0_whose_name_leads_to_itself_takes_the_interface_that_the_others_reach(tmp_path):
+    both = ranks.start(2, tmp_path, meeting, str(tmp_path))
+    assert both.wait() == [0, 0], both.texts
+    assert [(tmp_path / f"interface-{rank}").read_text() for rank in range(2)] == ["lo", "lo"]
 
 
 def test_verbs_of_one_process_refuse_several_before_anything_is_written(tmp_path, monkeypatch, capsys):

@@ -24,7 +24,7 @@ from torch import distributed as dist
 from iwm.runtime import rank_store, rank_watch
 from iwm.runtime.console import console
 from iwm.runtime.errors import Interrupted, UserError
-from iwm.runtime.launch import Place, interface_to, place
+from iwm.runtime.launch import Place, address_of, interface_to, place, reachable
 from iwm.runtime.rank_watch import RankWatch
 
 stores: Any = dist  # which exports them without saying so
@@ -139,8 +139,8 @@ def group(where: Place, device: torch.device) -> Iterator[None]:
         yield
         return
     cuda = device.type == "cuda"
-    if not cuda and "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface_to(where.address)):
-        os.environ["GLOO_SOCKET_IFNAME"] = name  # a host's own name often leads to itself alone, as 127.0.1.1
+    if not cuda:
+        _choose_interface(where)
     _group.groups += 1
     dist.init_process_group(
         "nccl" if cuda else "gloo",
@@ -156,6 +156,18 @@ def group(where: Place, device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()  # not after a failure: it would wait for the others
+
+
+def _choose_interface(where: Place) -> None:
+    """Let gloo use the interface by which rank 0 is reached, where nobody has chosen another."""
+    assert _group is not None
+    own = address_of(where.address)
+    keys = [f"address/{_group.groups}/{rank}" for rank in range(where.size)]
+    _group.store.set(keys[where.rank], own)
+    meet()
+    address = reachable(own, [value.decode() for value in _group.store.multi_get(keys)])
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface_to(address)):
+        os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def meet() -> None:

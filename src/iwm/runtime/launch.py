@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from iwm.runtime.errors import UserError
@@ -114,6 +114,26 @@ def first_host(hosts: str) -> str:
     return match[1] + (match[2] or "")
 
 
+def address_of(host: str) -> str:
+    """The IPv4 address that this machine has for a host; "" where it has none."""
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return ""
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a machine reaches itself alone there."""
+    return not address or address.startswith("127.")
+
+
+def reachable(own: str, of_all: Sequence[str]) -> str:
+    """Rank 0's address, by which all hosts reach it: as this host has it, `own`, unless that leads to itself alone, as
+    rank 0's host often has 127.0.1.1 for its own name; then as another has it. `own` where there is no other host."""
+    others = [address for address in of_all if not is_loopback(address)]
+    return others[0] if others and is_loopback(own) else own
+
+
 def interface_to(address: str) -> str:
     """The name of the network interface by which the address is reached; "" for this machine itself, and where the
     system does not say."""
@@ -127,7 +147,7 @@ def interface_to(address: str) -> str:
         except OSError:
             return ""
         own = probe.getsockname()[0]
-        for _, name in () if own.startswith("127.") else socket.if_nameindex():
+        for _, name in () if is_loopback(own) else socket.if_nameindex():
             try:
                 # SIOCGIFADDR of linux/sockios.h; a `struct sockaddr_in` comes after the 16 bytes of the name.
                 reply = fcntl.ioctl(probe, 0x8915, name.encode()[:15].ljust(256, b"\0"))
