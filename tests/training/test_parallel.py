@@ -1,7 +1,10 @@
-"""Two ranks train as one process does: the same curve at the same global batch, however they share the work."""
+"""Ranks train as one process does: the same curve at the same global batch, however they share the work."""
 
+import os
 import shutil
+import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,11 @@ from iwm import config
 from iwm.run_folder import RunFolder
 from iwm.runtime import distributed
 from iwm.training import loop
+from iwm.training.step import Training
 
 TOLERANCE = 1e-4
 """Relative, in float32: sums are taken in another order, and the optimisers amplify that from step to step."""
-LOOSER = {"joint, regression": 2e-3}
+LOOSER = {"joint, regression": 2e-3, "joint, muon, accumulation": 2e-3}
 """There the projector's last bias, which the next BatchNorm takes away again, has a gradient of rounding errors alone;
 AdamW makes whole steps of them, and the teacher's keys show them."""
 
@@ -50,11 +54,30 @@ SHARDED = (
     "latent, invariance of the last block",
 )
 PAIRS = [*(("replicated", name) for name in CASES), *(("sharded", name) for name in SHARDED)]
+GRID: dict[str, dict[str, Any]] = {
+    f"{name}, {kind}, accumulation": {**groups, "optim": replace(PARTS, kind=kind)}
+    for name, groups in {"latent": {"objective": SPREAD}, "pixels": CASES["pixels"], "joint": JOINT}.items()
+    for kind in ("adamw", "muon")
+}
+WHOLE = [(way, name) for way in ("replicated", "sharded") for name in GRID]
+PAIRWISE = {
+    2: [
+        ("sharded", "latent, muon, accumulation"),
+        ("replicated", "pixels, muon, accumulation"),
+        ("sharded", "joint, adamw, accumulation"),
+    ],
+    4: [
+        ("replicated", "latent, adamw, accumulation"),
+        ("sharded", "pixels, adamw, accumulation"),
+        ("replicated", "joint, muon, accumulation"),
+    ],
+}
+"""Cells in which each two of objective, optimiser, way of sharing and number of ranks come together."""
 SHARED = {"replicated": {}, "sharded": {"shard": True, "checkpoint_blocks": True}}
 
 
 def case(folder: Path, name: str, out: str, **speed: Any) -> config.Config:
-    groups = {"optim": tiny().optim, **CASES[name]}
+    groups = {"optim": tiny().optim, **{**CASES, **GRID}[name]}
     groups["optim"] = replace(groups["optim"], epochs=1)
     chosen = tiny(**groups, speed=replace(tiny().speed, **speed), run=config.Run(log_every=2, save_every=4, keep=9))
     return trained_on(chosen, source=str(folder / "pictures.npz"), out=str(folder / out))
@@ -97,6 +120,66 @@ def test_two_ranks_give_the_curve_of_one_process(curves, way, name):
     one = RunFolder(curves / name_of("one", name)).metric_lines()
     assert "probe_top1" in one[-1]
     assert_same(one, RunFolder(curves / name_of(way, name)).metric_lines(), LOOSER.get(name, TOLERANCE))
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Any]]]:
+    """Curves of the grid's cells in one process, each trained once."""
+    folder = tmp_path_factory.mktemp("one")
+    pictures_file(folder / "pictures.npz", count=128, labelled=True)
+
+    def curve(name: str) -> list[dict[str, Any]]:
+        run = RunFolder(folder / name_of("one", name))
+        if not run.model.is_dir():
+            loop.pretrain(case(folder, name, run.path.name))
+        return run.metric_lines()
+
+    return curve
+
+
+@pytest.mark.parametrize(
+    ("count", "cells"),
+    [
+        *(pytest.param(count, PAIRWISE[count], id=f"{count} ranks, pairwise") for count in PAIRWISE),
+        *(pytest.param(count, WHOLE, id=f"{count} ranks, whole", marks=pytest.mark.long) for count in PAIRWISE),
+    ],
+)
+def test_ranks_give_the_curve_of_one_process_all_over_the_grid(one_process, tmp_path, count, cells):
+    pictures_file(tmp_path / "pictures.npz", count=128, labelled=True)
+    settings = [case(tmp_path, name, name_of(way, name), **SHARED[way]) for way, name in cells]
+    several = ranks.start(count, tmp_path, train_all, settings, patience=10)  # four on two cores, beside others
+    curves = {name: one_process(name) for _, name in cells}
+    assert several.wait(60 * len(cells)) == count * [0], several.texts
+    for way, name in cells:
+        lines = RunFolder(tmp_path / name_of(way, name)).metric_lines()
+        assert_same(curves[name], lines, LOOSER.get(name, TOLERANCE))
+
+
+def killed(settings: config.Config) -> None:
+    """Rank 3 is killed in the sixth step of eight."""
+    real = Training.step
+
+    def step(self: Training, batch: Any) -> Any:
+        if batch.step == 5 and self.session.rank == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, batch)
+
+    Training.step = step  # in a process of this test's own
+    loop.pretrain(settings)
+
+
+@pytest.mark.long
+def test_one_of_four_is_killed_and_a_restart_on_two_gives_the_curve_of_one_process(one_process, tmp_path):
+    pictures_file(tmp_path / "pictures.npz", count=128, labelled=True)
+    name = "latent, muon, accumulation"
+    settings = case(tmp_path, name, "run", **SHARED["sharded"])
+    four = ranks.start(4, tmp_path / "four", killed, settings)
+    assert four.wait(60) == [1, 1, 1, -signal.SIGKILL], four.texts
+    assert "Rank 3 (process" in four.text(0)
+    two = ranks.start(2, tmp_path / "two", train_all, [case(tmp_path, name, "run")])
+    assert two.wait(60) == [0, 0], two.texts
+    assert "Going on from step 4 of 8." in two.text(0)
+    assert_same(one_process(name), RunFolder(tmp_path / "run").metric_lines())
 
 
 def test_only_rank_0_speaks(curves):
