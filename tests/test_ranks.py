@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -149,6 +150,30 @@ def test_rank_0_alone_writes_and_prints(results):
         assert written[0] == written[1]
     text = (folder / "rank-0.txt").read_text()
     assert text.count("Written to") == (folder / "rank-1.txt").read_text().count("Written to") + 17
+
+
+def with_twin(folder: str, source: str) -> None:
+    """The world model beside its twin on a frozen random encoder, which is trained for it."""
+    numbers = verbs.call("world", f"{folder}/run", data=source, frozen_random_twin=True, images=7, bank=8, **SPEED)
+    if os.environ.get("RANK", "0") == "0":
+        Path(folder, "numbers.json").write_text(json.dumps(dict(numbers)))
+
+
+def test_two_ranks_train_and_measure_the_twin_of_one_process(tmp_path):
+    source = str(pictures_file(tmp_path / "pictures.npz", count=61, labelled=True))
+    loop.pretrain(trained_on(tiny(), source=source, out=str(tmp_path / "one" / "run")))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    both = ranks.start(2, tmp_path / "two", with_twin, str(tmp_path / "two"), source, patience=5)
+    with_twin(str(tmp_path / "one"), source)
+    assert both.wait() == [0, 0], both.texts
+    numbers, lines = [], []
+    for place in ("one", "two"):
+        numbers.append(json.loads((tmp_path / place / "numbers.json").read_text()))
+        lines.append([line["loss"] for line in RunFolder(tmp_path / place / "run").twin.metric_lines()])
+    assert lines[1] == pytest.approx(lines[0], rel=TOLERANCE)
+    assert len(numbers[0]["frozen_random_twin"]) > 5
+    assert_same(numbers[0]["frozen_random_twin"], numbers[1]["frozen_random_twin"], TOLERANCE)
+    assert both.texts.count("Training the twin") == 1
 
 
 def pictures_of(folder: Path, count: int = 61) -> list[str]:
