@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ranks
 import timm
 import torch
 from conftest import pictures_file, tiny
@@ -19,7 +20,7 @@ from iwm.run_folder import RunFolder
 from iwm.runtime.devices import CPU
 from iwm.runtime.errors import UserError
 from iwm.runtime.tensors import save_file
-from iwm.training import loop, token_training
+from iwm.training import loop, token_store, token_training
 from iwm.training.validation import with_encoder
 
 
@@ -89,6 +90,39 @@ def test_encoding_anew_in_every_step_learns_too(tmp_path):
     chosen = settings(tmp_path, "tiny_class_token", encoder={"views": 0})
     line = last_line(loop.pretrain(replace(chosen, masks=config.Masks(predict="dropped"))))
     assert line["health_loss"] < line["identity_loss"]
+
+
+def train_all(runs: list[config.Config]) -> None:
+    token_store.PART = 24  # in a process of this test's own, or put back
+    for each in runs:
+        loop.pretrain(each)
+
+
+def test_ranks_encode_and_learn_together_what_one_process_does(tmp_path, monkeypatch):
+    """Each its share of the files, of which there are three, and its rows of every micro-batch."""
+    chosen = settings(tmp_path, "tiny_registers", encoder={"views": 4, "crops": 2})
+    optim = replace(chosen.optim, epochs=2, accumulate=2)
+    chosen = replace(chosen, optim=optim, run=replace(chosen.run, log_every=2))
+
+    def of(place: str, **speed: Any) -> config.Config:
+        out = str(tmp_path / place / "run")
+        return replace(chosen, speed=replace(chosen.speed, **speed), run=replace(chosen.run, out=out))
+
+    both = ranks.start(2, tmp_path / "output", train_all, [of("replicated"), of("sharded", shard=True)], patience=5)
+    monkeypatch.setattr(token_store, "PART", 24)
+    loop.pretrain(of("one"))
+    assert both.wait() == [0, 0], both.texts
+    curves, files = {}, {}
+    for place in ("one", "replicated", "sharded"):
+        curves[place] = RunFolder(tmp_path / place / "run").metric_lines()
+        files[place] = {path.name: np.load(path) for path in (tmp_path / place / "tokens").iterdir()}
+    assert len(files["one"]) == 3
+    for way in ("replicated", "sharded"):
+        for name in ("loss", "health_loss"):
+            assert [line[name] for line in curves[way]] == pytest.approx([line[name] for line in curves["one"]], 1e-4)
+        assert files[way].keys() == files["one"].keys()
+        for name, tokens in files["one"].items():
+            np.testing.assert_allclose(files[way][name], tokens, rtol=2e-3, atol=2e-3)
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path):

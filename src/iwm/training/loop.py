@@ -148,16 +148,13 @@ def _begin(
     start, init = (state.step, "") if state else (0, settings.init)
 
     def prepare(model: ImageWorldModel) -> None:
-        if settings.encoder.name and not start:
+        if settings.encoder.name and not start and not keeps_tokens(settings):  # which bring it
             pretrained.load_into(model)
         if init:
             initialise_from(model, init)
 
     if keeps_tokens(settings):
-        training, tokens = begin(settings, source, run.path, session, state)
-        if init:
-            initialise_from(training.model, init)
-        return training, tokens
+        return begin(settings, source, run.path, session, state, prepare)
     loader = _loader(settings, source, session, start)
     return Training.start(settings, loader.steps_per_epoch, session, prepare), loader
 

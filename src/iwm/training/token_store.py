@@ -29,7 +29,7 @@ from iwm.data.crops import least_side, random_crops
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import load_whole
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import files
+from iwm.runtime import distributed, files, sharing
 from iwm.runtime.console import console, progress
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
@@ -98,36 +98,51 @@ def size_of(settings: config.Config, images: int) -> int:
 
 
 def build(model: ImageWorldModel, images: ImageSet, folder: Path, session: Session) -> TokenStore:
-    """Encode what is not there yet. Raises UserError when the disk has no room or no image can be read."""
+    """Encode what is not there yet, every rank its share of the files; all ranks read all of them.
+
+    Raises UserError when the disk has no room, no image can be read, or another rank's files are not to be seen here.
+    """
     settings = model.settings
     plan = ViewPlan(settings, model.space)
     mark = _mark(model, session)
     needed = size_of(settings, len(images))
     folder.mkdir(parents=True, exist_ok=True)
     count = plan.crops * plan.views
-    seconds = _seconds_for_one(model, session) * count * len(images)
+    seconds = _seconds_for_one(model, session) * count * len(images) / session.ranks
     console.print(
         f"{len(images):,} images x {count} views go once through {settings.encoder.name.split(',')[0]} up to block "
         f"{model.encoder.layer}: {needed / 2**30:.2f} GiB in {folder}, about {seconds / 60:.1f} minutes where they "
         "are not there yet.",
         soft_wrap=True,
     )
-    parts, kept = [], []
-    with progress("images") as bar:
+    mine: dict[int, tuple[str, np.ndarray]] = {}
+    with distributed.share(), progress("images") as bar:
         task = bar.add_task("encode", total=len(images), note="")
-        for start in range(0, len(images), PART):
+        for start in range(session.rank * PART, len(images), session.ranks * PART):
             crops, rows = _part(images, settings, start)
             if len(rows):
                 path = folder / f"{_name(mark, crops, rows)}.npy"
                 if not path.is_file():
                     _require_room(folder, mark, images, settings, start)
                     _encode(model, plan, crops, rows, path, session)
-                parts.append(np.load(path, mmap_mode="r"))
-                kept.append(rows)
-            bar.advance(task, min(PART, len(images) - start))
-    if not parts:
+                mine[start] = path.name, rows
+            bar.advance(task, min(session.ranks * PART, len(images) - start))
+    of_all = [part for parts in sharing.objects_of_all(mine) for part in parts.items()]
+    if not of_all:
         raise UserError(f"Not one of the {len(images)} images of '{images.name}' can be decoded; check its files.")
-    return TokenStore(plan, parts, kept)
+    files_and_rows = [part for _, part in sorted(of_all, key=lambda item: item[0])]
+    return TokenStore(plan, [_open(folder / name) for name, _ in files_and_rows], [rows for _, rows in files_and_rows])
+
+
+def _open(path: Path) -> Float16[np.ndarray, "p c k n d"]:
+    """The tokens of a file. Raises UserError where it is not there, for another rank has written it elsewhere."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise UserError(
+            f"Tokens that another rank has encoded are not in {path.parent} here; give a --speed.tokens FOLDER on a "
+            "disk that all machines see."
+        ) from None
 
 
 @torch.no_grad()
@@ -222,6 +237,7 @@ def _encode(
         for view in range(plan.views):
             changed = model.space.apply(images, plan.parameters(rows, crop, view))
             for start, batch in _batches(changed):
+                distributed.advance()
                 with session.autocast():
                     values = model.target_encoder.tokens(batch)
                 tokens[start : start + len(batch), crop, view] = values.half().cpu().numpy()

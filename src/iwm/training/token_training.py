@@ -7,7 +7,7 @@ A step that `masks.whole` makes a whole one has the untouched crop as its source
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from iwm.model import pretrained
 from iwm.model.foreign_encoder import stands_still
 from iwm.model.masks import is_whole
 from iwm.model.vit import choose_attention
-from iwm.runtime import devices
+from iwm.model.world_model import ImageWorldModel
+from iwm.runtime import devices, distributed
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation, uniforms
@@ -47,7 +48,8 @@ class TokenBatch(Batch):
 
 
 class TokenLoader:
-    """Endless batches of pairs: batch `step` is a pure function of the store, the settings, seed and step."""
+    """Endless batches of pairs: batch `step` is a pure function of the store, the settings, seed and step. Of several
+    ranks each takes its rows of every micro-batch."""
 
     place = "tokens from the disk"
 
@@ -57,6 +59,7 @@ class TokenLoader:
             raise UserError(f"A batch of {batch} is larger than the {images} images; lower optim.batch_size.")
         self.store, self.settings, self.start_step, self.device = store, settings, start_step, device
         self.steps_per_epoch = images // batch
+        self.places = np.concatenate([np.array(part) for part in distributed.rows_of(batch, settings.optim.accumulate)])
         self.broken: list[str] = []
 
     def __iter__(self) -> Iterator[TokenBatch]:
@@ -76,7 +79,7 @@ class TokenLoader:
         """The pairs of one step: rows in an order of the epoch's own, crop, source and target drawn for each."""
         seed, size = self.settings.run.seed, self.settings.optim.batch_size
         epoch, batch = divmod(step, self.steps_per_epoch)
-        rows = permutation(seed, "order", epoch, len(self.store))[batch * size : (batch + 1) * size]
+        rows = permutation(seed, "order", epoch, len(self.store))[batch * size + self.places]
         plan, images = self.store.plan, self.store.images[rows]
         numbers = uniforms(seed, "pairs", step, images, 3)
         crops = (numbers[:, 0] * plan.crops).astype(np.int64)
@@ -118,9 +121,15 @@ class TokenTraining(Training):
 
 
 def begin(
-    settings: config.Config, source: ImageSet, out: Path, session: Session, state: Checkpoint | None = None
+    settings: config.Config,
+    source: ImageSet,
+    out: Path,
+    session: Session,
+    state: Checkpoint | None = None,
+    prepare: Callable[[ImageWorldModel], object] = lambda model: None,
 ) -> tuple[Training, TokenLoader]:
     """The state before the first step, once every view is encoded, and the batches from the step of `state` on.
+    `prepare` gets the model with its encoder, to start from other weights.
 
     A checkpoint holds the encoder too, so to go on its own file of weights is not needed.
     """
@@ -133,6 +142,9 @@ def begin(
     folder = Path(settings.speed.tokens).expanduser() if settings.speed.tokens else out.parent / "tokens"
     store = token_store.build(model.eval(), source, folder, session)
     loader = TokenLoader(store, settings, start, session.device)
-    training = TokenTraining.start(settings, loader.steps_per_epoch, session)
-    training.model.target_encoder.load_state_dict(model.target_encoder.state_dict())
-    return training, loader
+
+    def prepared(fresh: ImageWorldModel) -> None:
+        fresh.target_encoder.load_state_dict(model.target_encoder.state_dict())
+        prepare(fresh)
+
+    return TokenTraining.start(settings, loader.steps_per_epoch, session, prepared), loader

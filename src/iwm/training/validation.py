@@ -28,15 +28,10 @@ def validate(settings: Config, ranks: int = 1) -> None:
 
 
 def _check_ranks(settings: Config, ranks: int) -> None:
-    optim, encoder = settings.optim, settings.encoder
+    optim = settings.optim
     if optim.batch_size % (optim.accumulate * ranks):
         share = f"optim.accumulate ({optim.accumulate})" + (f" times the {ranks} ranks" if ranks > 1 else "")
         raise UserError(f"optim.batch_size ({optim.batch_size}) must be a multiple of {share}.")
-    if ranks > 1 and stands_still(encoder) and encoder.views and settings.objective.kind == "latent":
-        raise UserError(
-            f"Tokens that are encoded once are kept by one process, and {ranks} were started; start one, or encode in "
-            "every step with encoder.views 0."
-        )
 
 
 def _check_encoder(settings: Config) -> None:
