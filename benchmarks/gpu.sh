@@ -2,7 +2,12 @@
 # All that needs a GPU, on a CUDA machine without network that has its own torch (2.11 or newer):
 #
 #   benchmarks/gpu.sh          every piece that is not done yet, one after another
-#   benchmarks/gpu.sh PIECE    one of: tests vit-s vit-s-compiled vit-b vit-b-compiled cifar10 world linear finetune
+#   benchmarks/gpu.sh PIECE    one of: variants caches tests vit-s vit-s-compiled vit-b vit-b-compiled cifar10 world linear
+#                              finetune variants-b
+#   benchmarks/gpu.sh --quick  what needs no GPU, at toy size on the CPU: whether the script runs, not how fast
+#
+# `variants` comes first: in one call it says which form of a step is the quickest, and `caches` whether pictures on the
+# device pay.
 #
 # No piece takes longer than 10 minutes. A stopped one is simply started again: finished pieces are skipped, the CIFAR-10
 # run goes on from its checkpoint (call again until it says it is complete). Wheels this machine lacks and the data come from
@@ -16,16 +21,27 @@ PACK=${PACK:-benchmarks/pack}
 STATE=${STATE:-build/gpu}
 mkdir -p "$STATE"
 STATE=$(cd "$STATE" && pwd)
-export STATE
 PYTHON=${PYTHON:-python3}
 EPOCHS=${EPOCHS:-100}
 BATCH=${BATCH:-256}
 LIMIT=${LIMIT:-570}
-PIECES=(tests vit-s vit-s-compiled vit-b vit-b-compiled cifar10 world linear finetune)
+PIECES=(variants caches tests vit-s vit-s-compiled vit-b vit-b-compiled cifar10 world linear finetune variants-b)
+if [ "${1:-}" = --quick ]; then
+    shift
+    export QUICK=1
+    STATE=$STATE/quick
+    mkdir -p "$STATE"
+fi
+[ -z "${QUICK:-}" ] || PIECES=(variants caches vit-s)
+export STATE
 RUN=$STATE/cifar10-vits
+VITS=(--encoder.width 384 --encoder.depth 12 --encoder.heads 6 --predictor.width 384 --predictor.depth 6)
 
 piece() {
     case $1 in
+    variants) variants vit-s ;;
+    variants-b) variants vit-b ;;
+    caches) caches ;;
     tests)
         exec "$PYTHON" -m pytest -n 8 -p no:benchmark tests/training tests/model tests/actions tests/test_benchmarks.py
         ;;
@@ -34,7 +50,7 @@ piece() {
     cifar10)
         # The recipe's settings at ViT-S size; patches of 4, so 64 tokens an image.
         exec "$PYTHON" -m iwm.cli pretrain cifar10 --data.source "$PACK/cifar10.zip" --out "$RUN" \
-            --encoder.width 384 --encoder.depth 12 --encoder.heads 6 --predictor.width 384 --predictor.depth 6 \
+            "${VITS[@]}" \
             --optim.epochs "$EPOCHS" --optim.batch-size "$BATCH" --optim.lr-batch "$BATCH" --optim.lr 2e-3 \
             --speed.precision bf16 --speed.device cuda
         ;;
@@ -44,7 +60,32 @@ piece() {
     esac
 }
 
+variants() { # variants SIZE: eager, compiled, captured; crops given, or made on the device
+    local options=(--sizes "$1" --precisions bf16 --device cuda)
+    [ -z "${QUICK:-}" ] || options=(--sizes demo --precisions fp32 --device cpu --quick)
+    exec "$PYTHON" -m benchmarks variants "${options[@]}" --out "$STATE/$1-variants"
+}
+
+caches() { # short runs of CIFAR-10 that differ in where the pictures lie; images_per_second of their last lines
+    local options=(cifar10 --data.source "$PACK/cifar10.zip" "${VITS[@]}" --speed.precision bf16 --speed.device cuda
+        --speed.compile --optim.batch-size "$BATCH" --optim.steps 400 --log-every 100)
+    local rounds=(1 2) round cache
+    if [ -n "${QUICK:-}" ]; then
+        options=(demo --data.source sample-objects --speed.device cpu --optim.steps 2 --log-every 2)
+        rounds=(1)
+    fi
+    for round in "${rounds[@]}"; do
+        for cache in memory device; do
+            "$PYTHON" -m iwm.cli pretrain "${options[@]}" --speed.cache "$cache" --out "$STATE/caches/$cache-$round"
+        done
+    done
+    grep -o '"images_per_second": [0-9.]*' "$STATE"/caches/*/metrics.jsonl | tee "$STATE/caches/rates.txt"
+}
+
 bench() {
+    if [ -n "${QUICK:-}" ]; then
+        exec "$PYTHON" -m benchmarks peak --quick --sizes demo --precisions fp32 --device cpu --out "$STATE/$1" "${@:2}"
+    fi
     exec "$PYTHON" -m benchmarks peak --sizes "$1" --precisions bf16 --device cuda --out "$STATE/$1${2:+-compiled}" "${@:2}"
 }
 
@@ -56,6 +97,7 @@ measure() { # measure VERB OPTIONS...: of the CIFAR-10 run, on its test images
 # stops and waits for: a shell would die at once and leave it saving.
 if [ "${1:-}" = --inside ]; then
     piece "$2"
+    exit
 fi
 if [ $# -gt 0 ] && [[ " ${PIECES[*]} " != *" $1 "* ]]; then
     echo "There is no piece '$1'; known are: ${PIECES[*]}" >&2
@@ -90,6 +132,7 @@ if compgen -G "$PACK/*.whl" >/dev/null; then
 fi
 "$PYTHON" - <<'CHECK'
 import importlib.util
+import os
 import sys
 
 import torch
@@ -101,6 +144,9 @@ needed = "torchvision timm numpy PIL safetensors huggingface_hub tyro rich matpl
 lacking = [name for name in needed.split() if importlib.util.find_spec(name) is None]
 if lacking:
     sys.exit(f"Missing here: {', '.join(lacking)}; add them to the pack: benchmarks/pack.sh DATA.zip PACKAGE...")
+if os.environ.get("QUICK"):
+    print(f"torch {torch.__version__}, on the CPU at toy size: no number of this says anything about a GPU.")
+    sys.exit()
 if not torch.cuda.is_available():
     sys.exit("PyTorch sees no CUDA device here; look at nvidia-smi and CUDA_VISIBLE_DEVICES. Nothing was run.")
 print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
@@ -120,7 +166,7 @@ for name in "${chosen[@]}"; do
     limited "$name" || left+=("$name")
     if [ -n "${OUT:-}" ]; then
         mkdir -p "$OUT"
-        for file in "$STATE"/*.log "$STATE"/vit-*/*.json "$RUN"/metrics.jsonl "$RUN"/eval/*.json; do
+        for file in "$STATE"/*.log "$STATE"/vit-*/*.json "$STATE"/caches/rates.txt "$RUN"/metrics.jsonl "$RUN"/eval/*.json; do
             [ ! -f "$file" ] || cp "$file" "$OUT/$(basename "$(dirname "$file")")-$(basename "$file")"
         done
     fi

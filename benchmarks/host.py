@@ -1,7 +1,8 @@
 """The host's share of a training step: what a GPU waits for, whatever its speed. Milliseconds of processor time.
 
 A step of ViT-S/16's 12 blocks and a predictor of 12, so narrow and of so few tokens that calling is nearly all the
-work, and, for 256 images on 14 x 14 patches, masks and actions. With `--against FOLDER`, another checkout of this
+work; for 256 images, masks on 14 x 14 patches, actions, and crops of pictures in memory, which a thread beside the
+training makes (of 341 x 256 px at 224, of 32 px as large). With `--against FOLDER`, another checkout of this
 repository, both are measured in turns and the ratio is reported. Every turn is a process of its own, on one thread;
 processor time leaves out what other processes take.
 """
@@ -23,6 +24,7 @@ from benchmarks.timing import Options, Spread, show
 from iwm import config, recipe_book
 from iwm.actions.action_space import ActionSpace
 from iwm.config import Config, Speed
+from iwm.data.crops import random_crops
 from iwm.data.loader import Batch
 from iwm.model.masks import sample_masks
 from iwm.runtime import devices
@@ -63,7 +65,16 @@ def turn(kind: str, repeats: int) -> dict[str, float]:
             "step_ms": _least(step, repeats),
             "masks_ms": _least(lambda: sample_masks(config.Masks(), (14, 14), 0, 1, IMAGES, "cpu"), repeats),
             "actions_ms": _least(actions, repeats),
+            "crops_224_ms": _least(_crops(256, 341, 224), 2, times=1),
+            "crops_32_ms": _least(_crops(32, 32, 32), repeats),
         }
+
+
+def _crops(height: int, width: int, size: int) -> Callable[[], object]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(IMAGES), height, width, 3)
+    images = list(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2))
+    return lambda: random_crops(images, size, (0.3, 1.0), 0.5, 0, 1, IMAGES)
 
 
 def _least(run: Callable[[], object], repeats: int, times: int = 5) -> float:

@@ -73,6 +73,7 @@ def test_a_captured_step_takes_the_same_steps():
         return results, replay
 
     plain, captured = Training.start(settings, 6, CPU), CapturedTraining.start(settings, 6, CPU)
+    assert isinstance(captured, CapturedTraining)
     captured.capture = stand_in
     images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for step in range(6):
