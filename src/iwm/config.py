@@ -29,6 +29,11 @@ class Data:
     """One or several sources, comma-separated: a folder, .zip, .npz, `sample` or `sample-objects`."""
     image_size: Annotated[int, AtLeast(1)] = 224
     """Side of the square crops, pixels."""
+    start_size: Annotated[int, AtLeast(0)] = 0
+    """Smaller side of the crops in the first `start_share` of the steps, where positions are resampled. Actions keep
+    their meaning, and health is measured at image_size. 0: image_size from the beginning."""
+    start_share: Annotated[float, Fraction()] = 0.5
+    """Share of the steps, the first ones, whose crops have start_size."""
     crop_area: Annotated[tuple[float, float], Area()] = (0.3, 1.0)
     """Area of the random resized crop, as a fraction of the image."""
     flip: Annotated[float, Fraction()] = 0.5
@@ -350,6 +355,8 @@ def check_bounds(config: Config) -> None:
 
 
 LATER = (
+    "data.start_share",
+    "data.start_size",
     "encoder.architecture",
     "encoder.crops",
     "encoder.layer",

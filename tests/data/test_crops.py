@@ -1,5 +1,7 @@
 """Squaring and crops, against torchvision."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from iwm.data.crops import IGNORED, center, crop_boxes, random_crop, random_crops, scaled_crop
+from iwm import config
+from iwm.data.crops import IGNORED, center, crop_boxes, crop_size, random_crop, random_crops, scaled_crop
 
 
 def test_center():
@@ -132,3 +135,10 @@ def test_a_strip_is_cut_where_scaling_the_whole_would_cut_it():
     image = torch.randint(0, 256, (3, 8, 8 * 20), dtype=torch.uint8)
     whole = F.interpolate(image[None], (16, 320), mode="bicubic", antialias=True)[0][:, :, 152:168]
     assert (center(image, 16).int() - whole.int()).abs().max() <= 1
+
+
+def test_crops_grow_after_their_share_of_the_steps():
+    data = config.Data(image_size=32, start_size=16, start_share=0.3)
+    assert [crop_size(data, step, 10) for step in range(10)] == [16] * 3 + [32] * 7
+    assert crop_size(data, 0, 0) == 32, "no share of a training without end"
+    assert {crop_size(replace(data, start_size=0), step, 10) for step in range(10)} == {32}

@@ -65,6 +65,14 @@ def test_cost_with_registers_against_counting_the_real_step():
     assert cost(settings).encoder_parameters == sum(p.numel() for p in model.encoder.parameters())
 
 
+def test_cost_of_images_that_grow_is_the_mean_of_both_sizes():
+    small, large = tiny(data=config.Data(image_size=8)), tiny(data=config.Data(image_size=16))
+    grown = tiny(data=config.Data(image_size=16, start_size=8, start_share=0.25))
+    wanted = 0.25 * cost(small).train_flops + 0.75 * cost(large).train_flops
+    assert cost(grown).train_flops == pytest.approx(wanted)
+    assert replace(cost(grown), train_flops=0) == replace(cost(large), train_flops=0)
+
+
 FAMILIES = [f"{family}-cifar10" for family in recipe_book.FAMILIES]
 
 

@@ -94,6 +94,36 @@ def test_resume_equals_no_interruption_bit_for_bit(tmp_path, monkeypatch, norm, 
     assert logged[0][-1] == logged[1][-1]
 
 
+@pytest.mark.parametrize("kind", ["latent", "pixels"])
+def test_images_grow_and_a_resumed_run_grows_them_at_the_same_step(tmp_path, monkeypatch, kind):
+    """Half the side in the first 5 of 8 steps, interrupted before and after; the statistics of the targets go on."""
+    groups = {
+        "data": config.Data(image_size=16, start_size=8, start_share=0.6),
+        "objective": config.Objective(kind=kind, target_norm="batch", variance=0.5, covariance=0.1),
+        "masks": config.Masks(predict="all", queries=0.5, whole=0.25),
+    }
+    plain, stopped = (settings(tmp_path, name, **groups) for name in ("straight", "stopped"))
+    seen: dict[int, tuple[int, ...]] = {}
+    real = Training.step
+
+    def watching(self, batch):
+        seen[batch.step] = tuple(batch.images.shape)
+        return real(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "step", watching)
+        straight = loop.pretrain(plain)
+    assert [seen[number] for number in range(8)] == [(16, 3, 8, 8)] * 5 + [(16, 3, 16, 16)] * 3
+    for place in (2, 6):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, place)
+            with pytest.raises(Interrupted):
+                loop.pretrain(stopped)
+    one, two = weights(straight), weights(loop.pretrain(stopped))
+    assert not [name for name in one if not torch.equal(one[name], two[name])]
+    assert run_folder.load_model(str(straight)).grid == (4, 4)
+
+
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path, monkeypatch):
     chosen = settings(tmp_path)
     out = Path(chosen.run.out)

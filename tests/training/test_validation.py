@@ -61,6 +61,23 @@ def test_nonsense_is_refused_before_anything_is_done(values, said):
             {"encoder": replace(tiny().encoder, registers=4, name="timm:vit_tiny_patch16_224")},
             r"encoder\.registers are of an encoder of ours",
         ),
+        ({"data": config.Data(image_size=16, start_size=16)}, r"give less than data\.image_size \(16\), or 0"),
+        (
+            {"data": config.Data(image_size=16, start_size=6)},
+            r"data\.start_size \(6\) must be two or more patches of 4",
+        ),
+        ({"data": config.Data(image_size=16, start_size=4)}, "a multiple of 4, 8 or more"),
+        (
+            {"data": config.Data(image_size=16, start_share=1.5)},
+            r"data\.start_share is 1\.5; give a number from 0 to 1",
+        ),
+        (
+            {
+                "data": config.Data(image_size=32, start_size=16),
+                "encoder": replace(tiny().encoder, name="timm:vit_tiny_patch16_224"),
+            },
+            r"data\.start_size shows small images to an encoder of ours",
+        ),
         ({"masks": config.Masks(sources=0)}, r"masks\.sources is 0; give 1 or more"),
         (
             {"objective": config.Objective(kind="joint"), "masks": config.Masks(sampler="none", sources=2)},

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int16, Int64, UInt8
 from torch import Tensor
 
+from iwm import config
 from iwm.runtime.randomness import uniforms
 
 IGNORED = -100
@@ -73,6 +74,12 @@ def crop_boxes(
 def least_side(size: int, area: tuple[float, float]) -> int:
     """Shorter side of an image whose smallest random crop still has `size` px: area[0] of a square at 3:4."""
     return math.ceil(size / math.sqrt(area[0] * 3 / 4))
+
+
+def crop_size(data: config.Data, step: int, steps: int) -> int:
+    """Side of the crops of a step of a training of so many steps: `start_size`, where that is set, in the first
+    `start_share` of them."""
+    return data.start_size if data.start_size and step < data.start_share * steps else data.image_size
 
 
 def random_crop(

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from iwm import config
 from iwm.data import workers
 from iwm.data.broken_images import name_broken, none_left, readable, without_broken
-from iwm.data.crops import center, least_side, random_crops
+from iwm.data.crops import center, crop_size, least_side, random_crops
 from iwm.data.decode import BrokenImage, NothingReadable
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.resident import ResidentImages, require_room
@@ -58,10 +58,10 @@ class Loader:
     """Endless random crops in batches: batch `step` is a pure function of the images, the settings, seed and step.
 
     The order of an epoch is `permutation(seed, "order", epoch, n)`; its last incomplete batch is dropped. With `pairs`
-    every image is cropped twice, independently. Iterating starts at `start_step` and ends before `steps` (None: never).
-    `rows` are the places in each batch that are made here (None: all): several ranks share the batches. For a GPU as
-    `device` the crops are pinned where they are made and copied while it computes; images that live on the device are
-    cropped there (`resident`), by whoever asks for the batch: that is a few dozen calls.
+    every image is cropped twice, independently. Iterating starts at `start_step` and ends before `steps`, the length of
+    the training that `data.start_share` is of (None: never). `rows` are the places in each batch that are made here
+    (None: all): several ranks share the batches. Crops are pinned and copied ahead for a GPU as `device`; images that
+    live on the device are cropped there (`resident`), by whoever asks for the batch: that is a few dozen calls.
     Raises UserError when a batch exceeds the set, no image can be decoded, or the device has no room for them.
     """
 
@@ -98,7 +98,7 @@ class Loader:
         self.place = "on the device" if on_device else "in memory" if self.in_memory else "streamed"
         """Where the pictures come from, in words."""
         places = np.concatenate([np.asarray(part, dtype=np.int64) for part in rows or [range(batch_size)]])
-        self._maker = _Maker(images, data, batch_size, seed, self.steps_per_epoch, pairs, places)
+        self._maker = _Maker(images, data, batch_size, seed, self.steps_per_epoch, pairs, places, steps or 0)
         self._device = device if device is not None and device.type == "cuda" else None
         self._workers = max(1, devices.cores() - 1) if speed.workers < 0 else speed.workers
         self._running: Iterator[Batch] | None = None
@@ -193,8 +193,9 @@ class _Maker(Dataset[Part]):
         steps_per_epoch: int,
         pairs: bool,
         places: Int64[np.ndarray, " p"],
+        steps: int,
     ):
-        self.images, self.data, self.batch_size, self.seed = images, data, batch_size, seed
+        self.images, self.data, self.batch_size, self.seed, self.steps = images, data, batch_size, seed, steps
         self.steps_per_epoch, self.views, self.places = steps_per_epoch, 2 if pairs else 1, places
         self.chunks = math.ceil(len(places) / CHUNK)
         self.least = least_side(data.image_size, data.crop_area)
@@ -240,9 +241,9 @@ class _Maker(Dataset[Part]):
         make: Callable[..., UInt8[Tensor, "b 3 s s"]],
     ) -> Part:
         """The crops that `make` gives, one of each image or two."""
-        data = self.data
+        data, size = self.data, crop_size(self.data, step, self.steps)
         crops = [
-            make(data.image_size, data.crop_area, data.flip, self.seed, step, indices, purpose)
+            make(size, data.crop_area, data.flip, self.seed, step, indices, purpose)
             for purpose in CROPS[: self.views]
         ]
         return Part(step, indices, crops[0], broken, crops[1] if self.views == 2 else None)

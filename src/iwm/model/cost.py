@@ -7,7 +7,7 @@ counts its own step (`iwm.model.objectives`): pixels have no teacher; a joint em
 teacher and the MLPs that compare them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from iwm.actions.action_space import ActionSpace
 from iwm.config import Config
@@ -25,7 +25,13 @@ class Cost:
     encode_flops: float
     """One image through the encoder, all patches."""
     train_flops: float
-    """One image's share of a training step."""
+    """One image's share of a training step, on average where the images grow (data.start_size)."""
+
+
+def at_start(settings: Config) -> Config:
+    """The settings as they are for the first steps of a training whose images grow."""
+    data = settings.data
+    return replace(settings, data=replace(data, image_size=data.start_size or data.image_size, start_size=0))
 
 
 def cost(settings: Config) -> Cost:
@@ -33,10 +39,12 @@ def cost(settings: Config) -> Cost:
 
     Raises UserError for an unknown objective, conditioning or action set.
     """
-    objective, actions = objective_of(settings), ActionSpace.from_config(settings.actions, settings.data.image_size).dim
+    objective, data = objective_of(settings), settings.data
+    actions = ActionSpace.from_config(settings.actions, settings.data.image_size).dim
+    share = data.start_share if data.start_size else 0.0
     return Cost(
         encoder_parameters(settings),
         objective.parameter_count(actions),
         encoder_flops(settings, patch_count(settings)),
-        objective.step_flops(actions),
+        share * objective_of(at_start(settings)).step_flops(actions) + (1 - share) * objective.step_flops(actions),
     )

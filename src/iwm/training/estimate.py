@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from iwm import config
+from iwm.data.crops import crop_size
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import Batch
-from iwm.model.cost import cost
+from iwm.model.cost import at_start, cost
 from iwm.runtime import pace
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
@@ -41,6 +42,7 @@ def pretrain(settings: config.Config) -> dict[str, Any]:
     size = cost(settings)
     with Session.open(settings.speed) as session:
         weights, step = _step(settings, source, session)
+        early = _early(settings, source, session, steps - left, steps) if step else (0, 0.0)
     return {
         "images": len(source),
         "steps": steps,
@@ -50,23 +52,33 @@ def pretrain(settings: config.Config) -> dict[str, Any]:
         "encoder_parameters": size.encoder_parameters,
         "predictor_parameters": size.predictor_parameters,
         "flops_per_image": size.train_flops,
-        **_times(settings, step, left),
+        **_times(settings, step, left, *early),
         "disk_gb": round((3 * weights * settings.run.keep + weights) / 1e9, 3),
         "writes": [str(place) for place in (run.config, run.metrics, run.checkpoints, run.model)],
     }
 
 
-def _times(settings: config.Config, step: Pace | None, left: int) -> dict[str, Any]:
-    """The entries on time and memory."""
+def _early(settings: config.Config, source: ImageSet, session: Session, done: int, steps: int) -> tuple[int, float]:
+    """How many of the steps that are left have smaller images (data.start_size), and the seconds of one."""
+    count = sum(crop_size(settings.data, step, steps) < settings.data.image_size for step in range(done, steps))
+    step = _step(at_start(settings), source, session)[1] if count else None
+    return (count, step.seconds_of(settings.optim.batch_size)) if step else (0, 0.0)
+
+
+def _times(
+    settings: config.Config, step: Pace | None, left: int, early: int = 0, early_seconds: float = 0.0
+) -> dict[str, Any]:
+    """The entries on time and memory; `early` of the steps that are left take `early_seconds` each."""
     if step is None:
         why = "not known: the encoder's tokens are given once, at the beginning"
         return {"seconds": None, "time": why, "memory_gb": None}
     optim = settings.optim
     seconds = step.seconds_of(optim.batch_size)
+    total = seconds * (left - early) + early_seconds * early
     return {
         "seconds_per_step": seconds,
-        "seconds": seconds * left,
-        "time": pace.in_words(seconds * left),
+        "seconds": total,
+        "time": pace.in_words(total),
         "memory_gb": round(step.bytes_in_batch(optim.batch_size // optim.accumulate) / 1e9, 2),
         "measured": f"one step of {step.count} images; reading, health checks and images in memory come on top",
     }

@@ -32,7 +32,7 @@ from iwm.training.checkpoint import Checkpoint
 from iwm.training.metrics import Metrics
 from iwm.training.online_probe import OnlineProbe
 from iwm.training.reporting import FREE, Reporting
-from iwm.training.schedule import Updates
+from iwm.training.schedule import Schedule, Updates
 from iwm.training.step import Training
 from iwm.training.stop_signal import StopSignal
 from iwm.training.token_training import TokenLoader, begin, keeps_tokens
@@ -163,9 +163,10 @@ def _loader(settings: config.Config, source: ImageSet, session: Session, start: 
     """The batches from step `start` on; of several ranks, this one's rows of each micro-batch."""
     pairs, count = settings.views.geometry == "independent", settings.optim.batch_size
     rows = distributed.rows_of(count, settings.optim.accumulate)
+    steps = Schedule(settings.optim, len(source) // count).steps
     own = {"pairs": pairs, "rows": rows, "device": session.device}
     with distributed.share():  # small sets are decoded here
-        return Loader(source, settings.data, count, settings.run.seed, settings.speed, start, **own)
+        return Loader(source, settings.data, count, settings.run.seed, settings.speed, start, steps, **own)
 
 
 def what_the_ends_learn(settings: config.Config, model: ImageWorldModel) -> list[str]:

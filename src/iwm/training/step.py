@@ -135,7 +135,8 @@ class Training:
         """One micro-batch forward: crops -> views -> masks -> loss."""
         s = self.settings
         views = self._views_of(part, indices, step)
-        masks = sample_masks(s.masks, self.model.grid, s.run.seed, step, indices, self.session.device)
+        grid = self.model.grid if isinstance(views, TokenViews) else self.model.encoder.grid_of(views.target)
+        masks = sample_masks(s.masks, grid, s.run.seed, step, indices, self.session.device)
         with self.session.autocast():
             return self.averaged(views, masks).loss
 

@@ -23,8 +23,31 @@ def validate(settings: Config, ranks: int = 1) -> None:
     OPTIMISERS.find(settings.optim.kind)
     check_bounds(settings)
     _check_encoder(settings)
+    _check_growth(settings)
     objective_of(settings).check()
     _check_ranks(settings, ranks)
+
+
+def _check_growth(settings: Config) -> None:
+    """Images that grow in training: those of the beginning are smaller, of whole patches, and two of these at least."""
+    data, patch = settings.data, settings.encoder.patch_size
+    if not data.start_size:
+        return
+    if settings.encoder.name:
+        raise UserError(
+            f"data.start_size shows small images to an encoder of ours; {settings.encoder.name} takes those it was "
+            "made for, give 0."
+        )
+    if data.start_size >= data.image_size:
+        raise UserError(
+            f"data.start_size ({data.start_size}) is where the images grow from; give less than data.image_size "
+            f"({data.image_size}), or 0."
+        )
+    if data.start_size % patch or data.start_size < 2 * patch:
+        raise UserError(
+            f"data.start_size ({data.start_size}) must be two or more patches of {patch} px (encoder.patch_size); give "
+            f"a multiple of {patch}, {2 * patch} or more."
+        )
 
 
 def _check_ranks(settings: Config, ranks: int) -> None:

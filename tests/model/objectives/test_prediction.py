@@ -11,6 +11,7 @@ from iwm.actions.views import make_views
 from iwm.model.masks import Masks, sample_masks
 from iwm.model.objectives import PatchPrediction, objective_of
 from iwm.model.objectives.prediction import squared_error
+from iwm.model.objectives.spread import variance_covariance
 from iwm.model.world_model import ImageWorldModel
 
 
@@ -81,3 +82,23 @@ def test_the_change_of_targets_is_measured_at_the_first_source(images):
         model.target_norm.fold()
         statistics.append(model.target_norm.variance)
     assert torch.equal(*statistics)
+
+
+@pytest.mark.parametrize("kind", ["latent", "pixels"])
+def test_small_images_early_in_training_have_resampled_positions(images, kind):
+    """data.start_size: encoder and predictor know the smaller grid, targets and spread are of its patches."""
+    settings = tiny(objective=config.Objective(kind=kind, target_norm="batch", variance=0.5, covariance=0.1))
+    torch.manual_seed(0)
+    model, indices = ImageWorldModel(settings).eval(), np.arange(8)
+    model.predictor.open_gates()
+    views = make_views(images[:, :, :8, :12], model.space, settings.actions, 0, 4, indices, "cpu")
+    masks = sample_masks(settings.masks, (2, 3), 0, 4, indices, "cpu")
+    output = model(views, masks)
+    tokens = model.encoder.tokens(views.source, masks.context)
+    wanted = {"context": masks.context, "queries": masks.predicted, "grid": (2, 3)}
+    torch.testing.assert_close(output.prediction, model.predictor(tokens, views.action, **wanted))
+    truth = model.target_norm(model.raw_target(views.target))
+    assert truth.shape[1] == 6
+    torch.testing.assert_close(output.target, truth)
+    terms = variance_covariance(tokens, masks.context, 6)
+    torch.testing.assert_close(output.loss - output.latent, 0.5 * terms[0] + 0.1 * terms[1], rtol=1e-4, atol=1e-5)

@@ -121,11 +121,13 @@ class PatchPrediction(Objective):
             if model.training:
                 self.observe(model, views, raw)
             target = gather_tokens(_for_sources(model.target_norm(raw), len(masks.predicted)), masks.predicted)
-        prediction = model.predictor(context, views.action, context=masks.context, queries=masks.predicted)
+        # Early in training the images may be smaller (data.start_size).
+        grid = None if isinstance(views, TokenViews) else model.encoder.grid_of(views.target)
+        prediction = model.predictor(context, views.action, context=masks.context, queries=masks.predicted, grid=grid)
         if start is not None:
             prediction = prediction.float() + model.target_norm(start)
         loss = self.compare(prediction, target)
-        total = loss + self.spread(context, masks)
+        total = loss + self.spread(context, masks, raw.shape[1])
         if last is None:
             return Output(total, loss, prediction, target)
         projector = model.get_submodule("invariance")
@@ -153,7 +155,8 @@ class PatchPrediction(Objective):
             seen = model.encoder.tokens(views.source, masks.context)
         if not residual:
             return seen, None, last
-        count = patch_count(self.settings)
+        height, width = model.encoder.grid_of(views.source)
+        count = height * width
         whole = seen.new_zeros(len(seen), count, seen.shape[2])
         whole = whole.scatter(1, masks.context.unsqueeze(2).expand_as(seen), seen)
         return seen, gather_tokens(whole, masks.predicted), last
@@ -170,12 +173,13 @@ class PatchPrediction(Objective):
             before = first if isinstance(views, TokenViews) else self.raw_target(model, first)
         model.target_norm.observe(raw, before)
 
-    def spread(self, context: Float[Tensor, "b c d"], masks: Masks) -> Float[Tensor, ""] | float:
-        """The weighted variance and covariance terms; nothing where both weights are 0, as in the paper."""
+    def spread(self, context: Float[Tensor, "b c d"], masks: Masks, count: int) -> Float[Tensor, ""] | float:
+        """The weighted variance and covariance terms on a grid of `count` patches; nothing where both weights are 0, as
+        in the paper."""
         s = self.settings.objective
         if not s.variance and not s.covariance:
             return 0.0
-        variance, covariance = variance_covariance(context, masks.context, patch_count(self.settings))
+        variance, covariance = variance_covariance(context, masks.context, count)
         return s.variance * variance + s.covariance * covariance
 
     def calibrate(self, model: ModelParts, views: Views | TokenViews) -> None:
