@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from iwm import config
-from iwm.actions.action_space import ActionSpace
+from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.actions.views import make_independent_views, make_views
 
 INDICES = np.arange(1000, 1096)
@@ -134,3 +134,29 @@ def test_several_sources_share_one_target(crops, cfg):
         assert number == 0 or not torch.equal(views.action[rows], alone.action), "each has its own change"
     few = make_views(crops[5:9], space, cfg, 0, 3, INDICES[5:9], "cpu", sources=2)
     assert torch.equal(few.action[4:], views.action[96 + 5 : 96 + 9]), "whatever the batch and the number of sources"
+
+
+@pytest.mark.parametrize("kind", ["none", "target", "either"])
+def test_one_of_two_views_is_always_clean(crops, kind):
+    """The other one, its action and the whole steps are as ever."""
+    cfg = config.Actions(jitter_probability=1.0, grayscale=1.0, clean=kind)
+    space, plain = ActionSpace.from_config(cfg, 16), config.Actions(jitter_probability=1.0, grayscale=1.0)
+    usual, views = (make_views(crops, space, each, 0, 3, INDICES, "cpu", sources=2) for each in (plain, cfg))
+    clean = {"source": (views.source[:96] == crops / 255), "target": (views.target == crops / 255)}
+    source, target = (pixels.flatten(1).all(dim=1) for pixels in clean.values())
+    wanted = {"none": (0, 0), "target": (0, 96)}
+    if kind == "either":
+        assert torch.equal(source, ~target)
+        assert 30 < source.sum() < 66, "by lot"
+    else:
+        assert (int(source.sum()), int(target.sum())) == wanted[kind]
+    assert torch.equal(views.source[:96][~source], usual.source[:96][~source])
+    assert torch.equal(views.target[~target], usual.target[~target])
+    assert torch.equal(views.source[96:][source], crops[source] / 255), "of all sources the same images are clean"
+    both = Parameters.joined([views.target_parameters] * 2)
+    assert torch.equal(views.action, space.difference(views.source_parameters, both))
+    whole = [make_views(crops, space, each, 0, 3, INDICES, "cpu", clean=True) for each in (plain, cfg)]
+    assert torch.equal(whole[0].target, whole[1].target), "where the source is clean, the target is not"
+    assert torch.equal(whole[1].source, crops / 255)
+    few = make_views(crops[5:9], space, cfg, 0, 3, INDICES[5:9], "cpu")
+    assert torch.equal(few.action, views.action[5:9]), "whatever the batch"

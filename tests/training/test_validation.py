@@ -78,6 +78,19 @@ def test_nonsense_is_refused_before_anything_is_done(values, said):
             },
             r"data\.start_size shows small images to an encoder of ours",
         ),
+        (
+            {"actions": config.Actions(clean="either", source_from="target")},
+            "changes the target once more, so no source is clean; give crop",
+        ),
+        (
+            {
+                "actions": config.Actions(clean="target"),
+                "views": config.Views(geometry="independent"),
+                "objective": config.Objective(kind="joint"),
+                "masks": config.Masks(sampler="none"),
+            },
+            r"actions\.clean target is of two views of one crop \(views\.geometry shared\); give none",
+        ),
         ({"masks": config.Masks(sources=0)}, r"masks\.sources is 0; give 1 or more"),
         (
             {"objective": config.Objective(kind="joint"), "masks": config.Masks(sampler="none", sources=2)},

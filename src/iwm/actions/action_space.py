@@ -135,6 +135,12 @@ class ActionSpace:
         values = torch.tensor([transformation.neutral for transformation in self.transformations])
         return Parameters(values.repeat(count, 1), torch.zeros(count, self.dim, dtype=torch.bool))
 
+    def unchanged(self, parameters: Parameters, rows: Bool[np.ndarray, " b"]) -> Parameters:
+        """The same parameters, except that these of the images stay as they are."""
+        where, neutral = torch.from_numpy(rows)[:, None], self.neutral(len(parameters))
+        values = torch.where(where, neutral.values, parameters.values)
+        return Parameters(values, parameters.applied & ~where, parameters.order)
+
     def reach(self, actions: Float[Tensor, "b k"]) -> Parameters:
         """Parameters of the targets that the actions ask for when the source is an untouched image.
 

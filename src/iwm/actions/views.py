@@ -19,7 +19,7 @@ from torch import Tensor
 from iwm import config
 from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.runtime.devices import upload
-from iwm.runtime.randomness import seed_of
+from iwm.runtime.randomness import seed_of, uniforms
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,22 @@ def make_views(
 
     With `source_from: target` (the reading of the paper's section 3; appendix A builds both from the crop) the source
     is the target changed once more, so the action is that further change backwards: minus the extra jitter, and the
-    flags. With `clean` the source is the crop as it is. Each of several `sources` is drawn by itself; the first is the
+    flags. With `clean` the source is the crop as it is; `cfg.clean` leaves one of the two views as it is, the same for
+    all sources. Each of several `sources` is drawn by itself; the first is the
     one that there would be alone.
     """
     images, neutral = upload(crops, device).float().div_(255), space.neutral(len(indices))
     target_parameters = space.sample(seed, step, indices, "target")
+    clean_sources = np.full(len(indices), clean)
+    if cfg.clean == "either" and not clean:
+        clean_sources = uniforms(seed, "clean view", step, indices, 1)[:, 0] < 0.5
+    if cfg.clean != "none":
+        target_parameters = space.unchanged(target_parameters, ~clean_sources)
     target = space.apply(images, target_parameters)
     on_target = cfg.source_from == "target" and not clean
     base, reference = (target, neutral) if on_target else (images, target_parameters)
     seeds = [seed_of(seed, "source", number) for number in range(sources)]
-    parts = [neutral if clean else space.sample(own, step, indices, "source") for own in seeds]
+    parts = [space.unchanged(space.sample(own, step, indices, "source"), clean_sources) for own in seeds]
     source = torch.cat([space.apply(base, part) for part in parts])
     action = torch.cat([space.difference(part, reference) for part in parts])
     return Views(source, target, upload(action, device), indices, Parameters.joined(parts), target_parameters)

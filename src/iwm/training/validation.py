@@ -24,8 +24,25 @@ def validate(settings: Config, ranks: int = 1) -> None:
     check_bounds(settings)
     _check_encoder(settings)
     _check_growth(settings)
+    _check_clean(settings)
     objective_of(settings).check()
     _check_ranks(settings, ranks)
+
+
+def _check_clean(settings: Config) -> None:
+    """A view that is always the unchanged crop: of two views that are made of one crop in every step."""
+    kind, encoder = settings.actions.clean, settings.encoder
+    if kind == "none":
+        return
+    if settings.views.geometry == "independent":
+        raise UserError(f"actions.clean {kind} is of two views of one crop (views.geometry shared); give none.")
+    if kind == "either" and settings.actions.source_from == "target":
+        raise UserError("actions.source_from target changes the target once more, so no source is clean; give crop.")
+    if stands_still(encoder) and encoder.views and settings.objective.kind == "latent":
+        raise UserError(
+            f"actions.clean {kind} does not choose among views that are encoded once; give none, or encode in every "
+            "step with encoder.views 0."
+        )
 
 
 def _check_growth(settings: Config) -> None:
