@@ -121,3 +121,10 @@ def test_the_teacher_is_asked_unless_the_student_is_named(images):
 def test_target_layers_must_exist():
     with pytest.raises(UserError, match="target_layers"):
         build(objective=config.Objective(target_layers=5))
+
+
+def test_an_encoder_that_stands_still_has_no_teacher_to_move():
+    model = ImageWorldModel(tiny(encoder=replace(tiny().encoder, train="none")))
+    before = {name: value.clone() for name, value in model.target_encoder.state_dict().items()}
+    model.after_step(0.9)
+    assert all(torch.equal(value, before[name]) for name, value in model.target_encoder.state_dict().items())

@@ -268,7 +268,9 @@ def move_average(teachers: list[Tensor], students: list[Tensor], share: Float[Te
     A GPU does it in three calls for all tensors together. A lerp by a tensor that belongs to all would be a launch for
     each of them.
     """
-    if teachers and teachers[0].is_cuda:
+    if not teachers:  # an encoder that stands still
+        return
+    if teachers[0].is_cuda:
         _move_together(teachers, students, share)
     else:
         torch._foreach_lerp_(teachers, students, [share] * len(teachers))  # pyright: ignore[reportPrivateImportUsage]
