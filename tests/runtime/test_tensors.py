@@ -4,6 +4,7 @@ import resource
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
@@ -29,3 +30,31 @@ def test_what_the_system_refuses_is_an_os_error_that_names_the_file(tmp_path: Pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(path))
+
+
+SENTENCES = (
+    'Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })',  # 0.5
+    "Error while serializing: I/O error: No space left on device (os error 28)",
+)
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_the_systems_number_is_read_from_old_and_new_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentence: str
+) -> None:
+    def full(*_: object) -> None:
+        raise safetensors.SafetensorError(sentence)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as error:
+        tensors.save_file({"zeros": torch.zeros(1)}, tmp_path / "any.safetensors")
+    assert error.value.errno == errno.ENOSPC
+
+
+def test_an_error_that_is_not_the_systems_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(*_: object) -> None:
+        raise safetensors.SafetensorError("Error while serializing: InvalidHeader")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", damaged)
+    with pytest.raises(safetensors.SafetensorError, match="InvalidHeader"):
+        tensors.save_file({"zeros": torch.zeros(1)}, tmp_path / "any.safetensors")

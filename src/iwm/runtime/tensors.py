@@ -9,6 +9,9 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
+NUMBER = re.compile(r"(?:os error |Os \{ code: )(\d+)")
+"""The system's number in the library's sentence: as its newer versions write it, as 0.5 does."""
+
 
 def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors of any device and layout, for whoever may read the files of this process.
@@ -21,7 +24,7 @@ def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, 
         held = {name: value.cpu().contiguous() for name, value in tensors.items()}
         safetensors.torch.save_file(held, path, None if metadata is None else dict(metadata))
     except safetensors.SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
+        number = NUMBER.search(str(error))
         if not number:
             raise
         code = int(number[1]) or errno.EIO
