@@ -19,7 +19,8 @@ BOX = """\x1b[31m╭─ Parsing error ──────────────
     ("words", "complaint"),
     [
         (["runs/mine", "--data", "x", "--imags=3"], "Unrecognized options: --imags=3; did you mean --images?"),
-        (["runs/mine", "--data", "x", "--bank", "many"], "invalid literal for int() with base 10: 'many'"),
+        (["runs/mine", "--data", "x", "--bank", "many"], "--bank is 'many'; give a whole number."),
+        (["runs/mine", "--data", "x", "--bank", "2.5"], "--bank is '2.5'; give a whole number."),
         (["runs/mine", "--data"], "Missing value for argument '--data"),
         (["runs/mine"], "see iwm world --help."),
         ([], "see iwm world --help."),
@@ -32,6 +33,23 @@ def test_a_complaint_is_one_line_that_says_what_to_do(words, complaint):
     assert complaint in str(refused.value)
     assert "\n" not in str(refused.value)
     assert "│" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--optim.lr", "fast"], "--optim.lr is 'fast'; give a number."),
+        (["--optim.steps", "2.5"], "--optim.steps is '2.5'; give a whole number."),
+        (["--data.crop-area", "a", "b"], "--data.crop-area is 'a b'; give numbers."),
+        (["--optim.schedule", "linear"], "--optim.schedule is 'linear'; give cosine or constant."),
+        (["--speed.compile", "maybe"], "--speed.compile is 'maybe'; give None, False or True."),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_with_what_does(words, complaint):
+    verb = verbs.find("pretrain")
+    with pytest.raises(UserError) as refused:
+        parse(verb.options, ["demo", *words], verb)
+    assert str(refused.value) == complaint
 
 
 def test_a_choice_of_types_is_named_without_what_each_of_them_says():

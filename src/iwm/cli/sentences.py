@@ -18,6 +18,14 @@ from iwm.verbs.shared import manners_of
 
 T = TypeVar("T")
 
+MISFITS = {
+    r"Error parsing (?P<option>\S+): invalid literal for int\(\) with base 10: '(?P<value>.*)'": "a whole number",
+    r"Error parsing (?P<option>\S+): could not convert string to float: '(?P<value>.*)'": "a number",
+    r"Error parsing (?P<option>\S+): Could not parse arguments \['(?P<value>.*)'\] into tuple type .*": "numbers",
+    r"invalid choice '(?P<value>.*)' for argument '(?P<option>\S+)'\. Expected one of \((?P<choices>.*)\)": "",
+}
+"""Complaints about a value, and what to give; empty: one of the `choices`."""
+
 
 def parse(kind: type[T], words: Sequence[str], verb: Verb, default: T | None = None) -> T:
     """Options from the words of a command line. Raises UserError: tyro's boxes become one sentence.
@@ -64,9 +72,22 @@ def sentence(box: str, verb: str) -> str:
             paragraphs[-1] = f"{paragraphs[-1]} {text}".strip()
     first = next((part for part in paragraphs if part), "The options could not be read")
     first = first.split("Got errors:")[0].strip()  # of a choice of types: why each of them does not fit
+    if misfit := _misfit(first.rstrip('. ')):
+        return misfit
     near = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", " ".join(paragraphs))
     mend = f"did you mean {near.group(1)}?" if near else f"see iwm {verb} --help."
     return f"{first.rstrip('. ')}; {mend}"
+
+
+def _misfit(complaint: str) -> str:
+    """What to give in place of a value that does not fit an option, of Python's or tyro's words; empty: of others."""
+    for pattern, mend in MISFITS.items():
+        if match := re.fullmatch(pattern, complaint):
+            parts = match.groupdict()
+            value = parts["value"].replace("', '", " ")
+            choices = " or ".join(parts.get("choices", "").replace("'", "").rsplit(", ", 1))
+            return f"{parts['option']} is '{value}'; give {mend or choices}."
+    return ""
 
 
 def out_of_memory(verb: Verb | None) -> str:
