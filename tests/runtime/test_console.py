@@ -137,3 +137,12 @@ def test_progress_away_from_a_terminal_ends_in_one_line_of_all_that_counts(capsy
     for word in ("encode", "3/3", "images", "120 a second", "0:00:00"):
         assert word in said
     assert "\u2501" not in said
+
+
+def test_a_long_name_is_folded_in_a_table_not_cut(capsys):
+    """The end of a path is what tells images apart."""
+    name = "/".join(["a-rather-long-folder"] * 8) + "/00042.jpg"
+    console.console.print(console.table("Images", ["score", "image"], [[0.5, name]]))
+    lines = capsys.readouterr().out.splitlines()
+    cells = [line.split("│")[2].strip() for line in lines if line.count("│") == 3]
+    assert "".join(cells).endswith(name)

@@ -109,9 +109,9 @@ def _short(folders: Mapping[str, RunFolder]) -> dict[str, str]:
 def _table(rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Table:
     table = Table(title="Results (* best)", title_justify="left")
     for column in ("result", "data", "metric"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for name in names.values():
-        table.add_column(Text(name), justify="right")
+        table.add_column(Text(name), justify="right", overflow="fold")
     before = None
     for row in rows:
         same = (row["result"], row["data"])

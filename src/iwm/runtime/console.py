@@ -101,12 +101,12 @@ def shows_bars() -> bool:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """A rich table; numbers right-aligned, fractions of 1 with four digits, None as a dash."""
+    """A rich table; numbers right-aligned, fractions of 1 with four digits, None as a dash, long names on more lines."""
     built = Table(title=title, title_justify="left")
     rows = [list(row) for row in rows]
     for place_, column in enumerate(columns):
         numeric = any(isinstance(row[place_], int | float) for row in rows)
-        built.add_column(column, justify="right" if numeric else "left")
+        built.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         built.add_row(*(in_words(value) for value in row))
     return built
