@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,6 +70,23 @@ def test_what_was_stopped_goes_on_and_is_the_same(words, tmp_path, encoded, monk
     assert resumed.facts["left_out"] == 2
     ours, wanted = (np.concatenate(list(one.pieces())) for one in (resumed, whole))
     np.testing.assert_allclose(ours, wanted, atol=1e-6)
+
+
+def test_speed_is_that_of_the_images_of_this_call(words, tmp_path, encoded, monkeypatch):
+    real, shown = Parts.add, []
+
+    def add(self, rows, vectors):
+        real(self, rows, vectors)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as change:
+        change.setattr(Parts, "add", add)
+        assert cli.main([*words, "--out", str(tmp_path / "f.npz")]) == 130
+    seconds = iter([0.0, 2.0])
+    monkeypatch.setattr(embed, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    monkeypatch.setattr(embed, "show", lambda title, numbers: shown.append(numbers))
+    assert cli.main([*words, "--out", str(tmp_path / "f.npz")]) == 0
+    assert shown[0]["images/s"] == (IMAGES - 3) / 2
 
 
 def test_parts_of_other_embeddings_are_not_gone_on_with(words, tmp_path, encoded, capsys):

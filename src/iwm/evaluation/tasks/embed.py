@@ -238,12 +238,12 @@ def embed(o: Embed) -> Embedding:
         reader = Reader.open(o, session)
         images = open_images(o.data, "all", size=reader.encoder.size)
         start = time.perf_counter()
-        embedding = _written(reader, images, o, path) if path else _kept(reader, images, o)
+        embedding, earlier = _written(reader, images, o, path) if path else (_kept(reader, images, o), 0)
         seconds = time.perf_counter() - start
         left_out = len(images) - len(embedding)
         if tables_are_printed():
             numbers = {"encoder": reader.encoder.name, "pooling": o.pooling, "images": len(embedding)}
-            numbers |= {"numbers an image": int(np.prod(reader.shape)), "images/s": len(images) / seconds}
+            numbers |= {"numbers an image": int(np.prod(reader.shape)), "images/s": (len(images) - earlier) / seconds}
             show(f"Embeddings of {images.name}", numbers)
         if left_out:
             console.print(f"[yellow]{left_out} broken image{'s were' if left_out > 1 else ' was'} left out.")
@@ -268,8 +268,11 @@ def _facts(reader: Reader, images: ImageSet, o: Embed) -> dict[str, Any]:
     return ritual.content_of({**reader.facts(o), "data": images.name, "left_out": 0, "typed_in": os.getcwd()}, settings)
 
 
-def _written(reader: Reader, images: ImageSet, o: Embed, path: Path) -> Embedding:
-    """Embed piece by piece into parts, which a later call goes on with, then make one file of them."""
+def _written(reader: Reader, images: ImageSet, o: Embed, path: Path) -> tuple[Embedding, int]:
+    """Embed piece by piece into parts, which a later call goes on with, then make one file of them.
+
+    Also returns how many images an earlier call had done.
+    """
     facts, labels = _facts(reader, images, o), labels_of(images)
     leads = distributed.rank() == 0
     lock = embedding_parts.folder_of(path) / embedding_parts.LOCK
@@ -297,7 +300,7 @@ def _written(reader: Reader, images: ImageSet, o: Embed, path: Path) -> Embeddin
                     writer.write(paths[piece], classes[piece], vectors)
                     first = piece.stop
             parts.remove()
-    return Embedding(paths, classes, facts, path)
+    return Embedding(paths, classes, facts, path), start
 
 
 def _kept(reader: Reader, images: ImageSet, o: Embed) -> Embedding:
