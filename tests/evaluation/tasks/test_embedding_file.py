@@ -70,6 +70,7 @@ def test_others_read_both_formats(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     write(tmp_path / "f.parquet", parts)
     table = parquet.read_table(tmp_path / "f.parquet")
+    assert json.loads(parquet.read_metadata(tmp_path / "f.parquet").metadata[b"iwm"])["shape"] == [5]
     assert table.column_names == ["path", "label", "embedding"]
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[5]"
     np.testing.assert_array_equal(np.array(table.column("embedding").to_pylist(), np.float32), parts[0])

@@ -1,7 +1,7 @@
 """Embeddings in a file, written and read a piece at a time: more images than memory holds.
 
 .parquet   columns path, label (text, empty where there is none) and embedding (a list of float32 of one length);
-           a row group a piece; the schema's metadata has the facts under "iwm"
+           a row group a piece; the file's metadata has the facts under "iwm"
 .npz       arrays paths, labels, embeddings float32 [n, ...] and facts, a JSON text
 """
 
