@@ -59,7 +59,8 @@ def mentions() -> list[list[str]]:
     """Every `iwm ...` within a sentence or a table, `[optional]` parts included."""
     pages = [re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL) for page in PAGES]
     spans = [re.sub(r"[\[\]\\]", "", span) for page in pages for span in re.findall(r"`iwm\s([^`]+)`", page)]
-    argvs = (argv for span in dict.fromkeys(spans) for argv in alternatives(shlex.split(span)))
+    argvs = [argv for span in dict.fromkeys(spans) for argv in alternatives(shlex.split(span))]
+    argvs = [manners.verb_first(argv) if argv[0] in manners.OF_ALL else argv for argv in argvs]
     return [argv for argv in argvs if argv[0].islower() and argv[0] not in ("--help", "--version")]
 
 

@@ -89,10 +89,10 @@ def test_a_decoder_of_other_or_damaged_weights_is_not_used(
     assert load_model(run).decodes
     exported(tmp_path / "run", seed=1)
     assert not load_model(run).decodes
-    assert "other weights" in capsys.readouterr().out
+    assert "other weights" in capsys.readouterr().err
     place.write_bytes(b"damaged")
     assert not load_model(run).decodes
-    assert "cannot be read" in capsys.readouterr().out
+    assert "cannot be read" in capsys.readouterr().err
     iwm.decoder(run, **options)
     assert load_model(run).decodes
 
