@@ -64,13 +64,16 @@ def test_steps_of_a_figure_of_efficiency(model, source, steps):
     assert plan["steps"] == sum(steps)
 
 
-def test_steps_of_several_tasks(model, source, steps):
-    tasks = (f"one={source}", f"two={source}")
-    plan = plan_of("multitask", model, task=tasks, **SHORT)
-    verbs.call("multitask", model, task=tasks, **SHORT)
-    # Each task alone, too: at equal total steps, each with half the steps and a whole batch; at equal updates.
-    assert plan["images"] == 80
-    assert sum(steps) == plan["steps"] / 3 * (1 + 1 + 2)
+@pytest.mark.parametrize("count", [2, 3])
+def test_steps_of_several_tasks(model, source, steps, count):
+    tasks = tuple(f"task{number}={source}" for number in range(count))
+    plan = plan_of("multitask", model, task=tasks, **{**SHORT, "epochs": 1, "batch_size": 12})
+    verbs.call("multitask", model, task=tasks, **{**SHORT, "epochs": 1, "batch_size": 12})
+    assert plan["images"] == 40 * count
+    # Together, each task alone at equal total steps, each alone at equal updates; two trials and a training of each.
+    assert plan["steps"] == sum(steps)
+    assert plan["learning_rates_tried"] == 2 * (1 + 2 * count)
+    assert len(steps) == 3 * (1 + 2 * count)
 
 
 def test_steps_of_a_segmentation(model, tmp_path, steps):

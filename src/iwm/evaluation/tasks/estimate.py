@@ -48,7 +48,8 @@ class Training:
     copies: int
     """Trainings that cost as much: this one and its controls."""
     views: int
-    """Pictures that the frozen encoder sees once, before; 0: it sees every image of every step."""
+    """Pictures that the frozen encoder sees once, before; 0: it sees every image of every step; -1: their tokens are
+    there."""
 
 
 def finetune(o: Finetune) -> dict[str, Any]:
@@ -91,15 +92,18 @@ def multitask(o: Multitask) -> dict[str, Any]:
         size = o.size or model.settings.data.image_size
         splits = [labelled_splits(source, vals.get(name, ""), size=size) for name, source in sources.items()]
         counts, held = [len(one.train) for one in splits], sum(len(one.val) for one in splits)
-        each = o.schedule.batch_size // len(splits)
+        several, each = len(splits), o.schedule.batch_size // len(splits)
         rows = [_trial_rows(count, o.schedule) for count in counts]
-        trials = len(grid_of(o)) if len(grid_of(o)) > 1 else 0
-        steps = steps_of(counts, o.schedule.epochs, each) + trials * steps_of(rows, o.schedule.search, each)
+        steps = steps_of(counts, o.schedule.epochs, each) + _trials(o) * steps_of(rows, o.schedule.search, each)
         classifier = images.build(model, o, splits[0].classes, size)
         views = o.views * sum(counts) + held if o.reuses_tokens else 0
-        # Together, each alone at equal total steps, each alone at equal updates: as many images thrice.
-        together = Training(f"{len(splits)} tasks", classifier, o, steps, each * len(splits), 3, views)
-        return _summary(work, [together], sum(counts), held, size)
+        once = -1 if views else 0  # the twins learn from the same tokens
+        trainings = [
+            Training(f"{several} tasks", classifier, o, steps, each * several, 1, views),
+            Training("each task alone", classifier, o, steps // several, each * several, several, once),
+            Training("each task alone, equal updates", classifier, o, steps, each, several, once),
+        ]
+        return _summary(work, trainings, sum(counts), held, size)
 
 
 def segment(o: Segment) -> dict[str, Any]:
@@ -126,18 +130,23 @@ def _trial_rows(count: int, schedule: Schedule) -> int:
     return min(rest, schedule.search_images or rest)
 
 
+def _trials(settings: Tuning) -> int:
+    """Trainings that a grid of learning rates is chosen by; one choice is not tried."""
+    choices = len(grid_of(settings))
+    return choices if choices > 1 else 0
+
+
 def _training(
     what: str, model: Headed, o: Tuning, count: int, copies: int, views: int, kept: bool | None = None
 ) -> Training:
     """One training on so many images with the trials before it; `kept` says whether tokens are, where `views` does
     not."""
-    schedule, grid = o.schedule, grid_of(o)
+    schedule = o.schedule
 
     def steps(rows: int, epochs: int) -> int:
         return epochs * max(1, rows // min(schedule.batch_size, rows))
 
-    trials = len(grid) if len(grid) > 1 else 0
-    total = steps(count, schedule.epochs) + trials * steps(_trial_rows(count, schedule), schedule.search)
+    total = steps(count, schedule.epochs) + _trials(o) * steps(_trial_rows(count, schedule), schedule.search)
     encoded = -1 if kept and not views else views
     return Training(what, model, o, total, min(schedule.batch_size, count), copies, encoded)
 
@@ -149,7 +158,7 @@ def _summary(work: Evaluation, trainings: Sequence[Training], count: int, held: 
         "images": count,
         "images_measured_on": held,
         "trainings": [training.what for training in trainings],
-        "learning_rates_tried": sum(max(1, len(grid_of(training.settings))) for training in trainings),
+        "learning_rates_tried": sum(max(1, len(grid_of(one.settings))) * one.copies for one in trainings),
         "steps": sum(training.steps * training.copies for training in trainings),
         "images_per_step": trainings[0].batch,
         "trainable_parameters": [trainable_of(training.model) for training in trainings],
