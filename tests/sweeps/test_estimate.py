@@ -21,3 +21,18 @@ def test_cells_and_steps_and_nothing_written(tmp_path, monkeypatch, capsys):
     assert plan["steps"] == 8 * len(plan["cells"])
     assert plan["seconds"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["p.npz"]
+
+
+def test_fewer_images_are_fewer_steps(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("iwm.recipe_book.get", lambda name: tiny(recipe=name))
+    source = str(pictures_file(tmp_path / "p.npz", labelled=True))
+    argv = ["sweep", "demo", "--data.source", source, "--out", "out", "--conditionings", "none", "--levels", "jitter"]
+    argv += ["--predictors", "1x32", "--images", "24", "--no-linear", "--attentive-epochs", "0"]
+    argv += ["--finetune-epochs", "0", "--world-images", "8", "--bank", "4"]
+    assert cli.main([*argv, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert cli.main(argv) == 0
+    (metrics,) = tmp_path.glob("out/*/metrics.jsonl")
+    last = [row["step"] for line in metrics.read_text().splitlines() if "step" in (row := json.loads(line))][-1]
+    assert (plan["images"], plan["steps"]) == (24, last)

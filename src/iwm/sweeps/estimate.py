@@ -20,19 +20,18 @@ def sweep(o: Sweep) -> dict[str, Any]:
     rows = []
     for cell in cells:
         out = str(study.run_of(cell).path)
-        rows.append(estimate.pretrain(replace(cell.settings, run=replace(cell.settings.run, out=out))))
+        rows.append(estimate.pretrain(replace(cell.settings, run=replace(cell.settings.run, out=out)), o.images))
         console.print(f"{cell.name}: {rows[-1]['steps_left']:,} steps, {rows[-1]['time']}", markup=False)
     seconds = [row["seconds"] for row in rows]
     known = None if None in seconds else sum(seconds)
-    images = rows[0]["images"] if rows else 0
     return {
         "cells": [cell.name for cell in cells],
-        "images": min(images, o.images) if o.images else images,
+        "images": rows[0]["images"] if rows else 0,
         "steps": sum(row["steps_left"] for row in rows),
         "seconds": known,
         "time": "not known" if known is None else f"{pace.in_words(known)}, one after the other",
         "disk_gb": round(sum(row["disk_gb"] for row in rows), 3),
         "evaluations": list(study.evaluations(cells[0])) if cells else [],
-        "measured": "pretraining alone, of all images; what the evaluations take comes on top",
+        "measured": "pretraining alone; what the evaluations take comes on top",
         "writes": [f"{study.folder}/{name}" for name in ("runs", "sweep.json", "sweep.html")],
     }

@@ -13,6 +13,7 @@ from iwm import config
 from iwm.data.crops import crop_size
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import Batch
+from iwm.data.splits import share_of_each_class
 from iwm.model.cost import at_start, cost
 from iwm.runtime import pace
 from iwm.runtime.devices import Session
@@ -27,9 +28,14 @@ LEAST = 2
 """Images of the smallest batch that every objective has a loss for."""
 
 
-def pretrain(settings: config.Config) -> dict[str, Any]:
-    """What `iwm pretrain` would do, and the time, memory and disk it takes. Raises UserError as training does."""
+def pretrain(settings: config.Config, images: int = 0) -> dict[str, Any]:
+    """What `iwm pretrain` would do on so many of the images (0: all), and the time, memory and disk it takes.
+
+    Raises UserError as training does.
+    """
     settings, run, source = loop.checked(settings)
+    if images:
+        source = share_of_each_class(source, images, settings.run.seed)
     per_epoch = len(source) // settings.optim.batch_size
     if not per_epoch:
         raise UserError(
