@@ -19,6 +19,7 @@ STILL = ActionSpace.from_config(config.Actions(hue=0.0, grayscale=0.0), 32)
     ("text", "said"),
     [
         ("brightnes=0.3", "did you mean 'brightness'"),
+        ("rotate=90", "'rotate': known are: brightness, contrast"),
         ("brightness", "'brightness' is no change; give NAME=NUMBER"),
         ("brightness=much", "'much'; give a number"),
         ("hue=0.1,hue=0.2", "twice"),
