@@ -72,7 +72,7 @@ def sentence(box: str, verb: str) -> str:
             paragraphs[-1] = f"{paragraphs[-1]} {text}".strip()
     first = next((part for part in paragraphs if part), "The options could not be read")
     first = first.split("Got errors:")[0].strip()  # of a choice of types: why each of them does not fit
-    if misfit := _misfit(first.rstrip('. ')):
+    if misfit := _misfit(first.rstrip(". ")):
         return misfit
     near = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", " ".join(paragraphs))
     mend = f"did you mean {near.group(1)}?" if near else f"see iwm {verb} --help."

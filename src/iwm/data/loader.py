@@ -243,8 +243,7 @@ class _Maker(Dataset[Part]):
         """The crops that `make` gives, one of each image or two."""
         data, size = self.data, crop_size(self.data, step, self.steps)
         crops = [
-            make(size, data.crop_area, data.flip, self.seed, step, indices, purpose)
-            for purpose in CROPS[: self.views]
+            make(size, data.crop_area, data.flip, self.seed, step, indices, purpose) for purpose in CROPS[: self.views]
         ]
         return Part(step, indices, crops[0], broken, crops[1] if self.views == 2 else None)
 

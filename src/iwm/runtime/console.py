@@ -101,7 +101,7 @@ def shows_bars() -> bool:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """A rich table; numbers right-aligned, fractions of 1 with four digits, None as a dash, long names on more lines."""
+    """A rich table; numbers right-aligned, fractions of 1 with four digits, None as a dash, long names folded."""
     built = Table(title=title, title_justify="left")
     rows = [list(row) for row in rows]
     for place_, column in enumerate(columns):
