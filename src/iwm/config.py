@@ -284,7 +284,7 @@ class Speed:
     """Decoding processes of a streamed source; -1: one less than the cores. Images kept in memory need none."""
     cache: Literal["auto", "memory", "stream", "device"] = "auto"
     """auto: keep decoded images in memory when they fit in a quarter of what is free; device: on the device, if they
-    take at most half of what it has free, and crop them there (docs/gpu.md)."""
+    take at most half of what it has free (a CPU: a quarter), and crop them there (docs/gpu.md)."""
     tokens: str = ""
     """Folder of the tokens that an encoder of others gave once (encoder.views); empty: `tokens` beside the run."""
 

@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
     for number in range(4):
         write(tmp_path / f"{number}.png", size=(400, 400))
     monkeypatch.setattr(devices, "free_memory", lambda: 10**6)
-    sentence = r"take about 0\.00192 GB, more than half of the 0\.001 GB that the device cpu has free"
+    sentence = r"take about 0\.00192 GB, more than a quarter of the 0\.001 GB that the device cpu has free"
     with pytest.raises(UserError, match=sentence):
         batches(tmp_path, "device")
 

@@ -66,6 +66,7 @@ def cases(folder: Path) -> dict[str, Path]:
     eva = foreign("tiny_dinov3", 48, train="all")
     plain = world(folder / "plain")
     return {
+        "registers": world(folder / "registers", **replaced(tiny(), "encoder", registers=2)),
         "residual": world(folder / "residual", **residual),
         "pixels": world(folder / "pixels", objective=config.Objective(kind="pixels", target_norm="batch")),
         "rotary": world(folder / "rotary", **eva),
@@ -79,6 +80,7 @@ def cases(folder: Path) -> dict[str, Path]:
 
 
 PARTS = {
+    "registers": ["encoder", "predictor"],
     "residual": ["encoder", "predictor"],
     "pixels": ["encoder", "predictor", "decoder"],
     "rotary": ["encoder", "predictor"],

@@ -202,6 +202,17 @@ def test_epochs_may_be_extended(trained, tmp_path):
         loop.pretrain(replace(chosen, optim=replace(chosen.optim, steps=13)))
 
 
+def test_a_length_that_would_be_passed_over_is_refused(tmp_path):
+    chosen = settings(tmp_path)
+    by_steps = replace(chosen, optim=replace(chosen.optim, steps=9))
+    with pytest.raises(UserError, match=r"optim\.steps 9, and optim\.epochs \(7\) would decide nothing"):
+        loop.check_drift(by_steps, replace(by_steps, optim=replace(by_steps.optim, epochs=7)), tmp_path)
+    loop.check_drift(by_steps, replace(chosen, optim=replace(chosen.optim, epochs=7)), tmp_path)
+    grown = replace(chosen, data=replace(chosen.data, start_size=8))
+    with pytest.raises(UserError, match="grow after a share of its length"):
+        loop.check_drift(grown, replace(grown, optim=replace(grown.optim, epochs=7)), tmp_path)
+
+
 def test_a_warm_up_without_end_is_said(tmp_path, capsys):
     """Weights of a training whose rate never came to its peak are a disappointment nobody can explain."""
     for warmup, said in ((2.0, True), (1.9, False)):

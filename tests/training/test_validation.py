@@ -67,6 +67,8 @@ def test_nonsense_is_refused_before_anything_is_done(values, said):
             r"data\.start_size \(6\) must be two or more patches of 4",
         ),
         ({"data": config.Data(image_size=16, start_size=4)}, "a multiple of 4, 8 or more"),
+        ({"data": config.Data(image_size=16, start_size=8, start_share=1.0)}, "images would never grow"),
+        ({"data": config.Data(image_size=16, start_size=8, start_share=0.0)}, "images would never grow"),
         (
             {"data": config.Data(image_size=16, start_share=1.5)},
             r"data\.start_share is 1\.5; give a number from 0 to 1",

@@ -32,11 +32,14 @@ STEP = 16
 
 def require_room(name: str, needed: int, device: torch.device) -> None:
     """Raises UserError where images of so many bytes do not fit on the device."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else devices.free_memory()
+    on_host = device.type != "cuda"
+    free = devices.free_memory() if on_host else torch.cuda.mem_get_info(device)[0]
+    # On a CPU the decoded images and their copy lie side by side for a while.
+    share, words = (2 * SHARE, "a quarter") if on_host else (SHARE, "half")
     for where, room in ((f"the device {device}", free), ("the host, which decodes them,", devices.free_memory())):
-        if needed > room // SHARE:
+        if needed > room // share:
             raise UserError(
-                f"The decoded images of '{name}' take about {needed / 1e9:.3g} GB, more than half of the "
+                f"The decoded images of '{name}' take about {needed / 1e9:.3g} GB, more than {words} of the "
                 f"{room / 1e9:.3g} GB that {where} has free; give --speed.cache memory or stream."
             )
 

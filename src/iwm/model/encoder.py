@@ -251,7 +251,8 @@ class Encoder(PatchEncoder, VisionTransformer):
         patches = gather_tokens(tokens.flatten(1, 2) + positions, keep)
         if self.reg_token is None:
             return patches
-        return torch.cat([self.reg_token.expand(len(patches), -1, -1), patches], dim=1)
+        registers = self.reg_token.expand(patches.shape[0], -1, -1)  # len() would fix the batch of an exported graph
+        return torch.cat([registers, patches], dim=1)
 
     def _of_patches(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b k d"]:
         """The tokens without those of the registers."""

@@ -235,6 +235,21 @@ def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
                 f"{out} holds a run with {name} = {was.get(name)!r}, now it is {value!r}; give another --out, or the "
                 "old setting to resume."
             )
+    _check_length(old, new, out)
+
+
+def _check_length(old: config.Config, new: config.Config, out: Path) -> None:
+    """Raises UserError for another length that would be passed over, or make images small again."""
+    if new.optim.steps and old.optim.steps == new.optim.steps and old.optim.epochs != new.optim.epochs:
+        raise UserError(
+            f"{out} is trained for optim.steps {new.optim.steps}, and optim.epochs ({new.optim.epochs}) would decide "
+            "nothing; give more --optim.steps, or 0 for epochs."
+        )
+    if new.data.start_size and (old.optim.steps, old.optim.epochs) != (new.optim.steps, new.optim.epochs):
+        raise UserError(
+            f"The images of {out} grow after a share of its length (data.start_size), which cannot change any more; "
+            f"give the old length, or another --out with --init {out}."
+        )
 
 
 def _names(source: str) -> list[str]:

@@ -18,7 +18,7 @@ from iwm import config
 from iwm.actions.views import TokenViews, Views, make_independent_views, make_views
 from iwm.data.loader import Batch
 from iwm.model.masks import is_whole, sample_masks, source_count
-from iwm.model.vit import checkpoint_blocks, choose_attention, compile_blocks
+from iwm.model.vit import Grid, checkpoint_blocks, choose_attention, compile_blocks
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, distributed, shards
 from iwm.runtime.console import console
@@ -46,8 +46,8 @@ COMPILED_WIDTH, COMPILED_STEPS = 384, 5000
 
 
 FIRST_STEPS = 20
-"""Steps in which blocks may still be compiled, for context and for whole images: one rank may take minutes longer than
-another, and is not taken for one that hangs."""
+"""Steps with one patch grid in which blocks may still be compiled, for context and for whole images: one rank may take
+minutes longer than another, and is not taken for one that hangs."""
 
 
 def compiles(settings: config.Config, session: Session, steps: int) -> bool:
@@ -78,6 +78,10 @@ class Training:
     """What other ranks were asked from outside."""
     steps: int = 0
     """Steps that this process has taken."""
+    grid: Grid | None = None
+    """Patch grid of the last crops."""
+    since: int = 0
+    """The first of `steps` with this grid."""
     averaged: nn.Module = field(init=False)
     """The model, or what averages its gradients over ranks: what a step calls."""
     parameters: list[nn.Parameter] = field(init=False)
@@ -136,6 +140,9 @@ class Training:
         s = self.settings
         views = self._views_of(part, indices, step)
         grid = self.model.grid if isinstance(views, TokenViews) else self.model.encoder.grid_of(views.target)
+        if grid != self.grid:  # images have grown: blocks may be compiled anew
+            self.grid, self.since = grid, self.steps
+            distributed.rest()
         masks = sample_masks(s.masks, grid, s.run.seed, step, indices, self.session.device)
         with self.session.autocast():
             return self.averaged(views, masks).loss
@@ -182,7 +189,7 @@ class Training:
     def _tick(self) -> None:
         """All ranks come here; what follows may take one of them longer while blocks are still compiled."""
         distributed.tick()
-        if self.steps < FIRST_STEPS:
+        if self.steps - self.since < FIRST_STEPS:
             distributed.rest()
 
     @torch.no_grad()

@@ -50,6 +50,11 @@ def _check_growth(settings: Config) -> None:
     data, patch = settings.data, settings.encoder.patch_size
     if not data.start_size:
         return
+    if not 0 < data.start_share < 1:
+        raise UserError(
+            f"data.start_share is {data.start_share:g}: the images would never grow from data.start_size "
+            f"({data.start_size}) to data.image_size ({data.image_size}); give a share between 0 and 1."
+        )
     if settings.encoder.name:
         raise UserError(
             f"data.start_size shows small images to an encoder of ours; {settings.encoder.name} takes those it was "

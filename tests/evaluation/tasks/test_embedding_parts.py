@@ -1,11 +1,13 @@
 """`iwm embed` goes on where it was stopped, and with nothing else."""
 
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import pictures_file
 from picture_files import noise
 
 from evaluation.planted import exported
@@ -99,11 +101,26 @@ def test_parts_of_other_embeddings_are_not_gone_on_with(words, tmp_path, encoded
 
 def test_a_mark_knows_how_it_is_embedded_and_the_very_images(source):
     images = open_images(str(source), "all")
-    mark = mark_of({"layer": 1}, images)
-    assert mark == mark_of({"layer": 1}, open_images(str(source), "all"))
-    assert mark != mark_of({"layer": 2}, images)
+    mark = mark_of({"layer": 1}, images, "photos")
+    assert mark == mark_of({"layer": 1}, open_images(str(source), "all"), "photos")
+    assert mark != mark_of({"layer": 2}, images, "photos")
+    assert mark != mark_of({"layer": 1}, images, "others")
     os.utime(next(source.rglob("*.png")), (1, 1))
-    assert mark != mark_of({"layer": 1}, images)
+    assert mark != mark_of({"layer": 1}, images, "photos")
+
+
+@pytest.mark.parametrize("ending", ["zip", "npz"])
+def test_a_mark_knows_the_very_archive(source, tmp_path, ending):
+    """Its entries keep their names when it is written anew with other pictures."""
+    archive = tmp_path / f"photos.{ending}"
+    if ending == "zip":
+        shutil.make_archive(str(archive.with_suffix("")), "zip", source)
+    else:
+        pictures_file(archive, count=8)
+    mark = mark_of({}, open_images(str(archive), "all"), "photos")
+    assert mark == mark_of({}, open_images(str(archive), "all"), "photos")
+    os.utime(archive, (1, 1))
+    assert mark != mark_of({}, open_images(str(archive), "all"), "photos")
 
 
 def test_a_damaged_part_and_those_behind_it_are_done_again(tmp_path):

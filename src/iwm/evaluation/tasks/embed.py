@@ -277,7 +277,9 @@ def _written(reader: Reader, images: ImageSet, o: Embed, path: Path) -> tuple[Em
     leads = distributed.rank() == 0
     lock = embedding_parts.folder_of(path) / embedding_parts.LOCK
     with files.lock(lock, f"Embeddings are written to {path}") if leads else nullcontext():
-        parts = Parts(path, embedding_parts.mark_of(reader.facts(o), images)) if leads else None
+        parts = (
+            Parts(path, embedding_parts.mark_of(reader.facts(o), images, source_identity(o.data))) if leads else None
+        )
         rows: list[int] = sharing.by_first(lambda: parts.rows if parts else [])
         start, rows = (rows[-1] + 1 if rows else 0), [*rows]
         if start:
@@ -288,6 +290,8 @@ def _written(reader: Reader, images: ImageSet, o: Embed, path: Path) -> tuple[Em
                     parts.add(new, vectors)
                 rows += new.tolist()
         except KeyboardInterrupt:
+            if distributed.size() > 1:
+                raise  # ranks were stopped at different places: `together` ends them all, and the parts are kept
             done = f"{rows[-1] + 1 if rows else 0:,} of {len(images):,} images"
             raise Interrupted(f"Stopped after {done}; give the same command again, and it goes on there.") from None
         facts["left_out"] = len(images) - len(rows)

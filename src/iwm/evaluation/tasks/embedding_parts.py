@@ -26,18 +26,30 @@ MARK = "mark"
 LOCK = "lock"
 
 
-def mark_of(facts: Mapping[str, Any], images: ImageSet) -> str:
-    """What tells parts apart: how images are embedded, and names, sizes and times of the images' files."""
-    digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
+def mark_of(facts: Mapping[str, Any], images: ImageSet, source: str) -> str:
+    """What tells parts apart: how images are embedded, the source (of images in memory, their content), and names,
+    sizes and times of the images' files, or of the archives they lie in."""
+    digest = hashlib.sha256(json.dumps(dict(facts) | {"source": source}, sort_keys=True).encode())
+    archives: dict[str, str] = {}
     for row in range(len(images)):
         path = images.path(row)
-        digest.update(f"\n{path}".encode(errors="surrogateescape"))
-        try:
-            state = os.stat(path)
-        except (OSError, ValueError):  # an entry of an archive
-            continue
-        digest.update(f" {state.st_size} {state.st_mtime_ns}".encode())
+        state = _state(path)
+        if state is None:  # an entry of an archive
+            archive = next((str(one) for one in Path(path).parents if one.is_file()), path.rpartition(":")[0])
+            if archive not in archives:
+                archives[archive] = _state(archive) or ""
+            state = archives[archive]
+        digest.update(f"\n{path} {state}".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _state(path: str) -> str | None:
+    """Size and time of a file; None where there is none of that name."""
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return f"{state.st_size} {state.st_mtime_ns}"
 
 
 class Parts:

@@ -88,6 +88,7 @@ class Joint(Objective):
     name = "joint"
     noun = "a joint embedding"
     predicts = False
+    any_grid = True
     baseline = "chance_loss"
     ignorance = "nothing of the image"
     learner = "the embedding"

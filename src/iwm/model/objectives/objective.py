@@ -93,6 +93,10 @@ class Objective(ABC):
     """Whether several sources of an image may share its target (masks.sources): `views` and `masks` then hold s sources
     to b targets."""
 
+    any_grid: ClassVar[bool] = False
+    """Whether views may have another patch grid than at data.image_size (data.start_size): what is asked of positions
+    then goes by the grid of the views."""
+
     # The verdict on a line of metrics.
     baseline: ClassVar[str]
     """Key, in the numbers of `health`, of the loss of a model that knows too little."""
@@ -129,6 +133,11 @@ class Objective(ABC):
             raise UserError(
                 f"masks.sources share the target of a prediction of patches, objective.kind {self.name} is none; give "
                 "1."
+            )
+        if self.settings.data.start_size and not self.any_grid:
+            raise UserError(
+                f"data.start_size shows objective.kind {self.name} smaller patch grids, which it does not say it takes "
+                "(any_grid = True); give 0."
             )
         if self.settings.objective.invariance_weight and not self.invariant_block:
             raise UserError(

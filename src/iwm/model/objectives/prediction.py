@@ -43,6 +43,7 @@ class PatchPrediction(Objective):
     squared = True
     invariant_block = True
     shares_targets = True
+    any_grid = True
     judged = ("action_sensitivity",)
     mend_collapse = "objective.target_norm batch or a higher optim.ema"
     mend_rank = "; raise objective.variance and objective.covariance (the small recipes': 0.1, 0.004)"
@@ -120,7 +121,8 @@ class PatchPrediction(Objective):
             raw = self.target_tokens(model, views)
             if model.training:
                 self.observe(model, views, raw)
-            target = gather_tokens(_for_sources(model.target_norm(raw), len(masks.predicted)), masks.predicted)
+            whole = model.target_norm(raw)
+            target = torch.cat([gather_tokens(whole, asked) for asked in masks.predicted.split(len(raw))])
         # Early in training the images may be smaller (data.start_size).
         grid = None if isinstance(views, TokenViews) else model.encoder.grid_of(views.target)
         prediction = model.predictor(context, views.action, context=masks.context, queries=masks.predicted, grid=grid)
