@@ -1,0 +1,114 @@
+"""Draw what the frontier says: `python results/frontier/figures.py`.
+
+frontier.png: what every change of the recipe moves at equal time. Numbers of the same runs stand in docs/results.md."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from iwm.runtime.drawing import BLUE, GREY, INK, ORANGE, blank, save, style_axes
+
+HERE = Path(__file__).parent
+SETS = {"cifar10": ("CIFAR-10", BLUE), "eurosat": ("EuroSAT", ORANGE)}
+MEASURES = {"linear": "linear probe, last block", "all": "linear probe, all blocks", "mrr": "MRR"}
+NAMES = {
+    "wider": "encoder 256 wide, not 192",
+    "deeper": "encoder of 6 blocks, not 4",
+    "narrow-deep": "encoder of 6 blocks 128 wide",
+    "half-mlp": "encoder's MLPs half as wide",
+    "patch-2x": "patches twice as large",
+    "predictor-1x256": "predictor of 1 block, not 2",
+    "predictor-2x128": "predictor 128 wide, not 256",
+    "predictor-4x256": "predictor of 4 blocks",
+    "ask-less": "a fifth of the positions asked, not 3/8",
+    "ask-all": "all positions asked",
+    "never-whole": "no step on whole sources",
+    "see-half": "half of the patches seen, at random",
+    "see-quarter": "a quarter of the patches seen, at random",
+    "see-eighth": "an eighth of the patches seen, at random",
+    "batch-16": "batches of 16, not 32",
+    "batch-64": "batches of 64",
+    "crop-0.15": "crops from .15 of the area, not .3",
+    "crop-0.6": "crops from .6 of the area",
+    "ema-0.98": "teacher's EMA from .98, not .99",
+    "ema-0.998": "teacher's EMA from .998",
+    "ema-to-0.999": "teacher's EMA to .999, not 1",
+    "top-2-targets": "targets of the last 2 blocks, not 4",
+    "constant": "constant rate, falling at the end",
+    "two-sources": "16 images, two sources each",
+    "growing": "images of half the side at first",
+    "one-clean": "one of the two views unchanged",
+    "registers": "4 registers",
+    "half-jittered": "half of the views jittered, not all",
+}
+"""What each arm of frontier.py changes, in the order of reading."""
+Row = dict[str, Any]
+steps_of = runpy.run_path(str(HERE / "frontier.py"))["steps_of"]
+
+
+def rows(data: str) -> list[Row]:
+    """One of each run: arm, seed, steps, and the measures with their errors over images."""
+    found = []
+    for path in sorted((HERE / data).glob("*-probe.json")):
+        name = path.name.removesuffix("-probe.json")
+        arm, _, seed = name.partition("-seed")
+        probe, world = json.loads(path.read_text()), json.loads((HERE / data / f"{name}-world.json").read_text())
+        found.append(
+            {
+                "arm": arm,
+                "seed": int(seed or 0),
+                "path": path.relative_to(HERE.parent),
+                "steps": steps_of(data, arm),
+                "linear": probe["last_block_top1"],
+                "all": probe["top1"],
+                "mrr": world["mrr"],
+                "mrr_error": world["mrr_standard_error"],
+                "calibrated": world["mrr_calibrated"],
+                "correlation": world["action_correlation"],
+            }
+        )
+    return found
+
+
+def differences(data: str, key: str) -> dict[str, list[float]]:
+    """By arm, what it has more than the recipe of the same seed, a number a seed."""
+    of_recipe = {row["seed"]: row[key] for row in rows(data) if row["arm"] == "recipe"}
+    found: dict[str, list[float]] = {}
+    for row in rows(data):
+        if row["arm"] != "recipe" and row["seed"] in of_recipe:
+            found.setdefault(row["arm"], []).append(row[key] - of_recipe[row["seed"]])
+    return found
+
+
+def _draw(axes: Axes, key: str, arms: list[str]) -> None:
+    for place, (data, (label, colour)) in enumerate(SETS.items()):
+        moved = differences(data, key)
+        points = [(100 * value, arms.index(arm) + 0.16 * (1 - 2 * place)) for arm in moved for value in moved[arm]]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o", color=colour, label=label, markersize=5, alpha=0.85)
+    axes.axvline(0, color=GREY, linewidth=1)
+    axes.grid(axis="x", color="#EBEBEB", linewidth=0.7)
+    axes.locator_params(axis="x", nbins=6)
+    axes.set_xlabel("points more than the recipe, the same time", fontsize=8.5, color=INK)
+
+
+def draw() -> None:
+    kept = {row["arm"] for data in SETS for row in rows(data)}
+    arms = [arm for arm in reversed(NAMES) if arm in kept]
+    figure = blank(11, 1.5 + 0.3 * len(arms))
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
+    panels = figure.subplots(1, len(MEASURES), sharey=True)
+    for axes, key in zip(panels, MEASURES, strict=True):
+        style_axes(axes, MEASURES[key])
+        _draw(axes, key, arms)
+    panels[0].set_yticks(range(len(arms)), [NAMES[arm] for arm in arms])
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
+    save(figure, HERE / "frontier.png")
+
+
+if __name__ == "__main__":
+    draw()
