@@ -41,8 +41,8 @@ def test_a_complaint_is_one_line_that_says_what_to_do(words, complaint):
         (["--optim.lr", "fast"], "--optim.lr is 'fast'; give a number."),
         (["--optim.steps", "2.5"], "--optim.steps is '2.5'; give a whole number."),
         (["--data.crop-area", "a", "b"], "--data.crop-area is 'a b'; give numbers."),
-        (["--optim.schedule", "linear"], "--optim.schedule is 'linear'; give cosine or constant."),
-        (["--speed.compile", "maybe"], "--speed.compile is 'maybe'; give None, False or True."),
+        (["--optim.schedule", "linear"], "--optim.schedule is 'linear'; give constant or cosine."),
+        (["--speed.compile", "maybe"], "--speed.compile is 'maybe'; give False, None or True."),
     ],
 )
 def test_a_value_that_does_not_fit_is_named_with_what_does(words, complaint):

@@ -85,7 +85,8 @@ def _misfit(complaint: str) -> str:
         if match := re.fullmatch(pattern, complaint):
             parts = match.groupdict()
             value = parts["value"].replace("', '", " ")
-            choices = " or ".join(parts.get("choices", "").replace("'", "").rsplit(", ", 1))
+            words = sorted(parts.get("choices", "").replace("'", "").split(", "))  # tyro's order is not always the same
+            choices = " or ".join(", ".join(words).rsplit(", ", 1))
             return f"{parts['option']} is '{value}'; give {mend or choices}."
     return ""
 
