@@ -11,6 +11,7 @@ from iwm.model.foreign_encoder import stands_still
 from iwm.model.objectives import OBJECTIVES, objective_of
 from iwm.runtime.errors import UserError
 from iwm.training.optimisers import OPTIMISERS
+from iwm.training.token_training import keeps_tokens
 
 
 def validate(settings: Config, ranks: int = 1) -> None:
@@ -31,14 +32,14 @@ def validate(settings: Config, ranks: int = 1) -> None:
 
 def _check_clean(settings: Config) -> None:
     """A view that is always the unchanged crop: of two views that are made of one crop in every step."""
-    kind, encoder = settings.actions.clean, settings.encoder
+    kind = settings.actions.clean
     if kind == "none":
         return
     if settings.views.geometry == "independent":
         raise UserError(f"actions.clean {kind} is of two views of one crop (views.geometry shared); give none.")
     if kind == "either" and settings.actions.source_from == "target":
         raise UserError("actions.source_from target changes the target once more, so no source is clean; give crop.")
-    if stands_still(encoder) and encoder.views and settings.objective.kind == "latent":
+    if keeps_tokens(settings):
         raise UserError(
             f"actions.clean {kind} does not choose among views that are encoded once; give none, or encode in every "
             "step with encoder.views 0."
@@ -97,18 +98,17 @@ def _check_encoder(settings: Config) -> None:
         raise UserError(f"encoder.registers are of an encoder of ours, {encoder.name} brings its own; leave them out.")
     if encoder.name and settings.init.startswith("timm:"):
         raise UserError("init timm: and encoder.name both bring an encoder; give one of them.")
-    latent = settings.objective.kind == "latent"
-    if stands_still(encoder) and latent and encoder.views and settings.objective.target_layers != 1:
+    if keeps_tokens(settings) and settings.objective.target_layers != 1:
         raise UserError(
             "Tokens that are encoded once are of one block (objective.target_layers 1); give that, or encode in every "
             "step with encoder.views 0."
         )
-    if stands_still(encoder) and latent and encoder.views and settings.actions.source_from == "target":
+    if keeps_tokens(settings) and settings.actions.source_from == "target":
         raise UserError(
             "Views that are encoded once are all made of the crop (actions.source_from crop); give that, or encode in "
             "every step with encoder.views 0."
         )
-    if stands_still(encoder) and latent and encoder.views and settings.masks.sources > 1:
+    if keeps_tokens(settings) and settings.masks.sources > 1:
         raise UserError(
             "Views that are encoded once come in pairs, a target to each source (masks.sources 1); give that, or "
             "encode in every step with encoder.views 0."
