@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from iwm.actions.views import Views
-from iwm.model.masks import Masks, sample_masks
+from iwm.model.masks import Masks
 from iwm.training.step import Part, Training
 
 Run = Callable[[], list[Tensor]]
@@ -58,11 +58,10 @@ class CapturedTraining(Training):
 
     def loss(self, part: Part, indices: np.ndarray, step: int) -> Tensor:
         """The loss, of which the gradients are there already: `backward` of what is returned reaches nothing."""
-        s = self.settings
         assert self.session.ranks == 1
-        assert s.optim.accumulate == 1
-        views = cast(Views, self._views_of(part, indices, step))
-        masks = sample_masks(s.masks, self.model.grid, s.run.seed, step, indices, self.session.device)
+        assert self.settings.optim.accumulate == 1
+        views, masks = self.views_and_masks(part, indices, step)
+        views = cast(Views, views)
         inputs = [views.source, views.target, views.action, masks.context, masks.predicted]
         key = tuple(one.shape for one in inputs)
         if key not in self.recordings:

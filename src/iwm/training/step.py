@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from iwm import config
 from iwm.actions.views import TokenViews, Views, make_independent_views, make_views
 from iwm.data.loader import Batch
-from iwm.model.masks import is_whole, sample_masks, source_count
+from iwm.model.masks import Masks, is_whole, sample_masks, source_count
 from iwm.model.vit import Grid, checkpoint_blocks, choose_attention, compile_blocks
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, distributed, shards
@@ -135,15 +135,19 @@ class Training:
     def _views_of(self, part: Part, indices: np.ndarray, step: int) -> Views | TokenViews:
         return part if isinstance(part, TokenViews) else self.views(part, indices, step)
 
-    def loss(self, part: Part, indices: np.ndarray, step: int) -> Tensor:
-        """One micro-batch forward: crops -> views -> masks -> loss."""
+    def views_and_masks(self, part: Part, indices: np.ndarray, step: int) -> tuple[Views | TokenViews, Masks]:
+        """What one micro-batch asks of the model."""
         s = self.settings
         views = self._views_of(part, indices, step)
         grid = self.model.grid if isinstance(views, TokenViews) else self.model.encoder.grid_of(views.target)
         if grid != self.grid:  # images have grown: blocks may be compiled anew
             self.grid, self.since = grid, self.steps
             distributed.rest()
-        masks = sample_masks(s.masks, grid, s.run.seed, step, indices, self.session.device)
+        return views, sample_masks(s.masks, grid, s.run.seed, step, indices, self.session.device)
+
+    def loss(self, part: Part, indices: np.ndarray, step: int) -> Tensor:
+        """One micro-batch forward: crops -> views -> masks -> loss."""
+        views, masks = self.views_and_masks(part, indices, step)
         with self.session.autocast():
             return self.averaged(views, masks).loss
 
