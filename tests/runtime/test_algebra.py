@@ -95,3 +95,9 @@ def test_psnr_against_the_formula():
     first[1] = second[1]
     expected = 10 * np.log10(1 / ((first[0] - second[0]).numpy().astype(np.float64) ** 2).mean())
     np.testing.assert_allclose(algebra.psnr(first, second), [expected, 10 * np.log10(12 * 255**2)])
+
+
+def test_a_single_part_is_not_copied():
+    parts = [torch.ones(2, 3), torch.zeros(1, 3)]
+    assert torch.equal(algebra.joined(parts), torch.cat(parts))
+    assert algebra.joined(parts[:1]) is parts[0]

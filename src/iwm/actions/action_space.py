@@ -32,6 +32,7 @@ from iwm.actions.transformation import (
     set_name,
 )
 from iwm.runtime import errors
+from iwm.runtime.algebra import joined
 from iwm.runtime.devices import upload
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import uniforms
@@ -64,8 +65,8 @@ class Parameters:
     def joined(cls, parts: Sequence["Parameters"]) -> "Parameters":
         """Those of several lists of images, one after the other."""
         orders = [part.order for part in parts if part.order is not None]
-        order = torch.cat(orders) if orders else None
-        return cls(torch.cat([part.values for part in parts]), torch.cat([part.applied for part in parts]), order)
+        order = joined(orders) if orders else None
+        return cls(joined([part.values for part in parts]), joined([part.applied for part in parts]), order)
 
     def repeat(self, count: int) -> "Parameters":
         """Each image's parameters `count` times in a row."""

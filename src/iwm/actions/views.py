@@ -18,6 +18,7 @@ from torch import Tensor
 
 from iwm import config
 from iwm.actions.action_space import ActionSpace, Parameters
+from iwm.runtime.algebra import joined
 from iwm.runtime.devices import upload
 from iwm.runtime.randomness import seed_of, uniforms
 
@@ -87,8 +88,8 @@ def make_views(
     base, reference = (target, neutral) if on_target else (images, target_parameters)
     seeds = [seed_of(seed, "source", number) for number in range(sources)]
     parts = [space.unchanged(space.sample(own, step, indices, "source"), clean_sources) for own in seeds]
-    source = torch.cat([space.apply(base, part) for part in parts])
-    action = torch.cat([space.difference(part, reference) for part in parts])
+    source = joined([space.apply(base, part) for part in parts])
+    action = joined([space.difference(part, reference) for part in parts])
     return Views(source, target, upload(action, device), indices, Parameters.joined(parts), target_parameters)
 
 

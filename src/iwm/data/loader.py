@@ -27,6 +27,7 @@ from iwm.data.resident import ResidentImages, require_room
 from iwm.data.sources import open_pictures
 from iwm.data.workers import Part
 from iwm.runtime import devices, distributed
+from iwm.runtime.algebra import joined
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation
 
@@ -167,8 +168,8 @@ class Loader:
                 continue
             indices = np.concatenate([one.indices for one in gathered])
             part = gathered[-1]
-            crops = part.crops if len(gathered) == 1 else torch.cat([one.crops for one in gathered])
-            others = None if part.others is None else torch.cat([cast(Tensor, one.others) for one in gathered])
+            crops = joined([one.crops for one in gathered])
+            others = None if part.others is None else joined([cast(Tensor, one.others) for one in gathered])
             labels = None if self.images.labels is None else torch.from_numpy(self.images.labels[indices])
             gathered = []
             yield Batch(part.step, indices, crops, labels, time.perf_counter() - since, others)

@@ -19,6 +19,7 @@ from torch import Tensor
 from iwm.data.crops import crop_boxes
 from iwm.data.decode import BrokenImage
 from iwm.runtime import devices
+from iwm.runtime.algebra import joined
 from iwm.runtime.devices import upload
 from iwm.runtime.errors import UserError
 
@@ -83,8 +84,7 @@ class ResidentImages:
         first = self.starts[rows] + boxes[:, 0] * widths + boxes[:, 1]
         table = np.stack([first, heights * widths, widths, *boxes[:, 2:].T, mirrored.astype(np.int64)])
         parts = upload(torch.from_numpy(table), self.device).split(max(1, AT_ONCE // (3 * tall * wide)), dim=1)
-        crops = [self._crops(part, tall, wide, size) for part in parts]
-        return crops[0] if len(crops) == 1 else torch.cat(crops)
+        return joined([self._crops(part, tall, wide, size) for part in parts])
 
     def _crops(self, table: Int64[Tensor, "6 b"], tall: int, wide: int, size: int) -> UInt8[Tensor, "b 3 s s"]:
         first, channel, line, height, width = (row[:, None, None, None] for row in table[:5])

@@ -1,6 +1,7 @@
-"""Small numeric tools: ranks, distances, PSNR, the cosine schedule, standardisation, ridge regression."""
+"""Small numeric tools: joined parts, ranks, distances, PSNR, the cosine schedule, standardisation, ridge regression."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,11 @@ from torch import Tensor
 def double(values: Tensor) -> Tensor:
     """The values in float64; on the CPU where their device has none (MPS)."""
     return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The parts one after the other; a single one as it is, which `torch.cat` would copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def chance(bank: int) -> float:

@@ -19,6 +19,7 @@ from iwm.model.objectives import invariance
 from iwm.model.objectives.objective import Examination, ModelParts, Objective, Output
 from iwm.model.objectives.spread import photometric_share, variance_covariance
 from iwm.model.vit import gather_tokens
+from iwm.runtime.algebra import joined
 from iwm.runtime.errors import UserError
 
 
@@ -122,7 +123,7 @@ class PatchPrediction(Objective):
             if model.training:
                 self.observe(model, views, raw)
             whole = model.target_norm(raw)
-            target = torch.cat([gather_tokens(whole, asked) for asked in masks.predicted.split(len(raw))])
+            target = joined([gather_tokens(whole, asked) for asked in masks.predicted.split(len(raw))])
         # Early in training the images may be smaller (data.start_size).
         grid = None if isinstance(views, TokenViews) else model.encoder.grid_of(views.target)
         prediction = model.predictor(context, views.action, context=masks.context, queries=masks.predicted, grid=grid)
