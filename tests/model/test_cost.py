@@ -16,6 +16,17 @@ from iwm.model.objectives.joint import comparison_of
 from iwm.model.world_model import ImageWorldModel
 
 
+def counted_flops(model: ImageWorldModel, sources: int = 1) -> float:
+    """One image's share of a step that is really taken, forward and backward, by PyTorch's counter."""
+    settings, indices = model.settings, np.arange(4)
+    images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+    views = make_views(images, model.space, settings.actions, 0, 0, indices, "cpu", sources=sources)
+    drawn = sample_masks(settings.masks, model.grid, 0, 0, indices, "cpu")
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(views, drawn).loss.backward()
+    return counter.get_total_flops() / 4
+
+
 @pytest.mark.parametrize("conditioning", ["none", "sequence", "feature", "adaln"])
 @pytest.mark.parametrize(
     "masks",
@@ -29,39 +40,24 @@ def test_cost_against_counting_the_real_step(conditioning, masks):
     settings = tiny(predictor=replace(tiny().predictor, conditioning=conditioning), masks=masks)
     model = ImageWorldModel(settings)
     model.predictor.open_gates()
-    images, indices = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), np.arange(4)
-    views = make_views(images, model.space, settings.actions, 0, 0, indices, "cpu")
-    drawn = sample_masks(settings.masks, model.grid, 0, 0, indices, "cpu")
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(views, drawn).loss.backward()
     # The counter also counts what no gradient is needed for: the image's own gradient is not taken, ours says 3 x.
-    assert cost(settings).train_flops == pytest.approx(counter.get_total_flops() / 4, rel=0.06)
+    assert cost(settings).train_flops == pytest.approx(counted_flops(model), rel=0.06)
 
 
 @pytest.mark.parametrize("objective", [config.Objective(), config.Objective(invariance_weight=1.0, projector_dim=32)])
 def test_cost_of_several_sources_against_counting_their_step(objective):
     masks = config.Masks(predict="all", queries=0.4, sources=3)
     settings = tiny(objective=objective, masks=masks, encoder=replace(tiny().encoder, width=64))
-    model, indices = ImageWorldModel(settings), np.arange(4)
+    model = ImageWorldModel(settings)
     model.predictor.open_gates()
-    images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
-    views = make_views(images, model.space, settings.actions, 0, 0, indices, "cpu", sources=3)
-    drawn = sample_masks(masks, model.grid, 0, 0, indices, "cpu")
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(views, drawn).loss.backward()
-    assert cost(settings).train_flops == pytest.approx(counter.get_total_flops() / 4, rel=0.06)
+    assert cost(settings).train_flops == pytest.approx(counted_flops(model, sources=3), rel=0.06)
 
 
 def test_cost_with_registers_against_counting_the_real_step():
     settings = tiny(encoder=replace(tiny().encoder, registers=8, width=64))
-    model, indices = ImageWorldModel(settings), np.arange(4)
+    model = ImageWorldModel(settings)
     model.predictor.open_gates()
-    images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
-    views = make_views(images, model.space, settings.actions, 0, 0, indices, "cpu")
-    drawn = sample_masks(settings.masks, model.grid, 0, 0, indices, "cpu")
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(views, drawn).loss.backward()
-    assert cost(settings).train_flops == pytest.approx(counter.get_total_flops() / 4, rel=0.06)
+    assert cost(settings).train_flops == pytest.approx(counted_flops(model), rel=0.06)
     assert cost(settings).encoder_parameters == sum(p.numel() for p in model.encoder.parameters())
 
 
@@ -104,15 +100,9 @@ def test_cost_with_the_invariance_term_against_counting_its_step(layer):
     """Wide enough that the first layer's missing gradient of the image does not tell."""
     encoder = replace(tiny().encoder, layer=layer, depth=3, width=64)
     settings = tiny(encoder=encoder, objective=config.Objective(invariance_weight=1.0, projector_dim=32))
-    model, indices = ImageWorldModel(settings), np.arange(4)
+    model = ImageWorldModel(settings)
     model.predictor.open_gates()
-    views = make_views(
-        torch.zeros(4, 3, 16, 16, dtype=torch.uint8), model.space, settings.actions, 0, 0, indices, "cpu"
-    )
-    drawn = sample_masks(settings.masks, model.grid, 0, 0, indices, "cpu")
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(views, drawn).loss.backward()
-    assert cost(settings).train_flops == pytest.approx(counter.get_total_flops() / 4, rel=0.06)
+    assert cost(settings).train_flops == pytest.approx(counted_flops(model), rel=0.06)
     own = [model.predictor, model.get_submodule("invariance")]
     assert cost(settings).predictor_parameters == sum(p.numel() for part in own for p in part.parameters())
 
@@ -121,10 +111,5 @@ def test_cost_with_the_invariance_term_against_counting_its_step(layer):
 def test_cost_of_a_family_against_counting_its_step(family):
     settings = recipe_book.FAMILIES[family](tiny())
     settings = replace(settings, objective=replace(settings.objective, projector_width=64, freeze_patches=False))
-    model, indices = ImageWorldModel(settings), np.arange(4)
-    images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
-    views = make_views(images, model.space, settings.actions, 0, 0, indices, "cpu")
-    drawn = sample_masks(settings.masks, model.grid, 0, 0, indices, "cpu")
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(views, drawn).loss.backward()
-    assert cost(settings).train_flops == pytest.approx(counter.get_total_flops() / 4, rel=0.06)
+    model = ImageWorldModel(settings)
+    assert cost(settings).train_flops == pytest.approx(counted_flops(model), rel=0.06)
