@@ -76,10 +76,14 @@ def least_side(size: int, area: tuple[float, float]) -> int:
     return math.ceil(size / math.sqrt(area[0] * 3 / 4))
 
 
+def steps_at_start(data: config.Data, steps: int) -> int:
+    """How many of a training's steps, the first ones, have crops of `start_size`: none where that is not set."""
+    return math.ceil(data.start_share * steps) if data.start_size else 0
+
+
 def crop_size(data: config.Data, step: int, steps: int) -> int:
-    """Side of the crops of a step of a training of so many steps: `start_size`, where that is set, in the first
-    `start_share` of them."""
-    return data.start_size if data.start_size and step < data.start_share * steps else data.image_size
+    """Side of the crops of a step of a training of so many steps."""
+    return data.start_size if step < steps_at_start(data, steps) else data.image_size
 
 
 def random_crop(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from iwm import config
-from iwm.data.crops import crop_size
+from iwm.data.crops import steps_at_start
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import Batch
 from iwm.data.splits import share_of_each_class
@@ -66,7 +66,7 @@ def pretrain(settings: config.Config, images: int = 0) -> dict[str, Any]:
 
 def _early(settings: config.Config, source: ImageSet, session: Session, done: int, steps: int) -> tuple[int, float]:
     """How many of the steps that are left have smaller images (data.start_size), and the seconds of one."""
-    count = sum(crop_size(settings.data, step, steps) < settings.data.image_size for step in range(done, steps))
+    count = max(0, steps_at_start(settings.data, steps) - done)
     step = _step(at_start(settings), source, session)[1] if count else None
     return (count, step.seconds_of(settings.optim.batch_size)) if step else (0, 0.0)
 
