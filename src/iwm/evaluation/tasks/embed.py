@@ -281,7 +281,7 @@ def _written(reader: Reader, images: ImageSet, o: Embed, path: Path) -> tuple[Em
             Parts(path, embedding_parts.mark_of(reader.facts(o), images, source_identity(o.data))) if leads else None
         )
         rows: list[int] = sharing.by_first(lambda: parts.rows if parts else [])
-        start, rows = (rows[-1] + 1 if rows else 0), [*rows]
+        start, rows = embedding_parts.done_with(rows), [*rows]
         if start:
             console.print(f"Going on after {start:,} of {len(images):,} images.")
         try:
@@ -292,7 +292,7 @@ def _written(reader: Reader, images: ImageSet, o: Embed, path: Path) -> tuple[Em
         except KeyboardInterrupt:
             if distributed.size() > 1:
                 raise  # ranks were stopped at different places: `together` ends them all, and the parts are kept
-            done = f"{rows[-1] + 1 if rows else 0:,} of {len(images):,} images"
+            done = f"{embedding_parts.done_with(rows):,} of {len(images):,} images"
             raise Interrupted(f"Stopped after {done}; give the same command again, and it goes on there.") from None
         facts["left_out"] = len(images) - len(rows)
         paths, classes = [images.path(row) for row in rows], [labels[row] for row in rows]

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class Parts:
     @property
     def done(self) -> int:
         """Images at the beginning of the source that need no encoding any more."""
-        return self.rows[-1] + 1 if self.rows else 0
+        return done_with(self.rows)
 
     def add(self, rows: Int64[np.ndarray, " n"], vectors: Float32[np.ndarray, "n *shape"]) -> None:
         """Keep a piece. Raises OSError naming the file."""
@@ -102,6 +102,11 @@ class Parts:
 
     def _place(self, number: int) -> Path:
         return self.folder / f"{number:06d}.npz"
+
+
+def done_with(rows: Sequence[int]) -> int:
+    """How many images at the beginning of a source are done when those of the rows have been embedded, in order."""
+    return rows[-1] + 1 if rows else 0
 
 
 def folder_of(path: Path) -> Path:
