@@ -34,7 +34,6 @@ def read(path: Path) -> dict[str, Any]:
 def read_unchecked(path: Path) -> dict[str, Any]:
     """The file as it stands, empty when it cannot be read: old runs must still be shown."""
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        return read(path)
+    except (UserError, OSError, ValueError):
         return {}
-    return values if isinstance(values, dict) else {}
