@@ -138,8 +138,10 @@ def pace(recipe: str, source: str, *only: str) -> None:
 # ---- training and measuring ----------------------------------------------------------------------------------------
 
 
-def iwm(*words: Any) -> None:
-    subprocess.run(["iwm", *(str(word) for word in words)], check=True)
+def iwm(*words: Any, kept: bool = False) -> bytes:
+    """Run a command; with `kept` its standard output is returned."""
+    output = subprocess.PIPE if kept else None
+    return subprocess.run(["iwm", *map(str, words)], check=True, stdout=output).stdout
 
 
 def options_of(recipe: str, arm: str) -> list[str]:
@@ -180,11 +182,10 @@ def run(recipe: str, source: str, arms: list[str], seed: int = 0) -> None:
             "world": ["world", at.path, "--data", source, "--images", 64],
             "probe": ["probe", at.path, "--data", source, "--layers", "all", "--no-baselines"],
         }.items():
-            kept = HERE / recipe / f"{at.path.name.removeprefix(recipe + '-')}-{name}.json"
-            if not kept.exists():
-                result = subprocess.run(["iwm", *map(str, words), "--json", *speed], check=True, capture_output=True)
-                kept.parent.mkdir(exist_ok=True)
-                kept.write_bytes(result.stdout)
+            result = HERE / recipe / f"{at.path.name.removeprefix(recipe + '-')}-{name}.json"
+            if not result.exists():
+                result.parent.mkdir(exist_ok=True)
+                result.write_bytes(iwm(*words, "--json", *speed, kept=True))
 
 
 if __name__ == "__main__":
