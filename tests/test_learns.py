@@ -9,6 +9,7 @@ import torch
 from conftest import tiny
 
 from iwm import config, run_folder
+from iwm.actions.views import make_views
 from iwm.data.loader import load_all
 from iwm.data.sources import open_images
 from iwm.evaluation.world import mrr
@@ -77,3 +78,32 @@ def test_the_check_fails_with_shuffled_actions(tmp_path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(step, "make_views", shuffled)
     assert "MRR above three times chance" in learned(loop.pretrain(learner(tmp_path / "run", epochs)))
+
+
+@torch.no_grad()
+def share_of_change(run: Path) -> float:
+    """How far a change of colours moves an unseen photo's mean token of the last block, over photos' distance."""
+    model = run_folder.load_model(str(run))
+    pixels, rows = load_all(open_images("sample", "val"), 32)
+    views = make_views(pixels, model.space, model.settings.actions, 1, 0, rows, "cpu")
+    one, other = (model.target_encoder.intermediates(part, [2])[0].mean(dim=1) for part in (views.source, views.target))
+    return float((one - other).square().sum(dim=1).mean() / torch.cdist(other, other).square().mean())
+
+
+def test_the_dial_makes_the_last_block_invariant_and_the_predictor_less_sensitive(tmp_path):
+    """From equivariant to invariant by `objective.invariance_weight`, the block below the last being predicted."""
+    shares, sensitivities = [], []
+    for weight in (0.0, 10.0):
+        base = learner(tmp_path / f"weight{weight:g}")
+        chosen = replace(
+            base,
+            actions=replace(base.actions, level="jitter"),
+            encoder=replace(base.encoder, layer=1),
+            objective=replace(base.objective, target_layers=1, invariance_weight=weight, projector_dim=32),
+            optim=replace(base.optim, kind="muon", epochs=8, ema=0.98),
+        )
+        run = loop.pretrain(chosen)
+        shares.append(share_of_change(run))
+        sensitivities.append(RunFolder(run).metric_lines()[-1]["action_sensitivity"])
+    assert shares[1] < 0.6 * shares[0], shares
+    assert sensitivities[1] < 0.85 * sensitivities[0], sensitivities

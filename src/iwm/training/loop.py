@@ -180,10 +180,9 @@ def what_the_ends_learn(settings: config.Config, model: ImageWorldModel) -> list
             f"{ratio:.1f} times the operations of a step without."
         ]
     if encoder.behind and not settings.encoder.name:
-        return [
-            f"Blocks {encoder.layer + 1} to {encoder.depth} stay as drawn: nothing is asked of them without "
-            "objective.invariance_weight."
-        ]
+        first, last = encoder.layer + 1, encoder.depth
+        blocks = f"Block {last} stays" if first == last else f"Blocks {first} to {last} stay"
+        return [f"{blocks} as drawn: nothing is asked there without objective.invariance_weight."]
     return []
 
 
