@@ -13,7 +13,12 @@ from iwm.runtime.drawing import BLUE, GREY, INK, ORANGE, blank, save, style_axes
 
 HERE = Path(__file__).parent
 SETS = {"cifar10": ("CIFAR-10", BLUE), "eurosat": ("EuroSAT", ORANGE)}
-MEASURES = {"linear": "linear probe, last block", "all": "linear probe, all blocks", "mrr": "MRR"}
+MEASURES = {
+    "linear": "linear probe, last block",
+    "all": "linear probe, all blocks",
+    "mrr": "MRR",
+    "common": "MRR, common space",
+}
 NAMES = {
     "wider": "encoder 256 wide, not 192",
     "deeper": "encoder of 6 blocks, not 4",
@@ -26,9 +31,9 @@ NAMES = {
     "ask-less": "a fifth of the positions asked, not 3/8",
     "ask-all": "all positions asked",
     "never-whole": "no step on whole sources",
-    "see-half": "half of the patches seen, at random",
-    "see-quarter": "a quarter of the patches seen, at random",
-    "see-eighth": "an eighth of the patches seen, at random",
+    "see-half": "random patches seen, half as in the recipe",
+    "see-quarter": "random patches seen, a quarter",
+    "see-eighth": "random patches seen, an eighth",
     "batch-16": "batches of 16, not 32",
     "batch-64": "batches of 64",
     "crop-0.15": "crops from .15 of the area, not .3",
@@ -66,7 +71,8 @@ def rows(data: str) -> list[Row]:
                 "all": probe["top1"],
                 "mrr": world["mrr"],
                 "mrr_error": world["mrr_standard_error"],
-                "calibrated": world["mrr_calibrated"],
+                "common": world["mrr_common"],
+                "common_error": world["mrr_common_standard_error"],
                 "correlation": world["action_correlation"],
             }
         )
@@ -92,13 +98,13 @@ def _draw(axes: Axes, key: str, arms: list[str]) -> None:
     axes.axvline(0, color=GREY, linewidth=1)
     axes.grid(axis="x", color="#EBEBEB", linewidth=0.7)
     axes.locator_params(axis="x", nbins=6)
-    axes.set_xlabel("points more than the recipe, the same time", fontsize=8.5, color=INK)
+    axes.set_xlabel("points more than the recipe", fontsize=8.5, color=INK)
 
 
 def draw() -> None:
     kept = {row["arm"] for data in SETS for row in rows(data)}
     arms = [arm for arm in reversed(NAMES) if arm in kept]
-    figure = blank(11, 1.5 + 0.3 * len(arms))
+    figure = blank(13, 1.5 + 0.3 * len(arms))
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
     panels = figure.subplots(1, len(MEASURES), sharey=True)
     for axes, key in zip(panels, MEASURES, strict=True):
