@@ -36,7 +36,7 @@ from iwm.training.step import Training
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/frontier")
-STEPS = {"cifar10": 2000, "eurosat": 1000}
+STEPS = {"cifar10": 2000, "eurosat": 1000, "ijepa-style-cifar10": 2000}
 """Steps of the recipe itself, each of 32 images."""
 TURNS, STEPS_A_TURN = 7, 6
 

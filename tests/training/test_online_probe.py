@@ -12,8 +12,12 @@ from sklearn.linear_model import Ridge
 from iwm.data.image_sets import ImageSet
 from iwm.data.sources import open_images
 from iwm.model.world_model import ImageWorldModel
+from iwm.run_folder import RunFolder
+from iwm.runtime.devices import Session
 from iwm.training import online_probe
+from iwm.training.callbacks import State
 from iwm.training.online_probe import OnlineProbe, ridge_accuracy
+from iwm.training.step import Training
 
 
 def clouds(seed: int, count: int, width: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,3 +168,14 @@ def test_the_accuracy_is_that_of_ridge_regression():
     found = ridge_accuracy(train, labels, val, truth)
     assert found == pytest.approx((known == truth.numpy()).mean())
     assert 0.3 < found < 1
+
+
+def test_a_line_says_how_far_the_accuracy_is_off(tmp_path, monkeypatch):
+    source = opened(tmp_path, labelled=True)
+    probe = OnlineProbe.for_run(source, tiny())
+    assert probe
+    monkeypatch.setattr(probe, "accuracy", lambda model: 0.2)
+    line: dict[str, float] = {}
+    with Session.open(tiny().speed) as session:
+        probe.on_log(State(RunFolder(tmp_path), Training.start(tiny(), 1, session), source, 1, 1), line)
+    assert line == {"probe_top1": 0.2, "probe_top1_standard_error": pytest.approx((0.2 * 0.8 / 40) ** 0.5)}
