@@ -1,9 +1,14 @@
 """Planted targets: what is put into them is what the measures say."""
 
+import numpy as np
 import pytest
 import torch
+from conftest import tiny
 
+from iwm import config
+from iwm.actions.views import make_views
 from iwm.model import target_measures as measures
+from iwm.model.world_model import ImageWorldModel
 
 IMAGES, PATCHES, WIDTH, PIXELS = 200, 9, 12, 27
 
@@ -47,3 +52,19 @@ def test_pixels_are_those_of_the_patch_at_most_8_x_8():
     wanted = images[1, :, 16:32, 0:16].unflatten(2, (8, 2)).unflatten(1, (8, 2)).mean(dim=(2, 4))
     torch.testing.assert_close(coarse[1, 3], wanted.permute(1, 2, 0).flatten())
     assert measures.own_pixels(torch.rand(2, 3, 28, 28), 14).shape == (2, 4, 3 * 64)
+
+
+@torch.no_grad()
+def test_the_photometric_share_of_images_is_from_source_to_target():
+    """By the formula, on the same views; without any change of colours it is nothing."""
+    images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    model = ImageWorldModel(tiny()).eval()
+    views = make_views(images, model.space, model.settings.actions, 5, 0, np.arange(20), "cpu")
+    source, target = (model.target(part).values.double() for part in (views.source, views.target))
+    off = (target - target.mean(0)).square().sum() / 19
+    numbers = measures.of_images(model, images, seed=5)
+    assert numbers["photometric_share"] == pytest.approx(float((source - target).square().sum() / 20 / off), rel=1e-4)
+    torch.manual_seed(0)
+    still = ImageWorldModel(tiny(actions=config.Actions(level="jitter", jitter_probability=0.0))).eval()
+    assert measures.of_images(still, images, seed=5)["photometric_share"] == 0
