@@ -96,6 +96,8 @@ def test_the_doctor_still_speaks_in_exit_codes(run, capsys):
     verdict = document(capsys, "doctor", run, code=1)
     assert verdict["healthy"] is False
     assert verdict["findings"]
+    assert verdict["instruments"]
+    assert {"step", "target_rankme", "action_slope", "action_correlation"} <= verdict["numbers"].keys()
 
 
 def test_recipes_compare_and_report(run, source, capsys):

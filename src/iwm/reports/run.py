@@ -1,7 +1,8 @@
 """A run on disk as Python callers hold it: its metrics, its results, its model, and whether it is healthy."""
 
 import html
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,31 @@ from iwm.run_folder import RunFolder, load_model
 from iwm.runtime.errors import UserError
 from iwm.training import health
 
+TABLE = (
+    *("step", "epoch", "loss", "position_mean_loss", "rankme", "target_variance"),
+    *("target_rankme", "target_pixel_r2", "target_position_share", "photometric_share", "photometric_share_last"),
+    *("action_sensitivity", "action_slope", "action_correlation", "probe_top1"),
+)
+"""The numbers of the newest line of metrics that a run shows."""
+
 
 @dataclass(frozen=True)
 class DoctorResult:
-    """Whether a run is healthy, with the findings in words."""
+    """Whether a run is healthy, with the findings in words, and what was measured."""
 
     healthy: bool
     word: str
     findings: tuple[str, ...]
+    instruments: tuple[str, ...] = ()
+    """What was measured of targets and predicted changes, in words."""
+    numbers: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The line of metrics that was judged."""
 
     def __str__(self) -> str:
-        return "\n  ".join([self.word, *self.findings])
+        return "\n  ".join([self.word, *self.findings, *self.instruments])
 
     def _repr_html_(self) -> str:
-        lines = "".join(f"<li>{html.escape(one)}</li>" for one in self.findings)
+        lines = "".join(f"<li>{html.escape(one)}</li>" for one in (*self.findings, *self.instruments))
         return f"<b>{html.escape(self.word)}</b><ul>{lines}</ul>"
 
 
@@ -67,7 +79,7 @@ class Run:
         if not lines:
             raise UserError(f"{folder.metrics} is empty; let the run reach its first log line.")
         verdict = health.judge(lines[-1], folder.objective_kind())
-        return DoctorResult(verdict.healthy, verdict.word, tuple(verdict.findings))
+        return DoctorResult(verdict.healthy, verdict.word, verdict.findings, verdict.instruments, lines[-1])
 
     def figure(self) -> Figure:
         """The training curves. Raises UserError before the first line of metrics."""
@@ -77,8 +89,7 @@ class Run:
 
     def _table(self) -> Rows:
         line = self.metrics[-1] if self.metrics else {}
-        names = ("step", "epoch", "loss", "position_mean_loss", "rankme", "target_variance", "action_sensitivity")
-        return [["what", "value"], *([name, line[name]] for name in (*names, "probe_top1") if name in line)]
+        return [["what", "value"], *([name, line[name]] for name in TABLE if name in line)]
 
     def __str__(self) -> str:
         return text_of([(f"Run {self.path}", self._table())])

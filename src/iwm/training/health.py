@@ -96,6 +96,8 @@ class Verdict:
 
     healthy: bool
     findings: tuple[str, ...]
+    instruments: tuple[str, ...] = ()
+    """What was measured of targets and predicted changes, a sentence each, whether healthy or ill."""
 
     @property
     def word(self) -> str:
@@ -130,12 +132,12 @@ def judge(line: Mapping[str, Any], kind: str = "") -> Verdict:
                 f"The metrics of step {line.get('step', '?')} hold no number `{key}`, so health cannot be judged; "
                 "delete that line of metrics.jsonl, or let the run log another."
             )
+    instruments = tuple(objective.instruments(line))
     if not all(line[key] is not None and math.isfinite(line[key]) for key in judged):
-        return Verdict(
-            False, ("The run has diverged: a loss or feature is not finite. Lower optim.lr or set optim.clip.",)
-        )
+        diverged = "The run has diverged: a loss or feature is not finite. Lower optim.lr or set optim.clip."
+        return Verdict(False, (diverged,), instruments)
     ill = [*_collapse(line, objective), *objective.findings(line)]
-    return Verdict(False, tuple(ill)) if ill else Verdict(True, tuple(_healthy(line, objective)))
+    return Verdict(not ill, tuple(ill or _healthy(line, objective)), instruments)
 
 
 def _collapse(line: Mapping[str, Any], objective: type[Objective]) -> list[str]:

@@ -211,6 +211,11 @@ class Objective(ABC):
         """Sentences for a healthy line, after those on loss and features."""
         return []
 
+    @classmethod
+    def instruments(cls, line: Mapping[str, Any]) -> list[str]:
+        """Sentences on its further numbers, whether the line is healthy or ill."""
+        return []
+
     # ---- cost --------------------------------------------------------------------------------------------------
 
     @abstractmethod

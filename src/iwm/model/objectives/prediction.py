@@ -15,7 +15,7 @@ from iwm.actions.views import TokenViews, Views
 from iwm.model.flops import encoder_flops, patch_count, predictor_flops, predictor_parameters, student_passes
 from iwm.model.foreign_encoder import stands_still
 from iwm.model.masks import Masks, dropped_count, query_count
-from iwm.model.objectives import invariance
+from iwm.model.objectives import instruments, invariance
 from iwm.model.objectives.objective import Examination, ModelParts, Objective, Output
 from iwm.model.objectives.spread import photometric_share, variance_covariance
 from iwm.model.vit import gather_tokens
@@ -237,7 +237,11 @@ class PatchPrediction(Objective):
         if not line.get("conditioned", 1.0):
             return ["The predictor is told no action (conditioning none), so it follows none."]
         moves = f"sensitivity {line['action_sensitivity']:.2f} (1 = as far as the truth)."
-        return [f"Predictions move with the action: {moves}", *_telling(line)]
+        return [f"Predictions move with the action: {moves}", *instruments.telling(line)]
+
+    @classmethod
+    def instruments(cls, line: Mapping[str, Any]) -> list[str]:
+        return [*instruments.of_targets(line), *instruments.of_changes(line)]
 
     # ---- cost --------------------------------------------------------------------------------------------------
 
@@ -265,28 +269,3 @@ class PatchPrediction(Objective):
         teacher = encoder_flops(s, patches) if self.learned_targets else 0.0
         whole = s.masks.whole
         return teacher + (1 - whole) * s.masks.sources * trained(patches - dropped) + whole * trained(patches)
-
-
-TOO_LINEAR, TOO_FIXED, TOO_INVARIANT = 0.8, 0.5, 0.05
-"""Pixel R2 and position share above, and photometric share below which doctor says what that means for the targets."""
-
-
-def _telling(line: Mapping[str, Any]) -> list[str]:
-    """Sentences on what the targets are made of, where that is telling; older lines hold none of these numbers."""
-    sentences = []
-    r2, position, photometric = (
-        line.get(f"{name}") for name in ("target_pixel_r2", "target_position_share", "photometric_share")
-    )
-    if r2 is not None and r2 > TOO_LINEAR:
-        sentences.append(
-            f"The targets follow from position and the patch's own pixels by a linear map (R2 {r2:.2f}): predicting "
-            "them asks for little else yet."
-        )
-    if position is not None and position > TOO_FIXED:
-        sentences.append(f"{position:.0%} of the targets' variance is their position, whatever the image.")
-    if photometric is not None and photometric < TOO_INVARIANT:
-        sentences.append(
-            f"The targets hardly change with the colours (photometric share {photometric:.3f}; 0 is invariant): there "
-            "is little for the action to say."
-        )
-    return sentences
