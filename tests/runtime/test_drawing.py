@@ -55,7 +55,8 @@ def test_an_empty_gallery_is_an_error() -> None:
 
 def line(step: int, **values: float | None) -> dict[str, Any]:
     usual = {"loss": 0.5, "position_mean_loss": 0.9, "identity_loss": 0.4, "rankme": 20.0, "lr": 1e-3, "ema": 0.99}
-    usual |= {"target_pixel_r2": 0.7}
+    usual |= {"target_pixel_r2": 0.7, "target_position_share": 0.3, "photometric_share": 1.6, "target_rankme": 9.0}
+    usual |= {"action_slope": 0.5, "action_correlation": -0.1}
     return {
         "step": step,
         **usual,
@@ -93,6 +94,17 @@ def test_the_probe_is_drawn_when_there_is_one_and_joined_over_the_lines_without(
     assert len(figure.axes) == len(figures.PANELS)
     (drawn,) = [axes for axes in figure.axes if "probe" in axes.get_title(loc="left")]
     assert np.asarray(drawn.lines[0].get_ydata()).tolist() == [0.2, 0.4]
+
+
+def test_the_photometric_share_is_no_part_of_the_targets() -> None:
+    """It reaches 2, where shares of a whole end at 1: a chart of its own. Every instrument is in some chart."""
+    panels = {panel.title: [key for key, _, _ in panel.lines] for panel in figures.PANELS}
+    (share,) = [keys for keys in panels.values() if "photometric_share" in keys]
+    assert share == ["photometric_share", "photometric_share_last"]
+    drawn = {key for keys in panels.values() for key in keys}
+    assert drawn >= {"target_rankme", "target_pixel_r2", "target_position_share", "action_slope", "action_correlation"}
+    (axes,) = [axes for axes in figures.curves([line(1), line(2)]).axes if "Photometric" in axes.get_title(loc="left")]
+    assert axes.get_ylim()[1] > 1.6
 
 
 def test_no_lines_is_an_error() -> None:

@@ -45,17 +45,25 @@ PANELS = (
         from_zero=False,
     ),
     Panel("Online probe (share of images right)", (("probe_top1", "", BLUE),)),
-    Panel("RankMe (directions the features span)", (("rankme", "", BLUE),)),
+    Panel("RankMe (directions spanned)", (("rankme", "features", BLUE), ("target_rankme", "targets", ORANGE))),
     Panel("Target variance between images (share)", (("target_variance", "", BLUE),)),
     Panel(
-        "What the targets are made of (share)",
+        "Targets predictable from... (R2)",
         (
-            ("target_pixel_r2", "own pixels, position", BLUE),
-            ("target_position_share", "position", ORANGE),
-            ("photometric_share", "photometry", GREY),
+            ("target_pixel_r2", "own pixels and position", BLUE),
+            ("target_position_share", "position alone", ORANGE),
         ),
     ),
+    Panel(
+        "Photometric share (0 invariant, 2 unrelated)",
+        (("photometric_share", "targets", BLUE), ("photometric_share_last", "last block", ORANGE)),
+    ),
     Panel("Action sensitivity (1 = moves as far as truth)", (("action_sensitivity", "", BLUE),), 1.0),
+    Panel(
+        "Predicted on true change (1 = the whole of it)",
+        (("action_slope", "slope", BLUE), ("action_correlation", "correlation", ORANGE)),
+        1.0,
+    ),
     Panel("Learning rate", (("lr", "", BLUE),)),
     Panel("EMA momentum of the target encoder", (("ema", "", BLUE),), from_zero=False),
     Panel("Speed (images per second)", (("images_per_second", "", BLUE),)),
@@ -127,7 +135,8 @@ def _draw(axes: Axes, panel: Panel, lines: Sequence[dict[str, Any]], steps: Floa
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if sum(bool(name) for _, name, _ in panel.lines) > 1:
-        axes.legend(fontsize=8, frameon=False, labelcolor=INK, ncols=3, loc="upper right", borderaxespad=0.1)
+        narrow = {"handlelength": 1.5, "columnspacing": 1.2, "borderaxespad": 0.1}
+        axes.legend(fontsize=8, frameon=False, labelcolor=INK, ncols=3, loc="upper right", **narrow)
         if axes.get_yscale() == "linear":
             low, high = axes.get_ylim()
             axes.set_ylim(low, high + 0.16 * (high - low))  # room for the legend above the lines

@@ -269,7 +269,8 @@ def _curves(metrics: Sequence[dict[str, Any]]) -> Picture | None:
         return None
     caption = (
         "A falling loss alone can be a collapse: it should fall below what knowing the position explains while RankMe "
-        "and the variance between images stay up. Action sensitivity near 0 is a predictor that ignores the action."
+        "and the variance between images stay up. Action sensitivity near 0 is a predictor that ignores the action; a "
+        "photometric share near 0 is targets that do not change with the colours."
     )
     return embed(png_of(figure), "Training curves", "wide", caption)
 
