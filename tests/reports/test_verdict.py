@@ -67,6 +67,29 @@ def test_the_verdict_on_the_world_model(change: dict[str, Any], good: bool, says
     assert says in found.sentence
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"slope": 0.742, "mrr_calibrated": 0.51},
+            "slope 0.74 on the true one (1 is all of it); divided by its slope, it has MRR 0.510 (calibrated).",
+        ),
+        ({"slope": 0.742}, "The predicted change has slope 0.74 on the true one (1 is all of it). No twin"),
+        ({}, "0.024 for null action. No twin"),
+    ],
+)
+def test_the_verdict_on_the_world_model_says_what_the_predictor_shrinks(change: dict[str, Any], says: str) -> None:
+    assert says in finding({**WORLD, **change}).sentence
+
+
+def test_the_verdict_on_training_says_what_was_measured_of_an_ill_run() -> None:
+    ill = json.loads(metrics(action_sensitivity=0.0, target_rankme=93.4, action_slope=0.1, action_correlation=0.2))
+    sentence = judge_training([ill]).sentence
+    assert "ignores the action" in sentence
+    assert "RankMe 93" in sentence
+    assert "slope 0.10" in sentence
+
+
 INSTANCE = {
     "kind": "instance", "top1": 0.45, "crop_top1": 0.61, "chance": 0.01, "n_val": 119,
     "random_encoder_top1": 0.19, "random_encoder_difference_standard_error": 0.04,

@@ -28,6 +28,7 @@ class Finding:
     good: bool | None
     """None: it cannot be told yet."""
     sentence: str
+    """Each paragraph on a line."""
     bars: tuple[tuple[str, float], ...] = ()
     """(what, value from 0 to 1), ours first."""
 
@@ -73,7 +74,7 @@ def judge_training(lines: Sequence[Mapping[str, Any]], kind: str = "") -> Findin
     except UserError:
         return Finding("Training", None, "The metrics hold no health numbers yet.")
     words = f"Training is {verdict.word} at step {last.get('step', '?')}. "
-    return Finding("Training", verdict.healthy, words + " ".join(verdict.findings))
+    return Finding("Training", verdict.healthy, "\n".join([words + " ".join(verdict.findings), *verdict.instruments]))
 
 
 def judge_world(result: Result) -> Finding:
@@ -105,11 +106,21 @@ def judge_world(result: Result) -> Finding:
         )
     else:
         words = f"The world model does not follow the action: {measured}."
+    words += _of_change(result)
     if twin is None:
         words += " No twin with a frozen random encoder was measured, so this says nothing about the representation."
         return Finding(title, good, words, tuple(bars))
     sentence, above_twin = _beside_twin(result, mrr, error, twin)
     return Finding(title, good and above_twin, f"{words} {sentence}", tuple(bars))
+
+
+def _of_change(result: Result) -> str:
+    """How much of the true change is predicted, and what shrinking it costs; empty for older results."""
+    slope, calibrated = number(result, "slope"), number(result, "mrr_calibrated")
+    if slope is None:
+        return ""
+    words = f" The predicted change has slope {slope:.2f} on the true one (1 is all of it)"
+    return words + ("." if calibrated is None else f"; divided by its slope, it has MRR {calibrated:.3f} (calibrated).")
 
 
 def _beside_twin(result: Result, mrr: float, error: float, twin: float) -> tuple[str, bool]:

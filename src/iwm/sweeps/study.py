@@ -303,8 +303,8 @@ def _source_mark(source: str) -> str:
 
 
 def _health(folder: RunFolder) -> tuple[bool | None, str | None]:
-    """The doctor's verdict on a cell's training."""
+    """The doctor's verdict on a cell's training, without what was measured beside."""
     if not folder.metrics.is_file():
         return None, None
     finding = judge_training(folder.metric_lines(), folder.objective_kind())
-    return finding.good, finding.sentence
+    return finding.good, finding.sentence.split("\n")[0]
