@@ -7,8 +7,8 @@ data=${1:?give the path of cifar10.zip}
 first="--optim.kind adamw --optim.lr 1.5e-3 --masks.whole 0 --speed.threads 1 --log-every 500 --save-every 500 --probe-every 2"
 then="--init runs/cifar10-first --masks.whole 0.5 --optim.kind adamw --optim.lr 7e-4 --optim.warmup-epochs 0.05 --speed.threads 1 --log-every 200 --save-every 500"
 # shellcheck disable=SC2086
-iwm pretrain cifar10 --data.source "$data" --out runs/cifar10-first $first
-test -e runs/cifar10/config.yaml || iwm pretrain cifar10 --data.source "$data" --out runs/cifar10 --optim.epochs 1 $then
+iwm pretrain cifar10 --masks.sampler exact --data.source "$data" --out runs/cifar10-first $first
+test -e runs/cifar10/config.yaml || iwm pretrain cifar10 --masks.sampler exact --data.source "$data" --out runs/cifar10 --optim.epochs 1 $then
 iwm pretrain --config runs/cifar10/config.yaml --optim.epochs 2 --out runs/cifar10
 iwm doctor runs/cifar10
 for run in cifar10-first cifar10; do

@@ -9,10 +9,14 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from iwm.runtime.drawing import BLUE, GREY, INK, ORANGE, blank, save, style_axes
+from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE, blank, save, style_axes
 
 HERE = Path(__file__).parent
-SETS = {"cifar10": ("CIFAR-10", BLUE), "eurosat": ("EuroSAT", ORANGE)}
+SETS = {
+    "cifar10": ("CIFAR-10", BLUE),
+    "eurosat": ("EuroSAT", ORANGE),
+    "ijepa-style-cifar10": ("CIFAR-10, I-JEPA-style (has no MRR)", GREEN),
+}
 MEASURES = {
     "linear": "linear probe, last block",
     "all": "linear probe, all blocks",
@@ -91,8 +95,9 @@ def differences(data: str, key: str) -> dict[str, list[float]]:
 
 def _draw(axes: Axes, key: str, arms: list[str]) -> None:
     for place, (data, (label, colour)) in enumerate(SETS.items()):
-        moved = differences(data, key)
-        points = [(100 * value, arms.index(arm) + 0.16 * (1 - 2 * place)) for arm in moved for value in moved[arm]]
+        untold = data.startswith("ijepa") and key in ("mrr", "common")  # no action to rank
+        moved = {} if untold else differences(data, key)
+        points = [(100 * value, arms.index(arm) + 0.2 * (1 - place)) for arm in moved for value in moved[arm]]
         if points:
             axes.plot(*zip(*points, strict=True), "o", color=colour, label=label, markersize=5, alpha=0.85)
     axes.axvline(0, color=GREY, linewidth=1)

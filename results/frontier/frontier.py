@@ -76,9 +76,15 @@ AS_DEAR = ("data.crop", "actions.", "optim.ema", "optim.schedule", "objective.ta
 """Changes that leave a step's time as it is: such an arm takes as many steps as the recipe, whatever the clock said."""
 
 
+def base_of(recipe: str) -> Config:
+    """What the arms change: the recipe with masks of blocks, as it was before it took what see-quarter says."""
+    base = recipe_book.get(recipe)
+    return replace(base, masks=replace(base.masks, sampler="exact"))
+
+
 def settings_of(recipe: str, arm: str) -> Config:
     """The recipe with the arm's changes; what is twice or half is so of the recipe's own."""
-    base, change = recipe_book.get(recipe), dict(ARMS[arm])
+    base, change = base_of(recipe), dict(ARMS[arm])
     if arm == "patch-2x":
         change["encoder.patch_size"] = 2 * base.encoder.patch_size
     if arm == "growing":
@@ -146,14 +152,14 @@ def iwm(*words: Any, kept: bool = False) -> bytes:
 
 def options_of(recipe: str, arm: str) -> list[str]:
     """The arm's change on the command line."""
-    was, words = recipe_book.get(recipe), []
+    was, words = base_of(recipe), []
     now = settings_of(recipe, arm)
     for name in ARMS[arm]:
         group, field = name.split(".")
         value = getattr(getattr(now, group), field)
         assert value != getattr(getattr(was, group), field), f"{arm} is the recipe"
         words += [f"--{name.replace('_', '-')}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return words
+    return words if "masks.sampler" in ARMS[arm] else ["--masks.sampler", was.masks.sampler, *words]
 
 
 def steps_of(recipe: str, arm: str) -> int:

@@ -44,7 +44,7 @@ for seed in ${SEEDS:-0 1 2}; do
         kept=$here/ablation/$variant-$seed
         test ! -e "$kept/eval/probe-linear-part.json" || continue
         # shellcheck disable=SC2046,SC2086
-        iwm pretrain cifar10 --data.source runs/ablation/part.npz --out "$run" --seed $seed $short $(settings "$variant")
+        iwm pretrain cifar10 --masks.sampler exact --data.source runs/ablation/part.npz --out "$run" --seed $seed $short $(settings "$variant")
         iwm world "$run" --data runs/ablation/part.npz --images 24 --speed.threads 1
         controls=--no-baselines
         test "$variant" != base || controls=--baselines

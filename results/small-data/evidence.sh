@@ -40,7 +40,7 @@ for run in ${ONLY:-cifar10 ijepa-cifar10 cifar10-inv eurosat ijepa-eurosat euros
     test -z "$change" || kinds=linear
     baselines=--no-baselines # pixels and the same encoder drawn anew: the first run of a data set says them for all
     test $run != $set || baselines=
-    iwm pretrain $recipe --data.source "$data" --out $at $change --log-every 500 --save-every 500 --probe-every 2 $speed
+    iwm pretrain $recipe --masks.sampler exact --data.source "$data" --out $at $change --log-every 500 --save-every 500 --probe-every 2 $speed
     iwm doctor $at || true # an ill run is measured all the same
     once world-$set.json iwm world $at --data "$data" $speed
     for kind in $kinds; do
