@@ -10,6 +10,9 @@ from iwm.verbs.shared import LEARNING_RATES, Measured, Options, Schedule, Source
 
 GALLERY = 1000
 """Images of the instance probe unless its options say otherwise."""
+L2 = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+"""Strengths of the linear probe's penalty unless its options say otherwise. This grid alone is gone beyond where its
+best is an end; it stands here because results are told apart by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +31,9 @@ class ProbeSettings(Options):
     """How kNN and linear make one vector of the patch tokens; 2x2: means of the four quarters, side by side."""
     standardise: bool = True
     """Linear: scale features to zero mean and unit deviation (a BatchNorm without affine)."""
-    l2: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-    """Linear: strengths of the penalty; the best on a tenth of train is taken."""
+    l2: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = L2
+    """Linear: strengths of the penalty; the best on a tenth of train is taken. Where the best is the weakest or the
+    strongest, further ones are tried, from 1e-8 to 1e2, unless a grid of your own is given."""
     lrs: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = (*LEARNING_RATES, 1e-2)
     """Attentive: learning rates; the best on a tenth of train is taken."""
     schedule: Suppress[Fixed[Annotated[Schedule, arg(name="")]]] = field(default_factory=Schedule)

@@ -1,6 +1,7 @@
 """Logistic and ridge regression against scikit-learn and their formulas in float64."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from evaluation.planted import clouds as planted_clouds
 from iwm.data.splits import tenth_of_each_class
 from iwm.evaluation.tasks import linear
 from iwm.evaluation.tasks.fitting import accuracy
-from iwm.evaluation.tasks.linear import choose_l2, choose_ridge, fit_linear, fit_path, fit_ridge
+from iwm.evaluation.tasks.linear import choose_l2, choose_ridge, fit_chosen, fit_linear, fit_path, fit_ridge
 from iwm.runtime.randomness import permutation
 
 GRID = (1e-1, 1e-2, 1e-3)
+BEYOND = (10.0, 100.0, 1e-5, 1e-6, 1e-7, 1e-8)
 
 
 def clouds(count: int, width: int = 12, classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,13 +169,34 @@ def test_the_tenth_has_no_say_in_the_fit():
     seen[tenth] = 1e4 * torch.randn(len(tenth), 12, generator=torch.Generator().manual_seed(0))
     with pytest.MonkeyPatch.context() as patch:
         real = fit_path
-        patch.setattr(linear, "fit_path", lambda *given: path.extend(found := real(*given)) or found)
+        patch.setattr(linear, "fit_path", lambda *given, **more: path.extend(found := real(*given, **more)) or found)
         choose_l2(train, labels, 4, GRID, 0)
         choose_l2(seen, labels, 4, GRID, 0)
     assert len(path) == 6
     for plain, other in zip(path[:3], path[3:], strict=True):
         assert torch.equal(plain.weight, other.weight)
         assert torch.equal(plain.mean, other.mean)
+
+
+def test_the_chosen_fit_goes_the_way_of_the_choice():
+    """Few iterations from nothing do not reach the minimum of a weak penalty; each solution starts the next."""
+    train, labels = clouds(500)
+    tried = [{"l2": l2, "tenth_top1": score} for l2, score in ((1e-2, 0.5), (1e-3, 0.6), (1e-4, 0.7), (1e-5, 0.6))]
+    expected = fit_path(train, labels, 4, [1e-2, 1e-3, 1e-4])[-1]
+    assert torch.equal(fit_chosen(train, labels, 4, tried).weight, expected.weight)
+    assert fit_chosen(train, labels, 4, tried).at_grid_end == {}
+    assert fit_chosen(train, labels, 4, tried[:3]).at_grid_end == {"l2": "lowest of 0.0001, 0.001, 0.01"}
+
+
+def test_a_search_beyond_the_grid_starts_from_its_nearest_solution():
+    train, labels = clouds(500)
+    found = choose_l2(train, labels, 4, (1e1, 1e2), 0, beyond=True)
+    rest, tenth = tenth_of_each_class(labels, 0)
+    l2s = [row["l2"] for row in found]
+    assert l2s[:3] == [1e2, 1e1, 1e0]
+    path = fit_path(train[rest], labels[rest], 4, l2s)
+    for row, solution in zip(found, path, strict=True):
+        assert row["tenth_top1"] == accuracy(solution.logits(train[tenth]), labels[tenth])
 
 
 # ---- ridge regression ----------------------------------------------------------------------------------------------
@@ -213,12 +236,17 @@ def test_ridges_strength_is_the_best_on_a_seeded_tenth(noise, count, seed):
     truth = wanted.double().numpy()
     errors = {
         l2: ((Ridge(alpha=l2 * len(rest)).fit(inputs, truth[rest]).predict(asked) - truth[tenth]) ** 2).mean()
-        for l2 in linear.RIDGE_GRID
+        for l2 in (*linear.RIDGE_GRID, *BEYOND)
     }
-    best = min(errors, key=lambda l2: errors[l2])
+    best = min(linear.RIDGE_GRID, key=lambda l2: errors[l2])
+    for end, further in ((max, BEYOND[:2]), (min, BEYOND[2:])):
+        walk = [best, *further] if best == end(linear.RIDGE_GRID) else [best]
+        worse = [errors[b] >= errors[a] for a, b in pairwise(walk)]
+        best = walk[worse.index(True) if True in worse else -1]
     found, expected = choose_ridge(values, wanted, seed), fit_ridge(values, wanted, best)
-    assert torch.equal(found.weight, expected.weight), "fitted to all rows once it is chosen"
-    assert torch.equal(found.bias, expected.bias)
+    # Fitted to all rows once it is chosen; where only rounding decides between two strengths, either will do.
+    torch.testing.assert_close(found.weight, expected.weight, atol=3e-5, rtol=0)
+    torch.testing.assert_close(found.bias, expected.bias)
 
 
 @pytest.mark.parametrize("l2", [1e-1, 1e-3, 1e-5])

@@ -39,9 +39,35 @@ def test_the_linear_probe_lists_every_strength_and_takes_the_best():
     train, labels = clouds(600, 24, 5)
     settings = ProbeSettings(kind="linear")
     outcome = probes.evaluate(train, labels, train, 5, settings, CPU)
-    assert [row["l2"] for row in outcome.tried] == list(settings.l2)
+    assert [row["l2"] for row in outcome.tried][:5] == list(settings.l2)
     best = max(row["tenth_top1"] for row in outcome.tried)
     assert {"l2": outcome.chosen["l2"], "tenth_top1": best} in outcome.tried
+
+
+def planted(strength: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training features whose best penalty is a very weak or a very strong one."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 2
+    values = torch.randn(400, 60 if strength == "strong" else 20, generator=generator)
+    if strength == "weak":  # the class is a small difference of two large, nearly equal features
+        values[:, 1] = values[:, 0] + 3e-3 * (2 * labels - 1) + 1e-3 * values[:, 2]
+    else:  # every feature says a little
+        values += 0.12 * (2 * labels - 1)[:, None]
+    return values, labels
+
+
+@pytest.mark.parametrize("strength", ["weak", "strong"])
+def test_the_linear_probe_does_not_end_at_an_end_of_its_grid(strength):
+    values, labels = planted(strength)
+    settings = ProbeSettings(kind="linear")
+    outcome = probes.evaluate(values, labels, values, 2, settings, CPU)
+    chosen = outcome.chosen["l2"]
+    assert chosen < 1e-5 if strength == "weak" else chosen > 1e-1, outcome.tried
+    assert outcome.at_grid_end == {}
+    assert len(outcome.tried) > 5
+    given = probes.evaluate(values, labels, values, 2, ProbeSettings(kind="linear", l2=(1e-3, 1e-2)), CPU)
+    assert [row["l2"] for row in given.tried] == [1e-2, 1e-3], "a grid of one's own is kept"
+    assert given.at_grid_end
 
 
 @pytest.fixture

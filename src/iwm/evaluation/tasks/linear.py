@@ -5,7 +5,8 @@
 Full-batch L-BFGS in whitened coordinates, the gradient by hand: 50,000 features of width 192 in seconds on one core.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from iwm.data.splits import tenth_of_each_class, tenth_of_rows
-from iwm.evaluation.grids import grid_ends
+from iwm.evaluation.grids import grid_ends, search
 from iwm.evaluation.tasks.fitting import accuracy
 from iwm.runtime.algebra import ridge, standardisation
 
@@ -61,8 +62,10 @@ def fit_path(
     grid: Sequence[float],
     standardise: bool = True,
     iterations: int = 100,
+    start: Linear | None = None,
 ) -> list[Linear]:
-    """`fit_linear` for every strength of the grid in order; each solution starts the next."""
+    """`fit_linear` for every strength of the grid in order; each solution starts the next. `start` is one on these very
+    images at another strength, to start the first."""
     values = values.float()
     mean, std = standardisation(values)
     if not standardise:
@@ -71,6 +74,8 @@ def fit_path(
     sample = inputs[:: -(-len(inputs) // 8192)]
     covariance = (sample.T @ sample).double() / len(sample)
     weight, bias = inputs.new_zeros(classes, inputs.shape[1]), inputs.new_zeros(classes)
+    if start is not None:
+        weight, bias = start.weight, start.bias
     path = []
     for l2 in grid:
         weight, bias = _minimise(inputs, labels, covariance, l2, weight, bias, iterations)
@@ -132,15 +137,49 @@ def choose_l2(
     grid: Sequence[float],
     seed: int,
     standardise: bool = True,
+    *,
+    beyond: bool = False,
+    copies: int = 1,
 ) -> list[dict[str, Any]]:
-    """Accuracy on the seeded tenth of a fit to the rest, for each strength, strongest first."""
-    rest, tenth = (rows.to(values.device) for rows in tenth_of_each_class(labels.cpu(), seed))
-    strongest_first = sorted(grid, reverse=True)
-    path = fit_path(values[rest], labels[rest], classes, strongest_first, standardise)
-    return [
-        {"l2": l2, "tenth_top1": accuracy(solution.logits(values[tenth]), labels[tenth])}
-        for l2, solution in zip(strongest_first, path, strict=True)
-    ]
+    """Accuracy on the seeded tenth of a fit to the rest, for each strength, strongest first; where `beyond`, then for
+    further ones as long as the best is an end of them (`iwm.evaluation.grids.search`).
+
+    `values` may be several copies of the images, one after the other: no copy of the tenth's images is learned from.
+    """
+    images = len(labels) // copies
+    parts = tenth_of_each_class(labels[:images].cpu(), seed)
+    rest, tenth = (_of_copies(rows, images, copies).to(values.device) for rows in parts)
+    solutions: dict[float, Linear] = {}
+
+    def scores(strengths: Sequence[float]) -> list[float]:
+        nearest = min(solutions, key=lambda l2: abs(math.log(l2 / strengths[0])), default=None)
+        start = None if nearest is None else solutions[nearest]
+        path = fit_path(values[rest], labels[rest], classes, strengths, standardise, start=start)
+        solutions.update(zip(strengths, path, strict=True))
+        return [accuracy(solution.logits(values[tenth]), labels[tenth]) for solution in path]
+
+    return [{"l2": l2, "tenth_top1": top1} for l2, top1 in search(grid, scores, beyond).items()]
+
+
+def _of_copies(rows: Int64[Tensor, " r"], images: int, copies: int) -> Int64[Tensor, " m"]:
+    """The rows of these images among several copies of all, one after the other."""
+    return torch.cat([rows + copy * images for copy in range(copies)])
+
+
+def fit_chosen(
+    values: Float[Tensor, "n d"],
+    labels: Int64[Tensor, " n"],
+    classes: int,
+    tried: Sequence[Mapping[str, Any]],
+    standardise: bool = True,
+) -> Linear:
+    """The fit to all images with the best of the strengths that `choose_l2` tried, by the way on which it was chosen:
+    from the strongest down, each solution starting the next. At weak penalties a fit from nothing would stop short of
+    where those of the choice have come."""
+    best = max(tried, key=lambda row: row["tenth_top1"])["l2"]
+    strengths = sorted((row["l2"] for row in tried if row["l2"] >= best), reverse=True)
+    solution = fit_path(values, labels, classes, strengths, standardise)[-1]
+    return replace(solution, at_grid_end=grid_ends({"l2": best}, tried))
 
 
 # ---- regression ----------------------------------------------------------------------------------------------------
@@ -158,12 +197,14 @@ def fit_ridge(values: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], l2: fl
 
 
 def choose_ridge(values: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], seed: int) -> Linear:
-    """Ridge regression whose strength is chosen by the squared error on a seeded tenth of the rows."""
+    """Ridge regression whose strength is chosen by the squared error on a seeded tenth of the rows, from RIDGE_GRID and
+    beyond (`iwm.evaluation.grids.search`)."""
     rest, tenth = (rows.to(values.device) for rows in tenth_of_rows(len(values), seed))
 
     def error(l2: float) -> float:
         return float((fit_ridge(values[rest], wanted[rest], l2).logits(values[tenth]) - wanted[tenth]).square().mean())
 
-    best = min(RIDGE_GRID, key=error)
-    ends = grid_ends({"l2": best}, [{"l2": l2} for l2 in RIDGE_GRID])
+    tried = search(RIDGE_GRID, lambda strengths: [-error(l2) for l2 in strengths])
+    best = max(tried, key=lambda l2: tried[l2])
+    ends = grid_ends({"l2": best}, [{"l2": l2} for l2 in tried])
     return replace(fit_ridge(values, wanted, best), at_grid_end=ends)

@@ -31,11 +31,11 @@ from iwm.evaluation.grids import grid_ends
 from iwm.evaluation.tasks.classifier import AttentiveHead
 from iwm.evaluation.tasks.features import Pooling
 from iwm.evaluation.tasks.fitting import Learner, Samples, accuracy, choose, decay_groups, logits_of
-from iwm.evaluation.tasks.linear import choose_l2, fit_linear
+from iwm.evaluation.tasks.linear import choose_l2, fit_chosen
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.runtime.registry import Registry
-from iwm.verbs.probe import ProbeSettings
+from iwm.verbs.probe import L2, ProbeSettings
 
 
 @dataclass(frozen=True)
@@ -142,15 +142,15 @@ class LinearProbe(FeatureProbe):
     ) -> Answer:
         train, labels, test = (values.to(self.session.device) for values in (train, labels, test))
         tried = list(tried) or self.on_tenth(train, labels, classes)[1]
-        l2 = max(tried, key=lambda row: row["tenth_top1"])["l2"]
-        weights = fit_linear(train, labels, classes, l2, self.settings.standardise)
-        return Answer(weights.logits(test).cpu(), {"l2": l2}, tried)
+        weights = fit_chosen(train, labels, classes, tried, self.settings.standardise)
+        best = max(tried, key=lambda row: row["tenth_top1"])
+        return Answer(weights.logits(test).cpu(), {"l2": best["l2"]}, tried)
 
     def on_tenth(
         self, values: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int
     ) -> tuple[float, list[dict[str, Any]]]:
         s = self.settings
-        tried = choose_l2(values, labels, classes, s.l2, s.seed, s.standardise)
+        tried = choose_l2(values, labels, classes, s.l2, s.seed, s.standardise, beyond=tuple(s.l2) == L2)
         return max(row["tenth_top1"] for row in tried), tried
 
 

@@ -12,7 +12,7 @@ Beside it the usual answer, a probe trained on corrupted images. Corruptions are
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,12 +24,11 @@ from iwm.actions.action_space import ActionSpace, Parameters, reference_space
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.shares import load_all
 from iwm.data.sources import labelled_splits
-from iwm.data.splits import draw_rows, tenth_of_each_class
+from iwm.data.splits import draw_rows
 from iwm.evaluation import ritual
-from iwm.evaluation.grids import grid_ends
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks.fitting import accuracy
-from iwm.evaluation.tasks.linear import Linear, fit_linear, fit_path, full_precision
+from iwm.evaluation.tasks.linear import Linear, choose_l2, fit_chosen, full_precision
 from iwm.evaluation.uncertainty import accuracy_error, difference_error, standing
 from iwm.evaluation.world.strips import source_only
 from iwm.model.world_model import ImageWorldModel, Tokens
@@ -38,7 +37,7 @@ from iwm.runtime import sharing
 from iwm.runtime.console import console, progress, table
 from iwm.runtime.drawing import grouped_bars
 from iwm.runtime.randomness import permutation, uniforms
-from iwm.verbs.probe import ProbeSettings
+from iwm.verbs.probe import L2
 from iwm.verbs.undo import Undo
 
 COPIES = 3
@@ -223,20 +222,11 @@ class Density:
 
 
 def fit_probe(copies: Sequence[Float[Tensor, "n d"]], labels: Int64[Tensor, " n"], classes: int, seed: int) -> Linear:
-    """A linear classifier of all copies of the images, its strength chosen on a seeded tenth of the images: none of the
-    copies of an image that is asked has been learned from."""
-
-    def of(rows: Int64[Tensor, " r"]) -> tuple[Float[Tensor, "m d"], Int64[Tensor, " m"]]:
-        return torch.cat([values[rows] for values in copies]), labels[rows].repeat(len(copies))
-
-    rest, tenth = tenth_of_each_class(labels, seed)
-    strongest_first = sorted(ProbeSettings().l2, reverse=True)
-    path = fit_path(*of(rest), classes, strongest_first)
-    values, truth = of(tenth)
-    scores = [accuracy(solution.logits(values), truth) for solution in path]
-    best = strongest_first[scores.index(max(scores))]
-    ends = grid_ends({"l2": best}, [{"l2": l2} for l2 in strongest_first])
-    return replace(fit_linear(*of(torch.arange(len(labels))), classes, best), at_grid_end=ends)
+    """A linear classifier of all copies of the images, its strength chosen as the linear probe's: none of the copies of
+    an image that is asked has been learned from."""
+    values, truth = torch.cat(list(copies)), labels.repeat(len(copies))
+    tried = choose_l2(values, truth, classes, L2, seed, beyond=True, copies=len(copies))
+    return fit_chosen(values, truth, classes, tried)
 
 
 @dataclass(frozen=True)
