@@ -63,3 +63,15 @@ def test_a_perfect_correlation_has_an_interval():
 )
 def test_numbers_within_two_errors_are_level(value, control, error, place):
     assert uncertainty.standing(value, control, error) == place
+
+
+@pytest.mark.parametrize("count", [*range(2, 14), 20, 50, 1000])
+def test_the_quantile_over_seeds_is_students(count):
+    assert uncertainty.t_quantile(count) == pytest.approx(stats.t.ppf(0.975, count - 1), abs=3e-3)
+
+
+def test_three_seeds_need_more_than_two_errors():
+    assert uncertainty.standing(0.5, 0.3, 0.05) == "above"
+    assert uncertainty.standing(0.5, 0.3, 0.05, seeds=3) == "level with"
+    assert uncertainty.standing(0.5, 0.3, 0.05, seeds=4) == "above"
+    assert uncertainty.standing(0.3, 0.5, 0.046, seeds=3) == "BELOW"

@@ -48,20 +48,31 @@ def test_the_twin_is_judged_in_the_space_of_both(common: float, good: bool, says
     assert "0.900, which do not compare" in result.sentence
 
 
+def test_the_twin_is_judged_by_the_error_of_the_paired_difference() -> None:
+    """Hard images are hard for both: each has a wide error, the difference a narrow one."""
+    twin = {"mrr": 0.9, "mrr_common": 0.28, "mrr_common_standard_error": 0.03}
+    change = {"mrr_common": 0.3, "mrr_common_standard_error": 0.03, "frozen_random_twin": twin}
+    result = {**WORLD, **change, "frozen_random_twin_mrr": 0.9}
+    assert finding(result).good is False
+    paired = finding({**result, "mrr_common_difference_standard_error": 0.005})
+    assert paired.good is True
+    assert "it has 0.300, above its twin" in paired.sentence
+
+
 @pytest.mark.parametrize(
     ("change", "good", "says"),
     [
         ({}, True, "No twin with a frozen random encoder was measured"),
-        ({"frozen_random_twin_mrr": 0.30}, True, "above its twin"),
-        ({"frozen_random_twin_mrr": 0.41}, False, "level with its twin"),
-        ({"frozen_random_twin_mrr": 0.60}, False, "BELOW its twin"),
+        ({"frozen_random_twin_mrr": 0.30}, None, "measure again with iwm world --frozen-random-twin"),
+        ({"frozen_random_twin_mrr": 0.60}, None, "has 0.600 in a target space of its own, which does not compare"),
+        ({"frozen_random_twin_mrr": 0.60, "mrr": 0.03}, False, "does not follow the action"),
         ({"mrr": 0.03}, False, "does not follow the action"),
         ({"mrr": 0.004, "mrr_standard_error": 0.0}, False, "BELOW chance"),
         ({"mrr_shuffled": 0.42}, False, "does not follow the action"),
         ({"mrr": None}, False, "not finite"),
     ],
 )
-def test_the_verdict_on_the_world_model(change: dict[str, Any], good: bool, says: str) -> None:
+def test_the_verdict_on_the_world_model(change: dict[str, Any], good: bool | None, says: str) -> None:
     found = finding({**WORLD, **change})
     assert found.good is good
     assert says in found.sentence
@@ -150,6 +161,27 @@ def test_the_verdict_on_a_probe(top1: float, good: bool, says: str) -> None:
     assert found.bars[0] == ("this encoder", top1)
 
 
+def test_every_way_of_reading_the_encoder_is_judged_and_named() -> None:
+    plain = PROBE | {"data": "d", "file": "probe-linear-d", "layer": 4, "depth": 4, "pooling": "mean"}
+    others = [
+        plain | {"file": "probe-linear-layers4-d", "layers": 4},
+        plain | {"file": "probe-linear-layers2-2x2-d", "layers": 2, "pooling": "2x2", "top1": 0.2},
+        plain | {"file": "probe-linear-layer3-d", "layer": 3},
+        plain | {"file": "probe-linear-student-d", "settings": {"student": True}},
+    ]
+    titles = {finding.title: finding for finding in judge_results([plain, *others])}
+    assert list(titles) == [
+        "Linear probe on d",
+        "Linear probe (all 4 blocks side by side) on d",
+        "Linear probe (the last 2 blocks side by side, pooling 2x2) on d",
+        "Linear probe (block 3 of 4) on d",
+        "Linear probe (the student) on d",
+    ]
+    assert titles["Linear probe (the last 2 blocks side by side, pooling 2x2) on d"].good is False
+    (alone,) = judge_results(others[:1])
+    assert alone.sentence.startswith("The linear probe (all 4 blocks side by side) on d (46.0% right) is above")
+
+
 def test_a_random_encoder_as_good_means_training_added_nothing() -> None:
     found = finding({**PROBE, "random_encoder_top1": 0.46}, "probe")
     assert found.good is False
@@ -164,7 +196,19 @@ def test_finetuning_is_judged_over_the_seeds_both_have(tmp_path: Path) -> None:
     tune(run, "pretrained", 0.9, seed=7)
     (found,) = judge_results(RunFolder(Path(run)).results())
     assert found.good is True
-    assert "(52.5%) is above a random one (50.3%): +2.2 points, over 3 seeds, standard error 0.2." in found.sentence
+    assert "(52.5%) is above a random one (50.3%): +2.2 points, over 3 seeds, 95 % interval " in found.sentence
+    assert "+1.4 to +2.9 (Student's t of n = 3, standard error 0.2)." in found.sentence
+
+
+def test_three_seeds_apart_by_three_errors_are_level(tmp_path: Path) -> None:
+    """With three seeds chance reaches 4.3 standard errors in one of twenty cases."""
+    run = plant(tmp_path / "run")
+    for seed, difference in enumerate((0.01, 0.02, 0.03)):  # mean .02, standard error .0058
+        tune(run, "pretrained", 0.5 + difference, seed)
+        tune(run, "random", 0.5, seed)
+    (found,) = judge_results(RunFolder(Path(run)).results())
+    assert found.good is False
+    assert "is level with a random one (50.0%): +2.0 points, over 3 seeds, 95 % interval -0.5 to +4.5" in found.sentence
 
 
 @pytest.mark.parametrize(

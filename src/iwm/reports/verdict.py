@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iwm.evaluation.uncertainty import average_error, combined_error, difference_error, seed_error, standing
+from iwm.evaluation.uncertainty import (
+    average_error,
+    combined_error,
+    difference_error,
+    seed_error,
+    standing,
+    t_quantile,
+)
 from iwm.runtime.errors import UserError
 from iwm.training import health
 
@@ -110,7 +117,7 @@ def judge_world(result: Result) -> Finding:
     if twin is None:
         words += " No twin with a frozen random encoder was measured, so this says nothing about the representation."
         return Finding(title, good, words, tuple(bars))
-    sentence, above_twin = _beside_twin(result, mrr, error, twin)
+    sentence, above_twin = _beside_twin(result, mrr, twin)
     return Finding(title, good and above_twin, f"{words} {sentence}", tuple(bars))
 
 
@@ -123,19 +130,20 @@ def _of_change(result: Result) -> str:
     return words + ("." if calibrated is None else f"; divided by its slope, it has MRR {calibrated:.3f} (calibrated).")
 
 
-def _beside_twin(result: Result, mrr: float, error: float, twin: float) -> tuple[str, bool]:
-    """The sentence on the twin with a frozen random encoder, and whether the run is above it: in the one space for both
-    where that was measured, for each model's MRR is taken in its own."""
+def _beside_twin(result: Result, mrr: float, twin: float) -> tuple[str, bool | None]:
+    """The sentence on the twin with a frozen random encoder, and whether the run is above it in the one space for both;
+    None where that was not measured, for each model's MRR is taken in its own."""
     of_twin = result.get("frozen_random_twin")
     of_twin = of_twin if isinstance(of_twin, dict) else {}
     common, theirs = number(result, "mrr_common"), number(of_twin, "mrr_common")
     if common is None or theirs is None:
-        place = standing(mrr, twin, combined_error(error, number(of_twin, "mrr_standard_error") or 0.0))
-        words = f"It is {place} its twin with a frozen random encoder ({twin:.3f})"
-        more = ": what it predicts, it could predict without learning a representation."
-        return words + ("." if place == "above" else more), place == "above"
-    errors = (number(part, "mrr_common_standard_error") or 0.0 for part in (result, of_twin))
-    place = standing(common, theirs, combined_error(*errors))
+        words = f"Its twin with a frozen random encoder has {twin:.3f} in a target space of its own, which does not "
+        return f"{words}compare; measure again with iwm world --frozen-random-twin.", None
+    error = number(result, "mrr_common_difference_standard_error")  # on the same images; older results lack it
+    if error is None:
+        errors = (number(part, "mrr_common_standard_error") or 0.0 for part in (result, of_twin))
+        error = combined_error(*errors)
+    place = standing(common, theirs, error)
     words = f"In one space for both, the picture's 8 x 8 colours, it has {common:.3f}, {place} its twin with a frozen "
     words += f"random encoder ({theirs:.3f}); each in its own space {mrr:.3f} and {twin:.3f}, which do not compare."
     return words, place == "above"
@@ -154,10 +162,25 @@ def judge_imagination(result: Result) -> Finding:
     return Finding(title, rank < min(untold, guess), f"{words} Bars: one over the rank.", bars)
 
 
+def _what_is_read(result: Result) -> str:
+    """What of the encoder a probe reads, in brackets; "" for the last block of the EMA encoder, pooled by its mean or
+    token by token."""
+    layers, layer, depth = (number(result, key) for key in ("layers", "layer", "depth"))
+    words = ["the student"] if settings_of(result).get("student") else []
+    if layers:
+        words.append(f"all {layers:g} blocks" if layers == depth else f"the last {layers:g} blocks")
+        words[-1] += " side by side"
+    elif layer and depth and layer < depth:
+        words.append(f"block {layer:g} of {depth:g}")
+    if (pooling := result.get("pooling")) in ("max", "2x2"):
+        words.append(f"pooling {pooling}")
+    return f" ({', '.join(words)})" if words else ""
+
+
 def judge_probe(result: Result) -> Finding:
     """A probe's accuracy against the same probe on a random encoder and on raw pixels."""
     kind = str(result.get("kind") or "").replace("knn", "kNN")
-    title, top1 = f"{kind} probe on {data_of(result)}".strip(), number(result, "top1")
+    title, top1 = f"{kind} probe{_what_is_read(result)} on {data_of(result)}".strip(), number(result, "top1")
     title = title[0].upper() + title[1:] if kind != "kNN" else title
     if top1 is None:
         return Finding(title, False, "The probe's accuracy is not finite.")
@@ -181,13 +204,13 @@ def judge_probe(result: Result) -> Finding:
 
 def judge_instance(result: Result) -> Finding:
     """How many images an encoder finds again by a changed crop, against a random encoder and pixels."""
-    title, top1 = f"Instance probe on {data_of(result)}", number(result, "top1")
+    title, top1 = f"Instance probe{_what_is_read(result)} on {data_of(result)}", number(result, "top1")
     if top1 is None:
         return Finding(title, False, "The share of images found again is not finite.")
     names = {"raw_pixels": "raw pixels", "random_encoder": "a random encoder"}
     controls = numbers(result, {f"{key}_top1": name for key, name in names.items()})
     bars = (("this encoder", top1), *controls.items(), *numbers(result, {"chance": "chance"}).items())
-    among = f"Of {result.get('n_val', '?')} images {top1:.1%} are found again by a changed crop"
+    among = f"Of {result.get('n_val', '?')} images {top1:.1%} are found again by a changed crop{_what_is_read(result)}"
     crop = number(result, "crop_top1")
     among += "" if crop is None else f" ({crop:.1%} by the crop unchanged)"
     if not controls:
@@ -237,10 +260,14 @@ def judge_finetuning(pretrained: Sequence[Result], random: Sequence[Result], oth
     mean = sum(differences) / count
     if count > 1:
         error = seed_error(differences)
-        how = f"over {count} seeds, standard error {100 * error:.1f}"
+        half = t_quantile(count) * error
+        how = (
+            f"over {count} seeds, 95 % interval {100 * (mean - half):+.1f} to {100 * (mean + half):+.1f} (Student's t "
+        )
+        how += f"of n = {count}, standard error {100 * error:.1f})"
     else:
         error, how = _error(ours, control, first), "one seed"
-    place = standing(ours, control, error)
+    place = standing(ours, control, error, seeds=count if count > 1 else 0)
     words = f"The pretrained predictor ({ours:.1%}) is {place} a random one ({control:.1%}): "
     words += f"{100 * mean:+.1f} points, {how}. "
     words += {
@@ -313,7 +340,7 @@ def judge_results(results: Sequence[Result]) -> list[Finding]:
         findings.append(judge_world(min(group, key=lambda r: ("frozen_random_twin_mrr" not in r, len(r["file"])))))
     findings += [judge_imagination(r) for r in results if verb_of(r) == "imagine" and "rank_untold" in r]
     probes = sorted((r for r in results if verb_of(r) == "probe"), key=lambda r: r.get("kind") != "linear")
-    for group in _groups(probes, lambda r: (data_of(r), r.get("kind"))):
+    for group in _groups(probes, lambda r: (data_of(r), r.get("kind"), _what_is_read(r))):
         judge = judge_instance if group[0].get("kind") == "instance" else judge_probe
         findings.append(judge(min(group, key=_plainest)))
     tuned = [r for r in results if verb_of(r) == "finetune"]

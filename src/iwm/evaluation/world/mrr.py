@@ -112,6 +112,20 @@ def measure(
     own_range: bool = False,
     lessons: UInt8[Tensor, "m 3 s s"] | None = None,
 ) -> dict[str, float]:
+    """`measure_each` without the images' own values."""
+    return measure_each(model, images, bank, seed, advance, own_range, lessons)[0]
+
+
+@torch.no_grad()
+def measure_each(
+    model: ImageWorldModel,
+    images: UInt8[Tensor, "n 3 s s"],
+    bank: int = 256,
+    seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
+    own_range: bool = False,
+    lessons: UInt8[Tensor, "m 3 s s"] | None = None,
+) -> tuple[dict[str, float], dict[str, Float[Tensor, " n"]]]:
     """MRR, hits@k and all controls over the images' banks; with `lessons`, training images, also calibrated and in the
     space common to all models (`iwm.evaluation.world.calibration`).
 
@@ -121,6 +135,7 @@ def measure(
     inferred_action_error: mean absolute error, per component and in units of the reference's range, of the action of
     the bank entry nearest to the prediction. `advance` is called after every image. The bank's range is the
     `destructive` level's, common to all models, or the model's own. Every rank measures its share of the images.
+    Beside the numbers stand those of BESIDE of every image.
     """
     bank_space = model.space if own_range else reference_space(model.space, model.settings.data.image_size)
     graded = [i for i, t in enumerate(model.space.transformations) if t.graded and t.both]
@@ -148,14 +163,15 @@ def measure(
     each = sharing.each_by_rows(numbers_of, torch.arange(len(images)))
     rank, (moved, moves, along) = each["rank"].flatten(), each["moves"].sum(0).tolist()
     error, nothing = each["error"].mean(0) * units, each["zero"].mean(0) * units
-    return {
+    per_image = {name: each[name] for name in further}
+    numbers = {
         "mrr": float((1 / rank).mean()),
         "mrr_standard_error": standard_error((1 / each["rank"]).mean(1)),
         "mrr_chance": chance(bank),
         "mrr_shuffled": float(each["shuffled"].mean()),
         "mrr_null": float(each["null"].mean()),
         **{f"hits_at_{k}": float((rank <= k).double().mean()) for k in HITS},
-        **_beside({name: each[name] for name in further}, calibration),
+        **_beside(per_image, calibration),
         "action_sensitivity": moved / max(moves, 1e-12),
         "slope": along / max(moves, 1e-12),
         "action_correlation": along / max(math.sqrt(moved * moves), 1e-12),
@@ -163,6 +179,7 @@ def measure(
         "always_zero_action_error": float(nothing.mean()),
         **{f"inferred_{model.space.names[i]}_error": float(error[k]) for k, i in enumerate(graded)},
     }
+    return numbers, per_image
 
 
 def _beside(per_image: Mapping[str, Tensor], calibration: Calibration | None) -> dict[str, float]:
@@ -231,19 +248,25 @@ def _with_controls(
     o: World,
     session: Session,
 ) -> dict[str, Any]:
-    """The numbers of `measure`, on the model's own range where it is another one, and those of the twin."""
+    """The numbers of `measure`, on the model's own range where it is another one, and those of the twin, on the same
+    changes of the same images: so the error of the difference is that of the images' differences."""
 
-    def numbers_of(model: ImageWorldModel, name: str, own_range: bool = False) -> dict[str, Any]:
+    def numbers_of(
+        model: ImageWorldModel, name: str, own_range: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with session.autocast(), progress("images") as bar:
             task = bar.add_task(name, total=len(sharing.share_of(len(pixels))), note="")
             known = None if own_range else lessons
-            return {**measure(model, pixels, o.bank, o.seed, lambda: bar.advance(task), own_range, known)}
+            return measure_each(model, pixels, o.bank, o.seed, lambda: bar.advance(task), own_range, known)
 
-    numbers = numbers_of(model, "world")
+    numbers, per_image = numbers_of(model, "world")
     if bank_ranges(reference_space(model.space, model.settings.data.image_size)) != bank_ranges(model.space):
-        numbers["mrr_own_range"] = numbers_of(model, "own range", own_range=True)["mrr"]
+        numbers["mrr_own_range"] = numbers_of(model, "own range", own_range=True)[0]["mrr"]
     if twin:
-        others = numbers_of(twin, "twin")
+        others, of_twin = numbers_of(twin, "twin")
         numbers |= {f"frozen_random_twin_{name}": others[name] for name in ("mrr", "mrr_common") if name in others}
         numbers |= {"frozen_random_twin": others}
+        if "common" in per_image and "common" in of_twin:
+            error = standard_error(per_image["common"] - of_twin["common"])
+            numbers["mrr_common_difference_standard_error"] = error
     return numbers
