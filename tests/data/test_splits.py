@@ -49,6 +49,17 @@ def test_the_tenth_is_a_seeded_tenth_of_every_class():
     assert not torch.equal(splits.tenth_of_each_class(labels, 1)[1], tenth)
 
 
+def test_tenths_of_other_numbers_share_no_image():
+    labels = torch.cat([torch.zeros(100), torch.ones(46), torch.full((1,), 2), torch.full((3,), 3)]).long()
+    parts = [splits.tenth_of_each_class(labels, 0, number) for number in range(5)]
+    together = torch.cat([tenth for _, tenth in parts])
+    assert len(together.unique()) == len(together) == 5 * 10 + 5 * 5 + 3
+    for rest, tenth in parts:
+        assert torch.equal(torch.cat([rest, tenth]).sort().values, torch.arange(150))
+    assert [int((labels[tenth] == 3).sum()) for _, tenth in parts] == [1, 1, 1, 0, 0]
+    assert torch.equal(parts[0][1], splits.tenth_of_each_class(labels, 0)[1])
+
+
 def test_draw_rows_is_seeded_and_without_repetition():
     chosen = splits.draw_rows(64, 500, 3)
     assert len(set(chosen.tolist())) == 64

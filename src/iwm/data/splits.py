@@ -48,16 +48,20 @@ def hold_out_rows(
 # ---- training images to choose by ----------------------------------------------------------------------------------
 
 
-def tenth_of_each_class(labels: Int64[Tensor, " n"], seed: int) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " t"]]:
+def tenth_of_each_class(
+    labels: Int64[Tensor, " n"], seed: int, number: int = 0
+) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " t"]]:
     """Indices of the rest and of a seeded tenth of the training images, the same share of every class.
 
-    Classes of a single image stay in the rest, so that every class of the tenth could be learned.
+    Tenths of other numbers, from 0, have no image in common; of a class with fewer images than ten the later ones may
+    have none. Classes of a single image stay in the rest, so that every class of the tenth could be learned.
     """
     order = torch.from_numpy(permutation(seed, "tenth", 0, len(labels)))
     tenth = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         members = order[labels[order] == label]
-        tenth[members[: max(round(len(members) / 10), int(len(members) > 1))]] = True
+        count = max(round(len(members) / 10), int(len(members) > 1))
+        tenth[members[number * count : (number + 1) * count]] = True
     return (~tenth).nonzero()[:, 0], tenth.nonzero()[:, 0]
 
 

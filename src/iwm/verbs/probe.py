@@ -32,7 +32,7 @@ class ProbeSettings(Options):
     standardise: bool = True
     """Linear: scale features to zero mean and unit deviation (a BatchNorm without affine)."""
     l2: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = L2
-    """Linear: strengths of the penalty; the best on a tenth of train is taken. Where the best is the weakest or the
+    """Linear: strengths of the penalty; the best on held-out tenths of train is taken. Where that is the weakest or the
     strongest, further ones are tried, from 1e-8 to 1e2, unless a grid of your own is given."""
     lrs: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = (*LEARNING_RATES, 1e-2)
     """Attentive: learning rates; the best on a tenth of train is taken."""

@@ -141,21 +141,37 @@ def test_nothing_is_computed_in_the_callers_precision():
 # ---- its strength --------------------------------------------------------------------------------------------------
 
 
-def by_hand(train: torch.Tensor, labels: torch.Tensor, grid: Sequence[float], seed: int) -> dict[float, float]:
-    """scikit-learn's accuracy on the seeded tenth, fitted and standardised by the rest alone."""
-    rest, tenth = tenth_of_each_class(labels, seed)
-    assert not set(rest.tolist()) & set(tenth.tolist())
-    inputs, asked = (standard(train[rest], train[part]) for part in (rest, tenth))
-    return {l2: theirs(inputs, labels[rest], l2).score(asked, labels[tenth].numpy()) for l2 in grid}
+def by_hand(train: torch.Tensor, labels: torch.Tensor, grid: Sequence[float], seed: int, tenths: int) -> dict:
+    """scikit-learn's accuracy on the seeded tenths, fitted and standardised by the rest of each alone."""
+    right: dict[float, list[bool]] = {l2: [] for l2 in grid}
+    asked_of: list[int] = []
+    for number in range(tenths):
+        rest, tenth = tenth_of_each_class(labels, seed, number)
+        assert not set(rest.tolist()) & set(tenth.tolist())
+        asked_of += tenth.tolist()
+        inputs, asked = (standard(train[rest], train[part]) for part in (rest, tenth))
+        for l2 in grid:
+            right[l2] += (theirs(inputs, labels[rest], l2).predict(asked) == labels[tenth].numpy()).tolist()
+    assert len(set(asked_of)) == len(asked_of), "no image is asked about twice"
+    return {l2: np.mean(each) for l2, each in right.items()}
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-def test_every_strength_is_measured_on_the_held_out_tenth(seed):
+@pytest.mark.parametrize(
+    ("images", "tenths"), [(1, 5), (4000, 5), (4001, 5), (6000, 4), (10_000, 2), (19_999, 2), (20_000, 1), (50_000, 1)]
+)
+def test_small_sets_choose_on_several_tenths(images, tenths):
+    assert linear.tenths_of(images) == tenths
+
+
+@pytest.mark.parametrize(("seed", "tenths"), [(0, 5), (3, 1)])
+def test_every_strength_is_measured_on_the_held_out_tenths(seed, tenths, monkeypatch):
+    if tenths == 1:
+        monkeypatch.setattr(linear, "tenths_of", lambda images: 1)
     train, labels = clouds(500)
     grid = (1e-3, 1.0, 3e-2)
     found = choose_l2(train, labels, 4, grid, seed)
     assert [row["l2"] for row in found] == [1.0, 3e-2, 1e-3], "strongest first, however they are given"
-    wanted = by_hand(train, labels, grid, seed)
+    wanted = by_hand(train, labels, grid, seed, tenths)
     assert len(set(wanted.values())) > 1
     assert {row["l2"]: row["tenth_top1"] for row in found} == pytest.approx(wanted)
 
@@ -169,6 +185,7 @@ def test_the_tenth_has_no_say_in_the_fit():
     seen[tenth] = 1e4 * torch.randn(len(tenth), 12, generator=torch.Generator().manual_seed(0))
     with pytest.MonkeyPatch.context() as patch:
         real = fit_path
+        patch.setattr(linear, "tenths_of", lambda images: 1)
         patch.setattr(linear, "fit_path", lambda *given, **more: path.extend(found := real(*given, **more)) or found)
         choose_l2(train, labels, 4, GRID, 0)
         choose_l2(seen, labels, 4, GRID, 0)
@@ -188,7 +205,8 @@ def test_the_chosen_fit_goes_the_way_of_the_choice():
     assert fit_chosen(train, labels, 4, tried[:3]).at_grid_end == {"l2": "lowest of 0.0001, 0.001, 0.01"}
 
 
-def test_a_search_beyond_the_grid_starts_from_its_nearest_solution():
+def test_a_search_beyond_the_grid_starts_from_its_nearest_solution(monkeypatch):
+    monkeypatch.setattr(linear, "tenths_of", lambda images: 1)
     train, labels = clouds(500)
     found = choose_l2(train, labels, 4, (1e1, 1e2), 0, beyond=True)
     rest, tenth = tenth_of_each_class(labels, 0)

@@ -131,12 +131,33 @@ def test_layers_that_make_no_sense_are_refused_before_any_work(run):
         iwm.probe(run, data="nowhere", layers="two")
 
 
-def test_a_result_says_by_which_seeds_its_noise_was_drawn(run, source):
+def test_a_result_says_by_which_seeds_its_noise_was_drawn(run, source, capsys):
+    def printed() -> str:
+        return " ".join(capsys.readouterr().err.split())
+
     found = probe(run, source[0], "attentive", val=source[1], seed=3, **QUICK)
     assert found["seeds"] == {"tenth": 3, "head": 3, "batches": 3, "random_encoder": 4}
-    assert found["top1_standard_error"] == pytest.approx((found["top1"] * (1 - found["top1"]) / 160) ** 0.5)
+    drawn = (
+        "Drawn at random: the tenth of the training images that chooses settings (seed 3), the first weights of the "
+    )
+    assert drawn + "head (seed 3), the order of the images (seed 3), the weights of the random encoder (seed 4)." in (
+        printed()
+    )
     alone = probe(run, source[0], "linear", val=source[1], baselines=False, **QUICK)
-    assert alone["seeds"] == {"tenth": 0}
+    assert (alone["seeds"], alone["tenths"]) == ({"tenth": 0}, 5)
+    assert "Drawn at random: the 5 tenths of the training images that choose settings (seed 0)." in printed()
+    assert probe(run, source[0], "knn", val=source[1], baselines=False)["seeds"] == {}
+    assert "Drawn" not in printed(), "kNN draws nothing"
+    assert set(probe(run, source[0], "knn", val=source[1])["seeds"]) == {"tenth", "random_encoder"}
+    assert "that chooses the size of the raw pixels (seed 0), the weights of the random encoder" in printed()
+
+
+def test_every_accuracy_of_a_result_has_its_error(run, source):
+    found = probe(run, source[0], "knn", val=source[1], layers=2, encoder=run)
+    names = {"", "random_encoder_", "raw_pixels_", "last_block_", "random_encoder_last_block_", "other_encoder_"}
+    for name in (*names, "other_encoder_last_block_"):
+        top1 = found[f"{name}top1"]
+        assert found[f"{name}top1_standard_error"] == pytest.approx((top1 * (1 - top1) / 160) ** 0.5), name
 
 
 def test_another_encoder_beside_goes_through_the_same_probe(run, source, tmp_path):

@@ -31,7 +31,7 @@ from iwm.evaluation.grids import grid_ends
 from iwm.evaluation.tasks.classifier import AttentiveHead
 from iwm.evaluation.tasks.features import Pooling
 from iwm.evaluation.tasks.fitting import Learner, Samples, accuracy, choose, decay_groups, logits_of
-from iwm.evaluation.tasks.linear import choose_l2, fit_chosen
+from iwm.evaluation.tasks.linear import choose_l2, fit_chosen, tenths_of
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.runtime.registry import Registry
@@ -46,7 +46,7 @@ class Answer:
     chosen: dict[str, Any] = field(default_factory=dict)
     """Settings that were chosen on a tenth of the training images, or were given."""
     tried: list[dict[str, Any]] = field(default_factory=list)
-    """Everything that was tried, with its accuracy on the tenth under "tenth_top1"."""
+    """Everything that was tried, with its accuracy on the tenth, or tenths, under "tenth_top1"."""
 
     @property
     def at_grid_end(self) -> dict[str, str]:
@@ -81,6 +81,10 @@ class FeatureProbe:
         """What is drawn by which seed: the noise of the probe itself. Everything else in it is the same every time."""
         return {"tenth": self.settings.seed}
 
+    def tenths(self, images: int) -> int:
+        """How many tenths of so many training images choose its settings."""
+        return 1
+
     def evaluate(
         self,
         train: Float[Tensor, "n *t d"],
@@ -109,6 +113,10 @@ class Knn(FeatureProbe):
 
     name = "knn"
 
+    @property
+    def seeds(self) -> dict[str, int]:
+        return {}  # nothing of it is drawn
+
     def evaluate(
         self,
         train: Float[Tensor, "n d"],
@@ -131,6 +139,9 @@ class LinearProbe(FeatureProbe):
     @property
     def words(self) -> list[str]:
         return super().words + ([] if self.settings.standardise else ["raw-scale"])
+
+    def tenths(self, images: int) -> int:
+        return tenths_of(images)
 
     def evaluate(
         self,

@@ -1,7 +1,8 @@
 """Probes: what a frozen encoder's features are good for, beside a random encoder's and raw pixels.
 
-Whatever is chosen (l2, learning rate, size of the raw pixels) is chosen on a seeded tenth of the training images and
-then fitted to all of them; the test images are looked at once, at the end. `probe_kinds` has the kinds.
+Whatever is chosen (l2, learning rate, size of the raw pixels) is chosen on a seeded tenth of the training images, of a
+small set on several (`linear.tenths_of`), and then fitted to all of them; the test images are looked at once, at the
+end. `probe_kinds` has the kinds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,8 @@ SHOWN = (
     *("random_encoder_top1", "last_block_top1", "random_encoder_last_block_top1", "raw_pixels_top1"),
     *("other_encoder", "other_encoder_top1", "other_encoder_last_block_top1", "chance", "n_train", "n_val"),
 )
+
+LAST_BLOCK = ("last_block_top1", "last_block_top1_standard_error")
 
 
 def open_labelled(o: Source, size: int) -> LabelledSplits:
@@ -136,8 +139,29 @@ def _show(content: Mapping[str, Any], way: FeatureProbe) -> None:
         ritual.printing(_title(content["kind"], content["encoder"], content["data"]), SHOWN)(content)
     else:
         instance.show(content)
-    seeds = ", ".join(f"{name.replace('_', ' ')} {seed}" for name, seed in content["seeds"].items())
-    console.print(f"Noise of the probe itself, drawn by seeds: {seeds}.")
+    if sentence := sentence_of_draws(content):
+        console.print(sentence)
+
+
+DRAWS = {
+    "head": "the first weights of the head",
+    "batches": "the order of the images",
+    "random_encoder": "the weights of the random encoder",
+    "gallery": "the images of the gallery",
+    "crops": "the crops",
+    "changes": "the changes",
+}
+"""What is drawn by each of a result's "seeds", the tenth aside."""
+
+
+def sentence_of_draws(content: Mapping[str, Any]) -> str:
+    """What of a result was drawn at random, and by which seeds; "" where nothing was."""
+    several = content.get("tenths", 1) > 1
+    tenth = f"the {content['tenths']} tenths" if several else "the tenth"
+    tenth += f" of the training images that choose{'' if several else 's'} "
+    words = DRAWS | {"tenth": tenth + ("settings" if content.get("tried") else "the size of the raw pixels")}
+    parts = [f"{words.get(name, name.replace('_', ' '))} (seed {seed})" for name, seed in content["seeds"].items()]
+    return f"Drawn at random: {', '.join(parts)}." if parts else ""
 
 
 def _variant(o: Probe, encoder: FrozenEncoder, way: FeatureProbe) -> list[str]:
@@ -155,7 +179,7 @@ def _numbers(
     seeds = way.seeds
     encoders = {"": encoder}
     if baselines:
-        seeds |= {"random_encoder": way.settings.seed + 1}
+        seeds = {"tenth": way.settings.seed} | seeds | {"random_encoder": way.settings.seed + 1}
         encoders["random_encoder_"] = encoder.drawn_anew(seeds["random_encoder"])
     if encoder.layers:
         encoders |= {f"{name}last_block_": each.reading(0) for name, each in encoders.items()}
@@ -175,13 +199,17 @@ def _numbers(
         "at_grid_end": ours.at_grid_end,
         "n_train": len(train.labels),
         "n_val": len(test.labels),
+        "tenths": way.tenths(len(train.labels)),
         "seeds": seeds,
     }
-    numbers["top1_standard_error"] = accuracy_error(numbers["top1"], len(test.labels))
     for name, answer in answers.items():
         numbers |= {f"{name}top1": accuracy(answer.logits, test.labels), f"{name}chosen": answer.chosen}
         numbers[f"{name}at_grid_end"] = answer.at_grid_end
-    return numbers | (raw_pixels(splits, encoder.size, way.settings, way.session) if baselines else {})
+    if baselines:
+        numbers |= raw_pixels(splits, encoder.size, way.settings, way.session)
+    top1s = {key: value for key, value in numbers.items() if key == "top1" or key.endswith("_top1")}
+    top1s.pop("balanced_top1")  # of which this is not the error
+    return numbers | {f"{key}_standard_error": accuracy_error(top1, numbers["n_val"]) for key, top1 in top1s.items()}
 
 
 def _numbers_beside(
@@ -195,7 +223,7 @@ def _numbers_beside(
         "other_encoder_size": other.size,
         **{
             f"other_encoder_{key}": numbers[key]
-            for key in ("top1", "chosen", "at_grid_end", "last_block_top1")
+            for key in ("top1", "top1_standard_error", "chosen", "at_grid_end", *LAST_BLOCK)
             if key in numbers
         },
     }
