@@ -108,9 +108,8 @@ def judge_world(result: Result) -> Finding:
     if good:
         words = f"The world model follows the action: {measured}."
     elif chance is not None and standing(mrr, chance, error) == "BELOW":
-        words = (
-            f"The world model is BELOW chance: {measured}. The usual cause is a collapsed target space, full of ties."
-        )
+        words = f"The world model is BELOW chance: {measured}. "
+        words += "The usual cause is a collapsed target space, full of ties."
     else:
         words = f"The world model does not follow the action: {measured}."
     words += _of_change(result)
@@ -141,8 +140,7 @@ def _beside_twin(result: Result, mrr: float, twin: float) -> tuple[str, bool | N
         return f"{words}compare; measure again with iwm world --frozen-random-twin.", None
     error = number(result, "mrr_common_difference_standard_error")  # on the same images; older results lack it
     if error is None:
-        errors = (number(part, "mrr_common_standard_error") or 0.0 for part in (result, of_twin))
-        error = combined_error(*errors)
+        error = combined_error(*(number(part, "mrr_common_standard_error") or 0.0 for part in (result, of_twin)))
     place = standing(common, theirs, error)
     words = f"In one space for both, the picture's 8 x 8 colours, it has {common:.3f}, {place} its twin with a frozen "
     words += f"random encoder ({theirs:.3f}); each in its own space {mrr:.3f} and {twin:.3f}, which do not compare."
@@ -163,13 +161,11 @@ def judge_imagination(result: Result) -> Finding:
 
 
 def _what_is_read(result: Result) -> str:
-    """What of the encoder a probe reads, in brackets; "" for the last block of the EMA encoder, pooled by its mean or
-    token by token."""
+    """What of the encoder a probe reads, in brackets; "" for the EMA encoder's last block, by tokens or their mean."""
     layers, layer, depth = (number(result, key) for key in ("layers", "layer", "depth"))
     words = ["the student"] if settings_of(result).get("student") else []
     if layers:
-        words.append(f"all {layers:g} blocks" if layers == depth else f"the last {layers:g} blocks")
-        words[-1] += " side by side"
+        words.append(f"{'all' if layers == depth else 'the last'} {layers:g} blocks side by side")
     elif layer and depth and layer < depth:
         words.append(f"block {layer:g} of {depth:g}")
     if (pooling := result.get("pooling")) in ("max", "2x2"):
