@@ -22,7 +22,7 @@ for seed in ${SEEDS:-0 1 2}; do
             how=$predictor
             test $seed = 0 || how=$how-seed$seed
             once finetune-predictor-$how-eurosat.json iwm finetune $at --data "$eurosat" --train predictor --no-baselines \
-                --predictor $predictor --seed $seed --epochs 4 --views 2 --lrs 3e-4 1e-3 3e-3 1e-2 --ratios 1 $speed
+                --predictor $predictor --seed $seed --epochs 4 --search-epochs 2 --views 2 --lrs 3e-4 1e-3 3e-3 1e-2 --ratios 1 $speed
         done
         mkdir -p "$here/$recipe-seed$seed/eval"
         cp $at/config.yaml $at/metrics.jsonl "$here/$recipe-seed$seed"
