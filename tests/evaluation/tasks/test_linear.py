@@ -151,7 +151,7 @@ def by_hand(train: torch.Tensor, labels: torch.Tensor, grid: Sequence[float], se
         asked_of += tenth.tolist()
         inputs, asked = (standard(train[rest], train[part]) for part in (rest, tenth))
         for l2 in grid:
-            right[l2] += (theirs(inputs, labels[rest], l2).predict(asked) == labels[tenth].numpy()).tolist()
+            right[l2] += np.equal(theirs(inputs, labels[rest], l2).predict(asked), labels[tenth].numpy()).tolist()
     assert len(set(asked_of)) == len(asked_of), "no image is asked about twice"
     return {l2: np.mean(each) for l2, each in right.items()}
 
