@@ -147,15 +147,7 @@ def measure_each(
         rows = []
         for index in indices.tolist():
             result = rank_image(model, images[index], index, bank, seed, bank_space, calibration)
-            row = {
-                "rank": ranks(result.distances),
-                "shuffled": 1 / ranks(result.distances.roll(1, dims=0)),
-                "null": 1 / ranks(result.null.expand(bank, bank)),
-                "error": (result.actions[result.distances.argmin(1)] - result.actions)[:, graded].abs().mean(0),
-                "zero": result.actions[:, graded].abs().mean(0),
-                "moves": torch.tensor([result.moved, result.moves, result.along], dtype=torch.float64),
-                **{name: (1 / ranks(getattr(result, name))).mean() for name in further},
-            }
+            row = _row_of(result, graded, further)
             rows.append({name: value.cpu() for name, value in row.items()})
             advance()
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
@@ -180,6 +172,20 @@ def measure_each(
         **{f"inferred_{model.space.names[i]}_error": float(error[k]) for k, i in enumerate(graded)},
     }
     return numbers, per_image
+
+
+def _row_of(result: ImageRanks, graded: list[int], further: Mapping[str, str]) -> dict[str, Tensor]:
+    """What one image's bank adds to the numbers, by the name that `measure_each` knows it by."""
+    bank = len(result.distances)
+    return {
+        "rank": ranks(result.distances),
+        "shuffled": 1 / ranks(result.distances.roll(1, dims=0)),
+        "null": 1 / ranks(result.null.expand(bank, bank)),
+        "error": (result.actions[result.distances.argmin(1)] - result.actions)[:, graded].abs().mean(0),
+        "zero": result.actions[:, graded].abs().mean(0),
+        "moves": torch.tensor([result.moved, result.moves, result.along], dtype=torch.float64),
+        **{name: (1 / ranks(getattr(result, name))).mean() for name in further},
+    }
 
 
 def _beside(per_image: Mapping[str, Tensor], calibration: Calibration | None) -> dict[str, float]:
