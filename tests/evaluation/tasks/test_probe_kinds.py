@@ -48,11 +48,11 @@ def planted(strength: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Training features whose best penalty is a very weak or a very strong one."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(400) % 2
-    values = torch.randn(400, 60 if strength == "strong" else 20, generator=generator)
+    values = torch.randn(400, 400 if strength == "strong" else 20, generator=generator)
     if strength == "weak":  # the class is a small difference of two large, nearly equal features
         values[:, 1] = values[:, 0] + 3e-3 * (2 * labels - 1) + 1e-3 * values[:, 2]
     else:  # every feature says a little
-        values += 0.12 * (2 * labels - 1)[:, None]
+        values += 0.09 * (2 * labels - 1)[:, None]
     return values, labels
 
 

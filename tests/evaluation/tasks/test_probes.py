@@ -131,25 +131,23 @@ def test_layers_that_make_no_sense_are_refused_before_any_work(run):
         iwm.probe(run, data="nowhere", layers="two")
 
 
-def test_a_result_says_by_which_seeds_its_noise_was_drawn(run, source, capsys):
-    def printed() -> str:
-        return " ".join(capsys.readouterr().err.split())
-
+def test_a_result_says_by_which_seeds_its_noise_was_drawn(run, source):
     found = probe(run, source[0], "attentive", val=source[1], seed=3, **QUICK)
     assert found["seeds"] == {"tenth": 3, "head": 3, "batches": 3, "random_encoder": 4}
-    drawn = (
-        "Drawn at random: the tenth of the training images that chooses settings (seed 3), the first weights of the "
-    )
-    assert drawn + "head (seed 3), the order of the images (seed 3), the weights of the random encoder (seed 4)." in (
-        printed()
-    )
+    head = "the first weights of the head (seed 3), the order of the images (seed 3), the weights of the random encoder"
+    tenth = "Drawn at random: the tenth of the training images that chooses"
+    one_rate = f"{tenth} the size of the raw pixels (seed 3), {head} (seed 4)."
+    assert probes.sentence_of_draws(found) == one_rate
+    searched = found | {"tried": [{"lr": 1e-3}, {"lr": 3e-3}]}
+    assert probes.sentence_of_draws(searched) == f"{tenth} settings (seed 3), {head} (seed 4)."
     alone = probe(run, source[0], "linear", val=source[1], baselines=False, **QUICK)
     assert (alone["seeds"], alone["tenths"]) == ({"tenth": 0}, 5)
-    assert "Drawn at random: the 5 tenths of the training images that choose settings (seed 0)." in printed()
-    assert probe(run, source[0], "knn", val=source[1], baselines=False)["seeds"] == {}
-    assert "Drawn" not in printed(), "kNN draws nothing"
-    assert set(probe(run, source[0], "knn", val=source[1])["seeds"]) == {"tenth", "random_encoder"}
-    assert "that chooses the size of the raw pixels (seed 0), the weights of the random encoder" in printed()
+    wanted = "Drawn at random: the 5 tenths of the training images that choose settings (seed 0)."
+    assert probes.sentence_of_draws(alone) == wanted
+    nothing = probe(run, source[0], "knn", val=source[1], baselines=False)
+    assert (nothing["seeds"], probes.sentence_of_draws(nothing)) == ({}, "")
+    sentence = probes.sentence_of_draws(probe(run, source[0], "knn", val=source[1]))
+    assert sentence == f"{tenth} the size of the raw pixels (seed 0), the weights of the random encoder (seed 1)."
 
 
 def test_every_accuracy_of_a_result_has_its_error(run, source):

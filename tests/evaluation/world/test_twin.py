@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from conftest import pictures_file, tiny
 
@@ -30,14 +31,20 @@ def test_the_twin_of_a_run_that_went_on_goes_on_from_the_first_ones_twin(tmp_pat
     assert (predictors[1] - predictors[0]).norm() < (predictors[1] - start).norm(), "it went on from the first twin"
 
 
-def test_the_twin_of_a_run_with_an_invariant_last_block(tmp_path):
+def test_the_twin_of_a_run_with_an_invariant_last_block(tmp_path, monkeypatch):
     """Its encoder learns nothing, so that term falls away; the block that is predicted stays."""
     source = str(pictures_file(tmp_path / "pictures.npz", labelled=True))
     dial = config.Objective(target_norm="batch", invariance_weight=1.0, projector_dim=8)
     settings = tiny(objective=dial, encoder=replace(tiny().encoder, layer=1), optim=replace(tiny().optim, epochs=1))
     run = tmp_path / "run"
     loop.pretrain(replace(settings, data=replace(settings.data, source=source), run=config.Run(out=str(run))))
+    measured = []
+    original = mrr.measure_each
+    monkeypatch.setattr(mrr, "measure_each", lambda *given: measured.append(original(*given)) or measured[-1])
     result = mrr.world(World(run=str(run), data=source, images=2, bank=8, frozen_random_twin=True))
+    (a, b), (c, d) = (each["common"].tolist() for _, each in measured)
+    assert result["mrr_common"] == pytest.approx((a + b) / 2)
+    assert result["mrr_common_difference_standard_error"] == pytest.approx(abs((a - c) - (b - d)) / 2), "paired"
     assert result["frozen_random_twin"]["mrr_common"] == result["frozen_random_twin_mrr_common"]
     assert 0 < result["mrr_common"] <= 1
     assert {"target_pixel_r2", "target_position_share", "photometric_share"} <= result.keys()
