@@ -138,6 +138,16 @@ def test_nothing_is_computed_in_the_callers_precision():
     assert torch.equal(logits, plain.logits(train))
 
 
+def test_more_features_than_images_are_fitted_at_any_strength():
+    """Their covariance is singular, and in single precision not even positive."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    values = 30 * torch.randn(60, 12, generator=generator) @ torch.randn(12, 768, generator=generator)
+    path = fit_path(values, labels, 3, [10.0**-power for power in range(1, 9)], standardise=False)
+    assert all(torch.isfinite(solution.weight).all() for solution in path)
+    assert accuracy(path[-1].logits(values), labels) > 0.5
+
+
 # ---- its strength --------------------------------------------------------------------------------------------------
 
 

@@ -70,8 +70,9 @@ def fit_path(
     if not standardise:
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
     inputs = (values - mean).div_(std)
-    sample = inputs[:: -(-len(inputs) // 8192)]
-    covariance = (sample.T @ sample).double() / len(sample)
+    # In float64: of fewer images than features it is singular, and rounded to float32 not even positive.
+    sample = inputs[:: -(-len(inputs) // 8192)].double()
+    covariance = sample.T @ sample / len(sample)
     weight, bias = inputs.new_zeros(classes, inputs.shape[1]), inputs.new_zeros(classes)
     if start is not None:
         weight, bias = start.weight, start.bias
