@@ -1,6 +1,7 @@
 """What the machine is said to be."""
 
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -65,18 +66,28 @@ def test_a_numbered_gpu_is_the_current_one_of_its_session():
         assert session.upload(torch.zeros(1)).device == torch.device("cuda", last)
 
 
-def test_freed_memory_goes_back_to_the_system():
-    status = Path("/proc/self/statm")
-    with devices.returned_memory() as can:
-        if not can or not status.is_file():
-            pytest.skip("this C library has no thresholds, or the system no /proc")
+FREED = """
+from pathlib import Path
+import torch
+from iwm.runtime import devices
+status = Path("/proc/self/statm")
+with devices.returned_memory() as can:
+    if can and status.is_file():
         pages = int(status.read_text().split()[1])
         pieces = [torch.ones(2**19) for _ in range(50)]  # 2 MB each
         between = [torch.ones(16) for _ in range(50)]  # what keeps a heap from shrinking
-        held = int(status.read_text().split()[1]) - pages
+        print(int(status.read_text().split()[1]) - pages)
         del pieces
-        left = int(status.read_text().split()[1]) - pages
-    assert len(between) == 50
+        print(int(status.read_text().split()[1]) - pages)
+"""
+
+
+def test_freed_memory_goes_back_to_the_system():
+    """In a process of its own: pieces that fit into what other tests have freed are kept there."""
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    if not done.stdout:
+        pytest.skip("this C library has no thresholds, or the system no /proc")
+    held, left = map(int, done.stdout.split())
     assert held > 20_000 > 2_000 > left
 
 
