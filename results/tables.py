@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from iwm.evaluation.uncertainty import seed_error
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
 Result = dict[str, Any]
@@ -30,11 +32,16 @@ What these numbers say of each claim of the paper, and what they do not: [claims
 """
 
 
+def loaded(path: Path) -> Result:
+    """A result, with its path told."""
+    return json.loads(path.read_text()) | {"path": path.relative_to(HERE)}
+
+
 def read(pattern: str, folders: str = "*") -> list[Result]:
     """The results in such folders whose file matches, with their folder and path told."""
     found = []
     for path in sorted(HERE.glob(f"{folders}/eval/{pattern}.json")):
-        found.append(json.loads(path.read_text()) | {"folder": path.parts[-3], "path": path.relative_to(HERE)})
+        found.append(loaded(path) | {"folder": path.parts[-3]})
     return found
 
 
@@ -126,7 +133,7 @@ def _twin(result: Result) -> tuple[Result | None, str]:
     """The twin's result and its key: in the run's own file, or measured by itself (FOLDER/twin)."""
     alone = HERE / result["folder"] / "twin" / "eval" / result["path"].name
     if result.get("frozen_random_twin_mrr") is None and alone.exists():
-        return json.loads(alone.read_text()) | {"path": alone.relative_to(HERE)}, "mrr"
+        return loaded(alone), "mrr"
     return result, "frozen_random_twin_mrr"
 
 
@@ -350,11 +357,7 @@ def dial() -> str:
     rows = []
     for arm, name in DIAL.items():
         folder = HERE / "dial" / arm
-        found = {
-            path.name: json.loads(path.read_text()) | {"path": path.relative_to(HERE)}
-            for path in folder.glob("*")
-            if path.suffix == ".json"
-        }
+        found = {path.name: loaded(path) for path in folder.glob("*.json")}
         if not found:
             continue
         world = found["world-32x256-seed0-eurosat.json"]
@@ -472,8 +475,7 @@ def mean_and_error(values: list[float]) -> str:
     """Mean ± standard error over seeds, and how many; of one value no error is known."""
     if not values:
         return ""
-    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return f"{number(fmean(values), error)} ({len(values)})"
+    return f"{number(fmean(values), seed_error(values) if len(values) > 1 else None)} ({len(values)})"
 
 
 def spread(values: list[float]) -> str:
@@ -511,18 +513,8 @@ def undoing() -> str:
 
 def page() -> str:
     """The whole page."""
-    parts = [world(), probes(), finetuning(), efficiency(), multitask(), segmentation()]
-    parts += [
-        spectrum(),
-        equal_budget(),
-        pretraining_seeds(),
-        dial(),
-        long(),
-        frontier(),
-        small_scale(),
-        acting(),
-        undoing(),
-    ]
+    parts = [world(), probes(), finetuning(), efficiency(), multitask(), segmentation(), spectrum(), equal_budget()]
+    parts += [pretraining_seeds(), dial(), long(), frontier(), small_scale(), acting(), undoing()]
     return "\n".join([INTRODUCTION, *filter(None, parts)])
 
 

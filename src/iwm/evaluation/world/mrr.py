@@ -102,18 +102,15 @@ def rank_image(
     )
 
 
-@torch.no_grad()
 def measure(
     model: ImageWorldModel,
     images: UInt8[Tensor, "n 3 s s"],
     bank: int = 256,
     seed: int = 0,
-    advance: Callable[[], None] = lambda: None,
-    own_range: bool = False,
     lessons: UInt8[Tensor, "m 3 s s"] | None = None,
 ) -> dict[str, float]:
-    """`measure_each` without the images' own values."""
-    return measure_each(model, images, bank, seed, advance, own_range, lessons)[0]
+    """`measure_each` on the common range, without the images' own values."""
+    return measure_each(model, images, bank, seed, lessons=lessons)[0]
 
 
 @torch.no_grad()
