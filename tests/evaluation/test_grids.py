@@ -1,13 +1,12 @@
 """A search that ends at an end of its grid says so, in the result and on the console."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from iwm.evaluation.grids import grid_ends, search, sentences
+from iwm.evaluation.grids import grid_ends, sentences
 from iwm.evaluation.ritual import Evaluation, Outcome
 from iwm.evaluation.tasks import linear
 from iwm.evaluation.tasks.fitting import Learner, Samples, choose
@@ -28,39 +27,6 @@ TRIED = [{"lr": lr, "ratio": ratio, "epochs": 2} for lr in (1e-3, 3e-3, 1e-2) fo
 )
 def test_ends_are_the_lowest_and_the_highest_of_what_was_tried(choice, ends) -> None:
     assert grid_ends(choice, TRIED) == ends
-
-
-WEAKER = [1e-4, 1e-5, 1e-6, 1e-7, 1e-8]
-
-
-@pytest.mark.parametrize(
-    ("best", "further", "ends"),
-    [
-        (1e-2, [], {}),
-        (1e-7, WEAKER, {}),
-        (10.0, [1.0, 10.0, 100.0], {}),
-        (1e-12, WEAKER, {"l2": "lowest of 1e-08, 1e-07, 1e-06, 1e-05, 0.0001, 0.001, 0.01, 0.1"}),
-        (1e9, [1.0, 10.0, 100.0], {"l2": "highest of 0.001, 0.01, 0.1, 1, 10, 100"}),
-    ],
-)
-def test_a_search_goes_on_until_its_best_lies_between_others(best, further, ends) -> None:
-    """A score with one peak, at `best`."""
-    asked: list[float] = []
-
-    def scores(strengths):
-        asked.extend(strengths)
-        return [-abs(math.log10(strength / best)) for strength in strengths]
-
-    tried = search((1e-2, 1e-3, 1e-1), scores)
-    assert list(tried) == asked, "each once"
-    assert asked == [1e-1, 1e-2, 1e-3, *further], "exactly, for the numbers are printed"
-    assert grid_ends({"l2": max(tried, key=lambda l2: tried[l2])}, [{"l2": l2} for l2 in tried]) == ends
-    assert list(search((1e-2, 1e-3, 1e-1), scores, beyond=False)) == [1e-1, 1e-2, 1e-3]
-
-
-def test_a_search_stops_where_nothing_gets_better() -> None:
-    tried = search((1e-2, 1e-1), lambda strengths: [1.0 for _ in strengths])
-    assert list(tried) == [1e-1, 1e-2, 1.0]
 
 
 def test_what_was_not_searched_has_no_ends() -> None:

@@ -101,3 +101,47 @@ def test_a_single_part_is_not_copied():
     parts = [torch.ones(2, 3), torch.zeros(1, 3)]
     assert torch.equal(algebra.joined(parts), torch.cat(parts))
     assert algebra.joined(parts[:1]) is parts[0]
+
+
+WEAKER, STRONGER = [1e-4, 1e-5, 1e-6, 1e-7, 1e-8], [1.0, 10.0, 100.0]
+
+
+@pytest.mark.parametrize(
+    ("best", "further"),
+    [(1e-2, []), (1e-7, WEAKER), (10.0, STRONGER), (1e-12, WEAKER), (1e9, STRONGER)],
+)
+def test_a_search_goes_on_until_its_best_lies_between_others(best, further):
+    """A score with one peak, at `best`."""
+    asked: list[float] = []
+
+    def scores(strengths):
+        asked.extend(strengths)
+        return [-abs(math.log10(strength / best)) for strength in strengths]
+
+    tried = algebra.search((1e-2, 1e-3, 1e-1), scores)
+    assert list(tried) == asked, "each once"
+    assert asked == [1e-1, 1e-2, 1e-3, *further], "exactly, for the numbers are printed"
+    assert list(algebra.search((1e-2, 1e-3, 1e-1), scores, beyond=False)) == [1e-1, 1e-2, 1e-3]
+
+
+def test_a_search_stops_where_nothing_gets_better():
+    tried = algebra.search((1e-2, 1e-1), lambda strengths: [1.0 for _ in strengths])
+    assert list(tried) == [1e-1, 1e-2, 1.0]
+
+
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+def test_the_strength_of_summed_rows_is_chosen_on_the_held_rows_and_beyond_the_grid(noise):
+    """Without noise the weakest penalty is best, with much of it one that is stronger than all of the grid."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight = torch.randn(60, 20, generator=generator), 0.3 * torch.randn(20, 3, generator=generator)
+    wanted = inputs @ weight + noise * torch.randn(60, 3, generator=generator)
+    fitted, held = algebra.RidgeSums(20, 3), algebra.RidgeSums(20, 3)
+    fitted.add(inputs[:30], wanted[:30])
+    held.add(inputs[30:], wanted[30:])
+    found = fitted.choose(held, [1e-2, 1e-3])
+    rates = [10.0**power for power in range(-8, 3)]
+    errors = {l2: held.error(*fitted.solve(l2)) for l2 in rates}
+    best = min(rates, key=lambda l2: errors[l2])
+    assert best in ((1.0, 10.0, 100.0) if noise else (1e-8,)), "beyond the grid"
+    for ours, theirs in zip(found, fitted.solve(best), strict=True):
+        torch.testing.assert_close(ours, theirs)

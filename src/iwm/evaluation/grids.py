@@ -1,39 +1,20 @@
 """Searches over a grid of settings: a best value at an end of its grid may not be the best there is, and says so.
 
-Where trying one more is cheap, as with the strength of a penalty, the search goes on beyond the end (`search`). A
-result holds under "at_grid_end" (or PREFIX_at_grid_end, of a control) every such setting, as in
-{"lr": "highest of 0.001, 0.003"}; it is empty where the best lies between others. A grid of two has nothing but ends.
+Where trying one more is cheap, as with the strength of a penalty, the search goes on beyond the end
+(`iwm.runtime.algebra.search`). A result holds under "at_grid_end" (or PREFIX_at_grid_end, of a control) every such
+setting, as in {"lr": "highest of 0.001, 0.003"}; it is empty where the best lies between others. A grid of two has
+nothing but ends.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 KEY = "at_grid_end"
-LEAST, MOST = 1e-8, 1e2
-"""No search for a strength goes further."""
 
 
-def search(
-    grid: Sequence[float], scores: Callable[[Sequence[float]], Sequence[float]], beyond: bool = True
-) -> dict[float, float]:
-    """{strength: score}, the higher the better, in the order in which they were tried; of equals the first is best.
-
-    The grid comes first, strongest first. Then, where `beyond`, one more at a time, ten times as weak or as strong, as
-    long as the best is the weakest or the strongest of all, from LEAST to MOST. `scores` is given one or several.
-    """
-    strongest_first = sorted(grid, reverse=True)
-    tried = dict(zip(strongest_first, scores(strongest_first), strict=True))
-    while beyond and (further := _beyond(tried)) is not None:
-        tried[further] = scores([further])[0]
-    return tried
-
-
-def _beyond(tried: Mapping[float, float]) -> float | None:
-    """The strength next to the best where that is an end, and within the limits."""
-    best = max(tried, key=lambda strength: tried[strength])
-    ends = {min(tried): best / 10, max(tried): best * 10}
-    further = float(f"{ends[best]:.6g}") if best in ends else None  # 1e-06, not 1.0000000000000002e-06
-    return further if further is not None and LEAST <= further <= MOST else None
+def best_of(tried: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The first row with the highest accuracy on the tenth."""
+    return max(tried, key=lambda row: row["tenth_top1"])
 
 
 def grid_ends(choice: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> dict[str, str]:

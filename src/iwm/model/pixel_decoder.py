@@ -27,7 +27,7 @@ from iwm.runtime.errors import UserError
 from iwm.runtime.tensors import save_file
 
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-"""Strengths of ridge regression that are tried."""
+"""Strengths of ridge regression that are tried first (`RidgeSums.choose`)."""
 HIDDEN, STEPS, BATCH, RATE, DECAY = 384, 1200, 512, 2e-3, 0.05
 """The learned part: its width, and the AdamW steps (tokens a step, first learning rate, weight decay) that fit it."""
 KEPT = 2**16
@@ -123,8 +123,7 @@ def fit(batches: Iterable[Batch], head: str, seed: int) -> tuple[PixelDecoder, M
         sums.setdefault(batch.held, RidgeSums(width, outputs, tokens.device)).add(tokens, patches)
         if coarse:
             kept[batch.held].add(tokens, patches)
-    solutions = [sums[False].solve(l2) for l2 in STRENGTHS]
-    weight, bias = min(solutions, key=lambda solution: sums[True].error(*solution))
+    weight, bias = sums[False].choose(sums[True], STRENGTHS)
     linear = PixelDecoder(weight.T.float().contiguous(), bias.float())
     errors = {"linear": sums[True].error(weight, bias)}
     if not coarse:

@@ -1,7 +1,7 @@
 """Small numeric tools: joined parts, ranks, distances, PSNR, the cosine schedule, standardisation, ridge regression."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -97,6 +97,35 @@ def _solve(curvature: Float[Tensor, "d d"], slope: Float[Tensor, "d k"], l2: flo
     return torch.linalg.solve(curvature, slope)
 
 
+# ---- the strength of a penalty --------------------------------------------------------------------------------------
+
+LEAST, MOST = 1e-8, 1e2
+"""No search for a strength goes further."""
+
+
+def search(
+    grid: Sequence[float], scores: Callable[[Sequence[float]], Sequence[float]], beyond: bool = True
+) -> dict[float, float]:
+    """{strength: score}, the higher the better, in the order in which they were tried; of equals the first is best.
+
+    The grid comes first, strongest first. Then, where `beyond`, one more at a time, ten times as weak or as strong, as
+    long as the best is the weakest or the strongest of all, from LEAST to MOST. `scores` is given one or several.
+    """
+    strongest_first = sorted(grid, reverse=True)
+    tried = dict(zip(strongest_first, scores(strongest_first), strict=True))
+    while beyond and (further := _beyond(tried)) is not None:
+        tried[further] = scores([further])[0]
+    return tried
+
+
+def _beyond(tried: Mapping[float, float]) -> float | None:
+    """The strength next to the best where that is an end, and within the limits."""
+    best = max(tried, key=lambda strength: tried[strength])
+    ends = {min(tried): best / 10, max(tried): best * 10}
+    further = float(f"{ends[best]:.6g}") if best in ends else None  # 1e-06, not 1.0000000000000002e-06
+    return further if further is not None and LEAST <= further <= MOST else None
+
+
 class RidgeSums:
     """Ridge regression whose rows come batch by batch: the normal equations, summed in float64.
 
@@ -138,3 +167,9 @@ class RidgeSums:
         squares = (weight * (self.second @ weight)).sum() + self.count * bias.square().sum()
         squares += 2 * bias @ (self.first @ weight) - 2 * (weight * self.product).sum() - 2 * bias @ self.wanted
         return float(squares + self.wanted_squares) / (self.count * len(bias))
+
+    def choose(self, held: "RidgeSums", grid: Sequence[float]) -> tuple[Float[Tensor, "d k"], Float[Tensor, " k"]]:
+        """The solution at the strength with the least error on the rows that are held, of the grid and beyond
+        (`search`)."""
+        tried = search(grid, lambda strengths: [-held.error(*self.solve(l2)) for l2 in strengths])
+        return self.solve(max(tried, key=lambda l2: tried[l2]))

@@ -12,7 +12,7 @@ from evaluation.planted import clouds as planted_clouds
 from iwm.data.splits import tenth_of_each_class
 from iwm.evaluation.tasks import linear
 from iwm.evaluation.tasks.fitting import accuracy
-from iwm.evaluation.tasks.linear import choose_l2, choose_ridge, fit_chosen, fit_linear, fit_path, fit_ridge
+from iwm.evaluation.tasks.linear import Regression, choose_l2, choose_ridge, fit_chosen, fit_linear, fit_ridge
 from iwm.runtime.randomness import permutation
 
 GRID = (1e-1, 1e-2, 1e-3)
@@ -110,7 +110,7 @@ def test_more_images_than_the_curvature_is_measured_on():
 @pytest.mark.parametrize("grid", [(1e-1, 1e-2, 1e-3, 1e-4), (1e-4, 1e-2, 1.0)])
 def test_warm_starts_end_where_cold_ones_do(grid):
     train, labels = clouds(400)
-    for l2, warm in zip(grid, fit_path(train, labels, 4, grid), strict=True):
+    for l2, warm in zip(grid, Regression.of(train, labels, 4).path(grid), strict=True):
         cold = fit_linear(train, labels, 4, l2)
         torch.testing.assert_close(warm.logits(train).softmax(1), cold.logits(train).softmax(1), atol=5e-3, rtol=0)
 
@@ -119,7 +119,7 @@ def test_each_solution_starts_the_next():
     """Asked for the same strength again and again, few iterations each time, a fit goes on and does not begin anew."""
     train, labels = clouds(400)
     inputs = standard(train, train)
-    path = [fit_linear(train, labels, 4, 1e-2), *fit_path(train, labels, 4, [1e-2] * 6, iterations=4)]
+    path = [fit_linear(train, labels, 4, 1e-2), *Regression.of(train, labels, 4).path([1e-2] * 6, iterations=4)]
     least, first, *_, last = (
         objective(inputs, labels, 1e-2, fit.weight.double().numpy(), fit.bias.double().numpy()) for fit in path
     )
@@ -143,7 +143,7 @@ def test_more_features_than_images_are_fitted_at_any_strength():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 3
     values = 30 * torch.randn(60, 12, generator=generator) @ torch.randn(12, 768, generator=generator)
-    path = fit_path(values, labels, 3, [10.0**-power for power in range(1, 9)], standardise=False)
+    path = Regression.of(values, labels, 3, standardise=False).path([10.0**-power for power in range(1, 9)])
     assert all(torch.isfinite(solution.weight).all() for solution in path)
     assert accuracy(path[-1].logits(values), labels) > 0.5
 
@@ -194,9 +194,9 @@ def test_the_tenth_has_no_say_in_the_fit():
     seen = train.clone()
     seen[tenth] = 1e4 * torch.randn(len(tenth), 12, generator=torch.Generator().manual_seed(0))
     with pytest.MonkeyPatch.context() as patch:
-        real = fit_path
+        real = Regression.path
         patch.setattr(linear, "tenths_of", lambda images: 1)
-        patch.setattr(linear, "fit_path", lambda *given, **more: path.extend(found := real(*given, **more)) or found)
+        patch.setattr(Regression, "path", lambda *given, **more: path.extend(found := real(*given, **more)) or found)
         choose_l2(train, labels, 4, GRID, 0)
         choose_l2(seen, labels, 4, GRID, 0)
     assert len(path) == 6
@@ -209,7 +209,7 @@ def test_the_chosen_fit_goes_the_way_of_the_choice():
     """Few iterations from nothing do not reach the minimum of a weak penalty; each solution starts the next."""
     train, labels = clouds(500)
     tried = [{"l2": l2, "tenth_top1": score} for l2, score in ((1e-2, 0.5), (1e-3, 0.6), (1e-4, 0.7), (1e-5, 0.6))]
-    expected = fit_path(train, labels, 4, [1e-2, 1e-3, 1e-4])[-1]
+    expected = Regression.of(train, labels, 4).path([1e-2, 1e-3, 1e-4])[-1]
     assert torch.equal(fit_chosen(train, labels, 4, tried).weight, expected.weight)
     assert fit_chosen(train, labels, 4, tried).at_grid_end == {}
     assert fit_chosen(train, labels, 4, tried[:3]).at_grid_end == {"l2": "lowest of 0.0001, 0.001, 0.01"}
@@ -222,7 +222,7 @@ def test_a_search_beyond_the_grid_starts_from_its_nearest_solution(monkeypatch):
     rest, tenth = tenth_of_each_class(labels, 0)
     l2s = [row["l2"] for row in found]
     assert l2s[:3] == [1e2, 1e1, 1e0]
-    path = fit_path(train[rest], labels[rest], 4, l2s)
+    path = Regression.of(train[rest], labels[rest], 4).path(l2s)
     for row, solution in zip(found, path, strict=True):
         assert row["tenth_top1"] == accuracy(solution.logits(train[tenth]), labels[tenth])
 

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from iwm.data.splits import tenth_of_each_class, tenth_of_rows
-from iwm.evaluation.grids import grid_ends, search
-from iwm.runtime.algebra import ridge, standardisation
+from iwm.evaluation.grids import best_of, grid_ends
+from iwm.runtime.algebra import ridge, search, standardisation
 
 
 def full_precision() -> torch.autocast:
@@ -50,37 +50,49 @@ def fit_linear(
     The bias is not penalised. `standardise` is what a BatchNorm without affine does once its statistics are those of
     the training images; False leaves the features at their own scale.
     """
-    return fit_path(values, labels, classes, [l2], standardise)[0]
+    return Regression.of(values, labels, classes, standardise).path([l2])[0]
 
 
-@full_precision()
-def fit_path(
-    values: Float[Tensor, "n d"],
-    labels: Int64[Tensor, " n"],
-    classes: int,
-    grid: Sequence[float],
-    standardise: bool = True,
-    iterations: int = 100,
-    start: Linear | None = None,
-) -> list[Linear]:
-    """`fit_linear` for every strength of the grid in order; each solution starts the next. `start` is one on these very
-    images at another strength, to start the first."""
-    values = values.float()
-    mean, std = standardisation(values)
-    if not standardise:
-        mean, std = torch.zeros_like(mean), torch.ones_like(std)
-    inputs = (values - mean).div_(std)
-    # In float64: of fewer images than features it is singular, and rounded to float32 not even positive.
-    sample = inputs[:: -(-len(inputs) // 8192)].double()
-    covariance = sample.T @ sample / len(sample)
-    weight, bias = inputs.new_zeros(classes, inputs.shape[1]), inputs.new_zeros(classes)
-    if start is not None:
-        weight, bias = start.weight, start.bias
-    path = []
-    for l2 in grid:
-        weight, bias = _minimise(inputs, labels, covariance, l2, weight, bias, iterations)
-        path.append(Linear(mean, std, weight, bias))
-    return path
+@dataclass(frozen=True)
+class Regression:
+    """A logistic regression's images and labels, with all that does not depend on its strength, computed once."""
+
+    inputs: Float[Tensor, "n d"]
+    """Standardised, unless told not to."""
+    labels: Int64[Tensor, " n"]
+    classes: int
+    mean: Float[Tensor, " d"]
+    std: Float[Tensor, " d"]
+    covariance: Float[Tensor, "d d"]
+    """Of up to 8,192 images. In float64: of fewer images than features it is singular, and rounded to float32 not even
+    positive."""
+
+    @classmethod
+    @full_precision()
+    def of(
+        cls, values: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int, standardise: bool = True
+    ) -> "Regression":
+        values = values.float()
+        mean, std = standardisation(values)
+        if not standardise:
+            mean, std = torch.zeros_like(mean), torch.ones_like(std)
+        inputs = (values - mean).div_(std)
+        sample = inputs[:: -(-len(inputs) // 8192)].double()
+        return cls(inputs, labels, classes, mean, std, sample.T @ sample / len(sample))
+
+    @full_precision()
+    def path(self, grid: Sequence[float], iterations: int = 100, start: Linear | None = None) -> list[Linear]:
+        """`fit_linear` for every strength of the grid in order; each solution starts the next. `start` is one on these
+        very images at another strength, to start the first."""
+        weight = self.inputs.new_zeros(self.classes, self.inputs.shape[1])
+        bias = self.inputs.new_zeros(self.classes)
+        if start is not None:
+            weight, bias = start.weight, start.bias
+        path = []
+        for l2 in grid:
+            weight, bias = _minimise(self.inputs, self.labels, self.covariance, l2, weight, bias, iterations)
+            path.append(Linear(self.mean, self.std, weight, bias))
+        return path
 
 
 def _minimise(
@@ -152,21 +164,22 @@ def choose_l2(
     copies: int = 1,
 ) -> list[dict[str, Any]]:
     """Accuracy on seeded tenths (`tenths_of`) of a fit to the rest of each, for each strength, strongest first; where
-    `beyond`, then for further ones as long as the best is an end of them (`iwm.evaluation.grids.search`).
+    `beyond`, then for further ones as long as the best is an end of them (`iwm.runtime.algebra.search`).
 
     `values` may be several copies of the images, one after the other: no copy of a tenth's images is learned from.
     """
     images = len(labels) // copies
-    parts = [tenth_of_each_class(labels[:images].cpu(), seed, number) for number in range(tenths_of(images))]
-    solutions: list[dict[float, Linear]] = [{} for _ in parts]
+    parts: list[tuple[Int64[Tensor, " m"], Regression, dict[float, Linear]]] = []
+    for number in range(tenths_of(images)):
+        rows = tenth_of_each_class(labels[:images].cpu(), seed, number)
+        rest, tenth = (_of_copies(each, images, copies).to(values.device) for each in rows)
+        parts.append((tenth, Regression.of(values[rest], labels[rest], classes, standardise), {}))
 
     def scores(strengths: Sequence[float]) -> list[float]:
         right = []
-        for part, own in zip(parts, solutions, strict=True):
-            rest, tenth = (_of_copies(rows, images, copies).to(values.device) for rows in part)
+        for tenth, regression, own in parts:
             nearest = min(own, key=lambda l2: abs(math.log(l2 / strengths[0])), default=None)
-            start = None if nearest is None else own[nearest]
-            path = fit_path(values[rest], labels[rest], classes, strengths, standardise, start=start)
+            path = regression.path(strengths, start=None if nearest is None else own[nearest])
             own.update(zip(strengths, path, strict=True))
             right.append([solution.logits(values[tenth]).argmax(dim=1) == labels[tenth] for solution in path])
         return [float(torch.cat(each).double().mean()) for each in zip(*right, strict=True)]
@@ -189,9 +202,9 @@ def fit_chosen(
     """The fit to all images with the best of the strengths that `choose_l2` tried, by the way on which it was chosen:
     from the strongest down, each solution starting the next. At weak penalties a fit from nothing would stop short of
     where those of the choice have come."""
-    best = max(tried, key=lambda row: row["tenth_top1"])["l2"]
+    best = best_of(tried)["l2"]
     strengths = sorted((row["l2"] for row in tried if row["l2"] >= best), reverse=True)
-    solution = fit_path(values, labels, classes, strengths, standardise)[-1]
+    solution = Regression.of(values, labels, classes, standardise).path(strengths)[-1]
     return replace(solution, at_grid_end=grid_ends({"l2": best}, tried))
 
 
@@ -211,7 +224,7 @@ def fit_ridge(values: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], l2: fl
 
 def choose_ridge(values: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], seed: int) -> Linear:
     """Ridge regression whose strength is chosen by the squared error on a seeded tenth of the rows, from RIDGE_GRID and
-    beyond (`iwm.evaluation.grids.search`)."""
+    beyond (`iwm.runtime.algebra.search`)."""
     rest, tenth = (rows.to(values.device) for rows in tenth_of_rows(len(values), seed))
 
     def error(l2: float) -> float:

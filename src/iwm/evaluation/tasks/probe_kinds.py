@@ -27,7 +27,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from iwm.data.splits import tenth_of_each_class
-from iwm.evaluation.grids import grid_ends
+from iwm.evaluation.grids import best_of, grid_ends
 from iwm.evaluation.tasks.classifier import AttentiveHead
 from iwm.evaluation.tasks.features import Pooling
 from iwm.evaluation.tasks.fitting import Learner, Samples, accuracy, choose, decay_groups, logits_of
@@ -154,15 +154,14 @@ class LinearProbe(FeatureProbe):
         train, labels, test = (values.to(self.session.device) for values in (train, labels, test))
         tried = list(tried) or self.on_tenth(train, labels, classes)[1]
         weights = fit_chosen(train, labels, classes, tried, self.settings.standardise)
-        best = max(tried, key=lambda row: row["tenth_top1"])
-        return Answer(weights.logits(test).cpu(), {"l2": best["l2"]}, tried)
+        return Answer(weights.logits(test).cpu(), {"l2": best_of(tried)["l2"]}, tried)
 
     def on_tenth(
         self, values: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int
     ) -> tuple[float, list[dict[str, Any]]]:
         s = self.settings
         tried = choose_l2(values, labels, classes, s.l2, s.seed, s.standardise, beyond=tuple(s.l2) == L2)
-        return max(row["tenth_top1"] for row in tried), tried
+        return best_of(tried)["tenth_top1"], tried
 
 
 class AttentiveProbe(FeatureProbe):

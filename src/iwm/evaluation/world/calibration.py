@@ -108,6 +108,5 @@ def colour_map(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: i
             colours = patches_of(F.adaptive_avg_pool2d(pixels, (grid[0] * cells, grid[1] * cells)), cells)
             own = sums.setdefault(held, RidgeSums(tokens.shape[2], colours.shape[2], tokens.device))
             own.add(tokens.flatten(0, 1), colours.flatten(0, 1))
-    solutions = [sums[False].solve(l2) for l2 in STRENGTHS]
-    weight, bias = min(solutions, key=lambda solution: sums[True].error(*solution))
+    weight, bias = sums[False].choose(sums[True], STRENGTHS)
     return ColourMap(weight, bias, cells)
