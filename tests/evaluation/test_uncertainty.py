@@ -24,6 +24,12 @@ def test_the_error_of_an_accuracy_is_the_scatter_of_many():
     assert uncertainty.difference_error(0.3, 0.6, 200) == pytest.approx((a - b).std(), rel=0.03)
 
 
+def test_every_accuracy_of_a_result_has_its_error():
+    numbers = {"top1": 0.3, "single_top1": 0.6, "balanced_top1": 0.4, "top5": 0.9, "n_val": 200}
+    wanted = {f"{key}_standard_error": uncertainty.accuracy_error(numbers[key], 200) for key in ("top1", "single_top1")}
+    assert uncertainty.accuracy_errors(numbers, 200) == wanted
+
+
 def test_the_bootstrap_of_a_mean_has_the_error_of_a_mean():
     values = np.random.default_rng(0).normal(size=400)
     found = uncertainty.bootstrap_error(lambda weights: weights @ values / len(values), len(values), 0, 4000)

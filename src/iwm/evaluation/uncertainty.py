@@ -1,7 +1,8 @@
 """Every standard error and interval of what is measured, and how two numbers stand to each other."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -25,6 +26,13 @@ def seed_error(per_seed: Sequence[float]) -> float:
 def accuracy_error(top1: float, count: float) -> float:
     """Of an accuracy over `count` images, that of the binomial distribution."""
     return math.sqrt(top1 * (1 - top1) / count)
+
+
+def accuracy_errors(numbers: Mapping[str, Any], count: float) -> dict[str, float]:
+    """The error of every accuracy "top1" or "..._top1" among a result's numbers, each over `count` images, under
+    "..._standard_error"; balanced_top1, a mean over classes, has none."""
+    keys = [key for key in numbers if key == "top1" or (key.endswith("_top1") and key != "balanced_top1")]
+    return {f"{key}_standard_error": accuracy_error(numbers[key], count) for key in keys}
 
 
 def bootstrap_error(

@@ -10,6 +10,7 @@ from evaluation.planted import corners, exported
 from iwm import config, run_folder
 from iwm.evaluation.tasks import efficiency
 from iwm.evaluation.tasks.classifier import AttentiveHead, MeanHead
+from iwm.evaluation.uncertainty import accuracy_error
 from iwm.runtime.drawing import save
 from iwm.runtime.errors import UserError
 from iwm.verbs.efficiency import Efficiency
@@ -82,6 +83,7 @@ def test_points_are_measured_once_and_kept(tmp_path, monkeypatch):
     }
     assert {what: point["trainable_parameters"] for what, point in points.items()} == wanted
     assert all(0 <= point["top1"] <= 1 and point["n_val"] == 80 for point in points.values())
+    assert all(point["top1_standard_error"] == accuracy_error(point["top1"], 80) for point in points.values())
     measured.clear()
     go(depths=(2,))
     assert measured == ["pretrained predictor, 2 of 2 blocks", "random predictor, 2 of 2 blocks"]

@@ -14,6 +14,7 @@ from conftest import tiny
 from evaluation.planted import corners, exported
 from iwm import config, run_folder, verbs
 from iwm.evaluation.tasks import classifier, finetune, tuning
+from iwm.evaluation.uncertainty import accuracy_error
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices
 from iwm.runtime.errors import UserError
@@ -69,6 +70,8 @@ def test_a_result_says_all_that_it_promises(run, source):
     content = json.loads(Path(found["path"]).read_text())
     wanted = {"top1", "top5", "trainable_parameters", "flops_per_image", "train_images_per_second", "chosen", "tried"}
     assert wanted | {"random_encoder_top1", "raw_pixels_top1"} <= set(content)
+    for top1 in ("top1", "random_encoder_top1", "raw_pixels_top1"):
+        assert content[f"{top1}_standard_error"] == accuracy_error(content[top1], content["n_val"])
     assert content["augmentation"] == "none"
     assert Classification(views=3).augmentation == "3 views of an image, drawn once"
     timm = Classification(views=0, augment="timm", schedule=Schedule(mixup=0.8))

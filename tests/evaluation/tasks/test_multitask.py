@@ -114,6 +114,7 @@ def test_a_result_says_all_that_it_promises(run, sources):
     for name, classes in (("equal", 2), ("where", 4)):
         task = content["tasks"][name]
         assert {"top1", "top5", "single_task_top1", "single_task_top5", "chance"} <= set(task)
+        assert {"top1_standard_error", "single_task_top1_standard_error"} <= set(task)
         assert {"single_task_equal_updates_top1", "single_task_equal_updates_chosen"} <= set(task)
         assert task["chance"] == 1 / classes == 1 / len(task["classes"])
     for key in ("top1", "single_task_top1", "single_task_equal_updates_top1"):

@@ -26,7 +26,7 @@ from iwm.evaluation.tasks.finetune import ClassificationWork
 from iwm.evaluation.tasks.fitting import scores
 from iwm.evaluation.tasks.probes import facts_of_source, open_labelled
 from iwm.evaluation.tasks.tuning import training_of
-from iwm.evaluation.uncertainty import accuracy_error
+from iwm.evaluation.uncertainty import accuracy_error, accuracy_errors
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import read_result
 from iwm.runtime import sharing
@@ -147,6 +147,7 @@ def _measure(model: ImageWorldModel, task: ClassificationWork, point: Point) -> 
         "what": point.what,
         "family": point.family,
         **{name: accuracies[name] for name in ("top1", "top5", "top5_is", "balanced_top1")},
+        **accuracy_errors(accuracies, len(task.labels)),
         **{name: training[name] for name in TRAINING},
         "n_train": len(task.samples.labels),
         "n_val": len(task.labels),

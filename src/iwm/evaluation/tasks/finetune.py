@@ -31,6 +31,7 @@ from iwm.evaluation.tasks.classifier import AttentiveHead, Classifier, MeanHead,
 from iwm.evaluation.tasks.fitting import Samples, Trained, accuracy, logits_of, scores
 from iwm.evaluation.tasks.probes import open_labelled
 from iwm.evaluation.tasks.tuning import nothing_pretrained, parts_of, start_of, training_of
+from iwm.evaluation.uncertainty import accuracy_errors
 from iwm.model.encoder import PatchEncoder
 from iwm.model.vit import set_drop_path
 from iwm.model.world_model import ImageWorldModel, seen_width
@@ -41,7 +42,7 @@ from iwm.verbs.probe import ProbeSettings
 from iwm.verbs.shared import Classification
 
 SHOWN = (
-    *("top1", "top5", "balanced_top1", "random_encoder_top1", "raw_pixels_top1", "chance"),
+    *("top1", "top1_standard_error", "top5", "balanced_top1", "random_encoder_top1", "raw_pixels_top1", "chance"),
     *("trainable_parameters", "flops_per_image", "train_images_per_second", "n_train", "n_val", "augmentation"),
 )
 
@@ -61,6 +62,7 @@ def finetune(o: Finetune) -> dict[str, Any]:
         task = ClassificationWork.prepare(splits, o, size, work.session)
         ours = task.fit(model, o, start, f"finetune {o.train}")
         numbers = _numbers(task, ours) | (_baselines(task, model, splits, o) if o.baselines else {})
+        numbers |= accuracy_errors(numbers, numbers["n_val"])
         settings, variant, data = ritual.settings_of(o, Classification), "-".join(o.words), splits.train.name
         caption = f"finetuned {variant}, {data}: {numbers['top1']:.1%}"
         outcome = Outcome(

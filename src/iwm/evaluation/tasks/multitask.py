@@ -33,6 +33,7 @@ from iwm.evaluation.tasks.fitting import accuracy, cross_entropy, scores
 from iwm.evaluation.tasks.probes import facts_of_source
 from iwm.evaluation.tasks.streams import Rows, steps_of, stream
 from iwm.evaluation.tasks.tuning import grid_of, trainable_of
+from iwm.evaluation.uncertainty import accuracy_errors
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import drawing, errors, sharing
@@ -322,9 +323,10 @@ def measure(
             twin = Training(model, [task], settings, tasks, equal_updates).run()
             alone |= _numbers_alone(name, task, twin)
             twins[name].append(twin)
+        accuracies = scores(task.work.guess(classifier, task.work.test), task.work.labels) | alone
         rows[task.name] = {
-            **scores(task.work.guess(classifier, task.work.test), task.work.labels),
-            **alone,
+            **accuracies,
+            **accuracy_errors(accuracies, len(task.work.labels)),
             "n_train": len(task.work.samples.labels),
             "n_val": len(task.work.labels),
             **facts_of_source(task.splits),
@@ -332,7 +334,7 @@ def measure(
         }
     numbers = {
         "tasks": rows,
-        **{f"average_{key}": _average(rows, key) for key in AVERAGES},
+        **{f"average_{key}": sum(row[key] for row in rows.values()) / len(rows) for key in AVERAGES},
         "chosen": shared.choice,
         "tried": shared.tried,
         "at_grid_end": grid_ends(shared.choice, shared.tried),
@@ -351,10 +353,6 @@ def _numbers_alone(name: str, task: Task, twin: Tuned) -> dict[str, Any]:
     ends = grid_ends(twin.choice, twin.tried)
     numbers = {"top1": alone["top1"], "top5": alone["top5"], "chosen": twin.choice, "tried": twin.tried}
     return {f"{name}_{key}": value for key, value in {**numbers, "at_grid_end": ends}.items()}
-
-
-def _average(rows: Mapping[str, Mapping[str, Any]], key: str) -> float:
-    return sum(row[key] for row in rows.values()) / len(rows)
 
 
 def _show(content: Mapping[str, Any]) -> None:

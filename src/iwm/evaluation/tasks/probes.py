@@ -23,7 +23,7 @@ from iwm.evaluation.tasks import features, instance
 from iwm.evaluation.tasks.features import RAW_SIZES, FrozenEncoder, Labelled, RawPixels
 from iwm.evaluation.tasks.fitting import accuracy, scores
 from iwm.evaluation.tasks.probe_kinds import PROBES, Answer, FeatureProbe, probe_of
-from iwm.evaluation.uncertainty import accuracy_error
+from iwm.evaluation.uncertainty import accuracy_errors
 from iwm.run_folder import plain_name
 from iwm.runtime.console import console
 from iwm.runtime.devices import Session
@@ -207,9 +207,7 @@ def _numbers(
         numbers[f"{name}at_grid_end"] = answer.at_grid_end
     if baselines:
         numbers |= raw_pixels(splits, encoder.size, way.settings, way.session)
-    top1s = {key: value for key, value in numbers.items() if key == "top1" or key.endswith("_top1")}
-    top1s.pop("balanced_top1")  # of which this is not the error
-    return numbers | {f"{key}_standard_error": accuracy_error(top1, numbers["n_val"]) for key, top1 in top1s.items()}
+    return numbers | accuracy_errors(numbers, numbers["n_val"])
 
 
 def _numbers_beside(
