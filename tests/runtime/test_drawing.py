@@ -96,6 +96,14 @@ def test_the_probe_is_drawn_when_there_is_one_and_joined_over_the_lines_without(
     assert np.asarray(drawn.lines[0].get_ydata()).tolist() == [0.2, 0.4]
 
 
+def test_the_loss_beside_the_baselines_is_that_of_the_same_images() -> None:
+    """The training loss has spread terms and whole sources, which no baseline has; it is a line of its own."""
+    axes = figures.curves([line(step, loss=9.0, health_loss=0.5) for step in (1, 2)]).axes[0]
+    heights = {str(drawn.get_label()): np.asarray(drawn.get_ydata()).tolist() for drawn in axes.lines}
+    assert heights["this run, masked source"] == [0.5, 0.5]
+    assert heights["training batches, all terms"] == [9.0, 9.0]
+
+
 def test_the_photometric_share_is_no_part_of_the_targets() -> None:
     """It reaches 2, where shares of a whole end at 1: a chart of its own. Every instrument is in some chart."""
     panels = {panel.title: [key for key, _, _ in panel.lines] for panel in figures.PANELS}

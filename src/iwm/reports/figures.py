@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from iwm.runtime.drawing import BLUE, GREY, INK, ORANGE, blank, finite, style_axes
+from iwm.runtime.drawing import BLUE, GREY, INK, ORANGE, PALE, blank, finite, style_axes
 from iwm.runtime.errors import UserError
 
 # ---- curves --------------------------------------------------------------------------------------------------------
@@ -35,12 +35,13 @@ class Panel:
 
 PANELS = (
     Panel(
-        "Loss",
+        "Loss on the images of health",
         (
-            ("loss", "this run", BLUE),
+            ("health_loss", "this run, masked source", BLUE),
+            ("loss", "training batches, all terms", PALE),
             ("position_mean_loss", "knowing the position only", ORANGE),
             ("chance_loss", "knowing nothing of the image", ORANGE),
-            ("identity_loss", "source left as it is", GREY),
+            ("identity_loss", "whole source as it is", GREY),
         ),
         from_zero=False,
     ),

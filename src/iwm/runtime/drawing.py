@@ -22,7 +22,7 @@ from torch import Tensor
 from iwm.runtime import files
 from iwm.runtime.errors import UserError
 
-BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8A8A8A", "#222222"
+BLUE, ORANGE, GREEN, GREY, INK, PALE = "#0072B2", "#D55E00", "#009E73", "#8A8A8A", "#222222", "#56B4E9"
 DPI = 160
 
 
@@ -85,7 +85,7 @@ def grouped_bars(
     axes = figure.add_subplot()
     style_axes(axes, title)
     width = 0.84 / len(series)
-    colours = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#E69F00", "#56B4E9")
+    colours = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#E69F00", PALE)
     for number, (name, values) in enumerate(series.items()):
         places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
         heights = [finite(value) for value in values]
