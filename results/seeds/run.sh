@@ -2,7 +2,7 @@
 # What a pretrained predictor is worth beside a random one, over pretraining seeds: the equivariant, the invariant and the
 # I-JEPA-style recipe on EuroSAT's 5,000 training images, 14 passes, each seed pretrained and finetuned anew.
 #   sh results/seeds/run.sh path/to/eurosat.zip
-# One core, about 25 minutes a run; stopped and started again, it goes on where it was. SEEDS and RECIPES choose some.
+# One core, 15 to 25 minutes a run; stopped and started again, it goes on where it was. SEEDS and RECIPES choose some.
 set -eu
 eurosat=${1:?give eurosat.zip}
 here=$(dirname "$0")
