@@ -118,9 +118,14 @@ def search(
     return tried
 
 
+def best_strength(tried: Mapping[float, float]) -> float:
+    """The strength with the highest score that `search` found; of equals the first."""
+    return max(tried, key=lambda strength: tried[strength])
+
+
 def _beyond(tried: Mapping[float, float]) -> float | None:
     """The strength next to the best where that is an end, and within the limits."""
-    best = max(tried, key=lambda strength: tried[strength])
+    best = best_strength(tried)
     ends = {min(tried): best / 10, max(tried): best * 10}
     further = float(f"{ends[best]:.6g}") if best in ends else None  # 1e-06, not 1.0000000000000002e-06
     return further if further is not None and LEAST <= further <= MOST else None
@@ -172,4 +177,4 @@ class RidgeSums:
         """The solution at the strength with the least error on the rows that are held, of the grid and beyond
         (`search`)."""
         tried = search(grid, lambda strengths: [-held.error(*self.solve(l2)) for l2 in strengths])
-        return self.solve(max(tried, key=lambda l2: tried[l2]))
+        return self.solve(best_strength(tried))

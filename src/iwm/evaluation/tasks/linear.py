@@ -17,7 +17,7 @@ from torch import Tensor
 
 from iwm.data.splits import tenth_of_each_class, tenth_of_rows
 from iwm.evaluation.grids import best_of, grid_ends
-from iwm.runtime.algebra import ridge, search, standardisation
+from iwm.runtime.algebra import best_strength, ridge, search, standardisation
 
 
 def full_precision() -> torch.autocast:
@@ -231,6 +231,6 @@ def choose_ridge(values: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], see
         return float((fit_ridge(values[rest], wanted[rest], l2).logits(values[tenth]) - wanted[tenth]).square().mean())
 
     tried = search(RIDGE_GRID, lambda strengths: [-error(l2) for l2 in strengths])
-    best = max(tried, key=lambda l2: tried[l2])
+    best = best_strength(tried)
     ends = grid_ends({"l2": best}, [{"l2": l2} for l2 in tried])
     return replace(fit_ridge(values, wanted, best), at_grid_end=ends)
