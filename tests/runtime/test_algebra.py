@@ -74,6 +74,18 @@ def test_ridge_is_scikit_learns():
     np.testing.assert_allclose(bias, known.intercept_, atol=1e-12)
 
 
+@pytest.mark.parametrize("count", [8, 30])  # fewer rows than the 12 inputs, and more
+def test_leaving_a_row_out_is_a_fit_without_it(count):
+    generator = np.random.default_rng(count)
+    inputs, wanted = generator.normal(size=(count, 12)), generator.normal(size=(count, 3))
+    inputs -= inputs.mean(0)
+    found = algebra.left_out(torch.from_numpy(inputs), torch.from_numpy(wanted), 0.1).numpy()
+    for row in range(count):
+        others = np.delete(np.arange(count), row)
+        without = Ridge(alpha=0.1 * count).fit(inputs[others], wanted[others])
+        np.testing.assert_allclose(found[row], without.predict(inputs[[row]])[0], rtol=1e-9)
+
+
 def test_ridge_of_sums_is_scikit_learns_on_standardised_inputs():
     """Batch by batch, with features of very different scales, one constant and one far from 0."""
     generator = np.random.default_rng(0)

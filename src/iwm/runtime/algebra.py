@@ -91,6 +91,20 @@ def ridge(
     return _solve(inputs.T @ inputs / len(inputs), inputs.T @ (wanted - middle) / len(inputs), l2), middle
 
 
+def left_out(inputs: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], l2: float) -> Float[Tensor, "n k"]:
+    """For every row what `ridge` predicts when it is fitted to all the others, with a penalty l2 n / (n - 1).
+
+    No fit is repeated: the residual of row i is that of the fit to all over 1 - h_i, where h_i = 1/n + z_i^T (Z^T Z + n
+    l2 I)^-1 z_i is the row's leverage (Allen 1974, PRESS). The inputs must have mean 0 and stay standardised as they
+    are.
+    """
+    weight, middle = ridge(inputs, wanted, l2)
+    inverse = _solve(inputs.T @ inputs / len(inputs), inputs.T, l2).T
+    leverage = (1 + (inputs * inverse).sum(1)) / len(inputs)
+    residual = wanted - middle - inputs @ weight
+    return wanted - residual / (1 - leverage).clamp_min(1e-12)[:, None]
+
+
 def _solve(curvature: Float[Tensor, "d d"], slope: Float[Tensor, "d k"], l2: float) -> Float[Tensor, "d k"]:
     """The normal equations of ridge regression; writes into `curvature`."""
     curvature.diagonal().add_(l2)
