@@ -53,7 +53,7 @@ def test_an_empty_gallery_is_an_error() -> None:
         gallery.gallery(images[:0], views, masks, SPACE, GRID)
 
 
-def line(step: int, **values: float | None) -> dict[str, Any]:
+def line(step: int, **values: float | None | list[float]) -> dict[str, Any]:
     usual = {"loss": 0.5, "position_mean_loss": 0.9, "identity_loss": 0.4, "rankme": 20.0, "lr": 1e-3, "ema": 0.99}
     usual |= {"target_pixel_r2": 0.7, "target_position_share": 0.3, "photometric_share": 1.6, "target_rankme": 9.0}
     usual |= {"action_slope": 0.5, "action_correlation": -0.1}
@@ -110,9 +110,21 @@ def test_the_photometric_share_is_no_part_of_the_targets() -> None:
     (share,) = [keys for keys in panels.values() if "photometric_share" in keys]
     assert share == ["photometric_share", "photometric_share_last"]
     drawn = {key for keys in panels.values() for key in keys}
-    assert drawn >= {"target_rankme", "target_pixel_r2", "target_position_share", "action_slope", "action_correlation"}
+    assert drawn >= {"target_rankme", "target_pixel_r2", "target_pixel_r2_blocks", "target_position_share"}
+    assert drawn >= {"action_slope", "action_correlation"}
     (axes,) = [axes for axes in figures.curves([line(1), line(2)]).axes if "Photometric" in axes.get_title(loc="left")]
     assert axes.get_ylim()[1] > 1.6
+
+
+def test_what_is_measured_of_every_block_is_a_numbered_line_each() -> None:
+    """A run that was resumed with another depth, or a line without it, leaves a gap and stops nothing."""
+    lines = [line(1, target_pixel_r2_blocks=[0.9, 0.4]), line(2), line(3, target_pixel_r2_blocks=[0.8, math.nan, 0.1])]
+    (axes,) = [axes for axes in figures.curves(lines).axes if "predictable" in axes.get_title(loc="left")]
+    drawn = {str(each.get_label()): np.asarray(each.get_ydata()).tolist() for each in axes.lines}
+    assert drawn["block 1, 2..."] == [0.9, 0.8]
+    blocks = [np.asarray(each.get_ydata()) for each in axes.lines if each.get_color() == drawing.PALE]
+    np.testing.assert_array_equal(blocks, [[0.9, 0.8], [0.4, math.nan], [math.nan, 0.1]])
+    assert [text.get_text() for text in axes.texts] == ["1", "2", "3"]
 
 
 def test_no_lines_is_an_error() -> None:

@@ -26,7 +26,7 @@ class Panel:
 
     title: str
     lines: tuple[tuple[str, str, str], ...]
-    """(key in metrics.jsonl, name in the legend, colour)."""
+    """(key in metrics.jsonl, name in the legend, colour); of a metric with several values each is a line, numbered."""
     guide: float | None = None
     """A level worth a thin line."""
     from_zero: bool = True
@@ -51,8 +51,9 @@ PANELS = (
     Panel(
         "Targets predictable from... (R2)",
         (
-            ("target_pixel_r2", "own pixels and position", BLUE),
-            ("target_position_share", "position alone", ORANGE),
+            ("target_pixel_r2", "pixels, position", BLUE),
+            ("target_position_share", "position", ORANGE),
+            ("target_pixel_r2_blocks", "block 1, 2...", PALE),
         ),
     ),
     Panel(
@@ -61,7 +62,7 @@ PANELS = (
     ),
     Panel("Action sensitivity (1 = moves as far as truth)", (("action_sensitivity", "", BLUE),), 1.0),
     Panel(
-        "Predicted on true change (1 = the whole of it)",
+        "Predicted on true change (1 = all)",
         (("action_slope", "slope", BLUE), ("action_correlation", "correlation", ORANGE)),
         1.0,
     ),
@@ -103,22 +104,35 @@ def curves(lines: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+SMALL = {"fontsize": 7, "color": INK, "va": "center"}
+
+
+def _numbers(lines: Sequence[dict[str, Any]], key: str) -> list[Float[np.ndarray, " l"]]:
+    """A metric's values along the run, NaN where it is missing; of one with several values a row for each."""
+    found = [line[key] if isinstance(line.get(key), list) else [line.get(key)] for line in lines]
+    count = max(map(len, found))
+    return [np.array([finite(row[i] if i < len(row) else None) for row in found]) for i in range(count)]
+
+
 def _draw(axes: Axes, panel: Panel, lines: Sequence[dict[str, Any]], steps: Float[np.ndarray, " l"]) -> None:
     """One chart in the common style."""
     style_axes(axes, panel.title)
     shown: list[np.ndarray] = []
     for key, name, colour in panel.lines:
-        values = np.array([finite(line.get(key)) for line in lines])
-        known = np.isfinite(values) & np.isfinite(steps)
-        if not known.any():
-            continue
         # A metric logged on few lines (the probe) is joined over the others; a non-finite one shows as a gap.
         logged = np.array([key in line for line in lines])
-        marker = "o" if known.sum() < 25 else ""
-        axes.plot(
-            steps[logged], values[logged], color=colour, linewidth=1.6, marker=marker, markersize=3, label=name or None
-        )
-        shown.append(values[known])
+        several = _numbers(lines, key)
+        for number, values in enumerate(several):
+            known = np.isfinite(values) & np.isfinite(steps)
+            if not known.any():
+                continue
+            style = {"marker": "o" if known.sum() < 25 else "", "markersize": 3, "linewidth": 1.6}
+            label = name if name and not number else None
+            axes.plot(steps[logged], values[logged], color=colour, label=label, **style)
+            if len(several) > 1:
+                end = np.flatnonzero(known)[-1]
+                axes.annotate(str(number + 1), (steps[end], values[end]), (3, 0), textcoords="offset points", **SMALL)
+            shown.append(values[known])
     if not shown:
         axes.set_xticks([])
         axes.set_yticks([])
@@ -128,7 +142,8 @@ def _draw(axes: Axes, panel: Panel, lines: Sequence[dict[str, Any]], steps: Floa
     if everything.min() > 0 and everything.max() > 100 * everything.min() and panel is PANELS[0]:
         axes.set_yscale("log")  # a loss that exploded would flatten the rest
     elif panel.from_zero and everything.min() >= 0:
-        axes.set_ylim(0, 1.08 * max(everything.max(), panel.guide or 1e-9))
+        room = 1.2 if len(panel.lines) > 2 else 1.08  # for the legend above the lines
+        axes.set_ylim(0, room * max(everything.max(), panel.guide or 1e-9))
     if panel.guide is not None:
         axes.axhline(panel.guide, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
     # Every chart shows the whole run, from step 0, whatever is logged when.
