@@ -53,7 +53,7 @@ def test_an_empty_gallery_is_an_error() -> None:
         gallery.gallery(images[:0], views, masks, SPACE, GRID)
 
 
-def line(step: int, **values: float | None | list[float]) -> dict[str, Any]:
+def line(step: int, **values: float | list[float] | None) -> dict[str, Any]:
     usual = {"loss": 0.5, "position_mean_loss": 0.9, "identity_loss": 0.4, "rankme": 20.0, "lr": 1e-3, "ema": 0.99}
     usual |= {"target_pixel_r2": 0.7, "target_position_share": 0.3, "photometric_share": 1.6, "target_rankme": 9.0}
     usual |= {"action_slope": 0.5, "action_correlation": -0.1}

@@ -288,3 +288,21 @@ def test_end_to_end_starts_only_from_this_runs_predictor_and_these_classes(run, 
     ):
         with pytest.raises(UserError, match="does not hold a predictor trained on this run for these classes"):
             tune(run_of, data, "both", start=start)
+
+
+def test_the_trials_of_end_to_end_training_begin_from_nothing_that_knows_the_tenth(run, source, tmp_path):
+    """Labels at random can be learned by heart only: a trial that is right about the tenth has seen it."""
+    arrays = dict(np.load(source[0]))
+    images, labels = arrays["images"][:100], np.random.default_rng(0).permutation(np.arange(100) % 2)
+    np.savez(tmp_path / "by-heart.npz", images=images, labels=labels)
+    data = str(tmp_path / "by-heart.npz"), source[1]
+    long = replace(QUICK, schedule=Schedule(epochs=80, batch_size=32), lrs=(5e-3,))
+    first = tune(run, data, settings=long)["weights"]
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    known = classifier.predict(classifier.load_classifier(first), pixels, devices.CPU).argmax(1).numpy()
+    assert (known == labels).mean() > 0.95, "learned by heart"
+    brief = replace(QUICK, schedule=Schedule(epochs=1, search_epochs=1, batch_size=32), lrs=(1e-5, 2e-5))
+    both = tune(run, data, "both", settings=brief, start=first)
+    assert max(row["tenth_top1"] for row in both["tried"]) < 0.9
+    tuned = classifier.predict(classifier.load_classifier(both["weights"]), pixels, devices.CPU).argmax(1).numpy()
+    assert (tuned == labels).mean() > 0.95, "the training itself does begin there"

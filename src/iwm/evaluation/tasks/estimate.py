@@ -50,6 +50,8 @@ class Training:
     views: int
     """Pictures that the frozen encoder sees once, before; 0: it sees every image of every step; -1: their tokens are
     there."""
+    begun: int = 0
+    """Steps that come on top once: those of the predictors that the trials of `both` begin from."""
 
 
 def finetune(o: Finetune) -> dict[str, Any]:
@@ -148,7 +150,8 @@ def _training(
 
     total = steps(count, schedule.epochs) + _trials(o) * steps(_trial_rows(count, schedule), schedule.search)
     encoded = -1 if kept and not views else views
-    return Training(what, model, o, total, min(schedule.batch_size, count), copies, encoded)
+    begun = _trials(o) * steps(_trial_rows(count, schedule), schedule.search) if o.train == "both" else 0
+    return Training(what, model, o, total, min(schedule.batch_size, count), copies, encoded, begun)
 
 
 def _summary(work: Evaluation, trainings: Sequence[Training], count: int, held: int, size: int) -> dict[str, Any]:
@@ -159,7 +162,7 @@ def _summary(work: Evaluation, trainings: Sequence[Training], count: int, held: 
         "images_measured_on": held,
         "trainings": [training.what for training in trainings],
         "learning_rates_tried": sum(max(1, len(grid_of(one.settings))) * one.copies for one in trainings),
-        "steps": sum(training.steps * training.copies for training in trainings),
+        "steps": sum(training.steps * training.copies + training.begun for training in trainings),
         "images_per_step": trainings[0].batch,
         "trainable_parameters": [trainable_of(training.model) for training in trainings],
         "device": f"{work.session.device.type} in {work.session.precision}",
@@ -197,7 +200,8 @@ def _seconds(work: Evaluation, training: Training, size: int) -> float:
         logits.float().square().mean().backward()
 
     tokens_of_two = encode(2)
-    seconds = pace.measure(step, most, session.device, 2).seconds_of(training.steps * training.batch)
+    steps = training.steps + training.begun / training.copies
+    seconds = pace.measure(step, most, session.device, 2).seconds_of(round(steps * training.batch))
     if training.views > 0:
         encoder = pace.measure(encode, most, session.device, 2).seconds_of(training.views)
         return (seconds + encoder) * training.copies

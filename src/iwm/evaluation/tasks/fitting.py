@@ -337,17 +337,19 @@ def choose(
     seed: int,
     session: Session,
     title: str,
+    begin: Callable[[dict[str, Any]], Learner] | None = None,
 ) -> Trained:
     """Try every choice of the grid on nine tenths for `schedule.search` epochs, take the one that does best on the
     seeded tenth, train it anew on all images for `schedule.epochs`.
 
-    `make` builds a fresh learner, the same one for the same choice. Raises UserError when the chosen training diverges.
+    `make` builds a fresh learner, the same one for the same choice; `begin` those of the trials, where `make` starts
+    from weights that have seen the tenth. Raises UserError when the chosen training diverges.
     """
     rest, tenth = search_rows(samples, schedule, seed)
     where: dict[str, Any] = {"seed": seed, "session": session}
 
     def trial(choice: dict[str, Any], caption: str) -> float:
-        learner = make(choice)
+        learner = (begin or make)(choice)
         fit(learner, samples, rest, schedule, schedule.search, title=caption, **where)
         return samples.score(learner, tenth, session)
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iwm.evaluation.tasks import features
 from iwm.evaluation.tasks.classifier import Headed
-from iwm.evaluation.tasks.fitting import Learner, Trained, TrainingSet, choose, decay_groups
+from iwm.evaluation.tasks.fitting import Learner, Trained, TrainingSet, choose, decay_groups, fit, search_rows
 from iwm.model.encoder import Encoder, PatchEncoder
 from iwm.model.predictor import Predictor
 from iwm.model.vit import choose_attention
@@ -28,7 +28,7 @@ from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.verbs.finetune import Finetune
 from iwm.verbs.segment import Segment
-from iwm.verbs.shared import Tuning
+from iwm.verbs.shared import Continuation, Tuning
 
 Model = TypeVar("Model", bound=Headed)
 Verb = TypeVar("Verb", Finetune, Segment)
@@ -163,20 +163,33 @@ class Work(Generic[Model]):
         title: str,
     ) -> tuple[Model, Trained]:
         """Choose learning rates and train on the samples, from the weights in the folder `start` where it is given;
-        `logits` are a model's answers to a batch of the samples."""
+        `logits` are a model's answers to a batch of the samples.
+
+        Those weights have seen all samples. A trial begins from a predictor of its own instead, trained for as long as
+        the trial and without the tenth that judges it.
+        """
         initial = self.load(start).state_dict() if start else None
         latest: list[Model] = []
 
-        def make(choice: dict[str, Any]) -> Learner:
-            fresh = self.build(model, settings)
-            if initial is not None:
-                fresh.load_state_dict(initial)
+        def learner(parts: Tuning, choice: dict[str, Any], weights: dict[str, Tensor] | None) -> Learner:
+            fresh = self.build(model, parts)
+            if weights is not None:
+                fresh.load_state_dict(weights)
             choose_attention(fresh.to(self.session.device), self.session.device, self.session.precision)
             latest[:] = [fresh]
-            return Learner(fresh, partial(logits, fresh), groups_of(fresh, settings, **choice))
+            return Learner(fresh, partial(logits, fresh), groups_of(fresh, parts, **choice))
+
+        def begin(choice: dict[str, Any]) -> Learner:
+            alone = replace(cast(Continuation, settings), train="predictor", start="")
+            first = learner(alone, choice, None)
+            rest, _ = search_rows(samples, settings.schedule, settings.seed)
+            fit(first, samples, rest, settings.schedule, settings.schedule.search, **how)
+            return learner(settings, choice, first.model.state_dict())
 
         how: dict[str, Any] = {"seed": settings.seed, "session": self.session, "title": title}
-        trained = choose(make, grid_of(settings), samples, settings.schedule, **how)
+        make = partial(learner, settings, weights=initial)
+        trials = begin if start else None
+        trained = choose(make, grid_of(settings), samples, settings.schedule, begin=trials, **how)
         return latest[0], trained
 
 
