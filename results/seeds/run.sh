@@ -18,6 +18,7 @@ for seed in ${SEEDS:-0 1 2}; do
         iwm pretrain $recipe --data.source "$eurosat" --out $at --seed $seed --log-every 546 --probe-every 4 $speed
         test $recipe = ijepa-style-eurosat || once world-eurosat.json iwm world $at --data "$eurosat" $speed
         once probe-linear-layers4-eurosat.json iwm probe $at --data "$eurosat" --layers all --no-baselines $speed
+        once probe-attentive-eurosat.json iwm probe $at --data "$eurosat" --kind attentive --no-baselines $speed
         for predictor in pretrained random; do
             how=$predictor
             test $seed = 0 || how=$how-seed$seed
