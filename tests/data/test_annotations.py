@@ -118,6 +118,39 @@ def test_arrays_and_a_held_out_tenth(tmp_path):
     assert (len(splits.train), len(splits.val), splits.classes) == (20, 6, ("0", "1", "2"))
 
 
+@pytest.mark.parametrize(
+    "form", ["flat", "images/CITY", "train/images/CITY", "images/train/CITY", "zip", "labels", "beside unlabelled"]
+)
+def test_the_tenth_is_the_one_that_pretraining_leaves_alone(form, tmp_path, caplog):
+    """Whatever classes pretraining sees in the folders or the labels: no image that is asked was learned from."""
+    root, count = tmp_path / "towns", 60
+    towns = np.arange(count) % 7
+    if form == "labels":
+        root = tmp_path / "towns.npz"
+        images, masks = np.zeros((count, 4, 6, 3), dtype=np.uint8), np.stack([halves(0, 1, 4, 6)] * count)
+        np.savez(root, images=images, masks=masks, labels=towns)
+    else:
+        folders = {"flat": "{kind}", "zip": "{kind}/{town}", "images/CITY": "{kind}/{town}"}
+        folders |= {"train/images/CITY": "train/{kind}/{town}", "images/train/CITY": "{kind}/train/{town}"}
+        for number, town in enumerate(towns):
+            for kind, mode in (("images", "RGB"), ("masks", "L")):
+                folder = root / folders.get(form, "train/{kind}").format(kind=kind, town=f"town{town}")
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(halves(0, 1, 4, 6)).convert(mode).save(folder / f"{number}.png")
+        for number in range(35 * (form == "beside unlabelled")):
+            (root / "unlabeled").mkdir(exist_ok=True)
+            Image.fromarray(halves(0, 1, 4, 6)).convert("RGB").save(root / "unlabeled" / f"{number}.png")
+        root = zipped(root, tmp_path / "towns.zip", "top/") if form == "zip" else root
+    splits = annotated_splits(str(root))
+    assert "masks are left out" not in caplog.text
+    learned = open_images(str(root), "train")
+    names = {learned.path(index) for index in range(len(learned))}
+    assert len(names) > count / 2
+    assert not names & {splits.val.path(index) for index in range(len(splits.val))}
+    assert len(splits.train) + len(splits.val) == count
+    assert len(splits.val) >= 3
+
+
 def test_validation_masks_that_ask_nothing(tmp_path):
     masks = np.arange(4 * 25).reshape(4, 5, 5) % 2
     images = np.zeros((4, 5, 5, 3), dtype=np.uint8)

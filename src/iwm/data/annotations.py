@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int16, Int32, Int64, UInt8
 from torch import Tensor
 
-from iwm.data import file_index, memory, samples, sources, splits
+from iwm.data import file_index, memory, samples, sources
 from iwm.data.arrays import read_arrays
 from iwm.data.decode import BrokenImage
 from iwm.data.image_sets import Arrays, Files, ImageSet, Subset
@@ -305,7 +305,7 @@ def annotated_splits(data: str, val: str = "", *, ignore_index: int = 255, size:
         if train.names != valid.names:
             raise UserError(f"{data} and {val} name their classes differently; give both the same classes.txt.")
     elif valid is None:
-        rest, tenth = splits.hold_out_rows(len(train), train.images.name, seed=0)
+        rest, tenth = _held_out(data, train, size)
         train, valid = train.part(rest, "train"), train.part(tenth, "val")
         how = "a seeded tenth (seed 0) held out"
     shown, asked_of = Examples(train), Examples(valid)
@@ -314,3 +314,18 @@ def annotated_splits(data: str, val: str = "", *, ignore_index: int = 255, size:
     require_pixels(table, shown, asked_of)
     where = f"{train.images.name}: " if not val else ""
     return AnnotatedSplits(shown, asked_of, table.names, train.names is not None, where + how)
+
+
+def _held_out(data: str, annotated: Annotated, size: int) -> tuple[Int64[np.ndarray, " r"], Int64[np.ndarray, " t"]]:
+    """The other images and those that pretraining on the source leaves alone, whatever classes its folders or labels
+    make of it and whatever else it holds."""
+    with file_index.unsaid():  # that masks are no pictures of pretraining
+        kept = sources.open_images(data, "val", size=size)
+    names = {kept.path(index) for index in range(len(kept))}
+    unseen = np.array([annotated.images.path(index) in names for index in range(len(annotated))])
+    if unseen.all() or not unseen.any():
+        raise UserError(
+            f"'{annotated.images.name}' has too few images with masks ({len(annotated)}) to hold out those that "
+            "pretraining leaves alone; add images, or give a validation set by --val."
+        )
+    return np.flatnonzero(~unseen), np.flatnonzero(unseen)

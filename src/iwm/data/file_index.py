@@ -5,7 +5,9 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 
 from iwm.data.decode import reason
@@ -30,10 +32,23 @@ _sentences: set[str] = set()
 """Sentences that were said: a source may be opened several times."""
 
 
+_unsaid = ContextVar("unsaid", default=False)
+
+
+@contextmanager
+def unsaid() -> Iterator[None]:
+    """Open a source once more, for a question about it: what it leaves out for that is nothing a user must know."""
+    token = _unsaid.set(True)
+    try:
+        yield
+    finally:
+        _unsaid.reset(token)
+
+
 def note(source: str, sentence: str) -> None:
     """Tell the user once what is left out of a source, or read otherwise than one may think."""
     whole = f"{source}: {sentence}"
-    if whole not in _sentences:
+    if whole not in _sentences and not _unsaid.get():
         _sentences.add(whole)
         log.warning("%s", whole)
 
