@@ -54,6 +54,19 @@ def test_steps_of_a_finetuning(model, source, steps, train):
     verbs.call("finetune", model, source, train=train, **SHORT)
     raw_pixels = 0  # no steps: a closed form
     assert plan["steps"] == sum(steps) - raw_pixels
+    half = len(steps) // 2
+    assert steps[:half] == steps[half:], "the control learns for as long"
+
+
+def test_the_control_of_a_finished_start_has_its_predictor_trained_first_too(model, source, steps):
+    start = verbs.call("finetune", model, source, train="predictor", **SHORT, baselines=False)["weights"]
+    earlier = list(steps)
+    plan = plan_of("finetune", model, source, train="both", start=start, **SHORT)
+    verbs.call("finetune", model, source, train="both", start=start, **SHORT)
+    later = steps[len(earlier) :]
+    assert plan["steps"] == sum(later)
+    ours = (len(later) - len(earlier)) // 2
+    assert later[ours:] == earlier + later[:ours]
 
 
 def test_steps_of_a_figure_of_efficiency(model, source, steps):

@@ -6,7 +6,7 @@ what follows it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -63,7 +63,8 @@ def finetune(o: Finetune) -> dict[str, Any]:
         count, held = len(splits.train), len(splits.val)
         classifier = images.build(model, o, splits.classes, size)
         views = o.views * count + held if o.reuses_tokens else 0
-        training = _training(f"finetune {o.train}", classifier, o, count, 1 + o.baselines + _before(o), views)
+        training = _training(f"finetune {o.train}", classifier, o, count, _copies(o), views)
+        training = replace(training, begun=training.begun * (1 + o.baselines))
         return _summary(work, [training], count, held, size)
 
 
@@ -117,13 +118,15 @@ def segment(o: Segment) -> dict[str, Any]:
         segmenter = pixels.build(model, o, splits.classes, window)
         count, held = len(splits.train), len(splits.val)
         views = 0 if o.moves_encoder else o.views * count
-        training = _training(f"segment {o.train}", segmenter, o, count, 1 + o.baselines + _before(o), views)
+        training = _training(f"segment {o.train}", segmenter, o, count, _copies(o), views)
+        training = replace(training, begun=training.begun * (1 + o.baselines))
         return _summary(work, [training], count, held, window)
 
 
-def _before(o: Finetune | Segment) -> int:
-    """Trainings that come first: the predictor's, where encoder and predictor are trained from nothing finished."""
-    return 1 if o.train == "both" and not o.start else 0
+def _copies(o: Finetune | Segment) -> int:
+    """The training, its control, and before either of them its predictor's where all is trained end to end."""
+    both = o.train == "both"
+    return 1 + o.baselines + both * (o.baselines + (not o.start))
 
 
 def _trial_rows(count: int, schedule: Schedule) -> int:

@@ -165,11 +165,18 @@ class Work(Generic[Model]):
         """Choose learning rates and train on the samples, from the weights in the folder `start` where it is given;
         `logits` are a model's answers to a batch of the samples.
 
-        Those weights have seen all samples. A trial begins from a predictor of its own instead, trained for as long as
-        the trial and without the tenth that judges it.
+        What is trained end to end without a start, a control, has its predictor trained first, as others have. Such
+        weights have seen all samples: a trial begins from a predictor of its own instead, trained for as long as the
+        trial and without the tenth that judges it.
         """
-        initial = self.load(start).state_dict() if start else None
+        how: dict[str, Any] = {"seed": settings.seed, "session": self.session, "title": title}
         latest: list[Model] = []
+        initial = self.load(start).state_dict() if start else None
+        both = settings.train == "both"
+        alone = replace(cast(Continuation, settings), train="predictor", start="") if both else settings
+        if both and initial is None:
+            first, _ = self.train(model, alone, samples, logits, "", f"{title}, its predictor")
+            initial = first.state_dict()
 
         def learner(parts: Tuning, choice: dict[str, Any], weights: dict[str, Tensor] | None) -> Learner:
             fresh = self.build(model, parts)
@@ -180,16 +187,13 @@ class Work(Generic[Model]):
             return Learner(fresh, partial(logits, fresh), groups_of(fresh, parts, **choice))
 
         def begin(choice: dict[str, Any]) -> Learner:
-            alone = replace(cast(Continuation, settings), train="predictor", start="")
-            first = learner(alone, choice, None)
+            beginning = learner(alone, choice, None)
             rest, _ = search_rows(samples, settings.schedule, settings.seed)
-            fit(first, samples, rest, settings.schedule, settings.schedule.search, **how)
-            return learner(settings, choice, first.model.state_dict())
+            fit(beginning, samples, rest, settings.schedule, settings.schedule.search, **how)
+            return learner(settings, choice, beginning.model.state_dict())
 
-        how: dict[str, Any] = {"seed": settings.seed, "session": self.session, "title": title}
         make = partial(learner, settings, weights=initial)
-        trials = begin if start else None
-        trained = choose(make, grid_of(settings), samples, settings.schedule, begin=trials, **how)
+        trained = choose(make, grid_of(settings), samples, settings.schedule, begin=begin if both else None, **how)
         return latest[0], trained
 
 
