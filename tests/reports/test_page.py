@@ -13,8 +13,8 @@ import pytest
 from planted_runs import PROBE, WORLD, plant, tune
 from planted_runs import save as save_result
 
+from iwm.reports.finding import Finding
 from iwm.reports.page import card, render, write
-from iwm.reports.verdict import Finding
 from iwm.run_folder import RunFolder
 from iwm.runtime.drawing import Figure, save
 from iwm.runtime.errors import UserError

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from planted_runs import PROBE, WORLD, metrics, plant, save, tune
 
-from iwm.reports.verdict import Finding, headline, judge_results, judge_training
+from iwm.reports.finding import Finding
+from iwm.reports.verdict import headline, judge_results, judge_training
 from iwm.run_folder import RunFolder
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from iwm.model import weights
 from iwm.model.encoder import PatchEncoder
 from iwm.model.world_model import ImageWorldModel
-from iwm.reports.verdict import join
+from iwm.reports.finding import join
 from iwm.run_folder import find_weights, load_model
 from iwm.runtime.errors import UserError
 from iwm.verbs.export import Export

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from iwm.reports.verdict import Result, data_of, join, number, settings_of, verb_of
+from iwm.reports.finding import Result, data_of, join, number, settings_of, verb_of
 from iwm.run_folder import RunFolder, plain_name
 from iwm.runtime import fields
 from iwm.runtime.console import console, in_words, tables_are_printed

@@ -22,17 +22,8 @@ from iwm.evaluation.tasks.multitask import AVERAGES
 from iwm.evaluation.world.infer import answers_of
 from iwm.model.objectives import OBJECTIVES, PatchPrediction
 from iwm.reports import figures
-from iwm.reports.verdict import (
-    VERBS,
-    Finding,
-    Result,
-    data_of,
-    headline,
-    judge_results,
-    judge_training,
-    number,
-    verb_of,
-)
+from iwm.reports.finding import Finding, Result, data_of, number, verb_of
+from iwm.reports.verdict import VERBS, headline, judge_results, judge_training
 from iwm.run_folder import RunFolder, is_remote, settings_of_weights
 from iwm.runtime import drawing, fields, files
 from iwm.runtime.console import console, in_words

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from iwm.model.conditioning import CONDITIONINGS
-from iwm.reports.verdict import number
+from iwm.reports.finding import number
 from iwm.runtime import drawing
 from iwm.runtime.console import in_words
 from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE

@@ -12,7 +12,7 @@ import numpy as np
 
 from iwm.evaluation.uncertainty import accuracy_error, combined_error, correlation_interval, standing
 from iwm.model.conditioning import CONDITIONINGS, Conditioning
-from iwm.reports.verdict import Finding, join, number
+from iwm.reports.finding import Finding, join, number
 from iwm.sweeps.axes import LEVELS
 
 Row = Mapping[str, Any]

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iwm.reports.finding import join
 from iwm.reports.page import Picture, Rows, card, embed, png_of, render
-from iwm.reports.verdict import join
 from iwm.runtime import files
 from iwm.runtime.console import console, in_words, table
 from iwm.sweeps import figures

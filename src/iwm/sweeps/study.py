@@ -19,7 +19,8 @@ from iwm.config import LATER, Config
 from iwm.data.sources import labelled_splits, open_splits, source_identity
 from iwm.evaluation import ritual
 from iwm.model import weights
-from iwm.reports.verdict import judge_training, number
+from iwm.reports.finding import number
+from iwm.reports.verdict import judge_training
 from iwm.run_folder import RunFolder, read_result
 from iwm.runtime import devices, fields, files
 from iwm.runtime.console import console

@@ -1,0 +1,34 @@
+"""What is read of a result is a finite number or nothing, and names are found where older results have them."""
+
+import math
+from typing import Any
+
+import pytest
+
+from iwm.reports import finding
+
+
+@pytest.mark.parametrize(
+    ("value", "read"), [(3, 3.0), (0.5, 0.5), (True, None), ("0.5", None), (None, None), (math.nan, None)]
+)
+def test_only_finite_numbers_are_numbers(value: Any, read: float | None) -> None:
+    assert finding.number({"top1": value}, "top1") == read
+    assert finding.numbers({"top1": value}, {"top1": "ours", "other": "theirs"}) == (
+        {} if read is None else {"ours": read}
+    )
+
+
+def test_the_data_of_a_result_is_named_by_its_settings_where_it_says_nothing_itself() -> None:
+    assert finding.data_of({"data": "rooms", "settings": {"data": "/a/b.npz"}}) == "rooms"
+    assert finding.data_of({"settings": {"data": "/a/b.npz"}}) == "b"
+    assert finding.data_of({"settings": "broken"}) == "unknown data"
+    assert finding.verb_of({"file": "probe-linear-rooms"}) == "probe"
+
+
+def test_several_parts_are_joined_as_in_a_sentence() -> None:
+    assert [finding.join(parts) for parts in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
+        "",
+        "a",
+        "a and b",
+        "a, b and c",
+    ]
