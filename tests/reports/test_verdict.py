@@ -2,9 +2,11 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from planted_runs import PROBE, WORLD, metrics, plant, save, tune
 
@@ -212,14 +214,55 @@ def test_three_seeds_apart_by_three_errors_are_level(tmp_path: Path) -> None:
     assert "is level with a random one (50.0%): +2.0 points, over 3 seeds, 95 % interval -0.5 to +4.5" in found.sentence
 
 
+def imagined(ranks: Sequence[float], untold: Sequence[float], photos: int = 0) -> dict[str, Any]:
+    """The result of `imagine_changes`: a question of every photo, or all of one."""
+    names = [f"{place % (photos or len(ranks))}.jpg" for place in range(len(ranks))]
+    asked = [{"photo": n, "rank": a, "rank_untold": b} for n, a, b in zip(names, ranks, untold, strict=True)]
+    means = {"rank": sum(ranks) / len(ranks), "rank_untold": sum(untold) / len(ranks)}
+    named = {"file": "imagine-changes-photos", "data": "photos", "photos": photos or len(ranks)}
+    return {**named, "bank": 256, **means, "asked": asked}
+
+
 @pytest.mark.parametrize(
-    ("rank", "untold", "good"), [(3.0, 100.0, True), (140.0, 200.0, False), (60.0, 40.0, False), (None, 40.0, False)]
+    ("ranks", "untold", "good", "says"),
+    [
+        ((1, 2, 9, 3), (100, 90, 120, 110), True, "+101.2 places on no change (95 % interval +85.1 to +117.4)"),
+        ((140, 150, 130, 141), (200, 210, 205, 199), False, "-11.8 places on a guess"),
+        ((60, 50, 70, 66), (40, 30, 50, 41), False, "-21.2 places on no change"),
+        ((1, 40, 60, 170), (100, 90, 120, 110), False, "it cannot be shown that the model follows the change"),
+    ],
 )
-def test_imagined_changes_are_judged_by_the_rank_untold_and_a_guess(rank, untold, good) -> None:
-    result = {"file": "imagine-changes-photos", "data": "photos", "rank": rank, "rank_untold": untold, "bank": 256}
-    (finding,) = judge_results([result])
+def test_imagined_changes_are_judged_by_the_places_gained_over_the_photos(ranks, untold, good, says) -> None:
+    (finding,) = judge_results([imagined(ranks, untold)])
     assert finding.good is good
-    assert "128.5" in finding.sentence or rank is None
+    assert says in finding.sentence
+    assert "by a guess 128.5" in finding.sentence
+    assert f"Over {len(ranks)} photos" in finding.sentence
+
+
+def test_a_model_whose_ranks_are_noise_seldom_beats_its_controls() -> None:
+    """It has the better mean of three in one of three cases."""
+    ranks = np.random.default_rng(0).integers(1, 257, (400, 2, 6)).tolist()
+    passed = [finding.good for ours, untold in ranks for finding in judge_results([imagined(ours, untold)])]
+    assert sum(bool(good) for good in passed) < 0.05 * len(passed)
+
+
+def test_one_photo_decides_nothing_of_imagined_changes() -> None:
+    one = imagined((1, 2, 1, 3, 1, 1), (100, 90, 120, 110, 100, 100), photos=1)
+    older = {key: value for key, value in one.items() if key != "photos"}
+    for result in (one, older):
+        (finding,) = judge_results([result])
+        assert finding.good is None
+        assert "All questions are of one photo, and one photo decides nothing" in finding.sentence
+    (alike,) = judge_results([imagined((1, 2, 1, 3), (100, 90, 120, 110), photos=2)])
+    assert "Over 2 photos" in alike.sentence, "two questions of a photo are one measurement"
+
+
+def test_imagined_changes_without_finite_ranks_or_controls() -> None:
+    (finding,) = judge_results([imagined((1, 2), (3, 4)) | {"rank": None}])
+    assert finding.good is False
+    (finding,) = judge_results([imagined((1, 2), (3, 4)) | {"asked": None}])
+    assert finding.good is None
     assert judge_results([{"file": "imagine-hue-0.1-a", "rank": 3.0, "bank": 256}]) == []
 
 

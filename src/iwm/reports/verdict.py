@@ -98,7 +98,8 @@ def _beside_twin(result: Result, mrr: float, twin: float) -> tuple[str, bool | N
 
 
 def judge_imagination(result: Result) -> Finding:
-    """Ranks of the truth for single changes of some photos, against the same model told no change and a guess."""
+    """Ranks of the truth for single changes of some photos, against the same model told no change and a guess: places
+    gained, over the photos; both gains must be above 0. A single photo decides nothing."""
     title, rank = f"Imagined changes of {data_of(result)}", number(result, "rank")
     untold, bank = number(result, "rank_untold"), number(result, "bank")
     if rank is None or untold is None or not bank:
@@ -107,7 +108,36 @@ def judge_imagination(result: Result) -> Finding:
     words = f"Told the change, the model ranks the really changed photo {rank:.1f} of {bank:g} on average, 1 is right; "
     words += f"told no change {untold:.1f}, by a guess {guess:.1f}."
     bars = (("told the change", 1 / rank), ("told no change", 1 / untold), ("a guess", 1 / guess))
-    return Finding(title, rank < min(untold, guess), f"{words} Bars: one over the rank.", bars)
+    of_photos = _ranks_by_photo(result)
+    count = len(of_photos)
+    if count < 2:
+        why = "All questions are of one photo, and one photo decides nothing" if count else "No question is kept"
+        return Finding(title, None, f"{words} {why}; give several photos. Bars: one over the rank.", bars)
+    gains = {"no change": [b - a for a, b in of_photos], "a guess": [guess - a for a, _ in of_photos]}
+    means = {control: sum(values) / count for control, values in gains.items()}
+    errors = {control: seed_error(values) for control, values in gains.items()}
+    parts = []
+    for control, mean in means.items():
+        half = t_quantile(count) * errors[control]
+        parts.append(f"{mean:+.1f} places on {control} (95 % interval {mean - half:+.1f} to {mean + half:+.1f})")
+    good = all(standing(mean, 0, errors[control], seeds=count) == "above" for control, mean in means.items())
+    words += f" Over {count} photos it gains {join(parts)}, by Student's t: "
+    words += "the model follows the change." if good else "it cannot be shown that the model follows the change."
+    return Finding(title, good, f"{words} Bars: one over the rank.", bars)
+
+
+def _ranks_by_photo(result: Result) -> list[tuple[float, float]]:
+    """(rank, rank told no change) of every photo, the mean over its questions; photos in several folders may be called
+    alike, so the number of photos counts where it is known."""
+    asked = result.get("asked")
+    questions = [one for one in asked if isinstance(one, dict)] if isinstance(asked, list) else []
+    alone = number(result, "photos") == len(questions)
+    photos: dict[Any, list[tuple[float, float]]] = {}
+    for place, question in enumerate(questions):
+        rank, untold = number(question, "rank"), number(question, "rank_untold")
+        if rank is not None and untold is not None:
+            photos.setdefault(place if alone else question.get("photo"), []).append((rank, untold))
+    return [(sum(a for a, _ in each) / len(each), sum(b for _, b in each) / len(each)) for each in photos.values()]
 
 
 def _what_is_read(result: Result) -> str:
