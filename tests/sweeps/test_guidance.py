@@ -56,18 +56,24 @@ def test_correlations_are_over_the_runs_that_have_both():
     assert (found["linear"]["paper"], found["attentive"]["paper"]) == (-0.85, None)
 
 
-def test_a_planted_trade_off_is_told():
+ONE = "This is of one pretraining each; another seed may turn it round."
+
+
+def test_a_planted_trade_off_is_told_and_not_decided_by_one_pretraining_each():
     told = said(TRADE)
-    good, words = told["Invariant or equivariant?"]
-    assert good is True
-    assert "For an invariant representation take none-destructive-4x96 (linear probe 0.600" in words
-    assert "for an equivariant one take adaln-strong-4x96 (linear probe 0.400, MRR 0.800)" in words
-    assert "Take adaln-strong-4x96 (0.750)" in told["Which predictor to finetune?"][1]
-    good, words = told["How to tell the predictor the action?"]
-    assert good is True
-    assert "Take adaln: it is above feature (0.400)" in words
-    good, words = told["What goes with a high MRR?"]
-    assert good is True
+    assert {good for good, _ in told.values()} == {None}
+    assert "ake " not in " ".join(words for _, words in told.values()), "no choice is advised"
+    words = told["Invariant or equivariant?"][1]
+    assert "On these images the most invariant is none-destructive-4x96 (linear probe 0.600" in words
+    assert "the most equivariant adaln-strong-4x96 (linear probe 0.400, MRR 0.800)" in words
+    assert words.endswith(ONE)
+    words = told["Which predictor to finetune?"][1]
+    assert words.startswith("On these images adaln-strong-4x96 (0.750) is ahead of the next, adaln-destructive-4x96")
+    assert words.endswith(f"(0.700). {ONE}")
+    words = told["How to tell the predictor the action?"][1]
+    assert words.endswith(f"On these images adaln (0.500) is ahead of feature (0.400). {ONE}")
+    words = told["What goes with a high MRR?"][1]
+    assert words.endswith("All runs share a seed and test images, so this suggests and does not decide.")
     assert "Linear probe: falls with MRR (r = -0.9" in words
     assert "Finetuned predictor: rises with MRR" in words
     assert "Attentive probe: not computed (n too small: 0 runs" in words
@@ -77,9 +83,11 @@ def test_other_families_may_be_the_invariant_one_but_their_mrr_is_of_another_spa
     joint = run("none-none-none", None, 0.7, recipe="moco-demo", cell="moco-demo")
     pixels = run("adaln-destructive-9x9", 0.99, 0.3, recipe="pixel-world-demo")
     good, words = said([*TRADE, joint, pixels])["Invariant or equivariant?"]
-    assert good is True
-    assert words.startswith("For an invariant representation take moco-demo (linear probe 0.700); for an equivariant")
-    assert words.endswith("take adaln-strong-4x96 (linear probe 0.400, MRR 0.800).")
+    assert good is None
+    assert words.startswith(
+        "On these images the most invariant is moco-demo (linear probe 0.700), the most equivariant"
+    )
+    assert words.endswith(f"adaln-strong-4x96 (linear probe 0.400, MRR 0.800). {ONE}")
 
 
 def test_differences_within_noise_support_no_choice():
@@ -128,15 +136,22 @@ TITLE = "Does the dial trade MRR for the linear probe?"
 
 
 @pytest.mark.parametrize(
-    ("ends", "good"),
-    [(((0.7, 0.50), (0.4, 0.55)), True), (((0.7, 0.50), (0.6995, 0.55)), None), (((0.7, 0.50), (0.4, 0.4)), None)],
+    ("ends", "places"),
+    [
+        (((0.7, 0.50), (0.4, 0.55)), ("above", "BELOW")),
+        (((0.7, 0.50), (0.6995, 0.55)), ("above", "level with")),
+        (((0.7, 0.50), (0.4, 0.4)), ("BELOW", "BELOW")),
+    ],
 )
-def test_what_the_dial_does(ends, good):
+def test_what_the_dial_does(ends, places):
     dial = [
         run(f"adaln-destructive-{size}", *numbers, predictor="4x96", invariance=weight)
         for size, numbers, weight in zip(("4x96", "4x96i"), ends, (0.0, 3.0), strict=True)
     ]
     judged = said([*dial, run("adaln-jitter-4x96", 0.1, 0.9, invariance=0.0)])
-    assert judged[TITLE][0] is good
-    assert judged[TITLE][1].startswith("From weight 0 to 3 the linear probe goes from 0.500 to")
+    good, words = judged[TITLE]
+    assert good is None
+    assert words.startswith("From weight 0 to 3 the linear probe goes from 0.500 to")
+    assert tuple(part.split(")")[0] for part in words.split("(")[1:]) == places
+    assert words.endswith(ONE)
     assert TITLE not in said(TRADE)

@@ -47,7 +47,7 @@ def test_the_page_holds_all(tmp_path: Path):
     assert page.tags.count("img") == 3
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     for words in (
-        "For an invariant representation take",
+        "On these images the most invariant is",
         "8 of 9 runs finished",
         "photos.zip",
         "It <diverged>.",

@@ -1,5 +1,6 @@
 """What the runs of a sweep say: correlations of MRR with accuracy (paper figure 4), MRR by conditioning, difficulty and
-capacity (tables 1 and 2), and guidance in words where the numbers support it.
+capacity (tables 1 and 2), and in words which run is ahead. A sweep trains every cell once, with one seed, so nothing is
+decided: the errors here are over test images, and another pretraining may differ by more.
 
 It reads the rows of a sweep.json only, never a model or data. A row whose number is missing is left out of what needs
 that number.
@@ -32,6 +33,9 @@ PAPER_DIFFICULTY = {
     "12x384": {"jitter": 0.11, "destructive": 0.09, "strong": 0.81},
     "18x384": {"jitter": 0.25, "destructive": 0.79, "strong": 0.85},
 }
+
+ONE = "This is of one pretraining each; another seed may turn it round."
+"""Stands after whatever one cell has over another: errors over images say nothing of other pretrainings."""
 
 # ---- numbers -------------------------------------------------------------------------------------------------------
 
@@ -110,7 +114,8 @@ def columns(names: Iterable[str | None]) -> list[str]:
 
 
 def advise(runs: Sequence[Row]) -> list[Finding]:
-    """What to take for which purpose; `good` is None where the numbers do not support a choice."""
+    """Which run is ahead for which purpose. `good` is never True, for every cell is one pretraining; it is False where
+    a predictor ignores what it is told."""
     return [_which(runs), _finetuning(runs), _telling(runs), *_dial(runs), _correlated(runs)]
 
 
@@ -128,7 +133,7 @@ def error_of(run: Row, name: str) -> float:
 
 
 def _against(one: Row, other: Row, name: str) -> str:
-    """'above', 'level with' or 'BELOW', two standard errors of the difference apart."""
+    """'above', 'level with' or 'BELOW' on these images: two standard errors of the difference over them apart."""
     return standing(one[name], other[name], combined_error(error_of(one, name), error_of(other, name)))
 
 
@@ -163,7 +168,7 @@ def _which(runs: Sequence[Row]) -> Finding:
         words = (
             f"These runs show no trade-off: {invariant['cell']} has both the best linear probe "
             f"({invariant['linear']:.3f}, {lead} {runner['cell']} with {runner['linear']:.3f}) and the highest MRR "
-            f"({equivariant['mrr']:.3f})."
+            f"({equivariant['mrr']:.3f}). {ONE}"
         )
         return Finding(title, None, words, tuple(bars))
     ranked = f", MRR {invariant['mrr']:.3f}" if comparable else ""
@@ -176,8 +181,8 @@ def _which(runs: Sequence[Row]) -> Finding:
         not comparable or _against(equivariant, invariant, "mrr") == "above",
     )
     if all(apart):
-        words = f"For an invariant representation take {numbers[0]}; for an equivariant one take {numbers[1]}."
-        return Finding(title, True, words, tuple(bars))
+        words = f"On these images the most invariant is {numbers[0]}, the most equivariant {numbers[1]}. {ONE}"
+        return Finding(title, None, words, tuple(bars))
     near = join([what for differs, what in zip(apart, ("linear probe", "MRR"), strict=True) if not differs])
     words = (
         f"The numbers do not support a choice between {numbers[0]} and {numbers[1]}: in {near} they are within noise."
@@ -199,7 +204,8 @@ def _finetuning(runs: Sequence[Row]) -> Finding:
     bars = tuple((run["cell"], run["predictor_finetuning"]) for run in ranked[:4])
     numbers = f"{best['cell']} ({best['predictor_finetuning']:.3f})", f"{runner['predictor_finetuning']:.3f}"
     if _against(best, runner, "predictor_finetuning") == "above":
-        return Finding(title, True, f"Take {numbers[0]}; the next, {runner['cell']}, has {numbers[1]}.", bars)
+        words = f"On these images {numbers[0]} is ahead of the next, {runner['cell']} ({numbers[1]}). {ONE}"
+        return Finding(title, None, words, bars)
     alike = [run for run in ranked[1:] if _against(best, run, "predictor_finetuning") == "level with"]
     others = join([run["cell"] for run in alike])
     words = f"The numbers do not single one out: {numbers[0]} is level, within noise, with {others}."
@@ -226,15 +232,15 @@ def _telling(runs: Sequence[Row]) -> Finding:
                 title, False, words + "Telling it has brought nothing so far: the predictors ignore it.", bars
             )
     if len(conditioned) == 1:
-        return Finding(title, True if unconditioned else None, words + "No other way of telling was tried.", bars)
+        return Finding(title, None, f"{words}No other way of telling was tried. {ONE}", bars)
     runner = conditioned[1]
     if _against(best, runner, "mrr") == "above":
-        words += f"Take {best['conditioning']}: it is above {runner['conditioning']} ({runner['mrr']:.3f})."
-        return Finding(title, True, words, bars)
+        ahead = f"On these images {best['conditioning']} ({best['mrr']:.3f}) is ahead of {runner['conditioning']}"
+        return Finding(title, None, f"{words}{ahead} ({runner['mrr']:.3f}). {ONE}", bars)
     words += (
         f"Between {best['conditioning']} and {runner['conditioning']} ({runner['mrr']:.3f}) the numbers do not choose."
     )
-    return Finding(title, True if unconditioned else None, words, bars)
+    return Finding(title, None, f"{words} {ONE}" if unconditioned else words, bars)
 
 
 def _dial(runs: Sequence[Row]) -> list[Finding]:
@@ -248,16 +254,15 @@ def _dial(runs: Sequence[Row]) -> list[Finding]:
     linear, mrr = _against(high, low, "linear"), _against(high, low, "mrr")
     words = (
         f"From weight {low['invariance']:g} to {high['invariance']:g} the linear probe goes from {low['linear']:.3f} "
-        f"to {high['linear']:.3f} ({linear}), MRR from {low['mrr']:.3f} to {high['mrr']:.3f} ({mrr})."
+        f"to {high['linear']:.3f} ({linear}), MRR from {low['mrr']:.3f} to {high['mrr']:.3f} ({mrr}). {ONE}"
     )
-    apart = (linear, mrr) == ("above", "BELOW")
     bars = [(f"weight {run['invariance']:g} linear", run["linear"]) for run in ordered]
     bars += [(f"weight {run['invariance']:g} MRR", run["mrr"]) for run in ordered]
-    return [Finding("Does the dial trade MRR for the linear probe?", True if apart else None, words, tuple(bars))]
+    return [Finding("Does the dial trade MRR for the linear probe?", None, words, tuple(bars))]
 
 
 def _correlated(runs: Sequence[Row]) -> Finding:
-    """What a high MRR goes with."""
+    """What a high MRR goes with. The interval takes the runs for independent, which they are not."""
     parts, supported = [], False
     for name, figures in correlations(runs).items():
         called = ACCURACIES[name]
@@ -271,4 +276,6 @@ def _correlated(runs: Sequence[Row]) -> Finding:
         meaning = "rises with MRR" if low > 0 else "falls with MRR" if high < 0 else "no sign either way"
         parts.append(f"{called}: {meaning} ({numbers}).")
     words = " ".join(part[0].upper() + part[1:] for part in parts)
-    return Finding("What goes with a high MRR?", True if supported else None, words)
+    if supported:
+        words += " All runs share a seed and test images, so this suggests and does not decide."
+    return Finding("What goes with a high MRR?", None, words)

@@ -69,7 +69,8 @@ def _pictures(pngs: Mapping[str, bytes]) -> dict[str, Picture]:
             pngs["figure-4"],
             "Accuracies against MRR",
             "wide",
-            f"Bars are one standard error. Stars, other recipes, are not in r. The paper's: {PAPER}; attentive: none.",
+            "Bars are one standard error over images, not seeds. Stars, other recipes, are not in r. "
+            f"The paper's: {PAPER}; attentive: none.",
         ),
         "bars": embed(
             pngs["tables"],
