@@ -125,6 +125,7 @@ class ProbeResult(Result):
     kind: str
     top1: float
     chance: float
+    majority_top1: float | None = None
     top5: float | None = None
     balanced_top1: float | None = None
     random_encoder_top1: float | None = None

@@ -117,6 +117,7 @@ def test_a_result_says_all_that_it_promises(run, sources):
         assert {"top1_standard_error", "single_task_top1_standard_error"} <= set(task)
         assert {"single_task_equal_updates_top1", "single_task_equal_updates_chosen"} <= set(task)
         assert task["chance"] == 1 / classes == 1 / len(task["classes"])
+        assert 0 < task["majority_top1"] < 1
     for key in ("top1", "single_task_top1", "single_task_equal_updates_top1"):
         mean = np.mean([content["tasks"][name][key] for name in ("equal", "where")])
         assert content[f"average_{key}"] == pytest.approx(mean)

@@ -69,6 +69,29 @@ def test_a_probe_says_all_that_it_promises(run, source, kind):
     assert np.trace(content["confusion"]) / 160 == content["top1"]
 
 
+def unbalanced(folder: Path) -> tuple[str, str]:
+    """Of 100 named classes two occur: 30 and 10 training images, 12 and 8 test images."""
+    paths = []
+    for name, counts in (("lopsided", (30, 10)), ("lopsided-val", (12, 8))):
+        images = np.random.default_rng(sum(counts)).integers(0, 256, (sum(counts), 16, 16, 3), dtype=np.uint8)
+        labels = np.repeat([7, 3], counts)
+        np.savez(folder / f"{name}.npz", images=images, labels=labels, classes=[f"c{i}" for i in range(100)])
+        paths.append(str(folder / f"{name}.npz"))
+    return paths[0], paths[1]
+
+
+def test_chance_counts_the_classes_that_occur_and_the_most_frequent_one_stands_beside(run, tmp_path, capsys):
+    data, val = unbalanced(tmp_path)
+    found = probe(run, data, "knn", val=val, baselines=False)
+    assert (found["chance"], found["majority_top1"]) == (0.5, 0.6)
+    assert "majority_top1" not in capsys.readouterr().out, "0.6 is not half as much again as chance"
+    probes.printing("A probe", probes.SHOWN)({"top1": 0.9, "chance": 0.5, "majority_top1": 0.8})
+    words = capsys.readouterr().out
+    assert words.index("chance") < words.index("majority_top1") < words.index("0.8")
+    probes.printing("An old probe", probes.SHOWN)({"top1": 0.9, "chance": 0.5})
+    assert "majority_top1" not in capsys.readouterr().out
+
+
 def test_test_labels_have_no_say_in_what_is_chosen(run, source, tmp_path):
     first = probe(run, source[0], val=source[1])
     arrays = dict(np.load(source[1]))

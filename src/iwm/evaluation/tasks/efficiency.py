@@ -24,7 +24,7 @@ from iwm.evaluation.ritual import Evaluation, Outcome
 from iwm.evaluation.tasks import features
 from iwm.evaluation.tasks.finetune import ClassificationWork
 from iwm.evaluation.tasks.fitting import scores
-from iwm.evaluation.tasks.probes import facts_of_source, open_labelled
+from iwm.evaluation.tasks.probes import facts_of_source, is_unbalanced, open_labelled
 from iwm.evaluation.tasks.tuning import training_of
 from iwm.evaluation.uncertainty import accuracy_error, accuracy_errors
 from iwm.model.world_model import ImageWorldModel
@@ -160,6 +160,8 @@ def _measure(model: ImageWorldModel, task: ClassificationWork, point: Point) -> 
 
 def _show(content: Mapping[str, Any], title: str) -> None:
     rows = [(point["what"], point["trainable_parameters"], point["top1"]) for point in content["points"]]
+    if is_unbalanced(content):
+        rows += [("chance", None, content["chance"]), ("the most frequent class", None, content["majority_top1"])]
     console.print(table(title, ["what", "trainable parameters", "top-1"], rows))
 
 

@@ -86,7 +86,7 @@ def finetune(o: Finetune) -> dict[str, Any]:
             figures={"": lambda: probes.confusion_matrix(numbers, splits.classes, caption)},
             weights=lambda folder: save_classifier(ours.model, model, folder, finetuned=settings),
         )
-        return work.conclude(outcome, ritual.printing(f"Finetuned {variant}, {data}", SHOWN))
+        return work.conclude(outcome, probes.printing(f"Finetuned {variant}, {data}", SHOWN))
 
 
 def _numbers(task: "ClassificationWork", ours: "Finetuning") -> dict[str, Any]:

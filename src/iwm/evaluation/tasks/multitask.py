@@ -30,7 +30,7 @@ from iwm.evaluation.tasks import features, fitting
 from iwm.evaluation.tasks.classifier import Classifier, save_tasks
 from iwm.evaluation.tasks.finetune import ClassificationWork
 from iwm.evaluation.tasks.fitting import accuracy, cross_entropy, scores
-from iwm.evaluation.tasks.probes import facts_of_source
+from iwm.evaluation.tasks.probes import facts_of_source, is_unbalanced
 from iwm.evaluation.tasks.streams import Rows, steps_of, stream
 from iwm.evaluation.tasks.tuning import grid_of, trainable_of
 from iwm.evaluation.uncertainty import accuracy_errors
@@ -334,7 +334,7 @@ def measure(
         }
     numbers = {
         "tasks": rows,
-        **{f"average_{key}": sum(row[key] for row in rows.values()) / len(rows) for key in AVERAGES},
+        **{f"average_{k}": sum(row[k] for row in rows.values()) / len(rows) for k in (*AVERAGES, "majority_top1")},
         "chosen": shared.choice,
         "tried": shared.tried,
         "at_grid_end": grid_ends(shared.choice, shared.tried),
@@ -358,12 +358,13 @@ def _numbers_alone(name: str, task: Task, twin: Tuned) -> dict[str, Any]:
 def _show(content: Mapping[str, Any]) -> None:
     """Print a row a task, then the totals."""
     more = ("top5", "n_train", "n_val")
+    averages = [*AVERAGES, *["majority_top1"] * any(is_unbalanced(task) for task in content["tasks"].values())]
     rows = [
-        [name, len(task["classes"]), *(task[key] for key in (*AVERAGES, *more))]
+        [name, len(task["classes"]), *(task[key] for key in (*averages, *more))]
         for name, task in content["tasks"].items()
     ]
-    rows.append(["average", None, *(content[f"average_{key}"] for key in AVERAGES), *(None for _ in more)])
-    columns = ["task", "classes", *AVERAGES, *more]
+    rows.append(["average", None, *(content[f"average_{key}"] for key in averages), *(None for _ in more)])
+    columns = ["task", "classes", *averages, *more]
     title = f"One {content['predictor']} predictor, {len(content['tasks'])} tasks"
     console.print(table(title, columns, rows))
     cost = ("trainable_parameters", "single_task_trainable_parameters")

@@ -5,7 +5,7 @@ small set on several (`linear.tenths_of`), and then fitted to all of them; the t
 end. `probe_kinds` has the kinds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from jaxtyping import Int64
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from iwm.data.image_sets import require_labels
 from iwm.data.sources import LabelledSplits, labelled_splits
 from iwm.evaluation import ritual
 from iwm.evaluation.grids import grid_ends
@@ -49,8 +50,31 @@ def open_labelled(o: Source, size: int) -> LabelledSplits:
 
 
 def facts_of_source(splits: LabelledSplits) -> dict[str, Any]:
-    """What every result says of a labelled source."""
-    return {"data": splits.train.name, "chance": 1 / len(splits.classes), "split": splits.sentence}
+    """What every result says of a labelled source: chance among the classes that have training images, and how many
+    test images are right where always the class that is most frequent in training is said (of equals the first)."""
+    _, labels = require_labels(splits.train)
+    _, truth = require_labels(splits.val)
+    classes, counts = np.unique(labels, return_counts=True)
+    majority = float((np.asarray(truth) == classes[counts.argmax()]).mean())
+    return {
+        "data": splits.train.name,
+        "chance": 1 / len(classes),
+        "majority_top1": majority,
+        "split": splits.sentence,
+    }
+
+
+def is_unbalanced(facts: Mapping[str, Any]) -> bool:
+    """Whether the most frequent class alone exceeds chance by more than half; False for older results without it."""
+    return facts.get("majority_top1", 0.0) > 1.5 * facts["chance"]
+
+
+def printing(title: str, names: Sequence[str]) -> Callable[[Mapping[str, Any]], None]:
+    """`ritual.printing` of a result on a labelled source: the most frequent class stands beside chance where the data
+    are unbalanced."""
+    place = names.index("chance") + 1
+    beside = (*names[:place], "majority_top1", *names[place:])
+    return lambda content: ritual.printing(title, beside if is_unbalanced(content) else names)(content)
 
 
 # ---- the verb ------------------------------------------------------------------------------------------------------
@@ -136,7 +160,7 @@ def _title(kind: str, encoder: str, data: str) -> str:
 
 def _show(content: Mapping[str, Any], way: FeatureProbe) -> None:
     if way.needs_labels:
-        ritual.printing(_title(content["kind"], content["encoder"], content["data"]), SHOWN)(content)
+        printing(_title(content["kind"], content["encoder"], content["data"]), SHOWN)(content)
     else:
         instance.show(content)
     if sentence := sentence_of_draws(content):
