@@ -81,5 +81,5 @@ def test_a_ridge_whose_best_strength_is_the_weakest_says_so() -> None:
     assert exact.at_grid_end == {"l2": "lowest of 1e-08, 1e-07, 1e-06, 1e-05, 0.0001, 0.001, 0.01, 0.1, 1"}
 
 
-def test_the_attentive_probes_grid_reaches_a_hundredth() -> None:
-    assert ProbeSettings(kind="attentive").lrs == (3e-4, 1e-3, 3e-3, 1e-2)
+def test_the_attentive_probes_grid_reaches_three_hundredths() -> None:
+    assert ProbeSettings(kind="attentive").lrs == (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)

@@ -34,7 +34,7 @@ class ProbeSettings(Options):
     l2: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = L2
     """Linear: strengths of the penalty; the best on held-out tenths of train is taken. Where that is the weakest or the
     strongest, further ones are tried, from 1e-8 to 1e2, unless a grid of your own is given."""
-    lrs: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = (*LEARNING_RATES, 1e-2)
+    lrs: Suppress[Fixed[Annotated[tuple[float, ...], Positives()]]] = (*LEARNING_RATES, 1e-2, 3e-2)
     """Attentive: learning rates; the best on a tenth of train is taken."""
     schedule: Suppress[Fixed[Annotated[Schedule, arg(name="")]]] = field(default_factory=Schedule)
     """Training of the attentive probe."""
