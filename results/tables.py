@@ -534,10 +534,10 @@ def asking() -> str:
     usual = {folder.name.rpartition("-")[2]: _own(folder / "eval") for folder in sorted(SEEDS.glob("eurosat-seed*"))}
     rows = []
     for arm, name in ASKED.items():
-        asked = {seed: _own(folders[f"{arm}-{seed}"]) for seed in usual if f"{arm}-{seed}" in folders} if arm else usual
-        less = [asked[seed]["top1"] - usual[seed]["top1"] for seed in asked]
-        mean = mean_and_error([result["top1"] for result in asked.values()])
-        rows.append([name, ", ".join(map(cell, asked.values())), mean, mean_and_error(less) if arm else ""])
+        fits = {seed: _own(folders[f"{arm}-{seed}"]) for seed in usual if f"{arm}-{seed}" in folders} if arm else usual
+        less = [fits[seed]["top1"] - usual[seed]["top1"] for seed in fits]
+        mean = mean_and_error([result["top1"] for result in fits.values()])
+        rows.append([name, ", ".join(map(cell, fits.values())), mean, mean_and_error(less) if arm else ""])
     note = (
         "Each is changed alone; the first row is the finetuning over pretraining seeds: 4 epochs of 2 views, four "
         "learning rates ([task.sh](../results/seeds/task.sh)). Errors are over seeds; the 1,000 test images add ± .012 "
@@ -555,8 +555,8 @@ def _own(folder: Path) -> Result:
 
 def _tuned(folder: Path) -> dict[str, Result]:
     """The results of one pretraining, by the part that was trained."""
-    found = {result["train"]: result for path in sorted(folder.glob("*.json")) if (result := loaded(path))}
-    return found | ({"scratch": found["encoder"]} if "encoder" in found else {})
+    parts = {result["train"]: result for path in sorted(folder.glob("*.json")) if (result := loaded(path))}
+    return parts | ({"scratch": parts["encoder"]} if "encoder" in parts else {})
 
 
 def _reached(result: Result, part: str) -> float:
