@@ -98,10 +98,10 @@ def left_out(inputs: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], l2: flo
     l2 I)^-1 z_i is the row's leverage (Allen 1974, PRESS). The inputs must have mean 0 and stay standardised as they
     are.
     """
-    weight, middle = ridge(inputs, wanted, l2)
-    inverse = _solve(inputs.T @ inputs / len(inputs), inputs.T, l2).T
-    leverage = (1 + (inputs * inverse).sum(1)) / len(inputs)
-    residual = wanted - middle - inputs @ weight
+    middle = wanted.mean(dim=0)
+    solved = _solve(inputs.T @ inputs / len(inputs), inputs.T / len(inputs), l2)  # times wanted: the weight of `ridge`
+    leverage = 1 / len(inputs) + (inputs * solved.T).sum(1)
+    residual = wanted - middle - inputs @ (solved @ (wanted - middle))
     return wanted - residual / (1 - leverage).clamp_min(1e-12)[:, None]
 
 

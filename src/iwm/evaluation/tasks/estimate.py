@@ -63,8 +63,7 @@ def finetune(o: Finetune) -> dict[str, Any]:
         count, held = len(splits.train), len(splits.val)
         classifier = images.build(model, o, splits.classes, size)
         views = o.views * count + held if o.reuses_tokens else 0
-        training = _training(f"finetune {o.train}", classifier, o, count, _copies(o), views)
-        training = replace(training, begun=training.begun * (1 + o.baselines))
+        training = _with_control(f"finetune {o.train}", classifier, o, count, views)
         return _summary(work, [training], count, held, size)
 
 
@@ -118,15 +117,16 @@ def segment(o: Segment) -> dict[str, Any]:
         segmenter = pixels.build(model, o, splits.classes, window)
         count, held = len(splits.train), len(splits.val)
         views = 0 if o.moves_encoder else o.views * count
-        training = _training(f"segment {o.train}", segmenter, o, count, _copies(o), views)
-        training = replace(training, begun=training.begun * (1 + o.baselines))
+        training = _with_control(f"segment {o.train}", segmenter, o, count, views)
         return _summary(work, [training], count, held, window)
 
 
-def _copies(o: Finetune | Segment) -> int:
+def _with_control(what: str, model: Headed, o: Finetune | Segment, count: int, views: int) -> Training:
     """The training, its control, and before either of them its predictor's where all is trained end to end."""
-    both = o.train == "both"
-    return 1 + o.baselines + both * (o.baselines + (not o.start))
+    both, ends = o.train == "both", 1 + o.baselines
+    training = _training(what, model, o, count, ends + both * (o.baselines + (not o.start)), views)
+    trials = _trials(o) * _steps(o.schedule, _trial_rows(count, o.schedule), o.schedule.search)
+    return replace(training, begun=both * ends * trials)
 
 
 def _trial_rows(count: int, schedule: Schedule) -> int:
@@ -147,14 +147,14 @@ def _training(
     """One training on so many images with the trials before it; `kept` says whether tokens are, where `views` does
     not."""
     schedule = o.schedule
-
-    def steps(rows: int, epochs: int) -> int:
-        return epochs * max(1, rows // min(schedule.batch_size, rows))
-
-    total = steps(count, schedule.epochs) + _trials(o) * steps(_trial_rows(count, schedule), schedule.search)
+    total = _steps(schedule, count, schedule.epochs)
+    total += _trials(o) * _steps(schedule, _trial_rows(count, schedule), schedule.search)
     encoded = -1 if kept and not views else views
-    begun = _trials(o) * steps(_trial_rows(count, schedule), schedule.search) if o.train == "both" else 0
-    return Training(what, model, o, total, min(schedule.batch_size, count), copies, encoded, begun)
+    return Training(what, model, o, total, min(schedule.batch_size, count), copies, encoded)
+
+
+def _steps(schedule: Schedule, rows: int, epochs: int) -> int:
+    return epochs * max(1, rows // min(schedule.batch_size, rows))
 
 
 def _summary(work: Evaluation, trainings: Sequence[Training], count: int, held: int, size: int) -> dict[str, Any]:
