@@ -164,6 +164,16 @@ def test_the_verdict_on_a_probe(top1: float, good: bool, says: str) -> None:
     assert found.bars[0] == ("this encoder", top1)
 
 
+def test_a_probe_no_better_than_the_most_frequent_class_has_learned_nothing() -> None:
+    unequal = finding({**PROBE, "chance": 0.1, "majority_top1": 0.46}, "probe")
+    assert unequal.good is False
+    assert "level with the most frequent class (46.0%): the representation has learned nothing" in unequal.sentence
+    assert ("the most frequent class", 0.46) in unequal.bars
+    equal = finding({**PROBE, "chance": 0.1, "majority_top1": 0.1}, "probe")
+    assert equal.good is True
+    assert "frequent" not in equal.sentence
+
+
 def test_every_way_of_reading_the_encoder_is_judged_and_named() -> None:
     plain = PROBE | {"data": "d", "file": "probe-linear-d", "layer": 4, "depth": 4, "pooling": "mean"}
     others = [

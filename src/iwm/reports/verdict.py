@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from iwm.evaluation.tasks.probes import is_unbalanced
 from iwm.evaluation.uncertainty import (
     average_error,
     combined_error,
@@ -154,7 +155,8 @@ def _what_is_read(result: Result) -> str:
 
 
 def judge_probe(result: Result) -> Finding:
-    """A probe's accuracy against the same probe on a random encoder and on raw pixels."""
+    """A probe's accuracy against the same probe on a random encoder and on raw pixels, and, where classes are unequal,
+    against the most frequent one for every image."""
     kind = str(result.get("kind") or "").replace("knn", "kNN")
     title, top1 = f"{kind} probe{_what_is_read(result)} on {data_of(result)}".strip(), number(result, "top1")
     title = title[0].upper() + title[1:] if kind != "kNN" else title
@@ -162,14 +164,18 @@ def judge_probe(result: Result) -> Finding:
         return Finding(title, False, "The probe's accuracy is not finite.")
     names = {"raw_pixels_top1": "raw pixels", "random_encoder_top1": "a random encoder"}
     controls = numbers(result, names)
-    bars = (("this encoder", top1), *controls.items(), *numbers(result, {"chance": "chance"}).items())
+    frequent = "the most frequent class"
+    guesses = numbers(result, {"majority_top1": frequent, "chance": "chance"})
+    bars = (("this encoder", top1), *controls.items(), *guesses.items())
     ours = f"The {title[0].lower() + title[1:]} ({top1:.1%} right)"
     if not controls:
         return Finding(title, None, f"{ours} was measured without baselines, so it cannot be judged.", bars)
+    if {frequent, "chance"} <= guesses.keys() and is_unbalanced(result):
+        controls[frequent] = guesses[frequent]
     places = {name: standing(top1, value, _error(top1, value, result)) for name, value in controls.items()}
     behind = [name for name, place in places.items() if place != "above"]
     words = f"{ours} is " + join([f"{place} {name} ({controls[name]:.1%})" for name, place in places.items()])
-    if "raw pixels" in behind:
+    if "raw pixels" in behind or frequent in behind:
         words += ": the representation has learned nothing useful yet."
     elif behind:
         words += ": training has added nothing to what a random encoder already gives."
