@@ -319,3 +319,15 @@ def test_ridge_takes_the_strength_that_generalises() -> None:
     law = choose_ridge(values, values[:, :1], 0)
     assert noise.weight.norm() < 0.5 * fit_ridge(values, chance, 1e-4).weight.norm()
     assert law.weight[0, 0] == pytest.approx(float(values[:, 0].std(correction=0)), rel=0.01)
+
+
+def test_a_strength_is_chosen_on_images_none_of_whose_rows_were_learned_from():
+    """Every image has a wanted value of its own, by chance, and four rows that tell it from all others: whoever has
+    seen one row of it knows the rest, and chooses to learn by heart."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.arange(60).repeat(4)
+    values = torch.randn(60, 100, generator=generator)[image] + 0.01 * torch.randn(240, 100, generator=generator)
+    chance = torch.randn(60, 1, generator=generator)[image]
+    apart = choose_ridge(values, chance, 0, image)
+    by_row = choose_ridge(values, chance, 0)
+    assert apart.weight.norm() < 0.2 * by_row.weight.norm()

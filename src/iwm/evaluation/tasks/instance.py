@@ -214,7 +214,7 @@ def learn_actions(model: ImageWorldModel, lessons: UInt8[Tensor, "m 3 s s"], see
         changed = changed_by(reference, lessons, parameters)
         inputs.append(sharing.by_rows(seen, changed))
         wanted.append(space.difference(parameters, space.neutral(len(lessons))))
-    return choose_ridge(torch.cat(inputs), torch.cat(wanted), seed)
+    return choose_ridge(torch.cat(inputs), torch.cat(wanted), seed, torch.arange(len(lessons)).repeat(CHANGES))
 
 
 def traces(tokens: Tokens, images: UInt8[Tensor, "n 3 s s"]) -> Float[Tensor, "n f"]:

@@ -42,7 +42,8 @@ def way_back(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: int
     for part in changed.split(64):
         targets.append(model.target(part).values.float().flatten(0, 1).cpu())
         tokens.append(model.encode(part).values.float().flatten(0, 1).cpu())
-    return choose_ridge(torch.cat(targets), torch.cat(tokens), seed)
+    image = torch.arange(len(images)).repeat_interleave(sum(map(len, tokens)) // len(images))
+    return choose_ridge(torch.cat(targets), torch.cat(tokens), seed, image)
 
 
 @torch.no_grad()
