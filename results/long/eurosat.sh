@@ -1,9 +1,9 @@
 #!/bin/sh
-# EuroSAT for long: an encoder 256 wide, 60 passes of the 5,000 training images, measured on the 1,000 test images; the world
-# model with half of its views jittered, and the I-JEPA-style recipe, which has no photometry.
+# EuroSAT for long: an encoder 256 wide, 60 passes of the 5,000 training images, measured on the 1,000 test images; the
+# world model with half of its views jittered, and the I-JEPA-style recipe, which has no photometry.
 #   sh results/long/eurosat.sh path/to/eurosat.zip
-# One core, an hour each, and half an hour more for the measurements; stopped and started again, it goes on where it was. RECIPES
-# chooses one.
+# One core, an hour each, and half an hour more for the measurements; stopped and started again, it goes on where it
+# was. RECIPES chooses one.
 set -eu
 eurosat=${1:?give eurosat.zip}
 here=$(dirname "$0")

@@ -22,6 +22,7 @@ import iwm
 from iwm.actions.action_space import reference_space
 from iwm.data.loader import load_all
 from iwm.data.sources import open_images
+from iwm.evaluation.tasks.fitting import accuracy
 from iwm.evaluation.tasks.linear import choose_l2, fit_chosen
 from iwm.recipe_book import get
 from iwm.runtime import files
@@ -63,15 +64,15 @@ def measured(
     directions = (whitened @ own).float()
     classes = int(train[1].max()) + 1
 
-    def accuracy(columns: Tensor) -> float:
+    def top1(columns: Tensor) -> float:
         tried = choose_l2(seen @ columns, train[1], classes, GRID, 0, beyond=True)
         fit = fit_chosen(seen @ columns, train[1], classes, tried)
-        return round(float((fit.logits(unseen @ columns).argmax(1) == test[1]).float().mean()), 4)
+        return round(accuracy(fit.logits(unseen @ columns), test[1]), 4)
 
     return {
         "change_over_images": round(float(of_change.trace() / of_images.trace()), 4),
-        "without": {count: accuracy(directions[:, count:]) for count in WITHOUT},
-        "alone": {count: accuracy(directions[:, :count]) for count in ALONE},
+        "without": {count: top1(directions[:, count:]) for count in WITHOUT},
+        "alone": {count: top1(directions[:, :count]) for count in ALONE},
     }
 
 

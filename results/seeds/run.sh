@@ -21,7 +21,10 @@ for seed in ${SEEDS:-0 1 2}; do
     for recipe in ${RECIPES:-eurosat ijepa-style-eurosat eurosat-inv cifar10 ijepa-style-cifar10 cifar10-inv}; do
         at=runs/seeds/$recipe-seed$seed
         case $recipe in
-        *cifar10*) set=cifar10 data=$cifar10 labels="$part --val $cifar10" named=cifar10-5000 length="--optim.steps 4000 --probe-every 1" ;;
+        *cifar10*)
+            set=cifar10 data=$cifar10 labels="$part --val $cifar10" named=cifar10-5000
+            length="--optim.steps 4000 --probe-every 1"
+            ;;
         *) set=eurosat data=$eurosat labels=$eurosat named=eurosat length="--log-every 546 --probe-every 4" ;;
         esac
         iwm pretrain $recipe --data.source "$data" --out $at --seed $seed $length $speed

@@ -94,3 +94,8 @@ def standing(value: float, control: float, error: float, seeds: int = 0) -> str:
     if abs(value - control) <= (t_quantile(seeds) if seeds else 2) * error or value == control:
         return "level with"
     return "above" if value > control else "BELOW"
+
+
+def is_unbalanced(facts: Mapping[str, Any]) -> bool:
+    """Whether the most frequent class alone exceeds chance by more than half; False for older results without it."""
+    return facts.get("majority_top1", 0.0) > 1.5 * facts["chance"]

@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from iwm.evaluation.tasks.probes import is_unbalanced
 from iwm.evaluation.uncertainty import (
     average_error,
     combined_error,
     difference_error,
+    is_unbalanced,
     seed_error,
     standing,
     t_quantile,

@@ -24,9 +24,9 @@ from iwm.evaluation.ritual import Evaluation, Outcome
 from iwm.evaluation.tasks import features
 from iwm.evaluation.tasks.finetune import ClassificationWork
 from iwm.evaluation.tasks.fitting import scores
-from iwm.evaluation.tasks.probes import facts_of_source, is_unbalanced, open_labelled
+from iwm.evaluation.tasks.probes import facts_of_source, open_labelled
 from iwm.evaluation.tasks.tuning import training_of
-from iwm.evaluation.uncertainty import accuracy_error, accuracy_errors
+from iwm.evaluation.uncertainty import accuracy_error, accuracy_errors, is_unbalanced
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import read_result
 from iwm.runtime import sharing

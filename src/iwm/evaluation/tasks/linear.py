@@ -225,14 +225,14 @@ def fit_ridge(values: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], l2: fl
 def choose_ridge(
     values: Float[Tensor, "n d"], wanted: Float[Tensor, "n k"], seed: int, image: Int64[Tensor, " n"] | None = None
 ) -> Linear:
-    """Ridge regression whose strength is chosen by the squared error on a seeded tenth of the rows, from RIDGE_GRID and
-    beyond (`iwm.runtime.algebra.search`).
+    """Ridge regression whose strength is chosen by the squared error on a seeded tenth of the images, from RIDGE_GRID
+    and beyond (`iwm.runtime.algebra.search`).
 
     `image` says which of 0..m - 1 images a row is of, where images have several: all rows of one are on one side.
     """
     image = torch.arange(len(values)) if image is None else image
-    drawn = tenth_of_rows(int(image.max()) + 1, seed)
-    rest, tenth = (torch.isin(image, images).nonzero()[:, 0].to(values.device) for images in drawn)
+    sides = tenth_of_rows(int(image.max()) + 1, seed)
+    rest, tenth = (torch.isin(image, side).nonzero()[:, 0].to(values.device) for side in sides)
 
     def error(l2: float) -> float:
         return float((fit_ridge(values[rest], wanted[rest], l2).logits(values[tenth]) - wanted[tenth]).square().mean())

@@ -30,10 +30,10 @@ from iwm.evaluation.tasks import features, fitting
 from iwm.evaluation.tasks.classifier import Classifier, save_tasks
 from iwm.evaluation.tasks.finetune import ClassificationWork
 from iwm.evaluation.tasks.fitting import accuracy, cross_entropy, scores
-from iwm.evaluation.tasks.probes import facts_of_source, is_unbalanced
+from iwm.evaluation.tasks.probes import facts_of_source
 from iwm.evaluation.tasks.streams import Rows, steps_of, stream
 from iwm.evaluation.tasks.tuning import grid_of, trainable_of
-from iwm.evaluation.uncertainty import accuracy_errors
+from iwm.evaluation.uncertainty import accuracy_errors, is_unbalanced
 from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import drawing, errors, sharing

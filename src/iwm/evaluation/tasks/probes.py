@@ -24,7 +24,7 @@ from iwm.evaluation.tasks import features, instance
 from iwm.evaluation.tasks.features import RAW_SIZES, FrozenEncoder, Labelled, RawPixels
 from iwm.evaluation.tasks.fitting import accuracy, scores
 from iwm.evaluation.tasks.probe_kinds import PROBES, Answer, FeatureProbe, probe_of
-from iwm.evaluation.uncertainty import accuracy_errors
+from iwm.evaluation.uncertainty import accuracy_errors, is_unbalanced
 from iwm.run_folder import plain_name
 from iwm.runtime.console import console
 from iwm.runtime.devices import Session
@@ -62,11 +62,6 @@ def facts_of_source(splits: LabelledSplits) -> dict[str, Any]:
         "majority_top1": majority,
         "split": splits.sentence,
     }
-
-
-def is_unbalanced(facts: Mapping[str, Any]) -> bool:
-    """Whether the most frequent class alone exceeds chance by more than half; False for older results without it."""
-    return facts.get("majority_top1", 0.0) > 1.5 * facts["chance"]
 
 
 def printing(title: str, names: Sequence[str]) -> Callable[[Mapping[str, Any]], None]:
