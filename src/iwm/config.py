@@ -72,9 +72,10 @@ class Actions:
     """Range of the blur's standard deviation, pixels; None: 0.1-2.0 at 224 px down to 0.4-1.0 at 32 px."""
     jitter_order: Literal["fixed", "random"] = "fixed"
     """fixed: brightness, contrast, saturation, hue; random: one order an image, as torchvision does."""
-    clean: Literal["none", "target", "either"] = "none"
+    clean: Literal["none", "target", "either", "both"] = "none"
     """Which view is always the unchanged crop. target: the target, but for the steps of masks.whole, where the source
-    is; either: one of the two, by lot for every image."""
+    is; either: one of the two, by lot for every image; both: source and target, so that changes are those of the
+    targets in the steps of masks.whole alone."""
     source_from: Literal["crop", "target"] = "crop"
     """crop: source and target are jittered independently; target: the source is built on top of the target."""
 

@@ -136,7 +136,7 @@ def test_several_sources_share_one_target(crops, cfg):
     assert torch.equal(few.action[4:], views.action[96 + 5 : 96 + 9]), "whatever the batch and the number of sources"
 
 
-@pytest.mark.parametrize("kind", ["none", "target", "either"])
+@pytest.mark.parametrize("kind", ["none", "target", "either", "both"])
 def test_one_of_two_views_is_always_clean(crops, kind):
     """The other one, its action and the whole steps are as ever."""
     cfg = config.Actions(jitter_probability=1.0, grayscale=1.0, clean=kind)
@@ -144,7 +144,7 @@ def test_one_of_two_views_is_always_clean(crops, kind):
     usual, views = (make_views(crops, space, each, 0, 3, INDICES, "cpu", sources=2) for each in (plain, cfg))
     clean = {"source": (views.source[:96] == crops / 255), "target": (views.target == crops / 255)}
     source, target = (pixels.flatten(1).all(dim=1) for pixels in clean.values())
-    wanted = {"none": (0, 0), "target": (0, 96)}
+    wanted = {"none": (0, 0), "target": (0, 96), "both": (96, 96)}
     if kind == "either":
         assert torch.equal(source, ~target)
         assert 30 < source.sum() < 66, "by lot"

@@ -93,6 +93,7 @@ def test_nonsense_is_refused_before_anything_is_done(values, said):
             },
             r"actions\.clean target is of two views of one crop \(views\.geometry shared\); give none",
         ),
+        ({"actions": config.Actions(clean="both")}, r"in the steps of masks\.whole alone; give a share above 0"),
         ({"masks": config.Masks(sources=0)}, r"masks\.sources is 0; give 1 or more"),
         (
             {"objective": config.Objective(kind="joint"), "masks": config.Masks(sampler="none", sources=2)},

@@ -73,8 +73,8 @@ def make_views(
     With `source_from: target` (the reading of the paper's section 3; appendix A builds both from the crop) the source
     is the target changed once more, so the action is that further change backwards: minus the extra jitter, and the
     flags. With `clean` the source is the crop as it is; `cfg.clean` leaves one of the two views as it is, the same for
-    all sources. Each of several `sources` is drawn by itself; the first is the
-    one that there would be alone.
+    all sources, or without `clean` both. Each of several `sources` is drawn by itself; the first is the one that there
+    would be alone.
     """
     images, neutral = upload(crops, device).float().div_(255), space.neutral(len(indices))
     target_parameters = space.sample(seed, step, indices, "target")
@@ -83,6 +83,8 @@ def make_views(
         clean_sources = uniforms(seed, "clean view", step, indices, 1)[:, 0] < 0.5
     if cfg.clean != "none":
         target_parameters = space.unchanged(target_parameters, ~clean_sources)
+    if cfg.clean == "both":
+        clean_sources[:] = True
     target = space.apply(images, target_parameters)
     on_target = cfg.source_from == "target" and not clean
     base, reference = (target, neutral) if on_target else (images, target_parameters)

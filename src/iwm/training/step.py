@@ -130,6 +130,7 @@ class Training:
         if other is not None:
             return make_independent_views(first, other, space, s.views, s.run.seed, step, indices, device)
         clean, sources = is_whole(s.masks, step), source_count(s.masks, step)
+        clean |= step < 0 and s.actions.clean == "both"  # health is measured on changes, which no other step has
         return make_views(first, space, s.actions, s.run.seed, step, indices, device, clean=clean, sources=sources)
 
     def _views_of(self, part: Part, indices: np.ndarray, step: int) -> Views | TokenViews:

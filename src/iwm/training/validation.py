@@ -39,6 +39,8 @@ def _check_clean(settings: Config) -> None:
         raise UserError(f"actions.clean {kind} is of two views of one crop (views.geometry shared); give none.")
     if kind == "either" and settings.actions.source_from == "target":
         raise UserError("actions.source_from target changes the target once more, so no source is clean; give crop.")
+    if kind == "both" and not settings.masks.whole:
+        raise UserError("actions.clean both changes targets in the steps of masks.whole alone; give a share above 0.")
     if keeps_tokens(settings):
         raise UserError(
             f"actions.clean {kind} does not choose among views that are encoded once; give none, or encode in every "
