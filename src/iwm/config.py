@@ -198,6 +198,8 @@ class Objective:
     """Weight of VICReg's variance term on the student's context tokens, centred at each position (small data)."""
     covariance: Annotated[float, AtLeast(0)] = 0.0
     """Weight of VICReg's covariance term on the same tokens."""
+    whole_gradient: Annotated[float, Fraction()] = 1.0
+    """Share of the gradient of the steps of masks.whole that reaches the encoder; 0: they teach the predictor alone."""
     target_layers: Annotated[int, AtLeast(1)] = 1
     """Average the targets over the teacher's last blocks (1: the last block's output after the final norm)."""
     invariance_weight: Annotated[float, AtLeast(0)] = 0.0
@@ -373,6 +375,7 @@ LATER = (
     "masks.sources",
     "objective.error",
     "objective.invariance_weight",
+    "objective.whole_gradient",
     "optim.decay",
     "optim.schedule",
     "optim.steps",

@@ -100,6 +100,17 @@ def test_nonsense_is_refused_before_anything_is_done(values, said):
             r"masks\.sources share the target of a prediction of patches, objective\.kind joint is none; give 1",
         ),
         (
+            {"objective": config.Objective(whole_gradient=0.0)},
+            r"objective\.whole_gradient 0 sets the steps of masks\.whole apart from those that drop patches; give 1",
+        ),
+        (
+            {
+                "objective": config.Objective(kind="joint", whole_gradient=0.5),
+                "masks": config.Masks(sampler="none", whole=0.5),
+            },
+            r"objective\.whole_gradient 0\.5 sets the steps",
+        ),
+        (
             {"objective": config.Objective(kind="joint", variance=0.1), "masks": config.Masks(sampler="none")},
             "no part of objective.kind joint",
         ),

@@ -102,3 +102,30 @@ def test_small_images_early_in_training_have_resampled_positions(images, kind):
     torch.testing.assert_close(output.target, truth)
     terms = variance_covariance(tokens, masks.context, 6)
     torch.testing.assert_close(output.loss - output.latent, 0.5 * terms[0] + 0.1 * terms[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_whole_sources_move_the_encoder_by_a_share_and_the_predictor_in_full(images, share):
+    """objective.whole_gradient, against the gradients without it; steps that drop patches are as ever."""
+    asked, gradients, losses = config.Masks(predict="all", whole=0.5), [], []
+    for own in (1.0, share):
+        objective = config.Objective(target_norm="batch", variance=0.5, covariance=0.1, whole_gradient=own)
+        torch.manual_seed(0)
+        settings = tiny(objective=objective, masks=asked)
+        model, indices = ImageWorldModel(settings).eval(), np.arange(8)
+        model.predictor.open_gates()
+        for step in (0, 1):
+            views = make_views(images, model.space, settings.actions, 0, step, indices, "cpu", clean=step == 1)
+            model.zero_grad()
+            loss = model(views, sample_masks(asked, model.grid, 0, step, indices, "cpu")).loss
+            loss.backward()
+            losses.append(loss.item())
+            parts = (model.encoder, model.predictor)
+            gradients.append([[p.grad for p in part.parameters() if p.grad is not None] for part in parts])
+    assert losses[:2] == losses[2:]
+    for one, other in zip(gradients[0], gradients[2], strict=True):
+        torch.testing.assert_close(one, other)
+    (encoder, predictor), (held, taught) = gradients[1], gradients[3]
+    assert max(float(grad.abs().max()) for grad in encoder) > 1e-4
+    torch.testing.assert_close(held, [share * grad for grad in encoder], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(taught, predictor)

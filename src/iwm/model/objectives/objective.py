@@ -134,6 +134,12 @@ class Objective(ABC):
                 f"masks.sources share the target of a prediction of patches, objective.kind {self.name} is none; give "
                 "1."
             )
+        masks, share = self.settings.masks, self.settings.objective.whole_gradient
+        if share < 1 and (masks.sampler == "none" or not 0 < masks.whole < 1):
+            raise UserError(
+                f"objective.whole_gradient {share:g} sets the steps of masks.whole apart from those that drop patches; "
+                "give 1, or masks.whole between 0 and 1 and a masks.sampler."
+            )
         if self.settings.data.start_size and not self.any_grid:
             raise UserError(
                 f"data.start_size shows objective.kind {self.name} smaller patch grids, which it does not say it takes "

@@ -124,6 +124,7 @@ class PatchPrediction(Objective):
                 self.observe(model, views, raw)
             whole = model.target_norm(raw)
             target = joined([gather_tokens(whole, asked) for asked in masks.predicted.split(len(raw))])
+        context = self._held(context, raw.shape[1])
         # Early in training the images may be smaller (data.start_size).
         grid = None if isinstance(views, TokenViews) else model.encoder.grid_of(views.target)
         prediction = model.predictor(context, views.action, context=masks.context, queries=masks.predicted, grid=grid)
@@ -163,6 +164,11 @@ class PatchPrediction(Objective):
         whole = seen.new_zeros(len(seen), count, seen.shape[2])
         whole = whole.scatter(1, masks.context.unsqueeze(2).expand_as(seen), seen)
         return seen, gather_tokens(whole, masks.predicted), last
+
+    def _held(self, context: Float[Tensor, "b c d"], count: int) -> Float[Tensor, "b c d"]:
+        """The same tokens; where all `count` patches are seen, of their gradient only `objective.whole_gradient`."""
+        share = self.settings.objective.whole_gradient
+        return context if share == 1 or context.shape[1] < count else context.detach().lerp(context, share)
 
     def target_tokens(self, model: ModelParts, views: Views | TokenViews) -> Float[Tensor, "b n r"]:
         """`raw_target` of the target views."""
