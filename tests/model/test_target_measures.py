@@ -55,15 +55,19 @@ def test_pixels_are_those_of_the_patch_at_most_8_x_8():
 
 
 @torch.no_grad()
-def test_the_photometric_share_of_images_is_from_source_to_target():
-    """By the formula, on the same views; without any change of colours it is nothing."""
+@pytest.mark.parametrize("kind", ["none", "both"])
+def test_the_photometric_share_of_images_is_from_source_to_target(kind):
+    """By the formula, on the same views, or where training shows changes to whole sources alone on theirs; without any
+    change of colours it is nothing."""
     images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(0)
-    model = ImageWorldModel(tiny()).eval()
-    views = make_views(images, model.space, model.settings.actions, 5, 0, np.arange(20), "cpu")
+    cfg = config.Actions(clean=kind)
+    model = ImageWorldModel(tiny(actions=cfg)).eval()
+    views = make_views(images, model.space, cfg, 5, 0, np.arange(20), "cpu", clean=kind == "both")
     source, target = (model.target(part).values.double() for part in (views.source, views.target))
     off = (target - target.mean(0)).square().sum() / 19
     numbers = measures.of_images(model, images, seed=5)
+    assert numbers["photometric_share"] != 0
     assert numbers["photometric_share"] == pytest.approx(float((source - target).square().sum() / 20 / off), rel=1e-4)
     torch.manual_seed(0)
     still = ImageWorldModel(tiny(actions=config.Actions(level="jitter", jitter_probability=0.0))).eval()

@@ -56,6 +56,11 @@ class TokenViews:
         return [TokenViews(*part) for part in zip(*tensors, np.split(self.indices, parts), strict=True)]
 
 
+def clean_where_measured(cfg: config.Actions) -> bool:
+    """Whether sources are clean in views that nothing learns from: where no change would be shown otherwise."""
+    return cfg.clean == "both"
+
+
 def make_views(
     crops: UInt8[Tensor, "b 3 h w"],
     space: ActionSpace,

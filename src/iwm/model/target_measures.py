@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from iwm.actions.views import Views, make_views
+from iwm.actions.views import Views, clean_where_measured, make_views
 from iwm.data.splits import tenth_of_rows
 from iwm.model.objectives.objective import ModelParts
 from iwm.model.objectives.pixels import patches_of
@@ -91,7 +91,9 @@ def of_images(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: in
         return {}
     images = images[: min(256, max(2, MOST_TOKENS // (model.grid[0] * model.grid[1])))]
     indices = np.arange(len(images))
-    views = make_views(images, model.space, model.settings.actions, seed, 0, indices, model.device)
+    cfg = model.settings.actions
+    clean = clean_where_measured(cfg)
+    views = make_views(images, model.space, cfg, seed, 0, indices, model.device, clean=clean)
     source, target = (model.target_norm(objective.raw_target(model, part)) for part in (views.source, views.target))
     numbers = measures(model, views, target, [number for number in encoder.alike if number <= encoder.layer])
     return numbers | {"photometric_share": photometric_share(source, target)}
