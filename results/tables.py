@@ -433,7 +433,7 @@ def equal_budget() -> str:
     )
 
 
-SEEDED = {"{}": "equivariant", "ijepa-style-{}": "I-JEPA-style", "{}-inv": "invariant"}
+SEEDED = {"{}": "equivariant", "ijepa-style-{}": "I-JEPA-style", "{}-inv": "invariant", "{}-held": "encoder held"}
 """The recipes of results/seeds, of either data set, by the name that the page gives them."""
 SEEDED_ON = {
     "eurosat": (
@@ -472,8 +472,8 @@ def pretraining_seeds(size: str) -> str:
         links = ", ".join(f"[{seed}](../results/seeds/{recipe}-seed{seed}/eval)" for seed in runs)
         means = (mean_and_error([run[column] for run in runs.values() if column in run]) for column in columns)
         rows.append([names[recipe], links, *means])
-    world, ijepa, invariant = names
-    for one, other in ((world, ijepa), (invariant, ijepa), (world, invariant)):
+    world, ijepa, invariant, held = names
+    for one, other in ((world, ijepa), (invariant, ijepa), (world, invariant), (held, world), (held, ijepa)):
         if not measured[one] or not measured[other]:
             continue
         row = [f"{names[one]} minus {names[other]}", ""]
@@ -486,7 +486,9 @@ def pretraining_seeds(size: str) -> str:
         f"{trained}; predictors finetuned on the frozen encoder, all over one grid "
         "([run.sh](../results/seeds/run.sh)). Mean ± standard error over pretraining seeds (their number); differences "
         "are taken seed by seed. A 95 % interval of three seeds is 4.3 errors wide to each side, of two 12.7. Every "
-        f"number is of the same {images}. *Gain*: its own predictor minus a random one."
+        f"number is of the same {images}. *Gain*: its own predictor minus a random one. *Encoder held*: the equivariant "
+        "recipe, whose steps on whole sources, the only ones that show a change, teach the predictor alone "
+        "(`--actions.clean both --objective.whole-gradient 0`)."
     )
     return table(title, ["recipe", "seeds", *columns], rows, note)
 

@@ -3,6 +3,7 @@
 # I-JEPA-style recipe, each seed pretrained and finetuned anew. EuroSAT: 14 passes of its 5,000 training images; CIFAR-10:
 # 4,000 steps (2.6 passes of 50,000), finetuned with 5,000 labels.
 #   sh results/seeds/run.sh path/to/eurosat.zip path/to/cifar10.zip
+# A recipe with -held behind it learns changes by its predictor alone, the encoder from unchanged crops (cifar10-held).
 # One core, 15 to 30 minutes a run; stopped and started again, it goes on where it was. SEEDS and RECIPES choose some.
 set -eu
 eurosat=${1:?give eurosat.zip}
@@ -19,7 +20,8 @@ once() {
 }
 for seed in ${SEEDS:-0 1 2}; do
     for recipe in ${RECIPES:-eurosat ijepa-style-eurosat eurosat-inv cifar10 ijepa-style-cifar10 cifar10-inv}; do
-        at=runs/seeds/$recipe-seed$seed
+        at=runs/seeds/$recipe-seed$seed change=
+        case $recipe in *-held) change="--actions.clean both --objective.whole-gradient 0" ;; esac
         case $recipe in
         *cifar10*)
             set=cifar10 data=$cifar10 labels="$part --val $cifar10" named=cifar10-5000
@@ -27,7 +29,7 @@ for seed in ${SEEDS:-0 1 2}; do
             ;;
         *) set=eurosat data=$eurosat labels=$eurosat named=eurosat length="--log-every 546 --probe-every 4" ;;
         esac
-        iwm pretrain $recipe --data.source "$data" --out $at --seed $seed $length $speed
+        iwm pretrain ${recipe%-held} --data.source "$data" --out $at --seed $seed $length $change $speed
         case $recipe in ijepa-style-*) ;; *) once world-$set.json iwm world $at --data "$data" $speed ;; esac
         once probe-linear-layers4-$set.json iwm probe $at --data "$data" --layers all --no-baselines $speed
         test $set = cifar10 || once probe-attentive-$set.json iwm probe $at --data "$data" --kind attentive --no-baselines $speed
