@@ -486,8 +486,8 @@ def pretraining_seeds(size: str) -> str:
         f"{trained}; predictors finetuned on the frozen encoder, all over one grid "
         "([run.sh](../results/seeds/run.sh)). Mean ± standard error over pretraining seeds (their number); differences "
         "are taken seed by seed. A 95 % interval of three seeds is 4.3 errors wide to each side, of two 12.7. Every "
-        f"number is of the same {images}. *Gain*: its own predictor minus a random one. *Encoder held*: the equivariant "
-        "recipe, whose steps on whole sources, the only ones that show a change, teach the predictor alone "
+        f"number is of the same {images}. *Gain*: its own predictor minus a random one. *Encoder held*: the "
+        "equivariant recipe, whose steps on whole sources, the only ones that show a change, teach the predictor alone "
         "(`--actions.clean both --objective.whole-gradient 0`)."
     )
     return table(title, ["recipe", "seeds", *columns], rows, note)
