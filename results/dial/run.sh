@@ -7,11 +7,7 @@ set -eu
 eurosat=${1:?give eurosat.zip}
 here=$(dirname "$0")
 speed="--speed.threads 1"
-once() {
-    kept=$at/eval/$1
-    shift
-    test -e "$kept" || "$@"
-}
+. "$here/../once.sh"
 for seed in ${SEEDS:-0}; do
     for arm in ${ARMS:-recipe w0 w0.1 w1 w10}; do
         at=runs/dial/$arm

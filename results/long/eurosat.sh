@@ -8,11 +8,7 @@ set -eu
 eurosat=${1:?give eurosat.zip}
 here=$(dirname "$0")
 speed="--speed.threads 1"
-once() {
-    kept=$at/eval/$1
-    shift
-    test -e "$kept" || "$@"
-}
+. "$here/../once.sh"
 for recipe in ${RECIPES:-eurosat ijepa-style-eurosat}; do
     at=runs/long-$recipe
     case $recipe in

@@ -13,11 +13,7 @@ part=runs/parts/cifar10-5000.npz
 at=runs/long
 mkdir -p runs/parts
 test -e $part || python "$here/../small-data/part.py" "$cifar10" $part 5000 0
-once() {
-    kept=$at/eval/$1
-    shift
-    test -e "$kept" || "$@"
-}
+. "$here/../once.sh"
 iwm pretrain cifar10 --data.source "$cifar10" --out $at --seed 0 --encoder.width 256 --encoder.heads 8 --masks.sampler random \
     --optim.epochs 13 --log-every 200 --probe-every 2 $speed
 once world-cifar10.json iwm world $at --data "$cifar10" $speed

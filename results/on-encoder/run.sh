@@ -12,11 +12,7 @@ part=runs/parts/cifar10-5000.npz
 mkdir -p runs/parts
 test -e $part || python "$here/../small-data/part.py" "$cifar10" $part 5000 0
 
-once() { # once RESULT COMMAND...: a measurement that is already there is not made again
-    kept=$at/eval/$1
-    shift
-    test -e "$kept" || "$@"
-}
+. "$here/../once.sh"
 
 finetunings() { # finetunings DATA WORDS...: the predictor, pretrained and random, three seeds each
     data=$1

@@ -13,11 +13,7 @@ speed="--speed.threads 1"
 part=runs/parts/cifar10-5000.npz
 mkdir -p runs/parts
 test -e $part || python "$here/../small-data/part.py" "$cifar10" $part 5000 0
-once() {
-    kept=$at/eval/$1
-    shift
-    test -e "$kept" || "$@"
-}
+. "$here/../once.sh"
 for seed in ${SEEDS:-0 1 2}; do
     for recipe in ${RECIPES:-eurosat ijepa-style-eurosat eurosat-inv cifar10 ijepa-style-cifar10 cifar10-inv}; do
         at=runs/seeds/$recipe-seed$seed change=

@@ -15,11 +15,7 @@ part=runs/parts/cifar10-5000.npz
 mkdir -p runs/parts
 test -e $part || python "$here/part.py" "$cifar10" $part 5000 0
 
-once() { # once RESULT COMMAND...: a measurement that is already there is not made again
-    kept=runs/evidence/$run/eval/$1
-    shift
-    test -e "$kept" || "$@"
-}
+. "$here/../once.sh"
 
 for run in ${ONLY:-cifar10 ijepa-cifar10 cifar10-inv eurosat ijepa-eurosat eurosat-inv eurosat-dropped eurosat-jitter5 eurosat-mild ijepa-eurosat-all}; do
     at=runs/evidence/$run
