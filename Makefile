@@ -23,8 +23,8 @@ test-learning: $(TESTABLE)
 	$(VENV)/bin/python -m pytest -m learning tests/learning
 
 # The suite on the lowest versions of all dependencies that pyproject.toml allows, and on the newest there are, each in
-# an environment of its own. Both take an hour and some gigabytes; TESTS chooses fewer. Old packages call what newer ones
-# deprecate, which is no fault of ours.
+# an environment of its own. Both take an hour and some gigabytes; TESTS chooses fewer. Old packages call what newer
+# ones deprecate, which is no fault of ours.
 TESTS ?=
 test-lowest:
 	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest

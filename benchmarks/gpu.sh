@@ -2,18 +2,18 @@
 # All that needs a GPU, on a CUDA machine without network that has its own torch (2.11 or newer):
 #
 #   benchmarks/gpu.sh          every piece that is not done yet, one after another
-#   benchmarks/gpu.sh PIECE    one of: variants caches tests vit-s vit-s-compiled vit-b vit-b-compiled cifar10 world linear
-#                              finetune variants-b
+#   benchmarks/gpu.sh PIECE    one of: variants caches tests vit-s vit-s-compiled vit-b vit-b-compiled cifar10 world
+#                              linear finetune variants-b
 #   benchmarks/gpu.sh --quick  what needs no GPU, at toy size on the CPU: whether the script runs, not how fast
 #
 # `variants` comes first: in one call it says which form of a step is the quickest, and `caches` whether pictures on the
 # device pay.
 #
-# No piece takes longer than 10 minutes. A stopped one is simply started again: finished pieces are skipped, the CIFAR-10
-# run goes on from its checkpoint (call again until it says it is complete). Wheels this machine lacks and the data come from
-# benchmarks/pack.sh and lie in PACK. Everything is kept in STATE; where OUT is given, the files to read (JSON, metrics, logs
-# of failed pieces) are copied there too. Settings from outside: PACK, STATE, OUT, PYTHON, EPOCHS, BATCH, LIMIT (seconds a
-# piece).
+# No piece takes longer than 10 minutes. A stopped one is simply started again: finished pieces are skipped, the
+# CIFAR-10 run goes on from its checkpoint (call again until it says it is complete). Wheels this machine lacks and the
+# data come from benchmarks/pack.sh and lie in PACK. Everything is kept in STATE; where OUT is given, the files to read
+# (JSON, metrics, logs of failed pieces) are copied there too. Settings from outside: PACK, STATE, OUT, PYTHON, EPOCHS,
+# BATCH, LIMIT (seconds a piece).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -93,8 +93,8 @@ measure() { # measure VERB OPTIONS...: of the CIFAR-10 run, on its test images
     exec "$PYTHON" -m iwm.cli "$1" "$RUN" --data "$PACK/cifar10.zip" --speed.device cuda "${@:2}"
 }
 
-# Started by `limited` below. `piece` replaces this shell by the command itself, so that it is the command that `timeout`
-# stops and waits for: a shell would die at once and leave it saving.
+# Started by `limited` below. `piece` replaces this shell by the command itself, so that it is the command that
+# `timeout` stops and waits for: a shell would die at once and leave it saving.
 if [ "${1:-}" = --inside ]; then
     piece "$2"
     exit

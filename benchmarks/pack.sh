@@ -3,9 +3,9 @@
 #
 #   benchmarks/pack.sh DATA.zip [PACKAGE...]
 #
-# DATA.zip is a CIFAR-10 as `iwm pretrain` reads it. PACKAGE... are what the other machine lacks (by default what a common
-# PyTorch image lacks), in the versions of constraints.txt, without their dependencies; benchmarks/gpu.sh names what is
-# missing. Settings from outside: PACK, PIP, TARGET_PYTHON (3.12).
+# DATA.zip is a CIFAR-10 as `iwm pretrain` reads it. PACKAGE... are what the other machine lacks (by default what a
+# common PyTorch image lacks), in the versions of constraints.txt, without their dependencies; benchmarks/gpu.sh names
+# what is missing. Settings from outside: PACK, PIP, TARGET_PYTHON (3.12).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

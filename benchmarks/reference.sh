@@ -9,8 +9,8 @@
 # validation images are taken. A seeded `demo --quick`, 200 steps of `cifar10`, 20 steps of every other family, every
 # evaluation and every text for people, one thread, fp32 (the demo by itself takes what the processor multiplies).
 #
-# Results hold absolute paths and fingerprints of them, so all is made in the folder REFERENCE_WORK, always the same one,
-# and moved to OUT in the end, finished or not. IWM and PYTHON name the programs, by default those of the path.
+# Results hold absolute paths and fingerprints of them, so all is made in the folder REFERENCE_WORK, always the same
+# one, and moved to OUT in the end, finished or not. IWM and PYTHON name the programs, by default those of the path.
 set -euo pipefail
 out=${1:?give the folder that the results go to}
 source=${2:-sample-objects}
@@ -60,8 +60,9 @@ say doctor-demo doctor demo
 
 # ---- data ------------------------------------------------------------------------------------------------------------
 
-# all.npz: 6,400 and 600 images. small.npz: a tenth of the former and 200. two.npz: 320 and 100, whether they are bright.
-# masked.npz: 48 and 16, every pixel's class is its largest colour. a.png, b.png: an image and a brighter one of it.
+# all.npz: 6,400 and 600 images. small.npz: a tenth of the former and 200. two.npz: 320 and 100, whether they are
+# bright. masked.npz: 48 and 16, every pixel's class is its largest colour. a.png, b.png: an image and a brighter one of
+# it.
 "$PYTHON" - "$source" <<'DATA'
 import sys
 

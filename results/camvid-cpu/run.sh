@@ -1,5 +1,6 @@
 #!/bin/sh
-# Reproduces this folder's numbers: sh results/camvid-cpu/run.sh path/to/camvid.zip (367 training, 101 validation images)
+# Reproduces this folder's numbers: sh results/camvid-cpu/run.sh path/to/camvid.zip (367 training, 101 validation
+# images)
 # The run is that of results/cifar10-cpu, which has never seen a street; 160 x 120 pixels are 1,200 of its patches.
 set -eu
 data=${1:?give the path of camvid.zip}

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Reproduces this folder's numbers: sh results/cifar10-cpu/run.sh path/to/cifar10.zip
-# Stopped and started again, it goes on where it was. About 90 minutes on one core (two runs fit two cores at once): 350,000 views
-# of corrupted, masked sources, then 100,000 of which every other step's are clean and whole. The recipe now mixes them from the start.
+# Stopped and started again, it goes on where it was. About 90 minutes on one core (two runs fit two cores at once):
+# 350,000 views of corrupted, masked sources, then 100,000 of which every other step's are clean and whole. The recipe
+# now mixes them from the start.
 set -eu
 data=${1:?give the path of cifar10.zip}
 first="--optim.kind adamw --optim.lr 1.5e-3 --masks.whole 0 --speed.threads 1 --log-every 500 --save-every 500 --probe-every 2"

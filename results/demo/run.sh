@@ -1,7 +1,7 @@
 #!/bin/sh
-# Reproduces this folder's numbers: the recipe demo as `iwm demo` ran it until it had three steps (docs/demo.md; stages.png
-# is of today's) and, beside it, pretrained against random predictor over three seeds (those kept in seeds/ are of an
-# earlier demo, by AdamW).
+# Reproduces this folder's numbers: the recipe demo as `iwm demo` ran it until it had three steps (docs/demo.md;
+# stages.png is of today's) and, beside it, pretrained against random predictor over three seeds (those kept in seeds/
+# are of an earlier demo, by AdamW).
 set -eu
 iwm pretrain demo --out runs/demo-recipe
 iwm probe runs/demo-recipe --data sample-objects --kind linear

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Reproduces this folder's numbers: sh results/eurosat-cpu/run.sh path/to/eurosat.zip (5,000 training, 1,000 test images)
-# About an hour and a half on one core of a CPU. Stopped and started again, it goes on where it was.
-# Equal budget, 14 passes over the training images each: the equivariant setting and I-JEPA, with AdamW, as the recipes were then.
+# Reproduces this folder's numbers: sh results/eurosat-cpu/run.sh path/to/eurosat.zip (5,000 training, 1,000 test
+# images)
+# About an hour and a half on one core of a CPU. Stopped and started again, it goes on where it was. Equal budget, 14
+# passes over the training images each: the equivariant setting and I-JEPA, with AdamW, as the recipes were then.
 set -eu
 data=${1:?give the path of eurosat.zip}
 speed="--speed.threads 1"

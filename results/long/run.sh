@@ -1,10 +1,11 @@
 #!/bin/sh
-# What the frontier puts ahead on CIFAR-10, together and for long: a quarter of the patches seen at random (the recipe by now)
-# and an encoder 256 wide; 13 passes of the 50,000 training images, measured on the test set.
+# What the frontier puts ahead on CIFAR-10, together and for long: a quarter of the patches seen at random (the recipe
+# by now) and an encoder 256 wide; 13 passes of the 50,000 training images, measured on the test set.
 #   sh results/long/run.sh path/to/cifar10.zip
-# One core, 100 minutes, and four hours more for the measurements; stopped and started again, it goes on where it was. "half" was
-# made by hand: the run was stopped at step 7,639, its folder copied, and the copy gone on with by the same command with
-# --optim.steps 10000 in the place of --optim.epochs 13. No control has the same time: see docs/small-data.md.
+# One core, 100 minutes, and four hours more for the measurements; stopped and started again, it goes on where it was.
+# "half" was made by hand: the run was stopped at step 7,639, its folder copied, and the copy gone on with by the same
+# command with --optim.steps 10000 in the place of --optim.epochs 13. No control has the same time: see
+# docs/small-data.md.
 set -eu
 cifar10=${1:?give cifar10.zip}
 here=$(dirname "$0")

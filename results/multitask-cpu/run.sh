@@ -1,6 +1,7 @@
 #!/bin/sh
 # Reproduces this folder's numbers: sh results/multitask-cpu/run.sh path/to/cifar10.zip path/to/eurosat.zip
-# The run is that of results/cifar10-cpu; 5,000 training images of CIFAR-10, all of EuroSAT's, and the embedded objects at 32 px.
+# The run is that of results/cifar10-cpu; 5,000 training images of CIFAR-10, all of EuroSAT's, and the embedded objects
+# at 32 px.
 set -eu
 cifar10=${1:?give the path of cifar10.zip} eurosat=${2:?give the path of eurosat.zip}
 mkdir -p runs/parts

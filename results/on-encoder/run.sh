@@ -1,6 +1,6 @@
 #!/bin/sh
-# What a world model on a frozen ViT-S/14 of DINOv2 type is worth beside the encoder alone, on EuroSAT, CIFAR-10 (5,000 labels)
-# and CamVid, and how well it predicts the package's photos:
+# What a world model on a frozen ViT-S/14 of DINOv2 type is worth beside the encoder alone, on EuroSAT, CIFAR-10 (5,000
+# labels) and CamVid, and how well it predicts the package's photos:
 #   sh results/on-encoder/run.sh weights.safetensors path/to/eurosat.zip path/to/cifar10.zip path/to/camvid.zip
 # One core, two hours. Stopped and started again, it goes on where it was; ONLY="photos eurosat" does some of it.
 set -eu

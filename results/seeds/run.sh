@@ -1,6 +1,7 @@
 #!/bin/sh
-# What a pretrained predictor is worth beside a random one, over pretraining seeds: the equivariant, the invariant and the
-# I-JEPA-style recipe, each seed pretrained and finetuned anew. EuroSAT: 14 passes of its 5,000 training images; CIFAR-10:
+# What a pretrained predictor is worth beside a random one, over pretraining seeds: the equivariant, the invariant and
+# the I-JEPA-style recipe, each seed pretrained and finetuned anew. EuroSAT: 14 passes of its 5,000 training images;
+# CIFAR-10:
 # 4,000 steps (2.6 passes of 50,000), finetuned with 5,000 labels.
 #   sh results/seeds/run.sh path/to/eurosat.zip path/to/cifar10.zip
 # A recipe with -held behind it learns changes by its predictor alone, the encoder from unchanged crops (cifar10-held).

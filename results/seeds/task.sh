@@ -1,9 +1,10 @@
 #!/bin/sh
-# What a finetuned predictor should be asked (table 3 of the paper): the student's tokens instead of the EMA encoder's, random
-# actions instead of the null action, one query instead of all; each apart, over three pretraining seeds of EuroSAT's recipe.
+# What a finetuned predictor should be asked (table 3 of the paper): the student's tokens instead of the EMA encoder's,
+# random actions instead of the null action, one query instead of all; each apart, over three pretraining seeds of
+# EuroSAT's recipe.
 #   sh results/seeds/task.sh path/to/eurosat.zip
-# After run.sh, whose pretrainings it takes and whose finetuning is the fourth arm. One core, 13 minutes a seed; SEEDS chooses
-# some.
+# After run.sh, whose pretrainings it takes and whose finetuning is the fourth arm. One core, 13 minutes a seed; SEEDS
+# chooses some.
 set -eu
 eurosat=${1:?give eurosat.zip}
 here=$(dirname "$0")

@@ -1,9 +1,9 @@
 #!/bin/sh
 # What goes wrong at small scale, one change at a time: sh results/small-data/ablation.sh path/to/cifar10.zip
-# One pass over 16,000 of CIFAR-10's training images (500 steps of the cifar10 recipe, but with AdamW), measured on 4,000 others
-# of them, three seeds; 4 to 9 minutes a run on one core of a CPU. Stopped and started again, it goes on where it was;
-# VARIANTS="base dropped" SEEDS=0 does some of them. Kept here: variants with seed 0; base, paper, ijepa and muon with three,
-# no-spread with two; not large-batch and muon-low.
+# One pass over 16,000 of CIFAR-10's training images (500 steps of the cifar10 recipe, but with AdamW), measured on
+# 4,000 others of them, three seeds; 4 to 9 minutes a run on one core of a CPU. Stopped and started again, it goes on
+# where it was; VARIANTS="base dropped" SEEDS=0 does some of them. Kept here: variants with seed 0; base, paper, ijepa
+# and muon with three, no-spread with two; not large-batch and muon-low.
 set -eu
 data=${1:?give the path of cifar10.zip}
 here=$(dirname "$0")

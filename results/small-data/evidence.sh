@@ -1,11 +1,13 @@
 #!/bin/sh
-# The image world model (equivariant: cifar10, eurosat; invariant: cifar10-inv, eurosat-inv) and I-JEPA (no photometry, no action) at
-# equally many views, 350,000 of CIFAR-10 and 70,000 of EuroSAT: sh results/small-data/evidence.sh path/to/cifar10.zip path/to/eurosat.zip
-# Beside them changes of the recipe at the same length: *-dropped, *-jitter5, *-mild, *-all. Of "cifar10" also three seeds of finetuning the predictor,
-# pretrained and random, and of both equivariant runs the encoder finetuned and trained from scratch for as many views as the pretraining
-# had. One core: a CIFAR-10 run takes 75 to 100 minutes, its evaluations 20 (of "cifar10" 75, and from scratch 100); a EuroSAT run 20 and
-# 15. Stopped and started again, it goes on where it was (a measurement whose file is there is not made again);
-# ONLY="cifar10 ijepa-cifar10" does some of the runs.
+# The image world model (equivariant: cifar10, eurosat; invariant: cifar10-inv, eurosat-inv) and I-JEPA (no photometry,
+# no action) at equally many views, 350,000 of CIFAR-10 and 70,000 of EuroSAT:
+#   sh results/small-data/evidence.sh path/to/cifar10.zip path/to/eurosat.zip
+# Beside them changes of the recipe at the same length: *-dropped, *-jitter5, *-mild, *-all. Of "cifar10" also three
+# seeds of finetuning the predictor, pretrained and random, and of both equivariant runs the encoder finetuned and
+# trained from scratch for as many views as the pretraining had. One core: a CIFAR-10 run takes 75 to 100 minutes, its
+# evaluations 20 (of "cifar10" 75, and from scratch 100); a EuroSAT run 20 and 15. Stopped and started again, it goes on
+# where it was (a measurement whose file is there is not made again); ONLY="cifar10 ijepa-cifar10" does some of the
+# runs.
 set -eu
 cifar10=${1:?give the path of cifar10.zip}
 eurosat=${2:?give the path of eurosat.zip}

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Reproduces this folder's numbers: sh results/spectrum/run.sh path/to/cifar10.zip
-# About 90 minutes of one CPU core: nine image world models and one run of each other family, all on the same 20,000 images,
-# shown once. Stopped and started again, it goes on where it was. With AdamW for all, as the other families have it. The
-# committed numbers are of before 2026-11-26, when `cifar10` had masks of blocks; today it sees random patches.
+# About 90 minutes of one CPU core: nine image world models and one run of each other family, all on the same 20,000
+# images, shown once. Stopped and started again, it goes on where it was. With AdamW for all, as the other families have
+# it. The committed numbers are of before 2026-11-26, when `cifar10` had masks of blocks; today it sees random patches.
 set -eu
 data=${1:?give the path of cifar10.zip}
 iwm sweep cifar10 --data.source "$data" --out runs/spectrum --jobs "${JOBS:-2}" --speed.threads 1 \
