@@ -199,7 +199,8 @@ class Objective:
     covariance: Annotated[float, AtLeast(0)] = 0.0
     """Weight of VICReg's covariance term on the same tokens."""
     whole_gradient: Annotated[float, Fraction()] = 1.0
-    """Share of the gradient of the steps of masks.whole that reaches the encoder; 0: they teach the predictor alone."""
+    """Share of the gradient of the steps of masks.whole that reaches the encoder; 0: only the predictor learns in them,
+    the encoder does not move."""
     target_layers: Annotated[int, AtLeast(1)] = 1
     """Average the targets over the teacher's last blocks (1: the last block's output after the final norm)."""
     invariance_weight: Annotated[float, AtLeast(0)] = 0.0

@@ -44,6 +44,12 @@ CASES: dict[str, dict[str, Any]] = {
         "objective": SPREAD,
         "optim": PARTS,
     },
+    "whole sources that leave the encoder alone, muon, accumulation": {
+        "masks": config.Masks(whole=0.25, predict="all"),
+        "actions": replace(tiny().actions, clean="both"),
+        "objective": replace(SPREAD, whole_gradient=0.0),
+        "optim": replace(MUON, accumulate=2),
+    },
     "pixels": {"objective": config.Objective(kind="pixels")},
     "joint, contrastive, accumulation": {**JOINT, "optim": PARTS},
     "joint, regression": {**JOINT, "objective": REGRESSION},
@@ -52,6 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
 SHARDED = (
     *("latent, statistics and spread over ranks, accumulation", "latent, muon", "joint, contrastive, accumulation"),
     "latent, invariance of the last block",
+    "whole sources that leave the encoder alone, muon, accumulation",
 )
 PAIRS = [*(("replicated", name) for name in CASES), *(("sharded", name) for name in SHARDED)]
 GRID: dict[str, dict[str, Any]] = {

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from iwm import config
 from iwm.actions.views import make_views
@@ -127,5 +129,34 @@ def test_whole_sources_move_the_encoder_by_a_share_and_the_predictor_in_full(ima
         torch.testing.assert_close(one, other)
     (encoder, predictor), (held, taught) = gradients[1], gradients[3]
     assert max(float(grad.abs().max()) for grad in encoder) > 1e-4
-    torch.testing.assert_close(held, [share * grad for grad in encoder], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(held, [share * grad for grad in encoder if share], rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(taught, predictor)
+
+
+def test_whole_sources_leave_the_encoder_alone_where_the_predictor_says_the_change(images):
+    """predictor.residual adds the source's own tokens, which are the encoder's too."""
+    objective = config.Objective(target_norm="batch", whole_gradient=0.0)
+    asked = config.Masks(predict="visible", whole=0.5)
+    settings = tiny(objective=objective, masks=asked, predictor=config.Predictor(residual=True))
+    model, indices = ImageWorldModel(settings), np.arange(8)
+    for step, learns in ((0, True), (1, False)):
+        views = make_views(images, model.space, settings.actions, 0, step, indices, "cpu", clean=step == 1)
+        model.zero_grad()
+        model(views, sample_masks(asked, model.grid, 0, step, indices, "cpu")).loss.backward()
+        assert any(p.grad is not None and bool(p.grad.any()) for p in model.encoder.parameters()) == learns
+        assert any(p.grad is not None and bool(p.grad.any()) for p in model.predictor.parameters())
+
+
+def test_steps_that_leave_the_encoder_alone_cost_no_backward_pass_of_it(images):
+    """`step_flops` against the operations that PyTorch counts in a step on whole sources."""
+    asked, counts, stated = config.Masks(predict="all", whole=0.5), [], []
+    for share in (1.0, 0.0):
+        settings = tiny(objective=config.Objective(target_norm="batch", whole_gradient=share), masks=asked)
+        model, indices = ImageWorldModel(settings), np.arange(8)
+        views = make_views(images, model.space, settings.actions, 0, 1, indices, "cpu", clean=True)
+        masks = sample_masks(asked, model.grid, 0, 1, indices, "cpu")
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(views, masks).loss.backward()
+        counts.append(counter.get_total_flops() / len(indices))
+        stated.append(model.objective.step_flops(model.space.dim) / asked.whole)  # half of the steps are like this one
+    assert stated[0] - stated[1] == pytest.approx(counts[0] - counts[1], rel=0.05)

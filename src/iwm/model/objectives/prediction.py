@@ -34,6 +34,13 @@ def _for_sources(tokens: Float[Tensor, "b *x"], count: int) -> Float[Tensor, "s 
     return tokens if times == 1 else tokens.repeat(times, *(1 for _ in tokens.shape[1:]))
 
 
+def _with_gradient(tokens: Float[Tensor, "b n d"], share: float) -> Float[Tensor, "b n d"]:
+    """The same tokens, of whose gradient only this share reaches what made them; 0: none, not even one of zeros."""
+    if share == 1:
+        return tokens
+    return tokens.detach().lerp(tokens, share) if share else tokens.detach()
+
+
 class PatchPrediction(Objective):
     """Predict what there is at every queried patch of the target, told the action. Your own overrides `raw_target`,
     `output_width`, or `compare` (then with `squared = False` unless it is a squared error)."""
@@ -117,14 +124,16 @@ class PatchPrediction(Objective):
 
     def forward(self, model: ModelParts, views: Views | TokenViews, masks: Masks) -> Output:
         """The target is made of the whole target view, the student sees the source's context."""
-        context, start, last = self.context(model, views, masks)
         with torch.no_grad():
             raw = self.target_tokens(model, views)
             if model.training:
                 self.observe(model, views, raw)
             whole = model.target_norm(raw)
             target = joined([gather_tokens(whole, asked) for asked in masks.predicted.split(len(raw))])
-        context = self._held(context, raw.shape[1])
+        share = self.settings.objective.whole_gradient if masks.context.shape[1] == raw.shape[1] else 1.0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (share > 0 or self._is_invariant)):
+            context, start, last = self.context(model, views, masks)
+        context, start = _with_gradient(context, share), None if start is None else _with_gradient(start, share)
         # Early in training the images may be smaller (data.start_size).
         grid = None if isinstance(views, TokenViews) else model.encoder.grid_of(views.target)
         prediction = model.predictor(context, views.action, context=masks.context, queries=masks.predicted, grid=grid)
@@ -164,11 +173,6 @@ class PatchPrediction(Objective):
         whole = seen.new_zeros(len(seen), count, seen.shape[2])
         whole = whole.scatter(1, masks.context.unsqueeze(2).expand_as(seen), seen)
         return seen, gather_tokens(whole, masks.predicted), last
-
-    def _held(self, context: Float[Tensor, "b c d"], count: int) -> Float[Tensor, "b c d"]:
-        """The same tokens; where all `count` patches are seen, of their gradient only `objective.whole_gradient`."""
-        share = self.settings.objective.whole_gradient
-        return context if share == 1 or context.shape[1] < count else context.detach().lerp(context, share)
 
     def target_tokens(self, model: ModelParts, views: Views | TokenViews) -> Float[Tensor, "b n r"]:
         """`raw_target` of the target views."""
@@ -268,7 +272,8 @@ class PatchPrediction(Objective):
         def trained(context: int) -> float:
             predictor = predictor_flops(s, actions, context, queries, self.output_width)
             if not self._is_invariant:
-                return student_passes(s) * encoder_flops(s, context) + 3 * predictor
+                passes = 1.0 if context == patches and not s.objective.whole_gradient else student_passes(s)
+                return passes * encoder_flops(s, context) + 3 * predictor
             views = 2 * (student_passes(s) * encoder_flops(s, context, whole=True) + 3 * invariance.flops(s))
             return views + 3 * predictor
 
