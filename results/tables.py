@@ -5,7 +5,9 @@ without a result is left empty; a number without a file cannot get in.
 """
 
 import json
+import re
 import runpy
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean, stdev
@@ -640,7 +642,15 @@ def page() -> str:
         acting(),
         undoing(),
     ]
-    return "\n".join([INTRODUCTION, *filter(None, parts)])
+    return "\n".join(map(narrow, "\n".join([INTRODUCTION, *filter(None, parts)]).split("\n")))
+
+
+def narrow(line: str) -> str:
+    """A line of prose in lines of at most 120 columns; rows of tables and headings as they are, code in one piece."""
+    if line.startswith(("|", "#")):
+        return line
+    whole = re.sub(r"`[^`]{1,70}`", lambda code: code[0].replace(" ", "\0"), line)
+    return textwrap.fill(whole, 120, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
 
 
 if __name__ == "__main__":
