@@ -8,7 +8,7 @@ import json
 import re
 import runpy
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -435,7 +435,13 @@ def equal_budget() -> str:
     )
 
 
-SEEDED = {"{}": "equivariant", "ijepa-style-{}": "I-JEPA-style", "{}-inv": "invariant", "{}-held": "encoder held"}
+SEEDED = {
+    "{}": "equivariant",
+    "ijepa-style-{}": "I-JEPA-style",
+    "{}-inv": "invariant",
+    "{}-held": "encoder held",
+    "{}-beside": "world model beside",
+}
 """The recipes of results/seeds, of either data set, by the name that the page gives them."""
 SEEDED_ON = {
     "eurosat": (
@@ -474,8 +480,9 @@ def pretraining_seeds(size: str) -> str:
         links = ", ".join(f"[{seed}](../results/seeds/{recipe}-seed{seed}/eval)" for seed in runs)
         means = (mean_and_error([run[column] for run in runs.values() if column in run]) for column in columns)
         rows.append([names[recipe], links, *means])
-    world, ijepa, invariant, held = names
-    for one, other in ((world, ijepa), (invariant, ijepa), (world, invariant), (held, world), (held, ijepa)):
+    world, ijepa, invariant, held, beside = names
+    pairs = [(world, ijepa), (invariant, ijepa), (world, invariant)]
+    for one, other in [*pairs, *((new, old) for new in (held, beside) for old in (world, ijepa))]:
         if not measured[one] or not measured[other]:
             continue
         row = [f"{names[one]} minus {names[other]}", ""]
@@ -488,11 +495,26 @@ def pretraining_seeds(size: str) -> str:
         f"{trained}; predictors finetuned on the frozen encoder, all over one grid "
         "([run.sh](../results/seeds/run.sh)). Mean ± standard error over pretraining seeds (their number); differences "
         "are taken seed by seed. A 95 % interval of three seeds is 4.3 errors wide to each side, of two 12.7. Every "
-        f"number is of the same {images}. *Gain*: its own predictor minus a random one. *Encoder held*: the "
-        "equivariant recipe, whose steps on whole sources, the only ones that show a change, teach the predictor alone "
-        "(`--actions.clean both --objective.whole-gradient 0`)."
+        f"number is of the same {images}. *Gain*: its own predictor minus a random one.{_added(measured)}"
     )
     return table(title, ["recipe", "seeds", *columns], rows, note)
+
+
+def _added(measured: Mapping[str, Any]) -> str:
+    """What is to be known of the rows "encoder held" and "world model beside", where they stand."""
+    held = (
+        " *Encoder held*: the equivariant recipe, whose steps on whole sources, the only ones that show a change, "
+        "teach the predictor alone (`--actions.clean both --objective.whole-gradient 0`); in them Muon's momentum "
+        "still moved the encoder, as it no longer does."
+    )
+    beside = (
+        " *World model beside*: the encoder learns as I-JEPA-style's, for as many steps, and does not move in the "
+        "steps on whole sources, which alone show a change and teach the predictor alone (`--actions.clean both "
+        "--objective.whole-gradient 0 --masks.predict dropped --masks.queries 1`). These steps are "
+        "extra: **unequal** by a third more steps in all, and a schedule as much longer."
+    )
+    ends = {"-held": held, "-beside": beside}
+    return "".join(note for end, note in ends.items() if any(measured[name] for name in measured if name.endswith(end)))
 
 
 def _seeded(folder: Path) -> dict[str, float]:
