@@ -49,7 +49,7 @@ for part_of_it in ${ONLY:-photos eurosat cifar10 camvid undo multitask}; do
         iwm pretrain on-encoder --data.source $part --out $at --encoder.name $encoder --optim.epochs 10 $speed
         once probe-linear-cifar10-5000.json iwm probe $at --data $part --val "$cifar10" $speed
         once probe-linear-layer4-cifar10-5000.json iwm probe $at --data $part --val "$cifar10" --layer 4 --no-baselines $speed
-        once world-cifar10-5000.json iwm world $at --data "$cifar10" $speed
+        once world-cifar10.json iwm world $at --data "$cifar10" $speed
         finetunings cifar10-5000 --data $part --val "$cifar10"
         ;;
     camvid)
