@@ -299,7 +299,7 @@ class Run:
 
     out: str = ""
     """Folder of the run."""
-    seed: int = 0
+    seed: Annotated[int, AtLeast(0)] = 0
     """Seed of every random draw."""
     resume: bool = True
     """Go on from the newest valid checkpoint in `out`."""

@@ -124,6 +124,7 @@ def test_the_set_joins_sampling_difference_bank_reach_and_words():
 def test_settings_that_are_not_the_cameras_are_named():
     mild = ActionSpace.from_config(config.Actions(set="camera", level="jitter", jitter_probability=0.5), 32)
     assert [member.probability for member in mild.transformations] == [0.5, 0.5, 0, 0]
+    ActionSpace.from_config(config.Actions(set="camera", clean="target"), 32)  # of any set
     with pytest.raises(UserError, match=r"actions\.hue' belongs to the photometric set"):
         ActionSpace.from_config(config.Actions(set="camera", hue=0.2), 32)
     with pytest.raises(UserError, match=r"actions\.level strong"):

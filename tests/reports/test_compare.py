@@ -9,6 +9,7 @@ from planted_runs import PROBE, WORLD, plant, save
 
 from iwm import config
 from iwm.reports import compare as comparison
+from iwm.reports.run import Run
 from iwm.run_folder import RunFolder
 from iwm.runtime.errors import UserError
 from iwm.verbs.compare import Compare
@@ -55,7 +56,8 @@ def test_compare_says_when_a_result_was_measured_otherwise(tmp_path: Path, capsy
     one, two = plant(tmp_path / "a" / "run"), plant(tmp_path / "b" / "run")
     for run, bank in ((one, 256), (two, 64)):
         save(run, "world", "objects", {**WORLD, "data": "objects"}, {"bank": bank})
-    rows = compare([one, two])
+    other = plant(tmp_path / "c" / "run")  # which has no such result
+    rows = compare([one, two, other])
     assert all(row["best"] == [] for row in rows)  # equal
     assert "Not quite comparable, world-objects was measured with different: bank (256 | 64)." in re.sub(
         r"\s+", " ", capsys.readouterr().out
@@ -73,3 +75,18 @@ def test_compare_needs_runs_with_results(tmp_path: Path) -> None:
         compare([run, str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="Which runs"):
         compare([])
+
+
+def test_a_result_has_its_own_pictures_only(tmp_path: Path) -> None:
+    """Of data sets whose names begin alike, and of several changes, which no one action stands for."""
+    run = plant(tmp_path / "run")
+    payload = {"verb": "imagine", "rank": 1.5, "bank": 8}
+    for data in ("cifar10", "cifar100"):
+        save(run, "imagine", data, payload | {"data": data}, {})
+    for ending in ("cifar10", "cifar10-map", "cifar100"):
+        (tmp_path / "run" / "eval" / f"imagine-{ending}.png").write_bytes(b"")
+    save(run, "imagine", "photos", payload | {"data": "photos"}, {}, variant="changes")
+    found = {result.path.stem: result for result in Run(Path(run)).results}
+    assert set(found["imagine-cifar10"].pictures) == {"", "map"}
+    assert set(found["imagine-cifar100"].pictures) == {""}
+    assert found["imagine-changes-photos"].content["rank"] == 1.5

@@ -94,6 +94,30 @@ def test_nonsense_is_refused_before_anything_is_done(values, said):
             r"actions\.clean target is of two views of one crop \(views\.geometry shared\); give none",
         ),
         ({"actions": config.Actions(clean="both")}, r"in the steps of masks\.whole alone; give a share above 0"),
+        (
+            {
+                "actions": config.Actions(clean="both"),
+                "masks": config.Masks(whole=0.5),
+                "objective": config.Objective(target_norm="change"),
+            },
+            r"actions\.clean both changes none in most steps; give target_norm batch or token",
+        ),
+        (
+            {
+                "actions": config.Actions(clean="both"),
+                "masks": config.Masks(whole=0.5),
+                "objective": config.Objective(target_norm="batch", invariance_weight=1.0),
+            },
+            r"actions\.clean both makes them the same in most steps; give 0",
+        ),
+        (
+            {
+                "masks": config.Masks(whole=0.5),
+                "objective": config.Objective(target_norm="batch", invariance_weight=1.0, whole_gradient=0.0),
+            },
+            r"would train it by them all the same; give 1, or a weight of 0",
+        ),
+        ({"run": replace(tiny().run, seed=-1)}, r"run\.seed is -1; give 0 or more"),
         ({"masks": config.Masks(sources=0)}, r"masks\.sources is 0; give 1 or more"),
         (
             {"objective": config.Objective(kind="joint"), "masks": config.Masks(sampler="none", sources=2)},

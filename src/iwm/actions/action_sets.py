@@ -63,7 +63,7 @@ def import_set(text: str) -> str:
     return set_name(text)
 
 
-OF_ANY_SET = ("set", "level", "jitter_probability", "jitter_order", "source_from")
+OF_ANY_SET = ("set", "level", "jitter_probability", "jitter_order", "clean", "source_from")
 """Settings that mean something for every set; the others are the photometric set's alone."""
 
 

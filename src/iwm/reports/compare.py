@@ -64,8 +64,8 @@ def compare(o: Compare) -> list[dict[str, Any]]:
             console.print(Text(f"{run} has no results yet.", "yellow"), soft_wrap=True)
     settings = {names[run]: fields.flatten(folder.settings_unchecked()) for run, folder in folders.items()}
     _print_differences("Settings of the runs that differ", settings)
-    for file in sorted(set.intersection(*(set(own) for own in results.values()))):
-        same = {names[run]: fields.flatten(settings_of(results[run][file])) for run in runs}
+    for file in sorted({file for own in results.values() for file in own}):
+        same = {names[run]: fields.flatten(settings_of(own[file])) for run, own in results.items() if file in own}
         _print_differences(f"Not quite comparable, {file} was measured with different", same)
     return rows
 

@@ -57,7 +57,8 @@ class Result(Mapping[str, Any]):
     @property
     def pictures(self) -> dict[str, Path]:
         """The pictures of the result by their ending: "" is RESULT.png."""
-        paths = sorted(self.path.parent.glob(f"{self.path.stem}*.png"))
+        names = (f"{self.path.stem}.png", f"{self.path.stem}-*.png")
+        paths = sorted(path for name in names for path in self.path.parent.glob(name))
         others = [path for path in self.path.parent.glob("*.json") if path.stem.startswith(f"{self.path.stem}-")]
         own = [path for path in paths if not any(path.stem.startswith(other.stem) for other in others)]
         return {path.stem.removeprefix(self.path.stem).removeprefix("-"): path for path in own}
@@ -182,11 +183,11 @@ class SegmentResult(Result):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ImagineResult(Result):
-    """What `iwm.imagine` showed: the truth's rank in the bank, 1 is right."""
+    """What `iwm.imagine` showed: the truth's rank in the bank, 1 is right; of several changes no action of all."""
 
     verb: ClassVar[str] = "imagine"
     data: str
-    action: str
+    action: str | None = None
     rank: float
     bank: int
 

@@ -41,6 +41,16 @@ def _check_clean(settings: Config) -> None:
         raise UserError("actions.source_from target changes the target once more, so no source is clean; give crop.")
     if kind == "both" and not settings.masks.whole:
         raise UserError("actions.clean both changes targets in the steps of masks.whole alone; give a share above 0.")
+    if kind == "both" and settings.objective.target_norm == "change":
+        raise UserError(
+            "objective.target_norm change divides by how far targets change, and actions.clean both changes none in "
+            "most steps; give target_norm batch or token, or another actions.clean."
+        )
+    if kind == "both" and settings.objective.invariance_weight:
+        raise UserError(
+            "objective.invariance_weight compares two photometric views, and actions.clean both makes them the same in "
+            "most steps; give 0, or another actions.clean."
+        )
     if keeps_tokens(settings):
         raise UserError(
             f"actions.clean {kind} does not choose among views that are encoded once; give none, or encode in every "

@@ -1,10 +1,11 @@
 """Accuracy against the number of finetuned parameters (paper figure 3)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Fixed, Suppress
 
+from iwm.runtime.bounds import AtLeast
 from iwm.verbs.shared import Classification, Measured, Source
 
 
@@ -17,7 +18,7 @@ class Efficiency(Classification, Measured, Source):
     """Numbers of predictor blocks that are finetuned; by default one, half and all."""
     blocks: tuple[int, ...] = ()
     """Numbers of last encoder blocks that are finetuned; by default 1, 2 and 4."""
-    size: int = 0
+    size: Annotated[int, AtLeast(0)] = 0
     """Side of the pictures; 0: the run's."""
 
 

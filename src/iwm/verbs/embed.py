@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from iwm.runtime.bounds import AtLeast
 from iwm.runtime.errors import UserError
 from iwm.verbs.shared import Computation, OneRun, check_blocks
 
@@ -30,7 +31,7 @@ class Reading(OneRun):
     """Number of the block whose tokens are taken, from 1; 0: the last, after the final norm."""
     layers: int | Literal["all"] = 0
     """The last K blocks, or all, side by side, each LayerNormed and pooled. 0: one block."""
-    size: int = 0
+    size: Annotated[int, AtLeast(0)] = 0
     """Side of the pictures; 0: the run's."""
 
     def __post_init__(self) -> None:

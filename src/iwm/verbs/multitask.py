@@ -1,9 +1,11 @@
 """Solve several tasks with one predictor, beside a predictor of its own for each task."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from tyro.conf import Fixed, Suppress, UseAppendAction
 
+from iwm.runtime.bounds import AtLeast
 from iwm.runtime.errors import UserError
 from iwm.verbs.shared import Classification, Measured, OneRun
 
@@ -15,7 +17,7 @@ class Multitask(Classification, Measured, OneRun):
     """NAME=S: a name you choose and a labelled source; give it once for each of 2 to 8 tasks."""
     val: UseAppendAction[tuple[str, ...]] = ()
     """NAME=S2: source of the images that the task is reported on; by default the source's own."""
-    size: int = 0
+    size: Annotated[int, AtLeast(0)] = 0
     """Side of the pictures; 0: the run's."""
 
     def __post_init__(self) -> None:

@@ -57,7 +57,7 @@ class Probe(ProbeSettings, Measured, Source):
     layers: int | Literal["all"] = 0
     """The last K blocks, or all, side by side, each LayerNormed and pooled (I-JEPA's protocol); the last block alone is
     reported too. 0: one block."""
-    size: int = 0
+    size: Annotated[int, AtLeast(0)] = 0
     """Side of the pictures; 0: the run's."""
     gallery: Annotated[int, AtLeast(0)] = GALLERY
     """Instance: largest number of held-out images, drawn by the seed; 0: all."""

@@ -51,7 +51,7 @@ class Segment(SegmentSettings, Continuation, Measured, Source):
     data: str
     """Images and masks of the same names: folders images/ and annotations/ (or masks/, labels/...), train/ and
     train_masks/, or 1.tif beside 1_mask.tif; an .npz of images and masks; or sample-objects (docs/sources.md)."""
-    size: int = 0
+    size: Annotated[int, AtLeast(0)] = 0
     """Side of crops and windows; 0: the images' shorter side, at most 512 and at most 4 times the run's."""
     baselines: bool = True
     """Also the same training with nothing pretrained."""

@@ -84,6 +84,11 @@ class PatchPrediction(Objective):
 
     def _check_invariance(self) -> None:
         s = self.settings
+        if s.objective.whole_gradient < 1:
+            raise UserError(
+                "objective.whole_gradient keeps a share of the gradient of whole sources from the encoder, and "
+                "objective.invariance_weight would train it by them all the same; give 1, or a weight of 0."
+            )
         if s.encoder.train == "none":
             raise UserError(
                 "objective.invariance_weight trains the encoder's last block, encoder.train none no block at all; give "
@@ -131,7 +136,7 @@ class PatchPrediction(Objective):
             whole = model.target_norm(raw)
             target = joined([gather_tokens(whole, asked) for asked in masks.predicted.split(len(raw))])
         share = self.settings.objective.whole_gradient if masks.context.shape[1] == raw.shape[1] else 1.0
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (share > 0 or self._is_invariant)):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and share > 0):
             context, start, last = self.context(model, views, masks)
         context, start = _with_gradient(context, share), None if start is None else _with_gradient(start, share)
         # Early in training the images may be smaller (data.start_size).
