@@ -47,10 +47,8 @@ def replicated(model: ImageWorldModel, session: Session) -> nn.Module:
     own: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
     devices = [session.device] if session.device.type == "cuda" else None
     encoder = model.settings.encoder
-    # Models of others may hold a head's norm or pooling, which tokens do not pass through; and steps on whole sources
-    # may leave the encoder alone.
-    unused = (bool(encoder.name) and encoder.train == "all") or model.settings.objective.whole_gradient == 0
-    own["find_unused_parameters"] = unused
+    # Models of others may hold a head's norm or pooling, which tokens do not pass through.
+    own["find_unused_parameters"] = bool(encoder.name) and encoder.train == "all"
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **own)
 
 

@@ -171,6 +171,9 @@ class Training:
                 self._tick()
                 loss.backward()
             total += loss.detach()
+        if not self.settings.objective.whole_gradient and is_whole(self.settings.masks, batch.step):
+            for parameter in self.model.encoder.parameters():
+                parameter.grad = None  # of ranks it is zeros, by which momentum and decay would move the encoder
         total = self.votes.shared(total)
         trainable = [p for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in trainable if p.grad is not None], foreach=True)

@@ -19,6 +19,7 @@ from iwm.model.objectives import instruments, invariance
 from iwm.model.objectives.objective import Examination, ModelParts, Objective, Output
 from iwm.model.objectives.spread import photometric_share, variance_covariance
 from iwm.model.vit import gather_tokens
+from iwm.runtime import distributed
 from iwm.runtime.algebra import joined
 from iwm.runtime.errors import UserError
 
@@ -35,10 +36,8 @@ def _for_sources(tokens: Float[Tensor, "b *x"], count: int) -> Float[Tensor, "s 
 
 
 def _with_gradient(tokens: Float[Tensor, "b n d"], share: float) -> Float[Tensor, "b n d"]:
-    """The same tokens, of whose gradient only this share reaches what made them; 0: none, not even one of zeros."""
-    if share == 1:
-        return tokens
-    return tokens.detach().lerp(tokens, share) if share else tokens.detach()
+    """The same tokens, of whose gradient only this share reaches what made them."""
+    return tokens if share == 1 else tokens.detach().lerp(tokens, share)
 
 
 class PatchPrediction(Objective):
@@ -136,7 +135,8 @@ class PatchPrediction(Objective):
             whole = model.target_norm(raw)
             target = joined([gather_tokens(whole, asked) for asked in masks.predicted.split(len(raw))])
         share = self.settings.objective.whole_gradient if masks.context.shape[1] == raw.shape[1] else 1.0
-        with torch.set_grad_enabled(torch.is_grad_enabled() and share > 0):
+        # Replicas expect a gradient of every parameter in every step: there it is zeros, which the step takes away.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (share > 0 or distributed.size() > 1)):
             context, start, last = self.context(model, views, masks)
         context, start = _with_gradient(context, share), None if start is None else _with_gradient(start, share)
         # Early in training the images may be smaller (data.start_size).
