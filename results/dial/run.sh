@@ -1,8 +1,7 @@
 #!/bin/sh
 # The dial from equivariant to invariant (objective.invariance_weight) on EuroSAT, 4 passes of its 5,000 training
-# images:
-# block 2 of 4 is predicted, the last block made invariant by the weight in the arm's name; beside it the recipe as it
-# is.
+# images: block 2 of 4 is predicted, the last block made invariant by the weight in the arm's name; beside it the recipe
+# as it is.
 #   sh results/dial/run.sh path/to/eurosat.zip
 # One core, six minutes a run; stopped and started again, it goes on where it was.
 set -eu

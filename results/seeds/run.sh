@@ -1,8 +1,7 @@
 #!/bin/sh
 # What a pretrained predictor is worth beside a random one, over pretraining seeds: the equivariant, the invariant and
 # the I-JEPA-style recipe, each seed pretrained and finetuned anew. EuroSAT: 14 passes of its 5,000 training images;
-# CIFAR-10:
-# 4,000 steps (2.6 passes of 50,000), finetuned with 5,000 labels.
+# CIFAR-10: 4,000 steps (2.6 passes of 50,000), finetuned with 5,000 labels.
 #   sh results/seeds/run.sh path/to/eurosat.zip path/to/cifar10.zip
 # A recipe with -held behind it learns changes by its predictor alone, the encoder from unchanged crops (cifar10-held);
 # with -beside (cifar10-beside, eurosat-beside) its other steps are I-JEPA-style's too, and as many as I-JEPA-style's.
@@ -20,7 +19,10 @@ for seed in ${SEEDS:-0 1 2}; do
     for recipe in ${RECIPES:-eurosat ijepa-style-eurosat eurosat-inv cifar10 ijepa-style-cifar10 cifar10-inv}; do
         at=runs/seeds/$recipe-seed$seed change= base=${recipe%-held}
         base=${base%-beside}
-        case $recipe in *-held | *-beside) change="--actions.clean both --objective.whole-gradient 0" ;; esac
+        case $recipe in
+        *-held) change="--actions.clean both --objective.whole-gradient 0" ;;
+        *-beside) change="--actions.clean both --objective.whole-gradient 0 --masks.predict dropped --masks.queries 1" ;;
+        esac
         case $recipe in
         *cifar10*)
             set=cifar10 data=$cifar10 labels="$part --val $cifar10" named=cifar10-5000
@@ -32,7 +34,6 @@ for seed in ${SEEDS:-0 1 2}; do
         cifar10-beside) length="--optim.steps 5333 --log-every 400 --probe-every 1" ;;
         eurosat-beside) length="--optim.steps 2912 --log-every 546 --probe-every 1" ;;
         esac
-        case $recipe in *-beside) change="$change --masks.predict dropped --masks.queries 1" ;; esac
         iwm pretrain $base --data.source "$data" --out $at --seed $seed $length $change $speed
         case $recipe in ijepa-style-*) ;; *) once world-$set.json iwm world $at --data "$data" $speed ;; esac
         once probe-linear-layers4-$set.json iwm probe $at --data "$data" --layers all --no-baselines $speed
