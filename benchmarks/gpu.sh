@@ -43,7 +43,9 @@ piece() {
     variants-b) variants vit-b ;;
     caches) caches ;;
     tests)
-        exec "$PYTHON" -m pytest -n 8 -p no:benchmark tests/training tests/model tests/actions tests/test_benchmarks.py
+        # Named one by one, so that a run that is stopped has said which failed.
+        exec "$PYTHON" -m pytest -v -n 8 -p no:benchmark --tb=short tests/training tests/model tests/actions \
+            tests/test_benchmarks.py
         ;;
     vit-s | vit-b) bench "$1" ;;
     vit-s-compiled | vit-b-compiled) bench "${1%-compiled}" --compile ;;
@@ -68,7 +70,7 @@ variants() { # variants SIZE: eager, compiled, captured; crops given, or made on
 
 caches() { # short runs of CIFAR-10 that differ in where the pictures lie; images_per_second of their last lines
     local options=(cifar10 --data.source "$PACK/cifar10.zip" "${VITS[@]}" --speed.precision bf16 --speed.device cuda
-        --speed.compile --optim.batch-size "$BATCH" --optim.steps 400 --log-every 100)
+        --speed.compile True --optim.batch-size "$BATCH" --optim.steps 400 --log-every 100)
     local rounds=(1 2) round cache
     if [ -n "${QUICK:-}" ]; then
         options=(demo --data.source sample-objects --speed.device cpu --optim.steps 2 --log-every 2)
