@@ -8,7 +8,7 @@ import json
 import re
 import runpy
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -319,19 +319,23 @@ def frontier() -> str:
 
 
 LONG = {
-    "half": ("CIFAR-10", "10,000 steps, 48 minutes"),
-    "whole": ("CIFAR-10", "20,306 steps, 98 minutes"),
-    "eurosat": ("EuroSAT", "9,360 steps, 60 minutes"),
-    "ijepa-style-eurosat": ("EuroSAT, I-JEPA-style (has no MRR)", "9,360 steps, 45 minutes"),
+    "long/half": ("CIFAR-10", "10,000 steps, 48 minutes"),
+    "long/whole": ("CIFAR-10", "20,306 steps, 98 minutes"),
+    "long/eurosat": ("EuroSAT", "9,360 steps, 60 minutes"),
+    "long/ijepa-style-eurosat": ("EuroSAT, I-JEPA-style (has no MRR)", "9,360 steps, 45 minutes"),
+    "gpu/long/ijepa-world-cifar10-seed0": ("CIFAR-10, I-JEPA-world, GPU", "13,000 steps"),
+    "gpu/long/ijepa-style-cifar10-seed0": ("CIFAR-10, I-JEPA-style, GPU", "13,000 steps"),
+    "gpu/long/ijepa-world-eurosat-seed0": ("EuroSAT, I-JEPA-world, GPU", "11,000 steps"),
+    "gpu/long/ijepa-style-eurosat-seed0": ("EuroSAT, I-JEPA-style, GPU", "11,000 steps"),
 }
-"""Folders of `long`, each with its data and how long it was trained."""
+"""Folders of long runs, each with its data and how long it was trained."""
 
 
 def long() -> str:
     """The changes that the frontier puts ahead, together and for long."""
     rows = []
     for name, (data, told) in LONG.items():
-        found = read("*", f"long/{name}")
+        found = read("*", name)
         if not found:
             continue
         probe = next(r for r in found if r.get("kind") == "linear")
@@ -341,7 +345,7 @@ def long() -> str:
         row += [cell(world, key, f"{key}_standard_error") for key in ("mrr", "mrr_common")]
         for start, labels in (("random", 5000), ("pretrained", 5000)):
             row.append(seeds(r for r in found if (r.get("predictor"), r.get("n_train")) == (start, labels)))
-        brief = {path.stem.split("-")[2]: loaded(path) for path in (HERE / "long" / name / "brief").glob("*.json")}
+        brief = {path.stem.split("-")[2]: loaded(path) for path in (HERE / name / "brief").glob("*.json")}
         row += [cell(brief.get(start)) for start in ("random", "pretrained")]
         row.append(seeds(r for r in found if r.get("n_train") == 50_000 and r.get("train") == "predictor"))
         rows.append(row)
@@ -354,7 +358,9 @@ def long() -> str:
         "([run.sh](../results/long/run.sh)); the shorter run is the longer one up to step 7,639, from there on the "
         "schedule of 10,000 steps. EuroSAT: `eurosat` with an encoder 256 wide, half of the views jittered and 60 "
         "passes of the 5,000 training images, not 14; `ijepa-style-eurosat` as wide and as long, without photometry "
-        "([eurosat.sh](../results/long/eurosat.sh)). Predictors: 5,000 "
+        "([eurosat.sh](../results/long/eurosat.sh)). GPU: 256 wide on an H200, all views of the equivariant recipe "
+        "jittered, nine and a half minutes beside 17 other runs ([seeds.sh](../results/gpu/seeds.sh)); of 13,000 and "
+        "11,000 steps a quarter does not teach the encoder of I-JEPA-world. Predictors: 5,000 "
         "labels, 20 epochs of 8 views, four learning rates; not the finetuning of other tables. 50,000 labels: "
         "fresh crops; in 6 passes each predictor at the rate that it chose with 5,000 (its own 3e-3, the random one "
         "1e-3), in 12 passes three rates tried."
@@ -438,83 +444,101 @@ def equal_budget() -> str:
 SEEDED = {
     "{}": "equivariant",
     "ijepa-style-{}": "I-JEPA-style",
+    "ijepa-style-{}-long": "I-JEPA-style, a third longer",
     "{}-inv": "invariant",
     "{}-held": "encoder held",
-    "{}-beside": "world model beside",
+    "ijepa-world-{}": "I-JEPA-world",
 }
-"""The recipes of results/seeds, of either data set, by the name that the page gives them."""
+"""The recipes of results/seeds and results/gpu/short, of either data set, by the name that the page gives them."""
+SEEDED_PAIRS = (
+    ("{}", "ijepa-style-{}"),
+    ("{}-inv", "ijepa-style-{}"),
+    ("{}", "{}-inv"),
+    ("{}-held", "{}"),
+    ("{}-held", "ijepa-style-{}"),
+    ("ijepa-world-{}", "{}"),
+    ("ijepa-world-{}", "ijepa-style-{}"),
+    ("ijepa-world-{}", "ijepa-style-{}-long"),
+)
+"""Which recipe is set beside which."""
 SEEDED_ON = {
     "eurosat": (
-        "Over pretraining seeds",
         "EuroSAT's 5,000 training images, 14 passes",
         "1,000 test images: the choice of these adds ± .012 to an accuracy, up to ± .017 to a difference",
     ),
     "cifar10": (
-        "Over pretraining seeds, CIFAR-10",
         "CIFAR-10's 50,000 training images, 4,000 steps of 32 (2.6 passes), a quarter of the patches seen; 5,000 "
         "labels to finetune with",
         "10,000 test images: the choice of these adds ± .005 to an accuracy, up to ± .007 to a difference",
     ),
 }
-"""The title, the training and the test images of a data set's table."""
+"""The training and the test images of a data set's tables."""
 SEEDS = HERE / "seeds"
+SEEDED_IN = {
+    "seeds": "on one core ([run.sh](../results/seeds/run.sh))",
+    "gpu/short": "on an H200, at once with 17 others ([seeds.sh](../results/gpu/seeds.sh))",
+}
+"""The folders that hold pretraining seeds, and where their runs were made."""
 
 
-def pretraining_seeds(size: str) -> str:
+def pretraining_seeds(title: str, size: str, root: str) -> str:
     """Recipes of a data set over pretraining seeds: means, and what one has more than another, seed by seed."""
-    names = {recipe.format(size): name for recipe, name in SEEDED.items()}
-    measured = {
-        recipe: {
-            folder.name.rpartition("-seed")[2]: _seeded(folder) for folder in sorted(SEEDS.glob(f"{recipe}-seed*"))
-        }
-        for recipe in names
-    }
-    if not any(measured.values()):
+    measured = {recipe: _pretrainings(HERE / root, recipe.format(size)) for recipe in SEEDED}
+    measured = {recipe: runs for recipe, runs in measured.items() if runs}
+    if not measured:
         return ""
-    columns = ["linear, last block", "linear, all blocks", "MRR", "MRR, common space"]
-    columns += ["attentive"] * (size == "eurosat") + ["random predictor", "its own predictor", "gain"]
+    columns = ["linear, last block", "linear, all blocks", "MRR", "MRR, common space", "attentive", "random predictor"]
+    columns += ["its own predictor", "its own, random actions", "gain"]
+    columns = [
+        column for column in columns if any(column in run for runs in measured.values() for run in runs.values())
+    ]
     rows = []
     for recipe, runs in measured.items():
-        if not runs:
-            continue
-        links = ", ".join(f"[{seed}](../results/seeds/{recipe}-seed{seed}/eval)" for seed in runs)
+        links = ", ".join(f"[{seed}](../results/{root}/{recipe.format(size)}-seed{seed}/eval)" for seed in runs)
         means = (mean_and_error([run[column] for run in runs.values() if column in run]) for column in columns)
-        rows.append([names[recipe], links, *means])
-    world, ijepa, invariant, held, beside = names
-    pairs = [(world, ijepa), (invariant, ijepa), (world, invariant)]
-    for one, other in [*pairs, *((new, old) for new in (held, beside) for old in (world, ijepa))]:
-        if not measured[one] or not measured[other]:
+        rows.append([SEEDED[recipe], links, *means])
+    for one, other in SEEDED_PAIRS:
+        if one not in measured or other not in measured:
             continue
-        row = [f"{names[one]} minus {names[other]}", ""]
+        row = [f"{SEEDED[one]} minus {SEEDED[other]}", ""]
         pairs = [(run, measured[other][seed]) for seed, run in measured[one].items() if seed in measured[other]]
         for column in columns:
             row.append(mean_and_error([a[column] - b[column] for a, b in pairs if column in a and column in b]))
         rows.append(row)
-    title, trained, images = SEEDED_ON[size]
+    trained, images = SEEDED_ON[size]
     note = (
-        f"{trained}; predictors finetuned on the frozen encoder, all over one grid "
-        "([run.sh](../results/seeds/run.sh)). Mean ± standard error over pretraining seeds (their number); differences "
-        "are taken seed by seed. A 95 % interval of three seeds is 4.3 errors wide to each side, of two 12.7. Every "
-        f"number is of the same {images}. *Gain*: its own predictor minus a random one.{_added(measured)}"
+        f"{trained}, {SEEDED_IN[root]}; predictors finetuned on the frozen encoder, all over one grid. Mean ± standard "
+        "error over pretraining seeds (their number); differences are taken seed by seed. A 95 % interval of three "
+        f"seeds is 4.3 errors wide to each side, of two 12.7. Every number is of the same {images}. *Gain*: its own "
+        f"predictor minus a random one.{''.join(SEEDED_NOTES.get(recipe, '') for recipe in measured)}"
     )
     return table(title, ["recipe", "seeds", *columns], rows, note)
 
 
-def _added(measured: Mapping[str, Any]) -> str:
-    """What is to be known of the rows "encoder held" and "world model beside", where they stand."""
-    held = (
+SEEDED_NOTES = {
+    "ijepa-style-{}-long": (
+        " *A third longer*: as many steps, and a schedule as long, as I-JEPA-world has; 5,333 on CIFAR-10, 2,912 on "
+        "EuroSAT."
+    ),
+    "{}-held": (
         " *Encoder held*: the equivariant recipe, whose steps on whole sources, the only ones that show a change, "
         "teach the predictor alone (`--actions.clean both --objective.whole-gradient 0`); in them Muon's momentum "
         "still moved the encoder, as it no longer does."
-    )
-    beside = (
-        " *World model beside*: the encoder learns as I-JEPA-style's, for as many steps, and does not move in the "
-        "steps on whole sources, which alone show a change and teach the predictor alone (`--actions.clean both "
-        "--objective.whole-gradient 0 --masks.predict dropped --masks.queries 1`). These steps are "
-        "extra: **unequal** by a third more steps in all, and a schedule as much longer."
-    )
-    ends = {"-held": held, "-beside": beside}
-    return "".join(note for end, note in ends.items() if any(measured[name] for name in measured if name.endswith(end)))
+    ),
+    "ijepa-world-{}": (
+        " *I-JEPA-world* (`ijepa-world`; before the recipe had a name, its runs were called `beside`): the encoder "
+        "learns as I-JEPA-style's, for as many steps, and does not move in the steps on whole sources, which alone "
+        "show a change and teach the predictor alone. These steps are extra: against I-JEPA-style and the equivariant "
+        "recipe it is **unequal** by a third more steps in all, and a schedule as much longer."
+    ),
+}
+"""What is to be known of a row, where it stands."""
+
+
+def _pretrainings(root: Path, recipe: str) -> dict[str, dict[str, float]]:
+    """The pretrainings of a recipe, by their seed."""
+    folders = {folder.name.rpartition("-seed")[2]: folder for folder in sorted(root.glob(f"{recipe}-seed*"))}
+    return {seed: _seeded(folder) for seed, folder in folders.items()}
 
 
 def _seeded(folder: Path) -> dict[str, float]:
@@ -528,8 +552,9 @@ def _seeded(folder: Path) -> dict[str, float]:
         elif "mrr" in result:
             found["MRR"], found["MRR, common space"] = result["mrr"], result["mrr_common"]
         elif result.get("train") == "predictor":
-            own = result["predictor"] == "pretrained"
-            found["its own predictor" if own else "random predictor"] = result["top1"]
+            column = {"pretrained": "its own predictor", "random": "random predictor"}[result["predictor"]]
+            told_random = result["settings"].get("action") == "random"
+            found["its own, random actions" if told_random else column] = result["top1"]
     if {"its own predictor", "random predictor"} <= found.keys():
         found["gain"] = found["its own predictor"] - found["random predictor"]
     return found
@@ -653,8 +678,10 @@ def page() -> str:
     """The whole page."""
     parts = [world(), probes(), finetuning(), efficiency(), multitask(), segmentation(), spectrum(), equal_budget()]
     parts += [
-        pretraining_seeds("eurosat"),
-        pretraining_seeds("cifar10"),
+        pretraining_seeds("Over pretraining seeds", "eurosat", "seeds"),
+        pretraining_seeds("Over pretraining seeds, on a GPU", "eurosat", "gpu/short"),
+        pretraining_seeds("Over pretraining seeds, CIFAR-10", "cifar10", "seeds"),
+        pretraining_seeds("Over pretraining seeds, CIFAR-10, on a GPU", "cifar10", "gpu/short"),
         tuning(),
         asking(),
         dial(),

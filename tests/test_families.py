@@ -21,7 +21,11 @@ from iwm.runtime import fields
 from iwm.runtime.errors import UserError
 from iwm.training import loop
 
-KINDS = {"latent": {"ijepa-style", "ijepa-published"}, "pixels": {"mae", "pixel-world"}, "joint": {"moco", "byol"}}
+KINDS = {
+    "latent": {"ijepa-style", "ijepa-world", "ijepa-published"},
+    "pixels": {"mae", "pixel-world"},
+    "joint": {"moco", "byol"},
+}
 
 
 def small(family: str, **optim: object) -> Config:

@@ -141,6 +141,20 @@ def ijepa_style(base: Config) -> Config:
     )
 
 
+def ijepa_world(base: Config) -> Config:
+    """An encoder that learns as in `ijepa_style`, and a predictor that also learns changes: in a quarter of the steps
+    it sees whole, unchanged sources and is told how the targets differ; these steps leave the encoder where it is.
+
+    So of as many steps a quarter less teach the encoder than in `ijepa_style` (docs/families.md says what that costs).
+    """
+    return replace(
+        base,
+        actions=replace(base.actions, clean="both"),
+        masks=replace(base.masks, predict="dropped", queries=1.0, whole=0.25),
+        objective=replace(base.objective, whole_gradient=0.0),
+    )
+
+
 def ijepa_published(base: Config) -> Config:
     """I-JEPA as published (Assran et al. 2023): the last block's tokens, normalised token by token, by smooth-L1, no
     spread terms, crops without flip; 4 target blocks of 0.15-0.2 and a context block of 0.85-1 of the image.
@@ -231,6 +245,7 @@ def _joint(base: Config, objective: Objective) -> Config:
 
 FAMILIES: dict[str, Callable[[Config], Config]] = {
     "ijepa-style": ijepa_style,
+    "ijepa-world": ijepa_world,
     "ijepa-published": ijepa_published,
     "mae": mae,
     "pixel-world": pixel_world,
@@ -243,6 +258,7 @@ _MAE = {**_OPTIM, "epochs": 800, "weight_decay": 0.05, "weight_decay_final": 0.0
 _MOCO = {**_OPTIM, "epochs": 300, "weight_decay": 0.1, "weight_decay_final": 0.1}
 IMAGENET: dict[str, dict[str, dict[str, Any]]] = {
     "ijepa-style": {"predictor": {"depth": 6, "width": 384}},
+    "ijepa-world": {},
     "ijepa-published": {"predictor": {"depth": 6, "width": 384}},
     "mae": {"predictor": _DECODER, "optim": _MAE},
     "pixel-world": {"predictor": _DECODER, "optim": _MAE},
