@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sqlite3
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,17 @@ def wandb_records(path: Path) -> Iterator[bytes]:
             yield part
 
 
+def whole_wandb_file(path: Path, messages: Any) -> list[Any]:
+    """The records of an offline file, the last of which tells that the run ended: W&B's own process may write on for a
+    moment after the run has finished."""
+    for _ in range(600):
+        records = [messages.Record.FromString(content) for content in wandb_records(path)]
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no end.")
+
+
 @needs("wandb")
 @pytest.mark.filterwarnings("ignore")
 def test_wandb(run):
@@ -122,9 +134,7 @@ def test_wandb(run):
     messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     lines, ids = [], set()
     for path in sorted(run.path.glob("wandb/offline-run-*/*.wandb")):
-        for content in wandb_records(path):
-            record = messages.Record()
-            record.ParseFromString(content)
+        for record in whole_wandb_file(path, messages):
             if record.WhichOneof("record_type") == "history":
                 items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
                 lines.append((record.history.step.num, items))
