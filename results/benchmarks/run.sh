@@ -3,4 +3,4 @@
 # minutes on two cores that must have nothing else to do.
 python -m benchmarks step views masks peak --repeats 3 --out results/benchmarks
 python -m benchmarks muon --sizes demo cifar10 --repeats 3 --out results/benchmarks
-python -m benchmarks ranks --repeats 8 --out results/benchmarks
+python -m benchmarks ranks --repeats 6 --out results/benchmarks
