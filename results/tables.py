@@ -22,13 +22,17 @@ Result = dict[str, Any]
 INTRODUCTION = """\
 # Results
 
-Written by `python results/tables.py` from the JSON files under [results/](../results); do not edit. Every file it
-reads holds its command, seed, versions, hardware and date, and every folder the script that makes it (`run.sh`; of
-small-data `ablation.sh` and `evidence.sh`). Numbers are fractions of 1.
+Written by `python results/tables.py` from the JSON files under [results/](../results); do not edit. A file that holds
+results of `iwm` holds its command, seed, versions, hardware and date too, and every folder the script that makes it
+(`run.sh`; of small-data `ablation.sh` and `evidence.sh`, of frontier `frontier.py`, of gpu `seeds.sh`). Files that hold
+a training's own numbers name no command: `config.yaml`, `metrics.jsonl` and `last-line.json` (its last line). Nor do
+those that a script writes itself: `pace-*.json` are by `frontier.py` and `directions.json` is by `directions.py`.
+Numbers are fractions of 1.
 
 The paper's columns are **ImageNet-1k at 224 px, ViT-B/16, 300 epochs**: a different scale, there to compare the order
-of things, not their values. Everything of ours was run on two CPU cores; where `demo-model`, the model in the package,
-was trained, its [card](../src/iwm/model/assets/demo/card.md) says.
+of things, not their values. Ours was run on one thread of an AMD EPYC with one or two cores; runs whose table or row
+says GPU were made on one NVIDIA H200. Where `demo-model`, the model in the package, was trained, its
+[card](../src/iwm/model/assets/demo/card.md) says.
 
 What these numbers say of each claim of the paper, and what they do not: [claims.md](claims.md).
 """
@@ -353,8 +357,9 @@ def long() -> str:
     columns += ["MRR, common space", "random predictor finetuned", "its own"]
     columns += ["random, 50,000 labels, 6 passes", "its own, 6 passes", "12 passes"]
     note = (
-        "One pretraining each, measured on the test set: of an accuracy the standard error is .005 (CIFAR-10) and .012 "
-        "(EuroSAT). CIFAR-10: `cifar10` with an encoder 256 wide and 13 passes of the 50,000 training images, not 7 "
+        "One pretraining each, measured on the test set: of an accuracy the standard error is up to .005 (CIFAR-10) "
+        "and up to .012 (EuroSAT). CIFAR-10: `cifar10` with an encoder 256 wide and 13 passes of the 50,000 training "
+        "images, not 7 "
         "([run.sh](../results/long/run.sh)); the shorter run is the longer one up to step 7,639, from there on the "
         "schedule of 10,000 steps. EuroSAT: `eurosat` with an encoder 256 wide, half of the views jittered and 60 "
         "passes of the 5,000 training images, not 14; `ijepa-style-eurosat` as wide and as long, without photometry "
