@@ -110,11 +110,11 @@ class Masks:
     whole: Annotated[float, Fraction()] = 0.0
     """Share of the steps whose source is the unchanged crop with all its patches, as `iwm world` shows it later."""
     sources: Annotated[int, AtLeast(1)] = 1
-    """Sources of each image in a step, each with its own change and mask, that share one target view and so one pass of
-    the teacher; optim.batch_size counts images. A step of `whole` has one."""
+    """How many sources of an image a step shows, each changed and masked by itself. They share one target, which the
+    teacher encodes once. optim.batch_size counts images. Steps on whole sources (`whole`) show one."""
     sampler: Literal["exact", "ijepa", "random", "none"] = "exact"
-    """exact: as many patches in every image, without bias; ijepa: I-JEPA's published sampler, which cuts all masks of a
-    batch to the smallest; random: a share `ratio` of the patches (MAE); none: the student sees everything."""
+    """exact: rectangles, trimmed or grown so that every image drops equally many patches; ijepa: I-JEPA's published
+    sampler, which cuts a batch's masks to its smallest; random: drops a share `ratio` of the patches (MAE); none."""
     context_area: Annotated[tuple[float, float] | None, Area()] = None
     """ijepa: the student sees only a square block of this area, as a fraction of the image (published: 0.85 1); None:
     it sees all that is not dropped."""
@@ -152,7 +152,7 @@ class Encoder:
     mlp_ratio: Annotated[float, AtLeast(0.1)] = 4.0
     """Hidden width of a block's MLP over the token's width."""
     registers: Annotated[int, AtLeast(0)] = 0
-    """Learned tokens beside the patches that take part in attention, and that nobody is given (Darcet et al. 2024)."""
+    """Learned tokens that take part in attention beside the patches, and are left out after it (Darcet et al. 2024)."""
     init: Literal["trunc_normal", "xavier"] = "trunc_normal"
     """trunc_normal: standard deviation 0.02 (ViT-B and wider); xavier: keeps the signal at small widths."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

@@ -11,8 +11,8 @@ from iwm.verbs.shared import LEARNING_RATES, Measured, Options, Schedule, Source
 GALLERY = 1000
 """Images of the instance probe unless its options say otherwise."""
 L2 = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-"""Strengths of the linear probe's penalty unless its options say otherwise. This grid alone is gone beyond where its
-best is an end; it stands here because results are told apart by it."""
+"""Strengths of the linear probe's penalty, unless its options name others. If the best of this grid is its weakest or
+strongest, further ones are tried; of a grid that the options name, none. It stands here, among a result's settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
