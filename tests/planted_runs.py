@@ -8,6 +8,7 @@ from typing import Any
 from iwm import config
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Evaluation, Outcome
+from iwm.model import weights
 from iwm.run_folder import RunFolder
 from iwm.runtime.devices import CPU
 
@@ -42,8 +43,16 @@ WORLD = {"mrr": 0.42, "mrr_standard_error": 0.01, "mrr_chance": 0.024, "mrr_shuf
 PROBE = {"kind": "linear", "top1": 0.46, "random_encoder_top1": 0.28, "raw_pixels_top1": 0.33, "n_val": 2000}
 
 
-def tune(run: str, predictor: str, top1: float, seed: int = 0) -> None:
-    payload = {"data": "objects", "train": "predictor", "predictor": predictor, "top1": top1, "n_val": 2000}
+def hold(run: str, mark: str) -> None:
+    """Let a run hold weights of this hash."""
+    folder = RunFolder(Path(run)).model
+    folder.mkdir(exist_ok=True)
+    (folder / weights.TENSORS).touch()
+    (folder / weights.CONFIG).write_text(json.dumps({"sha256": mark}))
+
+
+def tune(run: str, predictor: str, top1: float, seed: int = 0, **more: Any) -> None:
+    payload = {"data": "objects", "train": "predictor", "predictor": predictor, "top1": top1, "n_val": 2000, **more}
     settings = {"predictor": predictor, "seed": seed, "epochs": 20}
     words = f"predictor-{predictor}" + (f"-seed{seed}" if seed else "")
     save(run, "finetune", "objects", payload, settings, variant=words)

@@ -102,6 +102,48 @@ def test_weights_are_found_wherever_a_run_keeps_them(folder: RunFolder) -> None:
     assert run_folder.identity(str(folder.model)) == run_folder.identity(str(folder.path))
 
 
+def test_the_weights_are_known_by_the_hash_that_they_note(folder: RunFolder, tmp_path: Path) -> None:
+    weights.export(ImageWorldModel(tiny()), folder.model)
+    noted, meta = run_folder.identity(str(folder.path)), folder.model / weights.CONFIG
+    content = json.loads(meta.read_text())
+    assert content["sha256"] == noted
+    meta.write_text(json.dumps(content | {"sha256": "ab"}))
+    assert run_folder.identity(str(folder.path)) == "ab", "without reading all of them"
+    meta.write_text(json.dumps({key: value for key, value in content.items() if key != "sha256"}))
+    assert run_folder.identity(str(folder.path)) == noted, "older weights note none"
+    assert run_folder.identity_if_any(str(folder.path)) == noted
+    meta.write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        run_folder.identity(str(folder.path))
+    for run in (str(folder.path), str(tmp_path / "nowhere"), "timm:vit_tiny_patch16_224"):
+        assert run_folder.identity_if_any(run) == ""
+
+
+def test_results_of_earlier_weights_are_marked(folder: RunFolder, tmp_path: Path) -> None:
+    weights.export(ImageWorldModel(tiny()), folder.model)
+    present = run_folder.identity(str(folder.path))
+    settings = {"run": ""}
+    contents: dict[str, dict[str, object]] = {
+        "a": {"settings": settings, "run_weights": present},
+        "b": {"settings": settings, "run_weights": "ab"},
+        "c": {"settings": settings},  # of an older version
+        "d": {"settings": {"run": "", "weights": "ab"}},  # as `iwm efficiency` names them
+        "e": {"settings": {"run": "hf-hub:a/b"}, "run_weights": "ab"},  # the hub is not asked
+        "f": {"settings": {"run": str(tmp_path / "gone")}, "run_weights": "ab"},
+        "g": {"settings": "damaged", "run_weights": 3},
+    }
+    folder.eval.mkdir()
+    for name, content in contents.items():
+        (folder.eval / f"{name}.json").write_text(json.dumps({"fingerprint": "x", **content}))
+    assert [one["file"] for one in folder.results() if one.get(run_folder.EARLIER)] == ["b", "d"]
+    shared = RunFolder(tmp_path / "shared")
+    shared.eval.mkdir(parents=True)
+    for name, mark in (("a", present), ("b", "ab")):
+        content = {"fingerprint": "x", "settings": {"run": str(folder.path)}, "run_weights": mark}
+        (shared.eval / f"{name}.json").write_text(json.dumps(content))
+    assert [one["file"] for one in shared.results() if one.get(run_folder.EARLIER)] == ["b"]
+
+
 def test_the_pixel_decoder_lies_beside_the_weights(folder: RunFolder) -> None:
     weights.export(ImageWorldModel(tiny()), folder.model)
     for run in (folder.path, folder.model):

@@ -14,6 +14,7 @@ tensorboard/      curves for TensorBoard; wandb/: what Weights & Biases keeps he
 A RUN may also be a name and no place on this disk: hf-hub:user/name, timm:NAME, and `demo`, the model in the package.
 """
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -40,6 +41,8 @@ from iwm.runtime.files import sha256_of
 SHIPPED = "demo"
 """The RUN that is the model in the package. A folder of that name is `./demo`."""
 SHIPPED_FOLDER = Path(__file__).parent / "model" / "assets" / "demo"
+EARLIER = "of_earlier_weights"
+"""Stands, and is true, in one of `RunFolder.results` that was measured on other weights than its RUN holds now."""
 
 
 @dataclass(frozen=True)
@@ -161,15 +164,20 @@ class RunFolder:
         return read_metrics(self.metrics) if self.metrics.is_file() else []
 
     def results(self) -> list[dict[str, Any]]:
-        """All results in order of their file names, each with its own name under "file" (without .json).
+        """All results in order of their file names, each with its own name under "file" (without .json), and with
+        EARLIER where it was measured on other weights than its RUN holds now.
 
-        Damaged files are named on the console and left out.
+        Results that do not name their weights, as older ones, and those of weights that are not on this disk have no
+        EARLIER. Damaged files are named on the console and left out.
         """
         results = []
+        present = functools.cache(lambda run: "" if run.startswith("hf-hub:") else identity_if_any(run))
         for path in sorted(self.eval.glob("*.json")):
             content = read_result(path)
             if "fingerprint" in content:
-                results.append({"file": path.stem, **content})
+                held = present(run_of(content) or str(self.path.absolute())) if weights_of(content) else ""
+                earlier = {EARLIER: True} if held not in ("", weights_of(content)) else {}
+                results.append({"file": path.stem, **content, **earlier})
             else:
                 console.print(f"[yellow]{path} is no readable result and is left out.")
         return results
@@ -224,6 +232,21 @@ def read_result(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def weights_of(result: Mapping[str, Any]) -> str:
+    """`identity` of the weights that a result was measured on; empty where it does not name them, as older ones."""
+    settings = result.get("settings")
+    of_settings = settings.get("weights") if isinstance(settings, Mapping) else ""  # so `iwm efficiency` always did
+    own = result.get("run_weights") or of_settings
+    return own if isinstance(own, str) else ""
+
+
+def run_of(result: Mapping[str, Any]) -> str:
+    """The RUN that a result was measured on, as its settings name it: empty for the run of the folder it lies in."""
+    settings = result.get("settings")
+    run = settings.get("run") if isinstance(settings, Mapping) else ""
+    return run if isinstance(run, str) else ""
 
 
 def find_weights(run: str) -> Path:
@@ -317,5 +340,21 @@ def settings_of_weights(run: str) -> dict[str, Any]:
 
 
 def identity(run: str) -> str:
-    """Content hash of a RUN's weights. Raises UserError when there are none."""
-    return sha256_of(find_weights(run) / weights.TENSORS)
+    """Content hash of a RUN's weights, as their `config.json` notes it and `weights.read_model` checks it; of older
+    weights, which note none, it is computed. Raises UserError when there are none, or they cannot be read."""
+    place = find_weights(run)
+    try:
+        noted = weights.read_meta(place).get("sha256")
+    except (OSError, ValueError) as error:
+        raise UserError(f"The weights in {place} cannot be read ({error}); export them again.") from None
+    return noted if isinstance(noted, str) else sha256_of(place / weights.TENSORS)
+
+
+def identity_if_any(run: str) -> str:
+    """`identity`; empty for a RUN without weights that can be read, and for a name of timm."""
+    if is_timm(run):
+        return ""
+    try:
+        return identity(run)
+    except UserError:  # whoever opens the weights says what is wrong with them
+        return ""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from planted_runs import save
+from planted_runs import hold, save
 
 from iwm import config
 from iwm.evaluation import ritual
@@ -198,3 +198,19 @@ def test_a_result_replaces_what_it_holds_whole(tmp_path: Path) -> None:
     assert work.write(more)["path"] == first
     assert work.write(more)["path"] == first
     assert work.write(plain)["path"] != first, "what the larger one holds beyond it would be lost"
+
+
+def test_a_result_names_the_weights_and_what_is_measured_anew_replaces_it(run: str) -> None:
+    """Training on changes the weights and no setting: the old numbers go, under the very name."""
+    options = World(run=run, data="sample", speed=config.Speed(device="cpu", precision="fp32"))
+    outcome = Outcome(data="cifar10", payload={"top1": 0.5}, settings={"seed": 1})
+    for mark in ("ab", "cd"):
+        hold(run, mark)
+        with ritual.evaluation("probe", options) as work:
+            hold(run, "while it was measured, training went on")
+            content = work.conclude(outcome, lambda _: None)
+        assert content["run_weights"] == mark
+        (there,) = RunFolder.of(run).results()
+        assert (there["run_weights"], there["run"], there["precision"]) == (mark, run, "fp32")
+        assert there["settings"] == {"seed": 1, "run": ""}
+    assert "run_weights" not in Evaluation("probe", "timm:vit_tiny_patch16_224", "", CPU).facts

@@ -12,6 +12,7 @@ from exporting.models import classifier, options, world
 from iwm import cli, config
 from iwm.exporting import hub_folder
 from iwm.exporting.format import Request
+from iwm.run_folder import identity
 from iwm.runtime.errors import UserError
 
 
@@ -60,6 +61,16 @@ def test_it_holds_all_that_a_stranger_needs(tmp_path):
     assert iwm.load(out).decodes
     written = "".join(path.read_text() for path in out.iterdir() if path.suffix in (".json", ".md"))
     assert str(tmp_path) not in written
+
+
+def test_the_card_has_no_results_of_earlier_weights(tmp_path, capsys):
+    run = world(tmp_path / "run")
+    for name, mark in (("birds", "ab"), ("cats", identity(str(run)))):
+        write_result(run, f"probe-linear-{name}", data=name, kind="linear", top1=0.7, n_val=500, run_weights=mark)
+    assert [one.title for one in hub_folder.measured(str(run))] == ["Linear probe on cats"]
+    assert "The card leaves out probe-linear-birds: measured on other weights" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_without_decoder_photos_results_or_licence_it_says_so(tmp_path, capsys):

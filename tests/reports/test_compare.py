@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted_runs import PROBE, WORLD, plant, save
+from planted_runs import PROBE, WORLD, hold, plant, save
 
 from iwm import config
 from iwm.reports import compare as comparison
@@ -62,6 +62,17 @@ def test_compare_says_when_a_result_was_measured_otherwise(tmp_path: Path, capsy
     assert "Not quite comparable, world-objects was measured with different: bank (256 | 64)." in re.sub(
         r"\s+", " ", capsys.readouterr().out
     )
+
+
+def test_compare_names_results_of_earlier_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = (plant(tmp_path / name) for name in ("one", "two"))
+    for run in (one, two):
+        save(run, "world", "objects", {**WORLD, "data": "objects", "run_weights": "ab"}, {"seed": 0})
+        hold(run, "ab" if run == one else "cd")
+    compare([one, two])
+    said = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert "two holds other weights now than world-objects measured; measure again to compare them." in said
+    assert "one holds other weights" not in said
 
 
 def test_compare_needs_runs_with_results(tmp_path: Path) -> None:

@@ -32,3 +32,24 @@ def test_several_parts_are_joined_as_in_a_sentence() -> None:
         "a and b",
         "a, b and c",
     ]
+
+
+def test_results_are_put_together_by_their_weights() -> None:
+    def result(mark: str, date: str, **more: Any) -> dict[str, Any]:
+        return {"file": f"probe-{mark}-{date}", "date": date, **({"run_weights": mark} if mark else {}), **more}
+
+    old, first, second = result("", "1"), result("a", "2"), result("b", "3")
+    assert finding.by_weights([]) == []
+    assert finding.by_weights([old]) == [[old]]
+    assert finding.by_weights([first, old, second]) == [[old, second], [first]], "the newest are the run's"
+    gone = result("b", "3", of_earlier_weights=True)
+    assert finding.by_weights([gone, first, old]) == [[first, old], [gone]], "older files count as the run's"
+    assert finding.by_weights([gone, old]) == [[old], [gone]]
+    assert [finding.note_of(each) for each in (gone, old)] == [" (of earlier weights)", ""]
+
+
+def test_a_finding_of_earlier_weights_says_so_and_has_no_sign() -> None:
+    now = finding.Finding("Probe", True, "It is above.", (("ours", 0.5),)).of_earlier_weights()
+    assert (now.title, now.good, now.bars) == ("Probe (of earlier weights)", None, (("ours", 0.5),))
+    assert now.sentence.startswith("Measured on earlier weights than the run now holds")
+    assert now.sentence.endswith("It is above.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 import pytest
-from planted_runs import PROBE, WORLD, plant, tune
+from planted_runs import PROBE, WORLD, hold, plant, tune
 from planted_runs import save as save_result
 
 from iwm.reports.finding import Finding
@@ -81,6 +81,26 @@ def test_a_good_run_makes_a_whole_safe_page(tmp_path: Path) -> None:
         assert file["file"] in page.text
     for number in ("0.4200", "0.4600", "0.5800", "0.5000"):
         assert number in page.text
+
+
+def test_results_of_earlier_weights_are_said_to_be_so(tmp_path: Path) -> None:
+    run = plant(tmp_path / "run")
+    for verb, payload in (("world", WORLD), ("probe", PROBE)):
+        mark = {"run_weights": "cd" if verb == "probe" else "ab"}
+        path = save_result(run, verb, "objects", {**payload, **mark, "data": "objects"}, {"seed": 0})
+        save(Figure((1, 1)), path.with_suffix(".png"))
+    hold(run, "cd")
+    text = Page(write(Path(run)).read_text()).text
+    for words in (
+        "World model on objects (of earlier weights) Measured on earlier weights than the run now holds",
+        "objects (of earlier weights): told the action",
+        "world-objects (of earlier weights)",
+    ):
+        assert words in text, words
+    assert "probe-objects (of earlier weights)" not in text
+    assert "every evaluation beats its controls" in text, "the one that is of these weights"
+    hold(run, "ab")
+    assert "world-objects (of earlier weights)" not in Page(write(Path(run)).read_text()).text
 
 
 def test_what_an_instance_probe_finds_is_shown(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from typing import Any, ClassVar
 
 import pytest
 from conftest import tiny, trained_on, with_run
+from planted_runs import save
 
 import iwm
 from iwm import cli
 from iwm.evaluation import after_pretraining
+from iwm.run_folder import identity
 from iwm.runtime.errors import UserError
 from iwm.training.trackers import TRACKERS, Tracker
 
@@ -61,6 +63,21 @@ def test_lines_pictures_results_and_page_are_sent_once(trained, told, capsys):
     assert cli.main(["report", str(trained), "--report-to", "planted"]) == 0
     again = [entry for entry in told[before:] if entry != "close" and entry[1] != "page"]
     assert again == [], "nothing but the page has changed since"
+
+
+def test_results_of_earlier_weights_are_not_sent_at_the_newest_step(trained, told, capsys):
+    for data, mark in (("old", "ab"), ("new", identity(str(trained)))):
+        save(
+            str(trained),
+            "probe",
+            data,
+            {"data": data, "kind": "linear", "top1": 0.5, "chance": 0.1, "run_weights": mark},
+            {},
+        )
+    iwm.report(trained, report_to="planted")
+    sent = {name for one in told if len(one) == 2 for name in one[1] if "/" in name}
+    assert {name.partition("/")[0] for name in sent} == {"probe-new"}
+    assert "the run holds other weights now: probe-old; measure again" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_cannot_be_sent_is_one_sentence_before_the_page(trained, told, tmp_path, monkeypatch):

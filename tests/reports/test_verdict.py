@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted_runs import PROBE, WORLD, metrics, plant, save, tune
+from planted_runs import PROBE, WORLD, hold, metrics, plant, save, tune
 
 from iwm.reports.finding import Finding
 from iwm.reports.verdict import headline, judge_results, judge_training
@@ -211,6 +211,39 @@ def test_finetuning_is_judged_over_the_seeds_both_have(tmp_path: Path) -> None:
     assert found.good is True
     assert "(52.5%) is above a random one (50.3%): +2.2 points, over 3 seeds, 95 % interval " in found.sentence
     assert "+1.4 to +2.9 (Student's t of n = 3, standard error 0.2)." in found.sentence
+
+
+def test_only_results_of_the_same_weights_are_paired(tmp_path: Path) -> None:
+    run = plant(tmp_path / "run")
+    tune(run, "random", 0.50, run_weights="ab")
+    tune(run, "pretrained", 0.58, run_weights="ab")
+    hold(run, "ab")
+    (found,) = judge_results(RunFolder(Path(run)).results())
+    assert found.good is True
+    assert "is above a random one (50.0%)" in found.sentence
+    hold(run, "cd")  # trained further, and one of the two measured anew
+    tune(run, "pretrained", 0.70, run_weights="cd")
+    (now,) = judge_results(RunFolder(Path(run)).results())
+    assert now.good is None
+    assert "no random predictor of the same seed and settings" in now.sentence
+    hold(run, "ef")
+    (gone,) = judge_results(RunFolder(Path(run)).results())
+    assert gone.title == "Finetuning the predictor on objects (of earlier weights)"
+    assert gone.good is None
+    said = headline(None, [gone])
+    assert said == "The model was trained elsewhere; no evaluation of its present weights has been compared with " + (
+        "its controls yet."
+    )
+
+
+def test_results_that_do_not_name_their_weights_are_paired_as_before(tmp_path: Path) -> None:
+    run = plant(tmp_path / "run")
+    tune(run, "random", 0.50)
+    tune(run, "pretrained", 0.58, run_weights="ab")
+    hold(run, "ab")
+    (found,) = judge_results(RunFolder(Path(run)).results())
+    assert found.good is True
+    assert "is above a random one (50.0%)" in found.sentence
 
 
 def test_three_seeds_apart_by_three_errors_are_level(tmp_path: Path) -> None:

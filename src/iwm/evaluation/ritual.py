@@ -6,8 +6,9 @@ Results lie in `RUN/eval/VERB[-VARIANT]-DATA.json`, one file for every distinct 
     name = VERB-VARIANT-FINGERPRINT-DATA  where other settings already lie under the plain name
 
 so a repeat replaces only itself, or what it holds whole, and nothing is ever lost. Each file also holds the command,
-the settings, their fingerprint, the seed, the machine and the date. Pictures and weights of a result lie beside it
-under the same name.
+the settings, their fingerprint, the seed, the machine, the date, and the hash of the weights that were measured
+("run_weights"). The weights are no setting: what is measured anew after further training replaces what was measured
+before. Pictures and weights of a result lie beside it under the same name.
 
     with ritual.evaluation("probe", options) as work:
         model = work.world_model()
@@ -33,7 +34,7 @@ from iwm import config, verbs
 from iwm.data.sources import source_identity
 from iwm.evaluation import grids
 from iwm.model.world_model import ImageWorldModel
-from iwm.run_folder import RunFolder, is_remote, load_model, plain_name, read_result
+from iwm.run_folder import RunFolder, identity_if_any, is_remote, load_model, plain_name, read_result
 from iwm.runtime import devices, drawing, fields, files, sharing
 from iwm.runtime.console import console, hushed, show, tables_are_printed
 from iwm.runtime.devices import Session
@@ -90,6 +91,8 @@ class Evaluation:
     run: str
     out: str
     session: Session
+    weights: str = ""
+    """`run_folder.identity` of the RUN's weights when the evaluation began; empty where it has none of its own."""
 
     @property
     def folder(self) -> RunFolder:
@@ -99,7 +102,8 @@ class Evaluation:
     @property
     def facts(self) -> dict[str, Any]:
         """What every result says."""
-        return {"run": self.run, "precision": self.session.precision}
+        weights = {"run_weights": self.weights} if self.weights else {}
+        return {"run": self.run, "precision": self.session.precision, **weights}
 
     def world_model(self) -> ImageWorldModel:
         """The RUN's world model on the host, as what is trained starts from. Raises UserError when RUN is none."""
@@ -135,7 +139,7 @@ class Evaluation:
         pictures are drawn. Python callers get an object instead, unless it cannot be written, and the warnings. Raises
         OSError naming the file that cannot be written.
         """
-        early = content_of(outcome.payload, self.settings(outcome))
+        early = content_of({**self.facts, **outcome.payload}, self.settings(outcome))
         with contextlib.nullcontext() if tables_are_printed() else hushed():
             _print(early, print_content)
         try:
@@ -154,7 +158,7 @@ class Evaluation:
         return sharing.by_first(lambda: self._write(outcome))
 
     def _write(self, outcome: Outcome) -> dict[str, Any]:
-        settings, payload = self.settings(outcome), dict(outcome.payload)
+        settings, payload = self.settings(outcome), {**self.facts, **outcome.payload}
         with files.lock(self.folder.results_lock, f"A result is written to {self.folder.eval}", wait=True):
             files.mark_output(self.folder.eval)
             path = self.place(outcome)  # nobody else takes the same name meanwhile
@@ -182,7 +186,7 @@ def evaluation(verb: str, options: Options) -> Iterator[Evaluation]:
     its results could not be written.
     """
     with Session.open(options.speed) as session:
-        work = Evaluation(verb, options.run, options.out, session)
+        work = Evaluation(verb, options.run, options.out, session, identity_if_any(options.run))
         mend = "give another --out FOLDER." if options.out else "give --out FOLDER."
         sharing.by_first(lambda: files.require_writable(work.folder.eval, f"Results of {options.run}", mend))
         yield work

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from rich.markup import escape
 
 from iwm.data.image_sets import Subset
 from iwm.data.loader import load_all
@@ -17,7 +18,8 @@ from iwm.model import card
 from iwm.model.card import Card, Measured
 from iwm.model.world_model import ImageWorldModel
 from iwm.reports import verdict
-from iwm.run_folder import RunFolder
+from iwm.reports.finding import join
+from iwm.run_folder import EARLIER, RunFolder
 from iwm.runtime import drawing, files
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
@@ -66,12 +68,16 @@ def write_folder(request: Request, folder: Path, about: Card) -> None:
 
 
 def measured(run: str) -> list[Measured]:
-    """What was measured on a RUN, every result beside its controls."""
+    """What was measured on a RUN's present weights, every result beside its controls. What was measured on earlier
+    ones is left out, and named on the console."""
     folder = RunFolder.of(run)
     if not folder.eval.is_dir():
         return []
-    results = []
-    for finding in verdict.judge_results(folder.results()):
+    results, there = [], folder.results()
+    if earlier := [result["file"] for result in there if result.get(EARLIER)]:
+        words = f"The card leaves out {join(earlier)}: measured on other weights than the run now holds; measure again."
+        console.print(f"[yellow]{escape(words)}", soft_wrap=True)
+    for finding in verdict.judge_results([result for result in there if not result.get(EARLIER)]):
         ours, *controls = [f"{name} {value:.3f}" for name, value in finding.bars] or ["-"]
         results.append(Measured(finding.title, ours.split()[-1], ", ".join(controls) or "none", finding.sentence))
     return results

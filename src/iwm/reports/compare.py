@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iwm.reports.finding import Result, data_of, join, number, settings_of, verb_of
-from iwm.run_folder import RunFolder, plain_name
+from iwm.run_folder import EARLIER, RunFolder, plain_name
 from iwm.runtime import fields
 from iwm.runtime.console import console, in_words, tables_are_printed
 from iwm.runtime.errors import UserError
@@ -62,6 +62,12 @@ def compare(o: Compare) -> list[dict[str, Any]]:
     for run in runs:
         if not results[run]:
             console.print(Text(f"{run} has no results yet.", "yellow"), soft_wrap=True)
+    for run in runs:
+        if earlier := [file for file, result in results[run].items() if result.get(EARLIER)]:
+            words = (
+                f"{names[run]} holds other weights now than {join(earlier)} measured; measure again to compare them."
+            )
+            console.print(Text(words, "yellow"), soft_wrap=True)
     settings = {names[run]: fields.flatten(folder.settings_unchecked()) for run, folder in folders.items()}
     _print_differences("Settings of the runs that differ", settings)
     for file in sorted({file for own in results.values() for file in own}):

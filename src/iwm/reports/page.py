@@ -22,16 +22,16 @@ from iwm.evaluation.tasks.multitask import AVERAGES
 from iwm.evaluation.world.infer import answers_of
 from iwm.model.objectives import OBJECTIVES, PatchPrediction
 from iwm.reports import figures
-from iwm.reports.finding import Finding, Result, data_of, number, verb_of
+from iwm.reports.finding import Finding, Result, data_of, note_of, number, verb_of
 from iwm.reports.verdict import VERBS, headline, judge_results, judge_training
-from iwm.run_folder import RunFolder, is_remote, settings_of_weights
+from iwm.run_folder import EARLIER, RunFolder, is_remote, settings_of_weights
 from iwm.runtime import drawing, fields, files
 from iwm.runtime.console import console, in_words
 from iwm.runtime.errors import UserError
 
 LONGEST = 3000
 """Characters of a nested value shown on the page; longer ones are in their JSON file."""
-ORIGIN = ("command", "date", "seed", "hardware", "settings", "run", "weights")
+ORIGIN = ("command", "date", "seed", "hardware", "settings", "run", "run_weights", "other_encoder_weights", "weights")
 """How a result was made, as every file records it."""
 CAPTIONS = {
     "world": "told the action, the model imagines the source changed by it; of a bank of changed versions it shows the "
@@ -277,7 +277,7 @@ def _exhibit(folder: RunFolder, result: Result) -> dict[str, Any] | None:
     path, verb, data = folder.picture_of(result), verb_of(result), data_of(result)
     width = "wide" if verb in ("world", "imagine", "decoder", "look") else "medium"
     alt = f"{'Retrieval strips' if verb == 'world' else verb} on {data}"
-    picture = _read_picture(path, alt, width, f"{data}: {CAPTIONS[verb]}")
+    picture = _read_picture(path, alt, width, f"{data}{note_of(result)}: {CAPTIONS[verb]}")
     if picture is None:
         return None
     average = path.with_name(f"{path.stem}-averaged.png")
@@ -299,8 +299,8 @@ def _nearest(folder: RunFolder, results: Sequence[Result]) -> list[dict[str, Any
     pictures = []
     for result in results:
         path = folder.picture_of(result)
-        caption = f"{data_of(result)}: an image, a changed crop of it, and the nearest in the gallery to the encoder; "
-        caption += "the image itself is framed green."
+        caption = f"{data_of(result)}{note_of(result)}: an image, a changed crop of it, and the nearest in the gallery "
+        caption += "to the encoder; the image itself is framed green."
         path = path.with_name(f"{path.stem}-nearest.png")
         pictures.append(_read_picture(path, f"Nearest images on {data_of(result)}", "medium", caption))
     return [{"pictures": [picture], "tables": []} for picture in pictures if picture]
@@ -331,7 +331,7 @@ def _multitask(folder: RunFolder, results: Sequence[Result]) -> list[dict[str, A
             values = [in_words(task.get(key)) for key in AVERAGES]
             rows.append([str(name), *values, str(len(task.get("classes") or ()))])
         picture = _read_picture(folder.picture_of(result), f"Accuracy of every task on {data_of(result)}")
-        parts.append({"file": result["file"], "rows": rows, "picture": picture})
+        parts.append({"file": result["file"] + note_of(result), "rows": rows, "picture": picture})
     return parts
 
 
@@ -342,7 +342,7 @@ def _segmentation(folder: RunFolder, results: Sequence[Result]) -> list[Picture]
         if verb_of(result) != "segment":
             continue
         caption = (
-            f"{result['file']}: mIoU {in_words(number(result, 'miou'))}; nothing pretrained "
+            f"{result['file']}{note_of(result)}: mIoU {in_words(number(result, 'miou'))}; nothing pretrained "
             f"{in_words(number(result, 'random_encoder_miou'))}, the majority class everywhere "
             f"{in_words(number(result, 'majority_miou'))}."
         )
@@ -353,7 +353,7 @@ def _segmentation(folder: RunFolder, results: Sequence[Result]) -> list[Picture]
 
 def _result(folder: RunFolder, result: Result) -> dict[str, Any]:
     """One result: its numbers, its picture, and how it was made."""
-    own = {key: value for key, value in result.items() if key not in (*ORIGIN, "file", "fingerprint")}
+    own = {key: value for key, value in result.items() if key not in (*ORIGIN, EARLIER, "file", "fingerprint")}
     parts = {key: value for key, value in own.items() if isinstance(value, dict | list)}
     rows: Rows = [[key, in_words(value)] for key, value in own.items() if key not in parts]
     points = result.get("points")
@@ -364,7 +364,7 @@ def _result(folder: RunFolder, result: Result) -> dict[str, Any]:
     shows_elsewhere = verb_of(result) in (*CAPTIONS, "multitask", "segment")
     details = {key: result[key] for key in ORIGIN if key in result} | parts
     return {
-        "file": result["file"],
+        "file": result["file"] + note_of(result),
         "rows": rows,
         "picture": None if shows_elsewhere else _read_picture(folder.picture_of(result), str(result["file"])),
         "details": [(key, _text(value, result["file"])) for key, value in details.items()],

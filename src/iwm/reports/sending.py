@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.markup import escape
+
 from iwm.reports import page
+from iwm.reports.finding import join
 from iwm.reports.results import Result
 from iwm.reports.run import Run
 from iwm.reports.verdict import judge_training
-from iwm.run_folder import RunFolder
+from iwm.run_folder import EARLIER, RunFolder
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 from iwm.training.reporting import Sender, end, is_number
@@ -54,6 +57,7 @@ def open_senders(run: RunFolder, kinds: list[type[Tracker]]) -> list[Sender]:
 
 def send(run: RunFolder, senders: list[Sender], path: Path) -> None:
     """Send what the trackers do not have yet: lines of metrics, pictures, the main numbers of results, and the page.
+    They stand at the newest step, so results of earlier weights are left out, which is said.
 
     Raises UserError when something could not be sent.
     """
@@ -61,11 +65,15 @@ def send(run: RunFolder, senders: list[Sender], path: Path) -> None:
     step = lines[-1]["step"] if lines else 0
     finding = judge_training(lines, run.objective_kind())
     words = finding.sentence if finding else "No line of metrics yet."
+    results, earlier = _results(run)
+    if earlier:
+        left_out = f"Not sent, for the run holds other weights now: {join(earlier)}; measure again."
+        console.print(f"[yellow]{escape(left_out)}", soft_wrap=True)
     for sender in senders:
         sender.start()
-        for name, picture in _pictures(run):
+        for name, picture in _pictures(run, results):
             sender.file(name, picture, lambda tracker, n=name, p=picture: tracker.picture(n, p, step))
-        for result in Run(run.path).results:
+        for result in results:
             name, numbers = result.path.stem, _numbers(result)
             sender.file(f"{name}.json", result.path, lambda tracker, n=numbers: tracker.scalars(step, n))
         sender.file("report", path, lambda tracker: tracker.page(path, words, step))
@@ -74,11 +82,17 @@ def send(run: RunFolder, senders: list[Sender], path: Path) -> None:
     console.print(f"Sent to {', '.join(sender.name for sender in senders)}.")
 
 
-def _pictures(run: RunFolder) -> Iterator[tuple[str, Path]]:
+def _results(run: RunFolder) -> tuple[list[Result], list[str]]:
+    """The results of the weights that a run holds, and the names of those of earlier ones."""
+    earlier = [result["file"] for result in run.results() if result.get(EARLIER)]
+    return [result for result in Run(run.path).results if result.path.stem not in earlier], earlier
+
+
+def _pictures(run: RunFolder, results: list[Result]) -> Iterator[tuple[str, Path]]:
     """Pictures by name: what it imagined while it was trained, and those beside its results."""
     if run.stages.is_file():
         yield "stages", run.stages
-    for result in Run(run.path).results:
+    for result in results:
         for ending, path in result.pictures.items():
             yield f"{result.path.stem}{'-' if ending else ''}{ending}", path
 

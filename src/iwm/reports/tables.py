@@ -13,7 +13,10 @@ from PIL import Image
 from iwm.runtime.console import console, in_words, table, text_printed
 from iwm.runtime.drawing import DPI, blank
 
-ORIGIN = ("command", "settings", "fingerprint", "hardware", "date", "seed", "run", "weights", "tried", "confusion")
+ORIGIN = (
+    *("command", "settings", "fingerprint", "hardware", "date", "seed", "run", "run_weights", "other_encoder_weights"),
+    *("weights", "tried", "confusion"),
+)
 """Entries that a table leaves out; the mapping has them."""
 MOST_ROWS = 50
 """Rows of a nested table."""

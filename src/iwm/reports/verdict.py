@@ -4,7 +4,7 @@ It reads dictionaries only, the lines of a RUN's metrics and its results (`RunFo
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iwm.evaluation.uncertainty import (
@@ -16,7 +16,21 @@ from iwm.evaluation.uncertainty import (
     standing,
     t_quantile,
 )
-from iwm.reports.finding import Finding, Result, data_of, join, number, numbers, settings_of, verb_of
+from iwm.reports.finding import (
+    Finding,
+    Result,
+    by_seed,
+    by_weights,
+    data_of,
+    groups,
+    join,
+    number,
+    numbers,
+    plainest,
+    settings_of,
+    verb_of,
+)
+from iwm.run_folder import EARLIER
 from iwm.runtime.errors import UserError
 from iwm.training import health
 
@@ -220,10 +234,10 @@ def judge_finetuning(pretrained: Sequence[Result], random: Sequence[Result], oth
     """
     first = pretrained[0]
     title = f"Finetuning the {first.get('train') or 'predictor'} on {data_of(first)}".replace("the both", "both")
-    controls = _by_seed(random)
+    controls = by_seed(random)
     pairs = [
         (ours, control)
-        for seed, a in _by_seed(pretrained).items()
+        for seed, a in by_seed(pretrained).items()
         if (ours := number(a, "top1")) is not None and (control := number(controls.get(seed, {}), "top1")) is not None
     ]
     beside = [(f"{r.get('train')} only", value) for r in others if (value := number(r, "top1")) is not None]
@@ -315,46 +329,41 @@ def _error(a: float, b: float, result: Result) -> float:
 
 
 def judge_results(results: Sequence[Result]) -> list[Finding]:
-    """One finding for every question asked: per data, the plainest result of each kind."""
+    """One finding for every question asked: per data, the plainest result of each kind.
+
+    Only results of the same weights are set beside each other; those of earlier weights than the run now holds come
+    last, and say so.
+    """
     findings = []
-    for group in _groups([r for r in results if verb_of(r) == "world"], data_of):
+    for group in by_weights(results):
+        judged = _judge_same_weights(group)
+        findings += [one.of_earlier_weights() for one in judged] if group[0].get(EARLIER) else judged
+    return findings
+
+
+def _judge_same_weights(results: Sequence[Result]) -> list[Finding]:
+    """The findings of results that were measured on the same weights."""
+    findings = []
+    for group in groups([r for r in results if verb_of(r) == "world"], data_of):
         # With a twin the question is answered in full; else the result under the plain name.
         findings.append(judge_world(min(group, key=lambda r: ("frozen_random_twin_mrr" not in r, len(r["file"])))))
     findings += [judge_imagination(r) for r in results if verb_of(r) == "imagine" and "rank_untold" in r]
     probes = sorted((r for r in results if verb_of(r) == "probe"), key=lambda r: r.get("kind") != "linear")
-    for group in _groups(probes, lambda r: (data_of(r), r.get("kind"), _what_is_read(r))):
+    for group in groups(probes, lambda r: (data_of(r), r.get("kind"), _what_is_read(r))):
         judge = judge_instance if group[0].get("kind") == "instance" else judge_probe
-        findings.append(judge(min(group, key=_plainest)))
+        findings.append(judge(min(group, key=plainest)))
     tuned = [r for r in results if verb_of(r) == "finetune"]
-    for group in _groups([r for r in tuned if r.get("predictor") == "pretrained"], _tuning):
+    for group in groups([r for r in tuned if r.get("predictor") == "pretrained"], _tuning):
         random = [r for r in tuned if r.get("predictor") == "random" and _tuning(r) == _tuning(group[0])]
         plain = [r for r in tuned if not r.get("predictor") and data_of(r) == data_of(group[0])]
-        findings.append(judge_finetuning(sorted(group, key=_plainest), random, plain))
+        findings.append(judge_finetuning(sorted(group, key=plainest), random, plain))
     many = [r for r in results if verb_of(r) == "multitask"]
-    for group in _groups(many, lambda r: (data_of(r), r.get("predictor"))):
+    for group in groups(many, lambda r: (data_of(r), r.get("predictor"))):
         findings.append(judge_multitask(min(group, key=lambda r: len(r["file"]))))
     segmented = [r for r in results if verb_of(r) == "segment" and r.get("predictor") != "random"]
-    for group in _groups(segmented, lambda r: (data_of(r), r.get("train"), r.get("head"))):
-        findings.append(judge_segmentation(min(group, key=_plainest)))
+    for group in groups(segmented, lambda r: (data_of(r), r.get("train"), r.get("head"))):
+        findings.append(judge_segmentation(min(group, key=plainest)))
     return findings
-
-
-def _plainest(result: Result) -> tuple[bool, int]:
-    """Orders results of one question: those with baselines first, then by the length of the name."""
-    return not any(key in result for key in ("random_encoder_top1", "random_encoder_miou")), len(result["file"])
-
-
-def _groups(results: Iterable[Result], key: Any) -> list[list[Result]]:
-    """Results of equal key together, in order of appearance."""
-    groups: dict[Any, list[Result]] = {}
-    for result in results:
-        groups.setdefault(key(result), []).append(result)
-    return list(groups.values())
-
-
-def _by_seed(results: Sequence[Result]) -> dict[Any, Result]:
-    """The first result of every seed."""
-    return {result.get("seed"): result for result in reversed(results)}
 
 
 def _tuning(result: Result) -> str:
@@ -375,7 +384,8 @@ def headline(training: Finding | None, findings: Sequence[Finding]) -> str:
     else:
         start = "The training is healthy" if training.good else "The training is ill"
     if not judged:
-        return f"{start}; no evaluation has been compared with its controls yet."
+        whose = " of its present weights" if any(finding.earlier for finding in findings) else ""
+        return f"{start}; no evaluation{whose} has been compared with its controls yet."
     joined = "and" if (training is None or bool(training.good)) == (not behind) else "but"
     ahead = len(judged) - len(behind)
     if not behind:

@@ -115,7 +115,6 @@ def _outcome(o: Efficiency, work: Evaluation, splits: LabelledSplits, size: int)
     return Outcome(
         data=splits.train.name,
         payload={
-            **work.facts,
             **facts_of_source(splits),
             "encoder": features.name_of(o.student),
             "image_size": size,

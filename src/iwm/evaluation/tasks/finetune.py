@@ -68,7 +68,6 @@ def finetune(o: Finetune) -> dict[str, Any]:
         outcome = Outcome(
             data=data,
             payload={
-                **work.facts,
                 **probes.facts_of_source(splits),
                 **tuning.facts_of(o, start),
                 **numbers,

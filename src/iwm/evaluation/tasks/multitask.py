@@ -81,7 +81,6 @@ def multitask(o: Multitask) -> dict[str, Any]:
         outcome = Outcome(
             data=data,
             payload={
-                **work.facts,
                 "data": data,
                 "predictor": o.predictor,
                 **numbers,

@@ -25,7 +25,7 @@ from iwm.evaluation.tasks.features import RAW_SIZES, FrozenEncoder, Labelled, Ra
 from iwm.evaluation.tasks.fitting import accuracy, scores
 from iwm.evaluation.tasks.probe_kinds import PROBES, Answer, FeatureProbe, probe_of
 from iwm.evaluation.uncertainty import accuracy_errors, is_unbalanced
-from iwm.run_folder import plain_name
+from iwm.run_folder import identity_if_any, plain_name
 from iwm.runtime.console import console
 from iwm.runtime.devices import Session
 from iwm.runtime.drawing import blank
@@ -88,6 +88,7 @@ def probe(o: Probe) -> dict[str, Any]:
         _refuse(o, way)
         encoder = features.open_encoder(o.run, student=o.student, layer=o.layer, layers=o.layers, size=o.size)
         other = features.open_encoder(o.encoder, layers=o.layers, size=o.size) if o.encoder else None
+        other_weights = identity_if_any(o.encoder) if o.encoder else ""
         if way.needs_labels:
             outcome = _of_classes(o, way, encoder, other, work.folder.cache)
         else:
@@ -107,11 +108,11 @@ def probe(o: Probe) -> dict[str, Any]:
         outcome = replace(
             outcome,
             payload={
-                **work.facts,
                 "kind": o.kind,
                 **outcome.payload,
                 **looked_at,
                 **layers,
+                **({"other_encoder_weights": other_weights} if other_weights else {}),
                 "image_size": encoder.size,
             },
             settings=settings,

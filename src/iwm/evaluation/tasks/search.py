@@ -67,7 +67,6 @@ def search(o: Search) -> dict[str, Any]:
         changed = asking.changed(query) if o.action else query
         by_pixels = Gallery.of_pixels(images, gallery).nearest(colours(changed)[0], own, o.nearest) if o.pixels else []
         payload = {
-            **work.facts,
             "data": images.name,
             "query": o.like,
             "action": o.action,

@@ -68,7 +68,6 @@ def segment(o: Segment) -> dict[str, Any]:
         outcome = Outcome(
             data=splits.train.name,
             payload={
-                **work.facts,
                 **tuning.facts_of(o, start),
                 **numbers,
                 **training_of(segmenter, trained),
