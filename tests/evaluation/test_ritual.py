@@ -5,6 +5,7 @@ import json
 import math
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,32 @@ def test_a_result_names_the_weights_and_what_is_measured_anew_replaces_it(run: s
         assert (there["run_weights"], there["run"], there["precision"]) == (mark, run, "fp32")
         assert there["settings"] == {"seed": 1, "run": ""}
     assert "run_weights" not in Evaluation("probe", "timm:vit_tiny_patch16_224", "", CPU).facts
+
+
+def test_a_result_replaces_none_of_another_precision(tmp_path: Path) -> None:
+    outcome = Outcome(data="photos", payload={"top1": 0.3}, settings={"seed": 0})
+    in_fp32 = Evaluation("probe", str(tmp_path), "", CPU)
+    in_bf16 = Evaluation("probe", str(tmp_path), "", replace(CPU, precision="bf16"))
+    first, second = in_fp32.write(outcome), in_bf16.write(outcome)
+    assert first["settings"] == {"seed": 0, "run": ""}, "as older results in fp32 have it"
+    assert second["settings"] == {"seed": 0, "run": "", "precision": "bf16"}
+    assert first["path"] != second["path"]
+    for work, before in ((in_fp32, first), (in_bf16, second)):
+        assert work.write(outcome)["path"] == before["path"]
+    said = Outcome(data="photos", payload={}, settings={"seed": 0, "precision": "bf16"}, variant=("said",))
+    assert in_bf16.write(said)["settings"] == second["settings"]
+
+
+def test_an_older_result_is_found_by_the_precision_beside_its_settings(tmp_path: Path) -> None:
+    """Those of probes, finetunings, segmentations and many tasks had none among their settings, whatever it was."""
+    outcome = Outcome(data="photos", payload={"top1": 0.3}, settings={"seed": 0})
+    in_fp32 = Evaluation("probe", str(tmp_path), "", CPU)
+    in_bf16 = Evaluation("probe", str(tmp_path), "", replace(CPU, precision="bf16"))
+    path = RunFolder(tmp_path).eval / "probe-photos.json"
+    path.parent.mkdir()
+    settings = {"seed": 0, "run": ""}
+    ritual.write(path, {"precision": "bf16"}, settings)
+    assert in_bf16.place(outcome) == path
+    assert in_fp32.place(outcome) != path
+    ritual.write(path, {}, settings)  # older still: its precision is not known
+    assert in_fp32.place(outcome) == in_bf16.place(outcome) == path

@@ -75,6 +75,15 @@ def test_compare_names_results_of_earlier_weights(tmp_path: Path, capsys: pytest
     assert "one holds other weights" not in said
 
 
+def test_compare_says_when_a_result_is_of_another_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = (plant(tmp_path / name) for name in ("one", "two"))
+    for run, precision, settings in ((one, "fp32", {}), (two, "bf16", {"precision": "bf16"})):
+        save(run, "probe", "objects", {**PROBE, "data": "objects", "precision": precision}, settings)
+    compare([one, two])
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "Not quite comparable, probe-objects was measured with different: precision (fp32 | bf16)." in said
+
+
 def test_compare_needs_runs_with_results(tmp_path: Path) -> None:
     run = plant(tmp_path / "run")
     (tmp_path / "photos").mkdir()

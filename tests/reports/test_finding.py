@@ -53,3 +53,10 @@ def test_a_finding_of_earlier_weights_says_so_and_has_no_sign() -> None:
     assert (now.title, now.good, now.bars) == ("Probe (of earlier weights)", None, (("ours", 0.5),))
     assert now.sentence.startswith("Measured on earlier weights than the run now holds")
     assert now.sentence.endswith("It is above.")
+
+
+def test_the_precision_of_a_result_is_among_its_settings_wherever_it_stands() -> None:
+    assert finding.settings_of({"settings": {"seed": 0}, "precision": "bf16"}) == {"precision": "bf16", "seed": 0}
+    assert finding.settings_of({"settings": {"precision": "fp32"}}) == {"precision": "fp32"}
+    assert finding.settings_of({"settings": {"seed": 0}}) == {"seed": 0}
+    assert finding.settings_of({"settings": "broken"}) == {}

@@ -246,6 +246,18 @@ def test_results_that_do_not_name_their_weights_are_paired_as_before(tmp_path: P
     assert "is above a random one (50.0%)" in found.sentence
 
 
+def test_only_results_of_the_same_precision_are_paired(tmp_path: Path) -> None:
+    run = plant(tmp_path / "run")
+    tune(run, "random", 0.50, precision="fp32")
+    tune(run, "pretrained", 0.58, precision="bf16")
+    (found,) = judge_results(RunFolder(Path(run)).results())
+    assert found.good is None
+    assert "no random predictor of the same seed and settings" in found.sentence
+    tune(run, "random", 0.50, precision="bf16")
+    (found,) = judge_results(RunFolder(Path(run)).results())
+    assert found.good is True
+
+
 def test_three_seeds_apart_by_three_errors_are_level(tmp_path: Path) -> None:
     """With three seeds chance reaches 4.3 standard errors in one of twenty cases."""
     run = plant(tmp_path / "run")

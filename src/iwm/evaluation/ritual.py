@@ -2,7 +2,7 @@
 
 Results lie in `RUN/eval/VERB[-VARIANT]-DATA.json`, one file for every distinct set of settings:
 
-    name = VERB-VARIANT-DATA              where free, or taken by the very same settings
+    name = VERB-VARIANT-DATA              where free, or taken by the very same settings and precision
     name = VERB-VARIANT-FINGERPRINT-DATA  where other settings already lie under the plain name
 
 so a repeat replaces only itself, or what it holds whole, and nothing is ever lost. Each file also holds the command,
@@ -41,6 +41,8 @@ from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.runtime.files import plain
 
+USUAL = "fp32"
+"""The precision that settings need not name, so that their fingerprint is that of older results."""
 LONGEST = 100
 """Bytes of the data's name in a file's name."""
 
@@ -66,7 +68,8 @@ class Outcome:
     payload: Mapping[str, Any]
     """The numbers, and how they came about."""
     settings: Mapping[str, Any]
-    """Everything that changes what is computed, the seed among it; "run" is added."""
+    """Everything that changes what is computed, the seed among it; "run", and a "precision" other than USUAL, are
+    added."""
     variant: Sequence[str] = ()
     """Words that tell this way of measuring from others, for the file's name; empty ones are left out."""
     figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
@@ -114,12 +117,18 @@ class Evaluation:
         return self._of_run(outcome.settings)
 
     def _of_run(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        precision = self.session.precision
+        return {**({} if precision == USUAL else {"precision": precision}), **self._without_precision(settings)}
+
+    def _without_precision(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings as older results of several verbs hold them, of any precision: it stands beside."""
         return {**settings, "run": run_identity(self.run, self.out)}
 
     def place(self, outcome: Outcome) -> Path:
         """The JSON file where the outcome belongs. Raises UserError when the file there is damaged."""
-        mark = fingerprint(self.settings(outcome))
-        replaceable = {mark, *(fingerprint(self._of_run(settings)) for settings in outcome.contains)}
+        mark, own = fingerprint(self.settings(outcome)), self.session.precision
+        ways = (self._of_run, self._without_precision)
+        replaceable = {fingerprint(way(each)) for each in (outcome.settings, *outcome.contains) for way in ways}
         # Disks take 255 bytes, what lies beside adds a few; names cut alike are told apart as other settings are.
         data = plain_name(outcome.data).encode()[:LONGEST].decode(errors="ignore")
         variant = "-".join(word for word in outcome.variant if word)
@@ -127,7 +136,9 @@ class Evaluation:
         for length in (0, 6, 12, 24, len(mark)):
             words = (self.verb, variant, mark[:length], data)
             path = self.folder.eval / ("-".join(plain_name(word) for word in words if word) + ".json")
-            if not path.exists() or read_result(path).get("fingerprint") in replaceable:
+            there = read_result(path)
+            same = there.get("fingerprint") in replaceable and there.get("precision", own) == own
+            if same or not path.exists():
                 return path
         raise UserError(f"{path} is damaged; delete it.")
 

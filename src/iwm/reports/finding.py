@@ -62,8 +62,10 @@ def data_of(result: Result) -> str:
 
 
 def settings_of(result: Result) -> dict[str, Any]:
-    settings = result.get("settings")
-    return settings if isinstance(settings, dict) else {}
+    """The settings of a result, with its precision, which some results hold beside them."""
+    settings, precision = result.get("settings"), result.get("precision")
+    beside = {"precision": precision} if isinstance(precision, str) else {}
+    return {**beside, **settings} if isinstance(settings, dict) else beside
 
 
 def groups(results: Iterable[Result], key: Any) -> list[list[Result]]:
