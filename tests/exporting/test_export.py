@@ -50,6 +50,30 @@ def test_an_export_replaces_its_own_files_and_nothing_else(run, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
+def test_of_an_earlier_export_no_file_is_left(run, tmp_path, capsys):
+    out, outside = tmp_path / "out", tmp_path / "outside.txt"
+    iwm.export(world(tmp_path / "shown", decoder=True), format="safetensors", out=out)
+    assert (out / "decoder.safetensors").is_file()
+    for path in (out / "notes.txt", outside, out / "edited.txt"):
+        path.write_text("mine")
+    (out / "folder").mkdir()
+    there = json.loads((out / "export.json").read_text())
+    planted = {"edited.txt": 2, "gone": 4, "../outside.txt": 4, "folder": 4, ".": 4}
+    (out / "export.json").write_text(json.dumps(there | {"files": there["files"] | planted}))
+    iwm.export(run, format="safetensors", out=out)
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        *("model.safetensors", "config.json", "export.json", ".iwm-output"),
+        *("notes.txt", "edited.txt", "folder"),
+    }
+    assert outside.is_file()
+    assert "edited.txt is of an earlier export and was changed since; it is kept" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    (out / "export.json").write_text(json.dumps(there | {"files": "damaged"}))
+    iwm.export(run, format="safetensors", out=out)
+
+
 def test_what_fails_leaves_nothing_behind(run, tmp_path, monkeypatch):
     def broken(self: Any, request: Request, folder: Path) -> dict[str, Any]:
         (folder / "half").write_text("half")

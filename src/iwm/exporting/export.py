@@ -1,6 +1,7 @@
 """`iwm export`: a RUN in a format of others, with a result that says what was written and how far it was compared."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ NO_FOLDER = (".onnx", ".pt2", ".safetensors", ".pt", ".pth", ".bin")
 def export(o: Export) -> Content:
     """Write a RUN into the folder `out`, in the format that the options name; returns the content of its `export.json`.
 
-    Raises UserError for an unknown format, options it has no use for, what the run does not have, a folder that holds
-    something else, and a graph that does not compute what the model does.
+    Of an earlier export there, no file is left beside the new ones. Raises UserError for an unknown format, options it
+    has no use for, what the run does not have, a folder that holds something else, and a graph that does not compute
+    what the model does.
     """
     kind, request, out = FORMATS.find(o.format)(), Request(o), Path(o.out).expanduser()
     kind.check(o)
@@ -37,6 +39,7 @@ def export(o: Export) -> Content:
     _ = request.meta  # whatever is wrong with RUN is said before anything is computed
     if out.resolve() == request.place.resolve():
         raise UserError(f"{out} holds the very weights that are exported; give another --out FOLDER.")
+    before = read_result(out / RESULT).get("files")
     cpu = config.Speed(device="cpu", precision="fp32")
     with Session.open(cpu), torch.no_grad(), files.filling(out) as folder:
         payload: dict[str, Any] = {"format": o.format, **kind.write(request, folder)}
@@ -48,6 +51,7 @@ def export(o: Export) -> Content:
             content = {name: content[name] for name in ("format", "files", "versions", "date")}
         files.write_text(folder / RESULT, json.dumps(content, indent=1) + "\n")
         (folder / files.OUTPUT_MARK).touch()
+    remove_earlier(out, before if isinstance(before, dict) else {}, payload["files"])
     result = Content(content | {"path": str(out / RESULT)})
     result.print = lambda: show(result, [*kind.usage(out, payload)])
     if tables_are_printed():
@@ -68,6 +72,19 @@ def require_place(out: Path, format: str) -> None:
     if before != format:
         raise UserError(f"{out} holds an export as {before}; give a new --out FOLDER.")
     files.require_writable(out, "The export", "give another --out FOLDER.")
+
+
+def remove_earlier(out: Path, before: Mapping[str, Any], now: Mapping[str, int]) -> None:
+    """Delete the files {name: bytes} of an earlier export that are not among the new ones. One that has another size
+    since is somebody's own by now: it is kept, and named."""
+    for name in sorted(set(before) - {*now, RESULT}):
+        path = out / name
+        if Path(name).name != name or path.is_symlink() or not path.is_file():
+            continue  # an export writes files into its folder, and nothing else
+        if path.stat().st_size == before[name]:
+            path.unlink()
+        else:
+            console.print(f"{path} is of an earlier export and was changed since; it is kept.", markup=False)
 
 
 def sizes_of(folder: Path) -> dict[str, int]:
