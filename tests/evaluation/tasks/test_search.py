@@ -1,5 +1,6 @@
 """The nearest are those of an exact search, and an action finds what the change makes of an image."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,27 @@ def test_colours_are_area_means():
     pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     wanted = pixels.double().view(2, 3, 8, 2, 8, 2).mean((3, 5)).flatten(1) / 255
     np.testing.assert_allclose(colours(pixels), wanted, atol=1e-6)
+
+
+def test_a_source_of_the_image_alone_is_refused(run, folder, tmp_path, monkeypatch):
+    (tmp_path / "alone").mkdir()
+    alone = Path(shutil.copy(f"{folder}/a/001.png", tmp_path / "alone"))
+    wanted = "has no readable image beside .*001.png itself; give a source of more images"
+    with monkeypatch.context() as patch:
+        patch.setattr(Gallery, "of_images", lambda *words: pytest.fail("images were encoded"))
+        with pytest.raises(UserError, match=wanted):
+            iwm.search(run, str(alone.parent), like=str(alone), **SPEED)
+    (alone.parent / "002.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=wanted):
+        iwm.search(run, str(alone.parent), like=str(alone), **SPEED)
+    found = iwm.search(run, str(alone.parent), like=f"{folder}/a/002.png", **SPEED)
+    assert [hit["path"] for hit in found["nearest"]] == [str(alone)]
+
+
+def test_a_model_whose_numbers_are_broken_finds_nothing_near(run, folder, monkeypatch):
+    monkeypatch.setattr(Gallery, "nearest", lambda *words: [])
+    with pytest.raises(UserError, match="are not finite, so nothing is nearest"):
+        iwm.search(run, folder, like=f"{folder}/a/001.png", **SPEED)
 
 
 def test_embedded_images_keep_their_names():

@@ -49,7 +49,8 @@ def search(o: Search) -> dict[str, Any]:
     """Write RUN/eval/search-IMAGE-...-DATA.json and .png, the nearest images with their scores; returns the content.
 
     The image itself is left out where it lies in the source. Raises UserError for a RUN, a source, an image or an
-    action that cannot be read, and for a file of embeddings of another encoder or of other images.
+    action that cannot be read, for a source without another image, for a model whose numbers are not finite, and for a
+    file of embeddings of another encoder or of other images.
     """
     with ritual.evaluation("search", o) as work:
         file = EmbeddingFile.open(Path(o.features).expanduser()) if o.features else None
@@ -59,10 +60,15 @@ def search(o: Search) -> dict[str, Any]:
             raise UserError(f"{file.path} was written with other weights than {o.run} has; run iwm embed again.")
         images = open_images(o.data, "all", size=reader.encoder.size)
         query, own = load_one(o.like, reader.encoder.size), key_of(o.like, o.data)
+        if len(images) == 1:
+            require_others([key_of(images.path(0), o.data)], own, o)
         start = time.perf_counter()
         gallery = Gallery.of_file(file, images, o.data) if file else Gallery.of_images(reader, images, o.data)
+        require_others(gallery.keys, own, o)
         encoded = time.perf_counter()
         hits = gallery.nearest(asking(query).numpy()[0], own, o.nearest)
+        if not hits:
+            raise UserError(f"The embeddings by {o.run} are not finite, so nothing is nearest; take another RUN.")
         seconds = {"encoding": encoded - start, "searching": time.perf_counter() - encoded}
         changed = asking.changed(query) if o.action else query
         by_pixels = Gallery.of_pixels(images, gallery).nearest(colours(changed)[0], own, o.nearest) if o.pixels else []
@@ -114,6 +120,12 @@ def _reading(o: Search, file: EmbeddingFile | None) -> Reading:
         raise UserError(f"{file.path} is not in the space that is predicted; {again} --space target`.")
     names = ("space", "pooling", "student", "layer", "layers", "size")
     return Reading(run=o.run, data=o.data, **{name: facts[name] for name in names})
+
+
+def require_others(keys: Iterable[str], own: str, o: Search) -> None:
+    """Raises UserError unless a source has an image that can be read beside the one that is looked for."""
+    if all(key == own for key in keys):
+        raise UserError(f"{o.data} has no readable image beside {o.like} itself; give a source of more images.")
 
 
 def key_of(path: str, source: str, typed_in: str = "") -> str:
