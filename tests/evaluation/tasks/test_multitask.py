@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import pictures_file
+from exporting.models import world
 
 from evaluation.planted import corners, exported
 from iwm import cli, config, run_folder, verbs
@@ -257,6 +258,19 @@ def test_bad_tasks_are_one_sentence(run, sources, tmp_path, capsys):
         with pytest.raises(UserError, match="asked at all positions"):
             tune(run, sources, replace(QUICK, **change))
     assert not (Path(run) / "eval").exists()
+
+
+def test_what_cannot_be_built_is_refused_before_an_image_is_read(run, sources, tmp_path, monkeypatch):
+    def reading(*words: object, **more: object) -> None:
+        pytest.fail("images were read")
+
+    monkeypatch.setattr(multitask, "_splits", reading)
+    monkeypatch.setattr(multitask, "_prepare", reading)
+    with pytest.raises(UserError, match=r"--depth 7 asks for more than the predictor's 2 blocks"):
+        tune(run, sources, replace(QUICK, depth=7))
+    joint = world(tmp_path / "joint", objective=config.Objective(kind="joint"))
+    with pytest.raises(UserError, match="predictor"):
+        tune(str(joint), sources)
 
 
 def test_a_task_must_be_named_and_exist(run, sources, tmp_path):

@@ -13,6 +13,7 @@ from oracle import REVERSIBLE, Oracle, SeeingOracle, muted
 
 from iwm import config
 from iwm.evaluation.world import look
+from iwm.runtime.errors import UserError
 from iwm.verbs.look import Look
 
 
@@ -83,6 +84,15 @@ def test_the_look_is_written_with_its_pictures(tmp_path: Path, monkeypatch: pyte
     assert written["composition"]["error"]["sum"] == pytest.approx(0, abs=1e-3)
     assert Path(found["path"]).with_suffix(".png").stat().st_size > 5_000
     assert (tmp_path / "eval" / "look-pictures-averaged.png").stat().st_size > 5_000
+
+
+def test_labels_that_will_not_do_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look, "open_world", lambda run, session: Oracle(space=REVERSIBLE, size=8))
+    monkeypatch.setattr(look, "_load", lambda *words: pytest.fail("images were read"))
+    source = tmp_path / "same.npz"
+    np.savez(source, images=np.zeros((20, 8, 8, 3), np.uint8), labels=np.zeros(20, np.int64))
+    with pytest.raises(UserError, match="one class only"):
+        look.look(Look(run="run", data=str(source), out=str(tmp_path), speed=config.Speed(precision="fp32")))
 
 
 def test_with_a_decoder_the_imagined_picture_stands_beside_the_target() -> None:

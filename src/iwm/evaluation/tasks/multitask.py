@@ -28,7 +28,7 @@ from iwm.evaluation.grids import grid_ends
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks import features, fitting
 from iwm.evaluation.tasks.classifier import Classifier, save_tasks
-from iwm.evaluation.tasks.finetune import ClassificationWork
+from iwm.evaluation.tasks.finetune import ClassificationWork, build
 from iwm.evaluation.tasks.fitting import accuracy, cross_entropy, scores
 from iwm.evaluation.tasks.probes import facts_of_source
 from iwm.evaluation.tasks.streams import Rows, steps_of, stream
@@ -72,6 +72,7 @@ def multitask(o: Multitask) -> dict[str, Any]:
         check(o, sources, vals)
         model = work.world_model()
         size = o.size or model.settings.data.image_size
+        _ = build(model, o, ("", ""), size)  # what cannot be built is an error before any work
         splits = {name: _splits(name, source, vals.get(name, ""), size) for name, source in sources.items()}
         tasks = _prepare(model, splits, o, size, work.session)
         classifiers, numbers = measure(model, tasks, o)

@@ -19,7 +19,7 @@ from torch import Tensor
 from iwm.actions.action_space import reference_space
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all
-from iwm.data.sources import labelled_splits, open_splits
+from iwm.data.sources import LabelledSplits, labelled_splits, open_splits
 from iwm.data.splits import draw_rows
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
@@ -39,11 +39,14 @@ from iwm.verbs.look import Look
 
 def look(o: Look) -> dict[str, Any]:
     """Look into a RUN; writes RUN/eval/look-DATA.json and .png (and a second picture where there are labels), prints
-    and returns what was written. Raises UserError for a RUN without predictor."""
+    and returns what was written. Raises UserError for a RUN without predictor, and for labels that no classifier can
+    be trained on (`labelled_splits`)."""
     with ritual.evaluation("look", o) as work:
         model = open_world(o.run, work.session)
         size = model.settings.data.image_size
         train, held, how = open_splits(o.data, o.val, size=size)
+        # Labels that will not do are an error before any work.
+        splits = labelled_splits(o.data, o.val, size=size) if held.labels is not None else None
         with work.session.autocast():
             lessons = _load(train, o.images, size, o.seed)
             exam = _load(held, max(o.shown, o.images // 10), size, o.seed)
@@ -54,8 +57,8 @@ def look(o: Look) -> dict[str, Any]:
                 **({"imagined": {row.words: row.decibels for row in maps}} if model.decodes else {}),
                 "composition": composition.compose(model, lessons, exam, seed=o.seed),
             }
-            if held.labels is not None:
-                payload["averaged"] = _averages_on(o, model)
+            if splits is not None:
+                payload["averaged"] = _averages_on(splits, o, model)
         payload |= {"data": held.name, "split": how, "images": o.images}
         figures: dict[str, Callable[[], Figure]] = {"": lambda: draw(maps, usual)}
         if "averaged" in payload:
@@ -234,9 +237,8 @@ def draw(rows: Sequence[MapRow], usual: Float[Tensor, "n d"]) -> Figure:
 # ---- averaged over actions -----------------------------------------------------------------------------------------
 
 
-def _averages_on(o: Look, model: ImageWorldModel) -> list[dict[str, Any]]:
+def _averages_on(splits: LabelledSplits, o: Look, model: ImageWorldModel) -> list[dict[str, Any]]:
     size = model.settings.data.image_size
-    splits = labelled_splits(o.data, o.val, size=size)
     lessons, exam = (load_labelled(images, o.images, size, o.seed) for images in (splits.train, splits.val))
     return probe_averages(model, lessons, exam, len(splits.classes), sorted(set(o.views)), o.seed)
 
