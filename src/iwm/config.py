@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Fixed, Positional, Suppress, arg
 
 from iwm.runtime import renames, settings_file
-from iwm.runtime.bounds import Area, AtLeast, DeviceName, Fraction, Rising, check
+from iwm.runtime.bounds import Above, Area, AtLeast, DeviceName, Fraction, Rising, Seed, check
 from iwm.runtime.fields import from_dict, to_dict, with_paths_as_text
 from iwm.runtime.renames import Rename
 
@@ -105,7 +105,7 @@ class Masks:
     """Height over width of a rectangle."""
     predict: Literal["dropped", "all", "visible"] = "dropped"
     """Which patches of the target are predicted: those that were dropped, all, or those that the student sees."""
-    queries: float = 1.0
+    queries: Annotated[float, Fraction(above_zero=True)] = 1.0
     """Share of these patches that is predicted in a step, drawn anew for every image; fewer cost less time."""
     whole: Annotated[float, Fraction()] = 0.0
     """Share of the steps whose source is the unchanged crop with all its patches, as `iwm world` shows it later."""
@@ -157,7 +157,7 @@ class Encoder:
     """trunc_normal: standard deviation 0.02 (ViT-B and wider); xavier: keeps the signal at small widths."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of red, green and blue that is subtracted from the pixels, in [0, 1]."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: Annotated[tuple[float, float, float], Above(0)] = (0.229, 0.224, 0.225)
     """Standard deviation by which the pixels are then divided."""
 
 
@@ -299,7 +299,7 @@ class Run:
 
     out: str = ""
     """Folder of the run."""
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Annotated[int, Seed()] = 0
     """Seed of every random draw."""
     resume: bool = True
     """Go on from the newest valid checkpoint in `out`."""

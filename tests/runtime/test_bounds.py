@@ -4,10 +4,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated
 
+import numpy as np
 import pytest
+import torch
 
-from iwm.runtime.bounds import Area, AtLeast, Fraction, Positives, Rising, check
+from iwm.runtime.bounds import Above, Area, AtLeast, Fraction, Positives, Rising, Seed, check
 from iwm.runtime.errors import UserError
+from iwm.runtime.randomness import uniforms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,9 @@ class Options:
     sigma: Annotated[tuple[float, float] | None, Rising()] = None
     area: Annotated[tuple[float, float], Area()] = (0.3, 1.0)
     counts: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
+    share: Annotated[float, Fraction(above_zero=True)] = 1.0
+    std: Annotated[tuple[float, float], Above(0)] = (1.0, 1.0)
+    seed: Annotated[int, Seed()] = 0
     name: str = field(default="")
 
 
@@ -43,6 +49,12 @@ class Further(Options):
         ({"area": (2, 3)}, "--area 2 3: an area is a fraction of the image, give at most 1."),
         ({"area": (0, 1)}, "--area 0 1: give two positive numbers, the smaller one first."),
         ({"counts": (3, -1)}, "--counts 3 -1: give numbers of 0 or more."),
+        ({"share": 0.0}, "--share 0.0: give a number above 0, up to 1."),
+        ({"share": 1.5}, "--share 1.5: give a number above 0, up to 1."),
+        ({"std": (1.0, 0.0)}, "--std 1.0 0.0: give numbers above 0."),
+        ({"std": (math.inf, 1.0)}, "--std inf 1.0: give numbers above 0."),
+        ({"seed": -1}, "--seed -1: give 0 or more."),
+        ({"seed": 2**62}, "--seed 4611686018427387904: give less than 2**62 (4611686018427387904)."),
     ],
 )
 def test_a_value_outside_of_its_bounds_is_named_with_its_mend(value, sentence):
@@ -53,7 +65,13 @@ def test_a_value_outside_of_its_bounds_is_named_with_its_mend(value, sentence):
 
 def test_the_ends_are_within():
     check(Options(batch_size=1, flip=0.0, betas=(0.0, 0.5), sigma=(1.0, 1.0), area=(0.1, 1.0)))
-    check(Options(flip=1))
+    check(Options(flip=1, share=1, std=(1e-9, 1.0), seed=2**62 - 1))
+
+
+def test_the_largest_seed_and_those_beside_it_can_be_drawn_from():
+    for seed in (2**62 - 1, 2**62 + 10**6):
+        assert uniforms(seed, "test", 0, np.arange(3), 2).shape == (3, 2)
+        torch.Generator().manual_seed(seed)
 
 
 def test_settings_are_named_with_their_group():

@@ -26,7 +26,7 @@ from iwm.run_folder import RunFolder
 from iwm.runtime import devices
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import Busy, Interrupted, UserError
-from iwm.training import checkpoint, loop, step
+from iwm.training import checkpoint, estimate, loop, step
 from iwm.training.step import Training
 
 
@@ -347,7 +347,27 @@ def test_init_starts_from_a_run(trained, tmp_path):
         loop.pretrain(with_run(other, out=str(tmp_path / "third")))
 
 
-def test_more_images_asked_for_than_there_are(tmp_path):
+def test_what_init_does_not_fit_is_said_before_images_are_decoded(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "Loader", lambda *_, **__: pytest.fail("decoded"))
+    chosen = settings(tmp_path, "second")
+    with pytest.raises(UserError, match="There is no run at nowhere"):
+        loop.pretrain(replace(chosen, init="nowhere"))
+    with pytest.raises(UserError, match="do not fit these settings"):
+        loop.pretrain(replace(chosen, init=str(trained), predictor=replace(chosen.predictor, width=64)))
+
+
+def test_a_run_past_its_length_is_refused_before_images_are_decoded(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "Loader", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(Training, "start", lambda *_, **__: pytest.fail("built"))
+    chosen = settings(tmp_path)
+    short = replace(chosen, optim=replace(chosen.optim, epochs=1))
+    for refuses in (loop.pretrain, estimate.pretrain):
+        with pytest.raises(UserError, match=r"already at step 8, past the 4 steps .* raise optim\.epochs"):
+            refuses(short)
+
+
+def test_more_images_asked_for_than_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "start", lambda *_, **__: pytest.fail("built"))
     chosen = settings(tmp_path)
     with pytest.raises(UserError, match="batch"):
         loop.pretrain(replace(chosen, optim=replace(chosen.optim, batch_size=1000)))

@@ -209,3 +209,15 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path):
     refused({"encoder": replace(encoder, name="timm:no_such_model")}, "timm has no model")
     refused({"encoder": replace(encoder, layer=4)}, "no layer 4 in an encoder of 3 blocks")
     refused({"data": replace(base.data, image_size=30)}, "patches of 8 px")
+
+
+def test_what_does_not_fit_is_said_before_anything_is_encoded(tmp_path, monkeypatch):
+    """That takes minutes; the weights of `init`, too, are looked at before."""
+    base = settings(tmp_path, "tiny_registers")
+    first = loop.pretrain(replace(base, optim=replace(base.optim, epochs=1)))
+    monkeypatch.setattr(token_store, "build", lambda *_: pytest.fail("encoded"))
+    other = replace(base, run=replace(base.run, out=str(tmp_path / "other")))
+    with pytest.raises(UserError, match="A batch of 100 is larger than"):
+        loop.pretrain(replace(other, optim=replace(base.optim, batch_size=100)))
+    with pytest.raises(UserError, match="do not fit these settings"):
+        loop.pretrain(replace(other, init=str(first), predictor=replace(base.predictor, width=64)))

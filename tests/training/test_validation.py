@@ -3,10 +3,13 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from conftest import tiny
 
+import iwm
 from iwm import config, recipe_book
 from iwm.config import Config
+from iwm.model.conditioning import CONDITIONINGS
 from iwm.runtime import fields
 from iwm.runtime.errors import UserError
 from iwm.training.validation import validate
@@ -42,6 +45,18 @@ def test_the_recipe_on_encoders_of_others_asks_for_one():
         ({"data": {"crop_area": [1.0, 0.3]}}, "the smaller one first"),
         ({"data": {"crop_area": [2, 3]}}, "an area is a fraction"),
         ({"speed": {"threads": -1}}, "speed.threads is -1"),
+        ({"masks": {"queries": 0}}, "masks.queries is 0.0; give a number above 0, up to 1"),
+        ({"masks": {"queries": 1.5}}, "masks.queries is 1.5"),
+        ({"encoder": {"std": [0, 1, 1]}}, "encoder.std is 0.0 1.0 1.0; give numbers above 0"),
+        ({"run": {"seed": 2**63}}, "run.seed is 9223372036854775808; give less than 2**62"),
+        ({"encoder": {"width": 100}}, "encoder.width 100 must be a multiple of 4 and of encoder.heads (12)"),
+        ({"encoder": {"heads": 5}}, "encoder.width 768 must be a multiple of 4 and of encoder.heads (5)"),
+        ({"predictor": {"width": 126}}, "predictor.width 126 must be a multiple of 4"),
+        ({"data": {"image_size": 100}}, "Images of 100 px do not divide into patches of 16 px"),
+        ({"data": {"image_size": 16}}, "A grid of 1 x 1 patches cannot be masked"),
+        ({"actions": {"hue": 0.7}}, "Setting 'actions.hue' is 0.7; it must be between 0 and 0.5 turns"),
+        ({"actions": {"set": "cammera"}}, "There is no action set 'cammera'"),
+        ({"objective": {"target_layers": 13}}, "objective.target_layers is 13; it must lie between 1 and"),
     ],
 )
 def test_nonsense_is_refused_before_anything_is_done(values, said):
@@ -143,3 +158,27 @@ def test_nonsense_is_refused_before_anything_is_done(values, said):
 def test_settings_that_do_not_go_together_are_named(change, sentence):
     with pytest.raises(UserError, match=sentence):
         validate(tiny(**change))
+
+
+class Scaled(iwm.Conditioning):
+    """One of the user's own that looks at what it draws, of which there is nothing on the device "meta"."""
+
+    name = "scaled"
+
+    def build(self, predictor):
+        super().build(predictor)
+        predictor.scale = float(torch.ones(1))
+
+
+def test_classes_of_ones_own_are_not_built_without_values(monkeypatch):
+    monkeypatch.setitem(CONDITIONINGS, "scaled", Scaled)
+    own = replace(tiny().predictor, conditioning="scaled")
+    validate(tiny(predictor=own))
+    with pytest.raises(UserError, match=r"encoder\.width 30 must be"):
+        validate(tiny(predictor=own, encoder=replace(tiny().encoder, width=30)))
+
+
+def test_random_numbers_drawn_later_are_the_same():
+    before = torch.random.get_rng_state()
+    validate(tiny())
+    assert torch.equal(before, torch.random.get_rng_state())

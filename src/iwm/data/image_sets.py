@@ -250,6 +250,15 @@ class Subset(ImageSet):
         return self.images.dimensions(int(self.indices[index]))
 
 
+def require_batch(batch_size: int, images: ImageSet) -> None:
+    """Raises UserError when there are fewer images than one batch has."""
+    if batch_size > len(images):
+        raise UserError(
+            f"A batch of {batch_size} is larger than '{images.name}' with its {len(images)} images; lower "
+            "optim.batch_size or add images."
+        )
+
+
 def require_labels(images: ImageSet) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]]:
     """Classes and labels of a set. Raises UserError when it has none."""
     if images.classes is None or images.labels is None:

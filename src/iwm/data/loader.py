@@ -22,7 +22,7 @@ from iwm.data import workers
 from iwm.data.broken_images import name_broken, none_left, readable, without_broken
 from iwm.data.crops import center, crop_size, least_side, random_crops
 from iwm.data.decode import BrokenImage, NothingReadable
-from iwm.data.image_sets import ImageSet, Subset
+from iwm.data.image_sets import ImageSet, Subset, require_batch
 from iwm.data.resident import ResidentImages, require_room
 from iwm.data.sources import open_pictures
 from iwm.data.workers import Part
@@ -80,11 +80,7 @@ class Loader:
         rows: Sequence[range] | None = None,
         device: torch.device | None = None,
     ):
-        if batch_size > len(images):
-            raise UserError(
-                f"A batch of {batch_size} is larger than '{images.name}' with its {len(images)} images; "
-                "lower optim.batch_size or add images."
-            )
+        require_batch(batch_size, images)
         self.images, self.start_step, self.steps = images, start_step, steps
         self.steps_per_epoch = len(images) // batch_size
         place = device or torch.device("cpu")

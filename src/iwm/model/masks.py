@@ -121,12 +121,17 @@ def _stacked(parts: Sequence[Int64[np.ndarray, "b _n"]]) -> Int64[np.ndarray, "s
     return np.concatenate([part[:, :shortest] for part in parts]) if len(parts) > 1 else parts[0]
 
 
-def _check(cfg: config.Masks, grid: tuple[int, int]) -> None:
+def require_maskable(grid: tuple[int, int]) -> None:
+    """Raises UserError for a grid of fewer than two patches."""
     if grid[0] < 1 or grid[1] < 1 or grid[0] * grid[1] < 2:
         raise UserError(
             f"A grid of {grid[0]} x {grid[1]} patches cannot be masked; "
             "use larger images or a smaller encoder.patch_size."
         )
+
+
+def _check(cfg: config.Masks, grid: tuple[int, int]) -> None:
+    require_maskable(grid)
     if not 0 < cfg.queries <= 1:
         raise UserError(f"Setting 'masks.queries' is {cfg.queries}; give a share above 0, at most 1.")
     if cfg.blocks < 1:

@@ -34,14 +34,37 @@ class AtLeast(Bound):
 
 @dataclass(frozen=True)
 class Fraction(Bound):
-    """Numbers from 0 to 1, or to below 1."""
+    """Numbers from 0 to 1; without 0 (`above_zero`), without 1 (`below_one`)."""
 
     below_one: bool = False
+    above_zero: bool = False
 
     def mend(self, *values: float) -> str:
-        fits = all(0 <= value < 1 or (value == 1 and not self.below_one) for value in values)
-        upper = "below 1" if self.below_one else "1"
-        return "" if fits else f"give {_numbers('a number', 'numbers', values)} from 0 to {upper}"
+        ends = {0: not self.above_zero, 1: not self.below_one}
+        fits = all(0 < value < 1 or ends.get(value, False) for value in values)
+        lower, upper = "above 0, up" if self.above_zero else "from 0", "below 1" if self.below_one else "1"
+        return "" if fits else f"give {_numbers('a number', 'numbers', values)} {lower} to {upper}"
+
+
+@dataclass(frozen=True)
+class Above(Bound):
+    """Finite numbers above `limit`."""
+
+    limit: float
+
+    def mend(self, *values: float) -> str:
+        fits = all(self.limit < value < math.inf for value in values)
+        return "" if fits else f"give {_numbers('a number', 'numbers', values)} above {self.limit}"
+
+
+@dataclass(frozen=True)
+class Seed(Bound):
+    """A seed: numpy draws from whole numbers of 63 bits; half of them leave room for those beside it (seed + 1)."""
+
+    def mend(self, *values: float) -> str:
+        if any(value < 0 for value in values):
+            return "give 0 or more"
+        return "" if all(value < 2**62 for value in values) else f"give less than 2**62 ({2**62})"
 
 
 @dataclass(frozen=True)

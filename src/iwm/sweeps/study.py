@@ -29,7 +29,7 @@ from iwm.runtime.files import plain
 from iwm.sweeps import guidance, measurement, page, subset
 from iwm.sweeps.axes import Cell, cells_of
 from iwm.training import loop
-from iwm.training.validation import validate
+from iwm.training.validation import validate, with_encoder
 from iwm.verbs.sweep import Axes, Protocol, Sweep
 
 VARIED = (
@@ -133,7 +133,7 @@ class Study:
         source, val = self.base.data.source, o.val
         data = o.eval_data or source
         for cell in self.cells:
-            validate(cell.settings)
+            validate(with_encoder(cell.settings))
         if o.needs_labels:
             labelled_splits(data, val, size=size)
         files.require_writable(self.folder, "The sweep", "give another --out.")

@@ -11,13 +11,12 @@ import torch
 
 from iwm import config
 from iwm.data.crops import steps_at_start
-from iwm.data.image_sets import ImageSet
+from iwm.data.image_sets import ImageSet, require_batch
 from iwm.data.loader import Batch
 from iwm.data.splits import share_of_each_class
 from iwm.model.cost import at_start, cost
 from iwm.runtime import pace
 from iwm.runtime.devices import Session
-from iwm.runtime.errors import UserError
 from iwm.runtime.pace import Pace
 from iwm.training import checkpoint, loop
 from iwm.training.schedule import Schedule
@@ -36,15 +35,12 @@ def pretrain(settings: config.Config, images: int = 0) -> dict[str, Any]:
     settings, run, source = loop.checked(settings)
     if images:
         source = share_of_each_class(source, images, settings.run.seed)
-    per_epoch = len(source) // settings.optim.batch_size
-    if not per_epoch:
-        raise UserError(
-            f"A batch of {settings.optim.batch_size} images is more than the {len(source):,} there are; give a smaller "
-            "--optim.batch-size."
-        )
-    steps = Schedule(settings.optim, per_epoch).steps
+    require_batch(settings.optim.batch_size, source)
+    steps = Schedule(settings.optim, len(source) // settings.optim.batch_size).steps
     there, _ = checkpoint.newest(run.checkpoints)
-    left = max(0, steps - (there.step if there else 0))
+    start = there.step if there else 0
+    loop.require_steps_left(settings, run, start, steps)
+    left = steps - start
     size = cost(settings)
     with Session.open(settings.speed) as session:
         weights, step = _step(settings, source, session)

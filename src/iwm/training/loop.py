@@ -14,7 +14,7 @@ from typing import Any
 
 from iwm import config
 from iwm.data import memory
-from iwm.data.image_sets import ImageSet
+from iwm.data.image_sets import ImageSet, require_batch
 from iwm.data.loader import Loader
 from iwm.data.sources import is_source, open_images, source_identity
 from iwm.model import pretrained, weights
@@ -98,6 +98,8 @@ def _pretrain(
     """Go on with the run or begin it, train it to the end, export the weights."""
     state = _newest_state(run, settings, source)
     start = state.step if state else 0
+    require_batch(settings.optim.batch_size, source)
+    require_steps_left(settings, run, start, Schedule(settings.optim, len(source) // settings.optim.batch_size).steps)
     first = distributed.of_first(start)
     if start != first:
         raise UserError(
@@ -109,11 +111,7 @@ def _pretrain(
         checkpoint.restore(state, training.model, training.optimisers)
         training.updates = Updates(state.updates)
     steps = training.schedule.steps
-    if start > steps:
-        longer = "steps" if settings.optim.steps else "epochs"
-        raise UserError(
-            f"{run.path} is already at step {start}, past the {steps} steps of these settings; raise optim.{longer}."
-        )
+    require_steps_left(settings, run, start, steps)  # fewer, where images whose tokens are kept are broken
     saves = math.ceil((steps - start) / settings.run.save_every)
     if session.leads:
         checkpoint.require_space(run.checkpoints, training.model, min(settings.run.keep, saves) + 1)
@@ -140,6 +138,15 @@ def _pretrain(
     _show_verdict(now, loader)
 
 
+def require_steps_left(settings: config.Config, run: RunFolder, start: int, steps: int) -> None:
+    """Raises UserError for a run that has got farther than its settings now say."""
+    if start > steps:
+        longer = "steps" if settings.optim.steps else "epochs"
+        raise UserError(
+            f"{run.path} is already at step {start}, past the {steps} steps of these settings; raise optim.{longer}."
+        )
+
+
 def _begin(
     settings: config.Config, source: ImageSet, run: RunFolder, session: Session, state: Checkpoint | None
 ) -> tuple[Training, Loader | TokenLoader]:
@@ -155,8 +162,9 @@ def _begin(
 
     if keeps_tokens(settings):
         return begin(settings, source, run.path, session, state, prepare)
-    loader = _loader(settings, source, session, start)
-    return Training.start(settings, loader.steps_per_epoch, session, prepare), loader
+    # The model first: what it refuses, `init` too, is said before images are decoded.
+    training = Training.start(settings, len(source) // settings.optim.batch_size, session, prepare)
+    return training, _loader(settings, source, session, start)
 
 
 def _loader(settings: config.Config, source: ImageSet, session: Session, start: int) -> Loader:

@@ -129,7 +129,7 @@ def begin(
     prepare: Callable[[ImageWorldModel], object] = lambda model: None,
 ) -> tuple[Training, TokenLoader]:
     """The state before the first step, once every view is encoded, and the batches from the step of `state` on.
-    `prepare` gets the model with its encoder, to start from other weights.
+    `prepare` gets the model with its encoder, to start from other weights, before anything is encoded.
 
     A checkpoint holds the encoder too, so to go on its own file of weights is not needed.
     """
@@ -138,13 +138,13 @@ def begin(
         checkpoint.restore_weights(state, model)
     else:
         pretrained.load_into(model)
+        prepare(model)
     choose_attention(model, session.device, session.precision)
     folder = Path(settings.speed.tokens).expanduser() if settings.speed.tokens else out.parent / "tokens"
     store = token_store.build(model.eval(), source, folder, session)
     loader = TokenLoader(store, settings, start, session.device)
 
     def prepared(fresh: ImageWorldModel) -> None:
-        fresh.target_encoder.load_state_dict(model.target_encoder.state_dict())
-        prepare(fresh)
+        fresh.load_state_dict(model.state_dict())
 
     return TokenTraining.start(settings, loader.steps_per_epoch, session, prepared), loader

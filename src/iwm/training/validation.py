@@ -2,13 +2,18 @@
 
 from dataclasses import replace
 
+import torch
+
 from iwm import recipe_book
+from iwm.actions.action_space import ActionSpace
 from iwm.config import Config, Encoder, check_bounds
 from iwm.model import pretrained
 from iwm.model.architecture import SIZES, last_blocks, layer_number
 from iwm.model.conditioning import CONDITIONINGS
-from iwm.model.foreign_encoder import stands_still
+from iwm.model.foreign_encoder import encoder_of, stands_still
+from iwm.model.masks import require_maskable
 from iwm.model.objectives import OBJECTIVES, objective_of
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.errors import UserError
 from iwm.training.optimisers import OPTIMISERS
 from iwm.training.token_training import keeps_tokens
@@ -17,7 +22,8 @@ from iwm.training.token_training import keeps_tokens
 def validate(settings: Config, ranks: int = 1) -> None:
     """Check that names are known, numbers make sense and settings go together, for so many ranks.
 
-    Raises UserError naming the first setting that does not.
+    Of an encoder of others the sizes are known (`with_encoder`). Raises UserError naming the first setting that does
+    not.
     """
     OBJECTIVES.find(settings.objective.kind)
     CONDITIONINGS.find(settings.predictor.conditioning)
@@ -28,6 +34,20 @@ def validate(settings: Config, ranks: int = 1) -> None:
     _check_clean(settings)
     objective_of(settings).check()
     _check_ranks(settings, ranks)
+    _check_model(settings)
+
+
+def _check_model(settings: Config) -> None:
+    """Sizes and what else building the model refuses: it is built without values, on the device "meta"."""
+    space = ActionSpace.from_config(settings.actions, settings.data.image_size)
+    own = settings.objective.kind not in OBJECTIVES.built_in
+    own |= settings.predictor.conditioning not in CONDITIONINGS.built_in
+    with torch.device("meta"):
+        if own:  # classes of one's own may look at the values they draw
+            encoder = encoder_of(settings.encoder, settings.data.image_size)
+        else:
+            encoder = ImageWorldModel(settings, space).encoder
+    require_maskable(encoder.grid)
 
 
 def _check_clean(settings: Config) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from iwm.runtime.bounds import AtLeast
+from iwm.runtime.bounds import AtLeast, Seed
 from iwm.runtime.errors import UserError
 from iwm.verbs.shared import Computation
 
@@ -30,7 +30,7 @@ class App(Computation):
     """Largest file that is taken from the browser."""
     max_megapixels: Annotated[int, AtLeast(1)] = 24
     """Largest image that is taken from the browser."""
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Annotated[int, Seed()] = 0
     """Seed of every random draw."""
 
     def __post_init__(self) -> None:

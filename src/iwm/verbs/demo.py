@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from iwm.runtime.bounds import AtLeast
+from iwm.runtime.bounds import Seed
 from iwm.runtime.errors import UserError
 from iwm.verbs.shared import Options
 
@@ -21,7 +21,7 @@ class Demo(Options):
     """One epoch, to see every step; too short to learn much."""
     full: bool = False
     """Then half an hour more: MRR beside a twin with a frozen random encoder, labelled probes, finetuned predictor."""
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Annotated[int, Seed()] = 0
     """Seed of every random draw."""
 
     def __post_init__(self) -> None:

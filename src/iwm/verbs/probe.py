@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Fixed, Positional, Suppress, arg
 
-from iwm.runtime.bounds import AtLeast, Positives
+from iwm.runtime.bounds import AtLeast, Positives, Seed
 from iwm.verbs.shared import LEARNING_RATES, Measured, Options, Schedule, Source, check_blocks
 
 GALLERY = 1000
@@ -21,7 +21,7 @@ class ProbeSettings(Options):
 
     kind: str = "linear"
     """knn, linear, attentive, or instance: the same image found again, which needs no labels."""
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Annotated[int, Seed()] = 0
     """Seed of every random draw."""
     k: Annotated[int, AtLeast(1)] = 20
     """Neighbours of kNN."""

@@ -8,7 +8,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from iwm import config
 from iwm.runtime import errors
-from iwm.runtime.bounds import Area, AtLeast, Fraction, Positives, check
+from iwm.runtime.bounds import Area, AtLeast, Fraction, Positives, Seed, check
 from iwm.runtime.errors import UserError
 from iwm.runtime.fields import with_paths_as_text
 
@@ -116,7 +116,7 @@ class Computation(Options):
 class Measured(Computation):
     """What every number depends on or goes by."""
 
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Annotated[int, Seed()] = 0
     """Seed of every random draw."""
     out: str = ""
     """Folder of the results where RUN is not a local run folder."""
@@ -178,7 +178,7 @@ class Tuning(Options):
     """Where the predictor starts."""
     student: bool = False
     """Take the student instead of the EMA encoder."""
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Annotated[int, Seed()] = 0
     """Seed of every random draw."""
     lrs: Annotated[tuple[float, ...], Positives()] = LEARNING_RATES
     """Learning rates of the head; the best on a tenth of the training images is taken."""
