@@ -152,11 +152,31 @@ def with_encoder(**changes: Any) -> config.Config:
         (with_encoder(depth=1), "do not fit these settings"),
         (tiny(predictor=replace(tiny().predictor, conditioning="none")), r"add --predictor\.conditioning adaln\."),
         (tiny(actions=config.Actions(set="camera")), "trained with the actions brightness"),
+        (with_encoder(layer=1), r"encoder\.layer 0 \(block 2\), here it is block 1; add --encoder\.layer 0\."),
+        (tiny(predictor=replace(tiny().predictor, residual=True)), r"add --predictor\.no-residual\."),
+        (tiny(objective=config.Objective(target_norm="change")), r"add --objective\.target_norm batch\."),
+        (tiny(objective=config.Objective(target_norm="token")), r"target_norm batch, here it is token, so its"),
+        (
+            tiny(objective=config.Objective(target_norm="batch", target_layers=2)),
+            r"trained with objective\.target_layers 1, here it is 2, .*; add --objective\.target_layers 1\.",
+        ),
     ],
 )
 def test_settings_behind_the_weights_of_a_run_are_asked_for(settings, said):
     with pytest.raises(UserError, match=said):
         start_from_run(ImageWorldModel(settings), ImageWorldModel(tiny()), "RUN")
+
+
+@pytest.mark.parametrize("layer", [2, -1])
+def test_the_last_block_has_several_names(layer):
+    for one, two in ((0, layer), (layer, 0)):
+        start_from_run(ImageWorldModel(with_encoder(layer=one)), ImageWorldModel(with_encoder(layer=two)), "RUN")
+
+
+def test_a_run_that_predicts_a_change_asks_for_it():
+    changes = tiny(predictor=replace(tiny().predictor, residual=True))
+    with pytest.raises(UserError, match=r"trained to predict a change of its tokens; add --predictor\.residual"):
+        start_from_run(ImageWorldModel(tiny()), ImageWorldModel(changes), "RUN")
 
 
 def test_another_range_of_actions_is_told(capsys):

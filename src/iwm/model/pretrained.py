@@ -271,10 +271,16 @@ def _require_same_still_encoder(model: ImageWorldModel, other: ImageWorldModel, 
 def _require_same_settings(model: ImageWorldModel, other: ImageWorldModel, name: str) -> None:
     """Raises UserError for the first setting that changes what the weights compute and that no weight shows."""
     mine, theirs = model.settings, other.settings
-    for stat in ("architecture", "layer"):
-        was, now = getattr(theirs.encoder, stat), getattr(mine.encoder, stat)
-        if was != now:
-            raise UserError(f"{name} was trained with encoder.{stat} {was or 'of ours'}, here it is {now or 'ours'}.")
+    was, now = theirs.encoder.architecture, mine.encoder.architecture
+    if was != now:
+        raise UserError(f"{name} was trained with encoder.architecture {was or 'of ours'}, here it is {now or 'ours'}.")
+    # 0, -1 and the depth are names of one block; of another depth the weights do not fit.
+    if theirs.encoder.layer != mine.encoder.layer and other.encoder.layer != model.encoder.layer:
+        was = theirs.encoder.layer
+        raise UserError(
+            f"{name} was trained with encoder.layer {was} (block {other.encoder.layer}), here it is block "
+            f"{model.encoder.layer}; add --encoder.layer {was}."
+        )
     for stat in ("heads", "mean", "std"):
         was, now = getattr(theirs.encoder, stat), getattr(mine.encoder, stat)
         if was != now:
@@ -285,6 +291,7 @@ def _require_same_settings(model: ImageWorldModel, other: ImageWorldModel, name:
     was, now = theirs.predictor.conditioning, mine.predictor.conditioning
     if was != now:
         raise UserError(f"{name} was trained with conditioning {was}; add --predictor.conditioning {was}.")
+    _require_same_prediction(mine, theirs, name)
     if other.space.names != model.space.names:
         raise UserError(
             f"{name} was trained with the actions {', '.join(other.space.names)}, these settings have "
@@ -297,3 +304,18 @@ def _require_same_settings(model: ImageWorldModel, other: ImageWorldModel, name:
             f"[yellow]The range of {', '.join(changed)} is another one than in {name}: its predictor has to learn what "
             "the numbers of an action now mean."
         )
+
+
+def _require_same_prediction(mine: config.Config, theirs: config.Config, name: str) -> None:
+    """Raises UserError for the first setting that makes a predictor say something else: the tokens of other blocks,
+    other units, or a change in place of what there is."""
+    if theirs.predictor.residual != mine.predictor.residual:
+        says, flag = ("a change", "residual") if theirs.predictor.residual else ("no change", "no-residual")
+        raise UserError(f"{name} was trained to predict {says} of its tokens; add --predictor.{flag}.")
+    for setting in ("target_norm", "target_layers"):
+        was, now = getattr(theirs.objective, setting), getattr(mine.objective, setting)
+        if was != now:
+            raise UserError(
+                f"{name} was trained with objective.{setting} {was}, here it is {now}, so its predictor says something "
+                f"else; add --objective.{setting} {was}."
+            )
