@@ -14,7 +14,7 @@ from PIL import Image
 
 from iwm.data import file_index, samples
 from iwm.data.image_sets import require_labels
-from iwm.data.sources import labelled_splits, open_images, open_pictures, open_splits, source_identity
+from iwm.data.sources import labelled_splits, open_images, open_pictures, open_splits, same_names, source_identity
 from iwm.runtime.errors import UserError
 from iwm.runtime.files import mark_output
 
@@ -374,3 +374,22 @@ def test_a_path_is_a_source_as_its_text_is(tmp_path, monkeypatch):
             write(tmp_path / folder / f"{index}.png")
     assert len(open_images(tmp_path / "a, b", "all")) == 12
     assert len(open_images(Path("sample"), "all")) == 13  # a path, not the embedded pictures
+
+
+def test_a_comma_in_a_name_makes_no_two_sources(tmp_path, monkeypatch):
+    write(tmp_path / "cats, dogs" / "1.png")
+    monkeypatch.chdir(tmp_path)
+    assert source_identity("cats, dogs") == str(tmp_path / "cats, dogs")
+    assert len(open_images("cats, dogs", "all")) == 1
+    assert same_names("/was/here/cats, dogs", str(tmp_path / "cats, dogs")), "it has been moved"
+    assert not same_names("/was/cats,/was/here/dogs", str(tmp_path / "cats, dogs"))
+    write(tmp_path / "dogs" / "1.png")
+    assert source_identity("sample, dogs") == f"sample,{tmp_path / 'dogs'}"
+    assert not same_names("/was/cats,/was/dogs", "dogs")
+
+
+@pytest.mark.parametrize("opens", [lambda source: open_images(source), lambda source: open_splits(source)])
+def test_what_was_split_is_said(tmp_path, opens):
+    write(tmp_path / "dogs" / "1.png")
+    with pytest.raises(UserError, match=r"There is no 'cats'; 'sample, cats,.*dogs', .* at its commas into 3 sources"):
+        opens(f"sample, cats,{tmp_path / 'dogs'}")

@@ -46,7 +46,7 @@ def open_images(
     if split not in ("train", "val", "all"):
         raise UserError(f"There is no split '{split}'; use train, val or all.")
     members = []
-    for part in _parts(as_text(source)):
+    for part in _present(as_text(source)):
         train, valid, _ = _open_one(part, size or 64)
         if valid is None and split != "all":
             # Images in memory may be given with labels or without: the tenth must be the same.
@@ -95,7 +95,7 @@ def open_splits(
     UserError.
     """
     trains, valids, how = [], [], []
-    for part in _parts(source):
+    for part in _present(source):
         train, valid, parted = _open_one(part, size or 64)
         if not val and valid is None:
             # Images in memory may be given with labels or without: the tenth must be the same.
@@ -105,7 +105,7 @@ def open_splits(
         trains.append(train)
         valids.append(valid)
     if val:
-        opened = [_open_one(part, size or 64) for part in _parts(val)]
+        opened = [_open_one(part, size or 64) for part in _present(val)]
         require_others([part for part, one in zip(_parts(val), opened, strict=True) if one[1] is None], _parts(source))
         valids = [train if valid is None else valid for train, valid, _ in opened]
     train, valid = _join(trains, "train"), _join(valids, "val")
@@ -183,8 +183,15 @@ def source_identity(source: str) -> str:
     """How a data source is written down in settings: paths made absolute, names as they are."""
     return ",".join(
         str(Path(part).expanduser().resolve()) if part not in EMBEDDED and Path(part).expanduser().exists() else part
-        for part in (part.strip() for part in source.split(","))
+        for part in sources_of(source)
     )
+
+
+def same_names(source: str, now_at: str) -> bool:
+    """Whether a source that is there has the names of one that may have been moved: of files and folders, in order."""
+    now = sources_of(now_at)
+    names = [source] if len(now) == 1 and "," in now_at else sources_of(source)
+    return [Path(part).name for part in names] == [Path(part).name for part in now]
 
 
 def is_source(folder: Path, source: str) -> bool:
@@ -192,12 +199,30 @@ def is_source(folder: Path, source: str) -> bool:
     return any(Path(part).expanduser().resolve() == folder.resolve() for part in _parts(source) if part not in EMBEDDED)
 
 
-def _parts(source: str) -> list[str]:
+def sources_of(text: str) -> list[str]:
     """The sources of a comma-separated list; a path that has a comma in its name is one source."""
-    one = "," not in source or Path(source).expanduser().exists()
-    parts = [part.strip() for part in ([source] if one else source.split(",")) if part.strip()]
+    return [text] if Path(text).expanduser().exists() else [part.strip() for part in text.split(",")]
+
+
+def _parts(source: str) -> list[str]:
+    """The sources that are named. Raises UserError when there are none."""
+    parts = [part for part in sources_of(source) if part.strip()]
     if not parts:
         raise UserError("No images were named; give a folder, .zip, .npz, `sample` or `sample-objects`.")
+    return parts
+
+
+def _present(source: str) -> list[str]:
+    """The sources that are named. Raises UserError for one of several that is not there: a name may have a comma."""
+    parts = _parts(source)
+    missing = [
+        part for part in parts if not (part in EMBEDDED or memory.is_memory(part) or Path(part).expanduser().exists())
+    ]
+    if missing and len(parts) > 1:
+        raise UserError(
+            f"There is no '{missing[0]}'; '{source}', which is no path itself, was split at its commas into "
+            f"{len(parts)} sources. Give the path of each, or the whole one as it is written on the disk."
+        )
     return parts
 
 

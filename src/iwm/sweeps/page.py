@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iwm.data.sources import sources_of
 from iwm.reports.finding import join
 from iwm.reports.page import Picture, Rows, card, embed, png_of, render
 from iwm.runtime import files
@@ -49,7 +50,7 @@ def _facts(content: Mapping[str, Any]) -> list[str]:
     runs, settings, machine = content["runs"], content["settings"], content["hardware"]
     protocol = settings["protocol"]
     count = sum(run["state"] == "finished" for run in runs)
-    sources = settings["pretraining"]["data.source"].split(",")
+    sources = sources_of(settings["pretraining"]["data.source"])
     return [
         f"{count} of {len(runs)} runs finished",
         f"recipe {settings['recipe']}",

@@ -16,7 +16,7 @@ from iwm import config
 from iwm.data import memory
 from iwm.data.image_sets import ImageSet, require_batch
 from iwm.data.loader import Loader
-from iwm.data.sources import is_source, open_images, source_identity
+from iwm.data.sources import is_source, open_images, same_names, source_identity
 from iwm.model import pretrained, weights
 from iwm.model.cost import cost
 from iwm.model.encoder import Encoder
@@ -231,7 +231,7 @@ def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
                 f"{memory.content_of(now_at)}); give the same images and labels, or another --out."
             )
         old = replace(old, data=replace(old.data, source=now_at))
-    elif source != now_at and _names(source) == _names(now_at):
+    elif source != now_at and same_names(source, now_at):
         console.print(f"The pictures of {out} were at {source}, now they are at {now_at}.")
         old = replace(old, data=replace(old.data, source=now_at))
     was, now = fields.flatten(fields.to_dict(old)), fields.flatten(fields.to_dict(new))
@@ -257,10 +257,6 @@ def _check_length(old: config.Config, new: config.Config, out: Path) -> None:
             f"The images of {out} grow after a share of its length (data.start_size), which cannot change any more; "
             f"give the old length, or another --out with --init {out}."
         )
-
-
-def _names(source: str) -> list[str]:
-    return [Path(part).name for part in source.split(",")]
 
 
 def _was_saved(run: RunFolder) -> bool:
