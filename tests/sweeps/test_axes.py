@@ -77,3 +77,14 @@ def test_the_weight_of_the_invariance_term_is_an_axis():
 def test_a_weight_is_a_number_from_0_up(word):
     with pytest.raises(UserError, match=rf"--invariance {word} is no weight"):
         axes.cells_of(tiny(), Axes(invariance=f"0,{word}"))
+
+
+def test_two_cells_of_one_name_are_refused():
+    base = replace(tiny(), recipe="demo")
+    with pytest.raises(UserError, match=r"are called adaln-.*-inv0\.123457 .* weight 0\.12345678, and .* 0\.12345679;"):
+        axes.cells_of(base, Axes(invariance="0,0.12345678,0.12345679"))
+    others = [replace(base, recipe="mine!"), replace(base, recipe="mine?")]
+    with pytest.raises(UserError, match=r"called mine .* recipe mine! with .*, and recipe mine\? with"):
+        axes.cells_of(base, Axes(), others)
+    with pytest.raises(UserError, match=r"called adaln-destructive-2x32 .* demo .* recipe adaln-destructive-2x32"):
+        axes.cells_of(base, Axes(), [replace(base, recipe="adaln-destructive-2x32")])

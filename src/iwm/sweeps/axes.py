@@ -133,7 +133,30 @@ def cells_of(base: Config, axes: Axes, others: Sequence[Config] = ()) -> list[Ce
         name = f"{conditioning}-{level}-{depth}x{width}" + (f"-inv{weight:g}" if weight else "")
         ordered.append((order, Cell(name, settings)))
     ordered += [((1.5, place), Cell(plain_name(other.recipe), other)) for place, other in enumerate(others)]
-    return [cell for _, cell in sorted(ordered, key=lambda pair: pair[0])]
+    cells = [cell for _, cell in sorted(ordered, key=lambda pair: pair[0])]
+    _require_own_names(cells)
+    return cells
+
+
+def _require_own_names(cells: Sequence[Cell]) -> None:
+    """Raises UserError for two cells of one name, which is that of their folder."""
+    there: dict[str, Cell] = {}
+    for cell in cells:
+        other = there.setdefault(cell.name, cell)
+        if other is not cell:
+            one, two = (_told(each.settings) for each in (other, cell))
+            raise UserError(
+                f"Two cells of this sweep are called {cell.name} and would share a folder: {one}, and {two}; leave one "
+                "out, or give it another name."
+            )
+
+
+def _told(settings: Config) -> str:
+    weight = settings.objective.invariance_weight
+    return (
+        f"recipe {settings.recipe} with {settings.predictor.conditioning}, {settings.actions.level}, predictor "
+        f"{size_of(settings.predictor)}, invariance weight {weight!r}"
+    )
 
 
 def _first(words: list[str], reference: str) -> list[str]:
