@@ -36,3 +36,17 @@ def test_fewer_images_are_fewer_steps(tmp_path, monkeypatch, capsys):
     (metrics,) = tmp_path.glob("out/*/metrics.jsonl")
     last = [row["step"] for line in metrics.read_text().splitlines() if "step" in (row := json.loads(line))][-1]
     assert (plan["images"], plan["steps"]) == (24, last)
+
+
+def test_tokens_that_cells_share_are_counted_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("iwm.recipe_book.get", lambda name: tiny(recipe=name))
+    row = {"disk_gb": 5.0, "tokens_gb": 4.0, "steps_left": 1, "time": "a minute", "seconds": 60.0, "images": 64}
+    monkeypatch.setattr("iwm.training.estimate.pretrain", lambda settings, images: row)
+    source = str(pictures_file(tmp_path / "p.npz", labelled=True))
+    argv = ["sweep", "demo", "--data.source", source, "--out", "out", "--conditionings", "none,adaln"]
+    argv += ["--levels", "jitter,strong", "--predictors", "1x32", "--design", "full", "--dry-run", "--json"]
+    assert cli.main(argv) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert len(plan["cells"]) == 4
+    assert plan["disk_gb"] == 4 * 1 + 2 * 4, "every level has views of its own"

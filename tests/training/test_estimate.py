@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_encoders  # noqa: F401 - registers timm models
 from conftest import pictures_file, tiny, trained_on, with_run
 
 from iwm import config, recipe_book
@@ -45,3 +46,22 @@ def test_it_refuses_what_training_refuses(settings, tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="is a file"):
         estimate.pretrain(settings)
+
+
+def test_tokens_that_are_kept_are_counted(settings, tmp_path):
+    """Where an encoder of others stands still they are most of what is written."""
+    pictures_file(tmp_path / "p.npz", size=32)
+    kept = replace(
+        settings,
+        data=replace(settings.data, image_size=32),
+        masks=config.Masks(sampler="none", predict="all"),
+        encoder=config.Encoder(name="timm:tiny_registers,weights=random", train="none"),
+        optim=replace(settings.optim, epochs=1),
+    )
+    plan = estimate.pretrain(kept)
+    run = loop.pretrain(kept)
+    tokens = run.parent / "tokens"
+    size = sum(path.stat().st_size for path in tokens.iterdir()) / 1e9
+    assert plan["writes"][-1] == str(tokens)
+    assert plan["tokens_gb"] == pytest.approx(size, rel=0.1, abs=5e-4)
+    assert plan["disk_gb"] > plan["tokens_gb"] > 0

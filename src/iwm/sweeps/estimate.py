@@ -22,6 +22,8 @@ def sweep(o: Sweep) -> dict[str, Any]:
         out = str(study.run_of(cell).path)
         rows.append(estimate.pretrain(replace(cell.settings, run=replace(cell.settings.run, out=out)), o.images))
         console.print(f"{cell.name}: {rows[-1]['steps_left']:,} steps, {rows[-1]['time']}", markup=False)
+    views = [repr((cell.settings.data, cell.settings.actions, cell.settings.encoder)) for cell in cells]
+    tokens = {view: row.get("tokens_gb", 0) for view, row in zip(views, rows, strict=True)}  # cells share them
     seconds = [row["seconds"] for row in rows]
     known = None if None in seconds else sum(seconds)
     return {
@@ -30,7 +32,7 @@ def sweep(o: Sweep) -> dict[str, Any]:
         "steps": sum(row["steps_left"] for row in rows),
         "seconds": known,
         "time": "not known" if known is None else f"{pace.in_words(known)}, one after the other",
-        "disk_gb": round(sum(row["disk_gb"] for row in rows), 3),
+        "disk_gb": round(sum(row["disk_gb"] - row.get("tokens_gb", 0) for row in rows) + sum(tokens.values()), 3),
         "evaluations": list(study.evaluations(cells[0])) if cells else [],
         "measured": "pretraining alone; what the evaluations take comes on top",
         "writes": [f"{study.folder}/{name}" for name in ("runs", "sweep.json", "sweep.html")],

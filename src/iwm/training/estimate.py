@@ -18,10 +18,10 @@ from iwm.model.cost import at_start, cost
 from iwm.runtime import pace
 from iwm.runtime.devices import Session
 from iwm.runtime.pace import Pace
-from iwm.training import checkpoint, loop
+from iwm.training import checkpoint, loop, token_store
 from iwm.training.schedule import Schedule
 from iwm.training.step import Training
-from iwm.training.token_training import keeps_tokens
+from iwm.training.token_training import keeps_tokens, tokens_folder
 
 LEAST = 2
 """Images of the smallest batch that every objective has a loss for."""
@@ -42,6 +42,10 @@ def pretrain(settings: config.Config, images: int = 0) -> dict[str, Any]:
     loop.require_steps_left(settings, run, start, steps)
     left = steps - start
     size = cost(settings)
+    writes, tokens = [run.config, run.metrics, run.checkpoints, run.model], 0
+    if keeps_tokens(settings):
+        writes.append(tokens_folder(settings, run.path))
+        tokens = token_store.size_of(settings, len(source))
     with Session.open(settings.speed) as session:
         weights, step = _step(settings, source, session)
         early = _early(settings, source, session, steps - left, steps) if step else (0, 0.0)
@@ -55,8 +59,9 @@ def pretrain(settings: config.Config, images: int = 0) -> dict[str, Any]:
         "predictor_parameters": size.predictor_parameters,
         "flops_per_image": size.train_flops,
         **_times(settings, step, left, *early),
-        "disk_gb": round((3 * weights * settings.run.keep + weights) / 1e9, 3),
-        "writes": [str(place) for place in (run.config, run.metrics, run.checkpoints, run.model)],
+        **({"tokens_gb": round(tokens / 1e9, 3)} if tokens else {}),
+        "disk_gb": round((3 * weights * settings.run.keep + weights + tokens) / 1e9, 3),
+        "writes": [str(place) for place in writes],
     }
 
 

@@ -40,6 +40,11 @@ def keeps_tokens(settings: config.Config) -> bool:
     return stands_still(settings.encoder) and settings.encoder.views > 0 and settings.objective.kind == "latent"
 
 
+def tokens_folder(settings: config.Config, out: Path) -> Path:
+    """Where the tokens of the run `out` are kept; other runs may find them there."""
+    return Path(settings.speed.tokens).expanduser() if settings.speed.tokens else out.parent / "tokens"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenBatch(Batch):
     """A batch of pairs of views; it has no pictures."""
@@ -140,8 +145,7 @@ def begin(
         pretrained.load_into(model)
         prepare(model)
     choose_attention(model, session.device, session.precision)
-    folder = Path(settings.speed.tokens).expanduser() if settings.speed.tokens else out.parent / "tokens"
-    store = token_store.build(model.eval(), source, folder, session)
+    store = token_store.build(model.eval(), source, tokens_folder(settings, out), session)
     loader = TokenLoader(store, settings, start, session.device)
 
     def prepared(fresh: ImageWorldModel) -> None:
