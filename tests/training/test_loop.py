@@ -347,6 +347,13 @@ def test_init_starts_from_a_run(trained, tmp_path):
         loop.pretrain(with_run(other, out=str(tmp_path / "third")))
 
 
+def test_what_changes_nothing_is_said(tmp_path, capsys):
+    still = settings(tmp_path, objective=config.Objective(target_norm="batch", variance=0.1))
+    loop.pretrain(replace(still, encoder=replace(still.encoder, train="none")))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "so nothing is changed by objective.variance." in said
+
+
 def test_what_init_does_not_fit_is_said_before_images_are_decoded(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "Loader", lambda *_, **__: pytest.fail("decoded"))
     chosen = settings(tmp_path, "second")

@@ -12,7 +12,7 @@ from iwm.config import Config
 from iwm.model.conditioning import CONDITIONINGS
 from iwm.runtime import fields
 from iwm.runtime.errors import UserError
-from iwm.training.validation import validate
+from iwm.training.validation import validate, without_effect
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_book.RECIPES if name != "on-encoder"])
@@ -153,6 +153,26 @@ def test_nonsense_is_refused_before_anything_is_done(values, said):
             {"objective": config.Objective(kind="joint", variance=0.1), "masks": config.Masks(sampler="none")},
             "no part of objective.kind joint",
         ),
+        (
+            {"objective": config.Objective(kind="joint"), "masks": config.Masks(sampler="none", queries=0.5)},
+            r"objective\.kind joint predicts no patches, so masks\.queries chooses none; give 1",
+        ),
+        (
+            {
+                "objective": config.Objective(kind="joint"),
+                "masks": config.Masks(sampler="none", whole=0.25),
+                "views": config.Views(geometry="independent"),
+            },
+            r"masks\.whole shows the unchanged crop as source, .* both changed; give 0",
+        ),
+        (
+            {
+                "objective": config.Objective(kind="joint"),
+                "masks": config.Masks(sampler="none"),
+                "encoder": replace(tiny().encoder, train="none"),
+            },
+            r"objective\.kind joint trains the encoder, and here it stands still; give encoder\.train all\.",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_named(change, sentence):
@@ -182,3 +202,18 @@ def test_random_numbers_drawn_later_are_the_same():
     before = torch.random.get_rng_state()
     validate(tiny())
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_whole_steps_of_a_joint_embedding_of_one_crop_have_a_meaning():
+    """Their source is the unchanged crop."""
+    validate(tiny(objective=config.Objective(kind="joint"), masks=config.Masks(sampler="none", whole=0.25)))
+
+
+def test_what_changes_nothing_beside_an_encoder_that_stands_still_is_said():
+    """A control, as the frozen twin of a run, has its settings and is no error."""
+    still = replace(recipe_book.get("ijepa-world-cifar10"), encoder=replace(tiny().encoder, train="none", depth=4))
+    validate(still)
+    (sentence,) = without_effect(still)
+    assert "nothing is changed by objective.variance, objective.covariance, objective.whole_gradient" in sentence
+    assert not without_effect(tiny(encoder=still.encoder))
+    assert not any(without_effect(recipe_book.get(name)) for name in recipe_book.RECIPES)

@@ -37,7 +37,7 @@ from iwm.training.step import Training
 from iwm.training.stop_signal import StopSignal
 from iwm.training.token_training import TokenLoader, begin, keeps_tokens
 from iwm.training.trackers import trackers_of
-from iwm.training.validation import validate, with_encoder
+from iwm.training.validation import validate, with_encoder, without_effect
 from iwm.training.watch import HealthBatch, LineEnd, ProgressBar, Watch
 
 GO_ON = "the same command goes on from the last checkpoint."
@@ -123,7 +123,7 @@ def _pretrain(
         f"{len(source):,} images, {steps:,} steps of {settings.optim.batch_size}; {session.device.type} in "
         f"{session.precision}{ranks}, {loader.place}."
     )
-    for sentence in what_the_ends_learn(settings, training.model):
+    for sentence in [*what_the_ends_learn(settings, training.model), *without_effect(settings)]:
         console.print(sentence)
     if training.schedule.warmup >= steps:
         console.print(

@@ -37,6 +37,20 @@ def validate(settings: Config, ranks: int = 1) -> None:
     _check_model(settings)
 
 
+def without_effect(settings: Config) -> list[str]:
+    """Sentences on settings that change nothing here, though a recipe or a run's twin may bring them along."""
+    objective = settings.objective
+    own = {
+        "objective.variance": objective.variance > 0,
+        "objective.covariance": objective.covariance > 0,
+        "objective.whole_gradient": objective.whole_gradient < 1,
+    }
+    names = [name for name, chosen in own.items() if chosen]
+    if settings.encoder.train != "none" or not names:
+        return []
+    return [f"The encoder stands still (encoder.train none), so nothing is changed by {', '.join(names)}."]
+
+
 def _check_model(settings: Config) -> None:
     """Sizes and what else building the model refuses: it is built without values, on the device "meta"."""
     space = ActionSpace.from_config(settings.actions, settings.data.image_size)

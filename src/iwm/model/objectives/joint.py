@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from iwm import config
 from iwm.actions.views import Views
 from iwm.model.flops import encoder_flops, patch_count, student_passes
-from iwm.model.foreign_encoder import stands_still
 from iwm.model.masks import Masks
 from iwm.model.objectives.objective import Examination, ModelParts, Objective, Output
 from iwm.model.objectives.projector import mlp
@@ -100,8 +99,18 @@ class Joint(Objective):
             raise UserError("objective.variance and objective.covariance are no part of objective.kind joint; give 0.")
         if settings.masks.sampler != "none":
             raise UserError("objective.kind joint masks nothing; give masks.sampler none.")
-        if stands_still(settings.encoder):
-            raise UserError("objective.kind joint trains the encoder; give encoder.train all or last-K.")
+        if settings.masks.queries != 1:
+            raise UserError("objective.kind joint predicts no patches, so masks.queries chooses none; give 1.")
+        if settings.masks.whole and settings.views.geometry == "independent":
+            raise UserError(
+                "masks.whole shows the unchanged crop as source, and views.geometry independent has two crops that are "
+                "both changed; give 0."
+            )
+        if settings.encoder.train == "none":
+            kinds = "all or last-K" if settings.encoder.name else "all"
+            raise UserError(
+                f"objective.kind joint trains the encoder, and here it stands still; give encoder.train {kinds}."
+            )
         if not s.temperature > 0:
             raise UserError(f"objective.temperature is {s.temperature}; give a number above 0.")
         if settings.optim.batch_size < 2 * settings.optim.accumulate:
