@@ -40,7 +40,7 @@ class Fraction(Bound):
     above_zero: bool = False
 
     def mend(self, *values: float) -> str:
-        ends = {0: not self.above_zero, 1: not self.below_one}
+        ends: dict[float, bool] = {0: not self.above_zero, 1: not self.below_one}
         fits = all(0 < value < 1 or ends.get(value, False) for value in values)
         lower, upper = "above 0, up" if self.above_zero else "from 0", "below 1" if self.below_one else "1"
         return "" if fits else f"give {_numbers('a number', 'numbers', values)} {lower} to {upper}"
