@@ -114,7 +114,8 @@ class Masks:
     teacher encodes once. optim.batch_size counts images. Steps on whole sources (`whole`) show one."""
     sampler: Literal["exact", "ijepa", "random", "none"] = "exact"
     """exact: rectangles, trimmed or grown so that every image drops equally many patches; ijepa: I-JEPA's published
-    sampler, which cuts a batch's masks to its smallest; random: drops a share `ratio` of the patches (MAE); none."""
+    sampler, which cuts a batch's masks to its smallest; random: drops a share `ratio` of the patches (MAE); none:
+    the student sees every patch."""
     context_area: Annotated[tuple[float, float] | None, Area()] = None
     """ijepa: the student sees only a square block of this area, as a fraction of the image (published: 0.85 1); None:
     it sees all that is not dropped."""
