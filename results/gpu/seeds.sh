@@ -1,8 +1,10 @@
 #!/bin/sh
-# Three pretraining seeds of eight arms, and four long runs, on one GPU, many processes at once: the recipe, I-JEPA-style,
-# the same a third longer, and I-JEPA-style's encoder with a world model beside it (recipe ijepa-world-SIZE).
+# Three pretraining seeds of four arms on two data sets, and four long runs, on one GPU, many processes at once: the
+# recipe, I-JEPA-style, the same a third longer, and I-JEPA-style's encoder with a world model beside it (recipe
+# ijepa-world-SIZE).
 #   sh results/gpu/seeds.sh path/to/eurosat.zip path/to/cifar10.zip
-# An H200 with 16 cores took 21 minutes, 18 processes at once (JOBS); stopped and started again, it goes on where it was.
+# On an H200 with 16 cores these commands took 21 minutes, 18 processes at once (JOBS), ijepa-world-SIZE given there as
+# the changes that it now stands for. Stopped and started again, it goes on where it was.
 set -eu
 eurosat=${1:?give eurosat.zip}
 cifar10=${2:?give cifar10.zip}
