@@ -43,8 +43,8 @@ piece() {
     variants-b) variants vit-b ;;
     caches) caches ;;
     tests)
-        # Named one by one, so that a run that is stopped has said which failed. Eight with all cores each would keep the
-        # tests of several ranks waiting until they take each other for dead.
+        # Named one by one, so that a run that is stopped has said which failed. Eight workers with all cores each would
+        # keep the tests of several ranks waiting until they take each other for dead.
         export OMP_NUM_THREADS=2
         exec "$PYTHON" -m pytest -v -n 8 -p no:benchmark --tb=short tests/training tests/model tests/actions \
             tests/test_benchmarks.py
