@@ -182,6 +182,11 @@ class RunFolder:
                 console.print(f"[yellow]{path} is no readable result and is left out.")
         return results
 
+    def results_of_weights(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """The `results` of the weights that the RUN holds, and the names of those of earlier weights."""
+        results = self.results()
+        return [one for one in results if not one.get(EARLIER)], [one["file"] for one in results if one.get(EARLIER)]
+
     def picture_of(self, result: Mapping[str, Any]) -> Path:
         """The picture of one of the `results`; there may be none."""
         return self.eval / f"{result['file']}.png"

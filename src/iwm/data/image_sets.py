@@ -250,12 +250,12 @@ class Subset(ImageSet):
         return self.images.dimensions(int(self.indices[index]))
 
 
-def require_batch(batch_size: int, images: ImageSet) -> None:
-    """Raises UserError when there are fewer images than one batch has."""
-    if batch_size > len(images):
+def require_batch(batch_size: int, count: int, name: str) -> None:
+    """Raises UserError when the `count` images of the set called `name` are fewer than one batch has."""
+    if batch_size > count:
         raise UserError(
-            f"A batch of {batch_size} is larger than '{images.name}' with its {len(images)} images; lower "
-            "optim.batch_size or add images."
+            f"A batch of {batch_size} is larger than '{name}' with its {count} images; lower optim.batch_size or add "
+            "images."
         )
 
 

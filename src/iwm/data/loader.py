@@ -80,7 +80,7 @@ class Loader:
         rows: Sequence[range] | None = None,
         device: torch.device | None = None,
     ):
-        require_batch(batch_size, images)
+        require_batch(batch_size, len(images), images.name)
         self.images, self.start_step, self.steps = images, start_step, steps
         self.steps_per_epoch = len(images) // batch_size
         place = device or torch.device("cpu")

@@ -19,7 +19,7 @@ from iwm.model.card import Card, Measured
 from iwm.model.world_model import ImageWorldModel
 from iwm.reports import verdict
 from iwm.reports.finding import join
-from iwm.run_folder import EARLIER, RunFolder
+from iwm.run_folder import RunFolder
 from iwm.runtime import drawing, files
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
@@ -73,11 +73,11 @@ def measured(run: str) -> list[Measured]:
     folder = RunFolder.of(run)
     if not folder.eval.is_dir():
         return []
-    results, there = [], folder.results()
-    if earlier := [result["file"] for result in there if result.get(EARLIER)]:
+    results, (present, earlier) = [], folder.results_of_weights()
+    if earlier:
         words = f"The card leaves out {join(earlier)}: measured on other weights than the run now holds; measure again."
         console.print(f"[yellow]{escape(words)}", soft_wrap=True)
-    for finding in verdict.judge_results([result for result in there if not result.get(EARLIER)]):
+    for finding in verdict.judge_results(present):
         ours, *controls = [f"{name} {value:.3f}" for name, value in finding.bars] or ["-"]
         results.append(Measured(finding.title, ours.split()[-1], ", ".join(controls) or "none", finding.sentence))
     return results

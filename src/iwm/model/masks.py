@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from iwm import config
-from iwm.runtime import distributed
+from iwm.runtime import bounds, distributed
 from iwm.runtime.devices import upload
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import seed_of, uniforms
@@ -40,7 +40,7 @@ def dropped_count(cfg: config.Masks, grid: tuple[int, int]) -> int:
     """K, the number of dropped patches: the mean union of the rectangles on this grid, rounded, between 1 and N - 1; of
     the sampler "random" the ratio of N likewise; of "none" 0.
 
-    Raises UserError for a grid of fewer than two patches or impossible rectangles.
+    Raises UserError for a grid of fewer than two patches and for settings out of their bounds.
     """
     _check(cfg, grid)
     patches = grid[0] * grid[1]
@@ -82,7 +82,7 @@ def sample_masks(
 
     With every sampler but "ijepa" each is a pure function of (seed, step, index, source); the first source has the mask
     that it would have alone. A context always remains: at most N - 1 patches are dropped, and "ijepa" never reaches the
-    last row and column. Raises UserError for a grid of fewer than two patches or impossible rectangles.
+    last row and column. Raises UserError for a grid of fewer than two patches and for settings out of their bounds.
     """
     _check(cfg, grid)
     seeds = [seed_of(seed, "source", number) for number in range(source_count(cfg, step))]
@@ -132,14 +132,7 @@ def require_maskable(grid: tuple[int, int]) -> None:
 
 def _check(cfg: config.Masks, grid: tuple[int, int]) -> None:
     require_maskable(grid)
-    if not 0 < cfg.queries <= 1:
-        raise UserError(f"Setting 'masks.queries' is {cfg.queries}; give a share above 0, at most 1.")
-    if cfg.blocks < 1:
-        raise UserError(f"Setting 'masks.blocks' is {cfg.blocks}; it must be at least 1.")
-    if not 0 < cfg.block_area[0] <= cfg.block_area[1] <= 1:
-        raise UserError(f"Setting 'masks.block_area' is {cfg.block_area}; give two fractions, the smaller first.")
-    if not 0 < cfg.block_aspect[0] <= cfg.block_aspect[1]:
-        raise UserError(f"Setting 'masks.block_aspect' is {cfg.block_aspect}; give two ratios, the smaller first.")
+    bounds.check(cfg, "masks.")
 
 
 def _sides(

@@ -11,7 +11,7 @@ from iwm.reports.finding import join
 from iwm.reports.results import Result
 from iwm.reports.run import Run
 from iwm.reports.verdict import judge_training
-from iwm.run_folder import EARLIER, RunFolder
+from iwm.run_folder import RunFolder
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 from iwm.training.reporting import Sender, end, is_number
@@ -65,7 +65,9 @@ def send(run: RunFolder, senders: list[Sender], path: Path) -> None:
     step = lines[-1]["step"] if lines else 0
     finding = judge_training(lines, run.objective_kind())
     words = finding.sentence if finding else "No line of metrics yet."
-    results, earlier = _results(run)
+    present, earlier = run.results_of_weights()
+    names = {result["file"] for result in present}
+    results = [result for result in Run(run.path).results if result.path.stem in names]
     if earlier:
         left_out = f"Not sent, for the run holds other weights now: {join(earlier)}; measure again."
         console.print(f"[yellow]{escape(left_out)}", soft_wrap=True)
@@ -80,12 +82,6 @@ def send(run: RunFolder, senders: list[Sender], path: Path) -> None:
     if sentences := end(senders):
         raise UserError(" ".join(sentences))
     console.print(f"Sent to {', '.join(sender.name for sender in senders)}.")
-
-
-def _results(run: RunFolder) -> tuple[list[Result], list[str]]:
-    """The results of the weights that a run holds, and the names of those of earlier ones."""
-    earlier = [result["file"] for result in run.results() if result.get(EARLIER)]
-    return [result for result in Run(run.path).results if result.path.stem not in earlier], earlier
 
 
 def _pictures(run: RunFolder, results: list[Result]) -> Iterator[tuple[str, Path]]:

@@ -35,7 +35,7 @@ def pretrain(settings: config.Config, images: int = 0) -> dict[str, Any]:
     settings, run, source = loop.checked(settings)
     if images:
         source = share_of_each_class(source, images, settings.run.seed)
-    require_batch(settings.optim.batch_size, source)
+    require_batch(settings.optim.batch_size, len(source), source.name)
     steps = Schedule(settings.optim, len(source) // settings.optim.batch_size).steps
     there, _ = checkpoint.newest(run.checkpoints)
     start = there.step if there else 0

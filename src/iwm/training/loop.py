@@ -98,7 +98,7 @@ def _pretrain(
     """Go on with the run or begin it, train it to the end, export the weights."""
     state = _newest_state(run, settings, source)
     start = state.step if state else 0
-    require_batch(settings.optim.batch_size, source)
+    require_batch(settings.optim.batch_size, len(source), source.name)
     require_steps_left(settings, run, start, Schedule(settings.optim, len(source) // settings.optim.batch_size).steps)
     first = distributed.of_first(start)
     if start != first:

@@ -18,7 +18,7 @@ from torch import Tensor
 from iwm import config
 from iwm.actions.action_space import Parameters
 from iwm.actions.views import TokenViews
-from iwm.data.image_sets import ImageSet
+from iwm.data.image_sets import ImageSet, require_batch
 from iwm.data.loader import Batch
 from iwm.model import pretrained
 from iwm.model.foreign_encoder import stands_still
@@ -27,7 +27,6 @@ from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, distributed
 from iwm.runtime.devices import Session
-from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation, uniforms
 from iwm.training import checkpoint, step, token_store
 from iwm.training.checkpoint import Checkpoint
@@ -60,8 +59,7 @@ class TokenLoader:
 
     def __init__(self, store: TokenStore, settings: config.Config, start_step: int, device: torch.device) -> None:
         batch, images = settings.optim.batch_size, len(store)
-        if batch > images:
-            raise UserError(f"A batch of {batch} is larger than the {images} images; lower optim.batch_size.")
+        require_batch(batch, images, settings.data.source)
         self.store, self.settings, self.start_step, self.device = store, settings, start_step, device
         self.steps_per_epoch = images // batch
         self.places = np.concatenate([np.array(part) for part in distributed.rows_of(batch, settings.optim.accumulate)])
