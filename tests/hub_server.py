@@ -184,6 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
                 repository.files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 repository.files[value["path"]] = self.hub.blobs[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del repository.files[value["path"]]
 
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:

@@ -77,6 +77,19 @@ def test_what_was_pushed_comes_back_from_an_empty_cache(run, hub, capsys):
     assert iwm.load("hf-hub:me/photos").decodes
 
 
+def test_a_second_push_leaves_no_decoder_or_strip_of_the_first_and_keeps_files_of_others(run, hub, tmp_path, capsys):
+    iwm.push(run, "me/photos", photos=1)
+    files = hub.repositories["me/photos"].files
+    files |= {"notes.md": b"mine", ".gitattributes": b""}
+    assert {"decoder.safetensors", "imagined.png", "photos-attribution.csv"} <= files.keys()
+    capsys.readouterr()
+    iwm.push(world(tmp_path / "without", decoder=False), "me/photos", photos=0)
+    assert files.keys() == {"README.md", "config.json", "model.safetensors", "notes.md", ".gitattributes"}
+    words = " ".join(capsys.readouterr().out.split())
+    assert "Deleted there, of an earlier model: decoder.safetensors, imagined.png, photos-attribution.csv." in words
+    assert not iwm.load("hf-hub:me/photos").decodes
+
+
 @pytest.mark.long
 def test_the_same_by_the_command_and_plain_python_in_processes_of_their_own(run, tmp_path):
     with served() as hub:

@@ -16,6 +16,7 @@ from iwm.exporting.format import ExportFormat, Request
 from iwm.exporting.own_layout import write_weights
 from iwm.model import card
 from iwm.model.card import Card, Measured
+from iwm.model.weights import DECODER
 from iwm.model.world_model import ImageWorldModel
 from iwm.reports import verdict
 from iwm.reports.finding import join
@@ -27,6 +28,8 @@ from iwm.runtime.errors import UserError
 STRIP, README = "imagined.png", "README.md"
 BANK = 32
 """Versions of a photo on the strip that are ranked."""
+OPTIONAL = (DECODER, STRIP, ATTRIBUTION.name)
+"""Files that not every model has."""
 OWN_CARD = "card.md"
 """A card beside the weights, as the model in the package has one."""
 LICENCES = {"demo": "apache-2.0"}

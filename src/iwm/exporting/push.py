@@ -8,6 +8,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from iwm import config, verbs
 from iwm.exporting.export import in_megabytes, sizes_of
 from iwm.exporting.format import Request
-from iwm.exporting.hub_folder import README, write_folder
+from iwm.exporting.hub_folder import OPTIONAL, README, write_folder
 from iwm.exporting.timm_layout import TimmLayout, require_own_encoder
 from iwm.model.card import Card
 from iwm.runtime import files
@@ -119,7 +120,7 @@ def _encoder_card(o: Push) -> str:
 
 
 def _send(name: str, folder: Path, o: Push) -> dict[str, Any]:
-    """Send a folder; of a dry run, show it."""
+    """Send a folder, and delete what an earlier push put beside it; of a dry run, show it."""
     sizes, visible = sizes_of(folder), "public" if o.public else "private"
     title = f"{'Would go' if o.dry_run else 'Goes'} to {name} ({visible})"
     rows = [[file, in_megabytes(size)] for file, size in sizes.items()]
@@ -130,10 +131,12 @@ def _send(name: str, folder: Path, o: Push) -> dict[str, Any]:
     api = HfApi()
     message = f"Image world model, by iwm {version('iwm')}"
     _asking(f"make {name}", lambda: api.create_repo(name, private=not o.public, exist_ok=True))
-    done = _asking(
-        f"send to {name}",
-        lambda: api.upload_folder(repo_id=name, folder_path=folder, commit_message=message),
-    )
+    there = _asking(f"list {name}", lambda: api.list_repo_files(name))
+    earlier = [file for file in OPTIONAL if file in there and file not in sizes]
+    send = partial(api.upload_folder, repo_id=name, folder_path=folder, commit_message=message)
+    done = _asking(f"send to {name}", lambda: send(delete_patterns=earlier or None))
+    if earlier:
+        console.print(f"Deleted there, of an earlier model: {', '.join(earlier)}.", markup=False)
     url = str(done.commit_url)
     console.print(f"Sent: {url}", soft_wrap=True, markup=False)
     return result | {"url": url}
