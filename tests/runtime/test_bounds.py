@@ -48,6 +48,7 @@ class Further(Options):
         ({"sigma": (2.0, 1.0)}, "--sigma 2.0 1.0: give two positive numbers, the smaller one first."),
         ({"area": (2, 3)}, "--area 2 3: an area is a fraction of the image, give at most 1."),
         ({"area": (0, 1)}, "--area 0 1: give two positive numbers, the smaller one first."),
+        ({"counts": (3, math.inf)}, "--counts 3 inf: give numbers of 0 or more."),
         ({"counts": (3, -1)}, "--counts 3 -1: give numbers of 0 or more."),
         ({"share": 0.0}, "--share 0.0: give a number above 0, up to 1."),
         ({"share": 1.5}, "--share 1.5: give a number above 0, up to 1."),

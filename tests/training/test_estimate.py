@@ -43,6 +43,8 @@ def test_it_refuses_what_training_refuses(settings, tmp_path):
         estimate.pretrain(with_run(settings, out=""))
     with pytest.raises(UserError, match=r"larger than .* 64 images"):
         estimate.pretrain(replace(settings, optim=replace(settings.optim, batch_size=100)))
+    with pytest.raises(UserError, match="nowhere"):
+        estimate.pretrain(replace(settings, init="nowhere"))
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="is a file"):
         estimate.pretrain(settings)

@@ -23,12 +23,12 @@ class Bound:
 
 @dataclass(frozen=True)
 class AtLeast(Bound):
-    """Numbers of `least` or more."""
+    """Finite numbers of `least` or more."""
 
     least: float
 
     def mend(self, *values: float) -> str:
-        fits = all(value >= self.least for value in values)
+        fits = all(self.least <= value < math.inf for value in values)
         return "" if fits else f"give {_numbers('', 'numbers of ', values)}{self.least} or more"
 
 

@@ -15,6 +15,7 @@ from iwm.data.image_sets import ImageSet, require_batch
 from iwm.data.loader import Batch
 from iwm.data.splits import share_of_each_class
 from iwm.model.cost import at_start, cost
+from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import pace
 from iwm.runtime.devices import Session
 from iwm.runtime.pace import Pace
@@ -47,7 +48,7 @@ def pretrain(settings: config.Config, images: int = 0) -> dict[str, Any]:
         writes.append(tokens_folder(settings, run.path))
         tokens = token_store.size_of(settings, len(source))
     with Session.open(settings.speed) as session:
-        weights, step = _step(settings, source, session)
+        weights, step = _step(settings, source, session, settings.init if not start else "")
         early = _early(settings, source, session, steps - left, steps) if step else (0, 0.0)
     return {
         "images": len(source),
@@ -91,15 +92,22 @@ def _times(
     }
 
 
-def _step(settings: config.Config, source: ImageSet, session: Session) -> tuple[int, Pace | None]:
-    """Bytes of the weights, and the pace of a step; none where its tokens are given before."""
+def _step(settings: config.Config, source: ImageSet, session: Session, init: str = "") -> tuple[int, Pace | None]:
+    """Bytes of the weights, and the pace of a step; none where its tokens are given before. Raises UserError for an
+    `init` that training would refuse."""
     small = replace(
         settings,
         optim=replace(settings.optim, accumulate=1),
         speed=replace(settings.speed, compile=False),
         encoder=replace(settings.encoder, views=0) if keeps_tokens(settings) else settings.encoder,
     )
-    training = Training.start(small, max(1, len(source) // settings.optim.batch_size), session)
+    steps = max(1, len(source) // settings.optim.batch_size)
+
+    def prepare(model: ImageWorldModel) -> None:
+        if init:
+            loop.initialise_from(model, init)
+
+    training = Training.start(small, steps, session, prepare)
     weights = sum(value.nbytes for value in training.model.state_dict().values())
     if keeps_tokens(settings):
         return weights, None
