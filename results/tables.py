@@ -507,6 +507,7 @@ SEEDED = {
     "{}-inv": "invariant",
     "{}-held": "encoder held",
     "ijepa-world-{}": "I-JEPA-world",
+    "ijepa-world-all-{}": "I-JEPA-world, all positions",
 }
 """The recipes of results/seeds and results/gpu/short, of either data set, by the name that the page gives them."""
 SEEDED_PAIRS = (
@@ -518,6 +519,8 @@ SEEDED_PAIRS = (
     ("ijepa-world-{}", "{}"),
     ("ijepa-world-{}", "ijepa-style-{}"),
     ("ijepa-world-{}", "ijepa-style-{}-long"),
+    ("ijepa-world-all-{}", "ijepa-world-{}"),
+    ("ijepa-world-all-{}", "{}"),
 )
 """Which recipe is set beside which."""
 SEEDED_ON = {
@@ -589,6 +592,9 @@ SEEDED_NOTES = {
         "learns as I-JEPA-style's, for as many steps, and does not move in the steps on whole sources, which alone "
         "show a change and teach the predictor alone. These steps are extra: against I-JEPA-style and the equivariant "
         "recipe it is **unequal** by a third more steps in all, and a schedule as much longer."
+    ),
+    "ijepa-world-all-{}": (
+        " *All positions*: the same, asked for visible positions too (`--masks.predict all --masks.queries 0.375`)."
     ),
 }
 """What is to be known of a row, where it stands."""

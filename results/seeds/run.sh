@@ -4,7 +4,8 @@
 # CIFAR-10: 4,000 steps (2.6 passes of 50,000), finetuned with 5,000 labels.
 #   sh results/seeds/run.sh path/to/eurosat.zip path/to/cifar10.zip
 # A recipe with -held behind it learns changes by its predictor alone, the encoder from unchanged crops (cifar10-held);
-# ijepa-world-cifar10 and -eurosat are a third longer, so that as many steps as I-JEPA-style's teach their encoders.
+# ijepa-world-cifar10 and -eurosat are a third longer, so that as many steps as I-JEPA-style's teach their encoders;
+# ijepa-world-all-cifar10 and -eurosat are these, asked for visible positions too.
 # One core, 15 to 30 minutes a run; stopped and started again, it goes on where it was. SEEDS and RECIPES choose some.
 set -eu
 eurosat=${1:?give eurosat.zip}
@@ -18,7 +19,10 @@ test -e $part || python "$here/../small-data/part.py" "$cifar10" $part 5000 0
 for seed in ${SEEDS:-0 1 2}; do
     for recipe in ${RECIPES:-eurosat ijepa-style-eurosat eurosat-inv cifar10 ijepa-style-cifar10 cifar10-inv}; do
         at=runs/seeds/$recipe-seed$seed change= base=${recipe%-held}
-        case $recipe in *-held) change="--actions.clean both --objective.whole-gradient 0" ;; esac
+        case $recipe in
+        *-held) change="--actions.clean both --objective.whole-gradient 0" ;;
+        ijepa-world-all-*) base=ijepa-world-${recipe##*-} change="--masks.predict all --masks.queries 0.375" ;;
+        esac
         case $recipe in
         *cifar10*)
             set=cifar10 data=$cifar10 labels="$part --val $cifar10" named=cifar10-5000
@@ -27,8 +31,8 @@ for seed in ${SEEDS:-0 1 2}; do
         *) set=eurosat data=$eurosat labels=$eurosat named=eurosat length="--log-every 546 --probe-every 4" ;;
         esac
         case $recipe in
-        ijepa-world-cifar10) length="--optim.steps 5333 --log-every 400 --probe-every 1" ;;
-        ijepa-world-eurosat) length="--optim.steps 2912 --log-every 546 --probe-every 1" ;;
+        ijepa-world*-cifar10) length="--optim.steps 5333 --log-every 400 --probe-every 1" ;;
+        ijepa-world*-eurosat) length="--optim.steps 2912 --log-every 546 --probe-every 1" ;;
         esac
         iwm pretrain $base --data.source "$data" --out $at --seed $seed $length $change $speed
         case $recipe in ijepa-style-*) ;; *) once world-$set.json iwm world $at --data "$data" $speed ;; esac

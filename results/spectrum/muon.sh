@@ -1,14 +1,14 @@
 #!/bin/sh
 # Conditioning, difficulty and capacity at 1,500 steps by Muon, over pretraining seeds:
 #   sh results/spectrum/muon.sh path/to/cifar10.zip
-# Seed 0 has all nine cells, seeds 1 and 2 those of AdaLN, the corners among them. One core, about 12 minutes a cell.
+# Seed 0 has all nine cells, seeds 1 and 2 the four corners of difficulty and capacity. One core, about 13 minutes a cell.
 # Stopped and started again, it goes on where it was; SEEDS chooses some. Several at once share the cells between them.
 set -eu
 data=${1:?give the path of cifar10.zip}
 here=$(dirname "$0")
 for seed in ${SEEDS:-0 1 2}; do
     cells=
-    [ "$seed" = 0 ] || cells="--conditionings adaln"
+    [ "$seed" = 0 ] || cells="--conditionings adaln --levels jitter,strong"
     # shellcheck disable=SC2086
     iwm sweep cifar10 --data.source "$data" --out "runs/claims-$seed" --seed "$seed" --predictors 2x256,1x128 $cells \
         --images 16000 --optim.epochs 3 --log-every 250 --eval-images 10000 10000 --world-images 64 \
