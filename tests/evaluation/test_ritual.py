@@ -3,9 +3,12 @@
 import errno
 import json
 import math
+import sys
 import threading
 import time
+import types
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,26 @@ def test_every_result_says_how_it_was_made(run: str) -> None:
     assert content["bad"] is None
     assert {"command", "hardware", "date", "fingerprint"} <= set(content)
     assert content["hardware"]["torch"]
+
+
+@pytest.mark.parametrize(
+    ("program", "module", "command"),
+    [
+        ("/a/bin/iwm", None, "iwm world 'my run'"),
+        ("/a/iwm/cli/__main__.py", "iwm.cli.__main__", "python -m iwm.cli world 'my run'"),
+        ("/a/own/train.py", "own.train", "python -m own.train world 'my run'"),
+        ("/a/folder/__main__.py", "__main__", "__main__.py world 'my run'"),
+        ("", None, ""),
+    ],
+)
+def test_a_result_holds_the_command_as_it_is_typed_again(
+    run: str, monkeypatch: pytest.MonkeyPatch, program: str, module: str | None, command: str
+) -> None:
+    main = types.ModuleType("__main__")
+    main.__spec__ = ModuleSpec(module, None) if module else None
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", [program, "world", "my run"])
+    assert json.loads(save(run, "world", "sample", {"mrr": 0.5}, {"seed": 0}).read_text())["command"] == command
 
 
 def test_names_are_fit_for_files(run: str) -> None:

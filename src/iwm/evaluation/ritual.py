@@ -243,10 +243,9 @@ def write(path: Path, payload: Mapping[str, Any], settings: Mapping[str, Any]) -
 
 def content_of(payload: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a result's file holds."""
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv and sys.argv[0] else []
     content = {
         **payload,
-        "command": shlex.join(command),
+        "command": _command(),
         "settings": dict(settings),
         "fingerprint": fingerprint(settings),
         "seed": settings.get("seed"),
@@ -254,3 +253,13 @@ def content_of(payload: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return plain(content)
+
+
+def _command() -> str:
+    """How this process was called, as one types it again; empty where Python is used interactively."""
+    if not sys.argv or not sys.argv[0]:
+        return ""
+    module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "__main__")
+    by_module = module != "__main__"  # python -m
+    run = ["python", "-m", module.removesuffix(".__main__")] if by_module else [Path(sys.argv[0]).name]
+    return shlex.join([*run, *sys.argv[1:]])
