@@ -274,6 +274,7 @@ LADDER = (
     ("2x256 minus 1x128", {"predictor": "2x256"}, {"predictor": "1x128"}),
     ("destructive minus jitter", {"difficulty": "destructive"}, {"difficulty": "jitter"}),
     ("strong minus destructive", {"difficulty": "strong"}, {"difficulty": "destructive"}),
+    ("strong minus jitter", {"difficulty": "strong"}, {"difficulty": "jitter"}),
 )
 """Which cells of a sweep are set beside which: alike but for this."""
 
@@ -313,6 +314,8 @@ def spectrum_seeds() -> str:
         "standard error over pretraining seeds (their number), differences seed by seed; a 95 % interval of three "
         "seeds is 4.3 errors wide to each side."
     )
+    random, pixels = (sweeps[0]["runs"][0][control] for control in ("random_encoder_top1", "raw_pixels_top1"))
+    note += f" A random encoder has {number(random)} in the linear probe, raw pixels {number(pixels)}."
     found = sweeps[0]["correlations"]["linear"]
     if found["interval"]:
         low, high = found["interval"]
