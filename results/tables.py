@@ -310,9 +310,9 @@ def spectrum_seeds() -> str:
     note = (
         "16,000 CIFAR-10 images, three passes (1,500 steps of 32), on one core "
         "([muon.sh](../results/spectrum/muon.sh)); linear probe at the last block with 10,000 training and 10,000 "
-        "test images, MRR on 64, one bank of changes for all levels; *own range*: a bank of the level's own. Mean ± "
-        "standard error over pretraining seeds (their number), differences seed by seed; a 95 % interval of three "
-        "seeds is 4.3 errors wide to each side."
+        "test images, MRR on 64, one bank of changes for all, of the level `destructive`; *own range*: a bank of the "
+        "level's own. Mean ± standard error over pretraining seeds (their number), differences seed by seed; a 95 % "
+        "interval of three seeds is 4.3 errors wide to each side."
     )
     random, pixels = (sweeps[0]["runs"][0][control] for control in ("random_encoder_top1", "raw_pixels_top1"))
     note += f" A random encoder has {number(random)} in the linear probe, raw pixels {number(pixels)}."
