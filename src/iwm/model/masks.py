@@ -130,6 +130,7 @@ def require_maskable(grid: tuple[int, int]) -> None:
         )
 
 
+@lru_cache(maxsize=64)
 def _check(cfg: config.Masks, grid: tuple[int, int]) -> None:
     require_maskable(grid)
     bounds.check(cfg, "masks.")

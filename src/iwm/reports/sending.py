@@ -8,8 +8,7 @@ from rich.markup import escape
 
 from iwm.reports import page
 from iwm.reports.finding import join
-from iwm.reports.results import Result
-from iwm.reports.run import Run
+from iwm.reports.results import Result, read
 from iwm.reports.verdict import judge_training
 from iwm.run_folder import RunFolder
 from iwm.runtime.console import console
@@ -66,8 +65,7 @@ def send(run: RunFolder, senders: list[Sender], path: Path) -> None:
     finding = judge_training(lines, run.objective_kind())
     words = finding.sentence if finding else "No line of metrics yet."
     present, earlier = run.results_of_weights()
-    names = {result["file"] for result in present}
-    results = [result for result in Run(run.path).results if result.path.stem in names]
+    results = [read(run.eval / f"{result['file']}.json") for result in present]
     if earlier:
         left_out = f"Not sent, for the run holds other weights now: {join(earlier)}; measure again."
         console.print(f"[yellow]{escape(left_out)}", soft_wrap=True)
