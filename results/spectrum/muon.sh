@@ -14,7 +14,6 @@ for seed in ${SEEDS:-0 1 2}; do
         --images 16000 --optim.epochs 3 --log-every 250 --eval-images 10000 10000 --world-images 64 \
         --finetune-epochs 0 --attentive-epochs 0 --speed.threads 1
     mkdir -p "$here/muon/seed$seed"
-    for file in sweep.json tables.png figure-5.png; do
-        cp "runs/claims-$seed/$file" "$here/muon/seed$seed"
-    done
+    cp "runs/claims-$seed/sweep.json" "$here/muon/seed$seed"
+    [ "$seed" != 0 ] || cp "runs/claims-$seed/tables.png" "runs/claims-$seed/figure-5.png" "$here/muon/seed$seed"
 done
