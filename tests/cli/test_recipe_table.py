@@ -11,9 +11,11 @@ from iwm.verbs.recipes import Recipes
 
 
 def test_every_recipe_is_a_row_with_its_size(monkeypatch, capsys):
-    monkeypatch.setattr(recipe_table.console, "width", 120)
+    monkeypatch.setattr(recipe_table.console, "width", 80)
     recipe_table.show(Recipes())
-    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    text = capsys.readouterr().out
+    assert "…" not in text, "a column is cut off in a terminal of 80 columns"
+    rows = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert set(recipe_book.RECIPES) <= set(rows)
     size = cost(recipe_book.get("cifar10"))
     assert f"{(size.encoder_parameters + size.predictor_parameters) / 1e6:.3g} M" in rows["cifar10"]

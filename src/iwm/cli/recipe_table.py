@@ -14,7 +14,8 @@ from iwm.runtime.console import console, tables_are_printed
 from iwm.runtime.options import options, typed
 from iwm.verbs.recipes import Recipes
 
-COLUMNS = ("recipe", "px", "encoder", "predictor", "conditioning", "weights", "GFLOPs")
+COLUMNS = ("recipe", "px", "encoder", "predictor", "action", "weights", "GFLOPs")
+"""Short words: the longest recipe and all columns fit into a terminal of 80 columns."""
 OF_PAPER = ("imagenet-vitb16-equi", "imagenet-vitb16-inv", "imagenet-vitl16")
 """Recipes of the paper (Garrido et al. 2024); others are held against the first."""
 NO_PAPERS = ("data.source", "init", "speed.", "run.")
@@ -73,7 +74,8 @@ def _print_all(rows: list[dict[str, Any]]) -> None:
     console.print(table)
     console.print(
         "The first group are image world models; the others are there to be compared with them (docs/families.md). "
-        "px: side of the images and of a patch, pixels. encoder, predictor: blocks x width. weights: of both. "
+        "px: side of the images and of a patch, pixels. encoder, predictor: blocks x width. action: how the predictor "
+        "is told of it (the setting predictor.conditioning). weights: of both. "
         "GFLOPs: a training step, for one image. Below ImageNet's size image world models and ijepa-* are trained by "
         "Muon, the others by AdamW.\n"
         "All settings of one: iwm recipes RECIPE\n"
