@@ -40,6 +40,21 @@ def test_compare_marks_the_best_and_names_what_differs(tmp_path: Path, capsys: p
     assert "has no results yet" in printed.err
 
 
+def test_names_of_metrics_stay_whole_in_a_narrow_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison.console, "width", 80)
+    runs = [plant(tmp_path / f"quite-a-long-name-{index}") for index in range(3)]
+    payload = {"top1": 0.5, "trainable_parameters": 1_498_378, "flops_per_image": 414_215_936, "data": "objects"}
+    for run in runs:
+        save(run, "finetune", "objects", payload, {}, variant="predictor-pretrained")
+    compare(runs)
+    out = capsys.readouterr().out
+    for line in ("finetune-predictor-pretrained", "objects", "  trainable_parameters", "  flops_per_image"):
+        assert f"│ {line} " in out
+    assert out.count("1.5 M") == out.count("0.414 G") == len(runs)
+
+
 def test_compare_shows_instance_probes_side_by_side(tmp_path: Path) -> None:
     one, two = (plant(tmp_path / name) for name in ("one", "two"))
     for run, top1, crop in ((one, 0.4, 0.7), (two, 0.45, 0.6)):

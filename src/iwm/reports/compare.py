@@ -113,29 +113,32 @@ def _short(folders: Mapping[str, RunFolder]) -> dict[str, str]:
 
 
 def _table(rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Table:
+    """A line a metric, below the result and data that it is of; names of metrics stay whole in a narrow terminal."""
     table = Table(title="Results (* best)", title_justify="left")
-    for column in ("result", "data", "metric"):
-        table.add_column(column, overflow="fold")
+    table.add_column("result, data, metric", no_wrap=True)
     for name in names.values():
         table.add_column(Text(name), justify="right", overflow="fold")
     before = None
     for row in rows:
-        same = (row["result"], row["data"])
-        if before not in (None, same):
+        group = (row["result"], row["data"])
+        if group != before:
             table.add_section()
-        cells = [Text(text) for text in (("", "") if same == before else same)]
+            table.add_row(Text("\n".join(group), "bold"))
+        cells = []
         for run, value in row["values"].items():
             marked = run in row["best"]
             text = "" if value is None else _value(row["metric"], value) + (" *" if marked else "")
             cells.append(Text(text, "bold green" if marked else ""))
-        table.add_row(*cells[:2], Text(row["metric"]), *cells[2:])
-        before = same
+        table.add_row(Text(f"  {row['metric']}"), *cells)
+        before = group
     return table
 
 
 def _value(metric: str, value: float) -> str:
-    whole = metric.endswith(("parameters", "flops_per_image"))
-    return in_words(int(value) if whole else value)
+    """A value in four digits or so: millions of parameters, billions of floating-point operations."""
+    if metric.endswith("parameters"):
+        return f"{value / 1e6:.3g} M"
+    return f"{value / 1e9:.3g} G" if metric.endswith("flops_per_image") else in_words(value)
 
 
 def _print_differences(title: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
