@@ -287,6 +287,8 @@ def spectrum_seeds() -> str:
     columns = {"MRR": "mrr", "MRR, own range": "mrr_own_range", "MRR, common space": "mrr_common", "linear": "linear"}
     axes = ("conditioning", "difficulty", "predictor")
     cells = {run["cell"]: {axis: run[axis] for axis in axes} for sweep in sweeps for run in sweep["runs"]}
+    if any(run["predictor_finetuning"] is not None for sweep in sweeps for run in sweep["runs"]):
+        columns["predictor finetuned"] = "predictor_finetuning"
 
     def values(column: str, cell: str) -> dict[int, float]:
         runs = [(sweep["seed"], run) for sweep in sweeps for run in sweep["runs"] if run["cell"] == cell]
@@ -316,13 +318,14 @@ def spectrum_seeds() -> str:
     )
     random, pixels = (sweeps[0]["runs"][0][control] for control in ("random_encoder_top1", "raw_pixels_top1"))
     note += f" A random encoder has {number(random)} in the linear probe, raw pixels {number(pixels)}."
-    found = sweeps[0]["correlations"]["linear"]
-    if found["interval"]:
-        low, high = found["interval"]
-        note += (
-            f" Over the {found['n']} cells of seed 0 MRR and the linear probe correlate {found['r']:+.2f} (95 % from "
-            f"{low:+.2f} to {high:+.2f}), in the paper {found['paper']:+.2f}."
-        )
+    for measure, name in (("linear", "the linear probe"), ("predictor_finetuning", "predictor finetuning")):
+        found = sweeps[0]["correlations"][measure]
+        if found["interval"]:
+            low, high = found["interval"]
+            note += (
+                f" Over {found['n']} cells of seed 0 MRR and {name} correlate {found['r']:+.2f} (95 % from {low:+.2f} "
+                f"to {high:+.2f}), in the paper {found['paper']:+.2f}."
+            )
     title = "Conditioning, difficulty and capacity at 1,500 steps, over pretraining seeds"
     return table(title, [*axes, *columns], rows, note)
 

@@ -44,8 +44,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """Every `iwm ...` line of every shell block, comments cut off."""
-    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    """Every `iwm ...` line of every shell block, broken lines joined, comments cut off."""
+    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.replace("\\\n", "").splitlines()]
     argvs = [shlex.split(re.split(" [|>] ", line)[0], comments=True)[1:] for line in lines if line.startswith("iwm ")]
     return [argv for argv in argvs if argv[0].islower()]
 
