@@ -287,6 +287,10 @@ def spectrum_seeds() -> str:
     columns = {"MRR": "mrr", "MRR, own range": "mrr_own_range", "MRR, common space": "mrr_common", "linear": "linear"}
     axes = ("conditioning", "difficulty", "predictor")
     cells = {run["cell"]: {axis: run[axis] for axis in axes} for sweep in sweeps for run in sweep["runs"]}
+    for sweep in sweeps:
+        for run in sweep["runs"]:
+            run["photometric_share"] = SHARES.get(f"claims-{sweep['seed']}/{run['cell']}")
+    columns["photometric share"] = "photometric_share"
     if any(run["predictor_finetuning"] is not None for sweep in sweeps for run in sweep["runs"]):
         columns["predictor finetuned"] = "predictor_finetuning"
 
@@ -313,8 +317,9 @@ def spectrum_seeds() -> str:
         "16,000 CIFAR-10 images, three passes (1,500 steps of 32), on one core "
         "([muon.sh](../results/spectrum/muon.sh)); linear probe at the last block with 10,000 training and 10,000 "
         "test images, MRR on 64, one bank of changes for all, of the level `destructive`; *own range*: a bank of the "
-        "level's own. Mean ± standard error over pretraining seeds (their number), differences seed by seed; a 95 % "
-        "interval of three seeds is 4.3 errors wide to each side."
+        "level's own; *photometric share*: on the changes of `destructive` for all "
+        "([shares.py](../results/seeds/shares.py)). Mean ± standard error over pretraining seeds (their number), "
+        "differences seed by seed; a 95 % interval of three seeds is 4.3 errors wide to each side."
     )
     random, pixels = (sweeps[0]["runs"][0][control] for control in ("random_encoder_top1", "raw_pixels_top1"))
     note += f" A random encoder has {number(random)} in the linear probe, raw pixels {number(pixels)}."
@@ -555,8 +560,8 @@ def pretraining_seeds(title: str, size: str, root: str) -> str:
     measured = {recipe: runs for recipe, runs in measured.items() if runs}
     if not measured:
         return ""
-    columns = ["linear, last block", "linear, all blocks", "MRR", "MRR, common space", "attentive", "random predictor"]
-    columns += ["its own predictor", "its own, random actions", "gain"]
+    columns = ["linear, last block", "linear, all blocks", "MRR", "MRR, common space", "photometric share", "attentive"]
+    columns += ["random predictor", "its own predictor", "its own, random actions", "gain"]
     columns = [
         column for column in columns if any(column in run for runs in measured.values() for run in runs.values())
     ]
@@ -578,7 +583,9 @@ def pretraining_seeds(title: str, size: str, root: str) -> str:
         f"{trained}, {SEEDED_IN[root]}; predictors finetuned on the frozen encoder, all over one grid. Mean ± standard "
         "error over pretraining seeds (their number); differences are taken seed by seed. A 95 % interval of three "
         f"seeds is 4.3 errors wide to each side, of two 12.7. Every number is of the same {images}. *Gain*: its own "
-        f"predictor minus a random one.{''.join(SEEDED_NOTES.get(recipe, '') for recipe in measured)}"
+        "predictor minus a random one. *Photometric share*: on the changes of `destructive` for all "
+        "([shares.py](../results/seeds/shares.py))."
+        f"{''.join(SEEDED_NOTES.get(recipe, '') for recipe in measured)}"
     )
     return table(title, ["recipe", "seeds", *columns], rows, note)
 
@@ -612,6 +619,10 @@ def _pretrainings(root: Path, recipe: str) -> dict[str, dict[str, float]]:
     return {seed: _seeded(folder) for seed, folder in folders.items()}
 
 
+SHARES: dict[str, float] = json.loads((SEEDS / "shares.json").read_text())
+"""Photometric shares on the changes of the level `destructive`, of runs that are shown others."""
+
+
 def _seeded(folder: Path) -> dict[str, float]:
     """What was measured of one pretraining, by the column it stands in."""
     found: dict[str, float] = {}
@@ -622,6 +633,11 @@ def _seeded(folder: Path) -> dict[str, float]:
             found["attentive"] = result["top1"]
         elif "mrr" in result:
             found["MRR"], found["MRR, common space"] = result["mrr"], result["mrr_common"]
+            share = SHARES.get(f"{folder.parent.name}/{folder.name}")
+            if share is None and re.fullmatch(r"(cifar10|eurosat)-seed\d", folder.name):
+                share = result["photometric_share"]
+            if share is not None:
+                found["photometric share"] = share
         elif result.get("train") == "predictor":
             column = {"pretrained": "its own predictor", "random": "random predictor"}[result["predictor"]]
             told_random = result["settings"].get("action") == "random"

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from iwm import config
+from iwm.actions.action_sets import BUILT_IN
 from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.runtime.algebra import joined
 from iwm.runtime.devices import upload
@@ -56,11 +57,6 @@ class TokenViews:
         return [TokenViews(*part) for part in zip(*tensors, np.split(self.indices, parts), strict=True)]
 
 
-def clean_where_measured(cfg: config.Actions) -> bool:
-    """Whether sources are clean in views that nothing learns from: where no change would be shown otherwise."""
-    return cfg.clean == "both"
-
-
 def make_views(
     crops: UInt8[Tensor, "b 3 h w"],
     space: ActionSpace,
@@ -98,6 +94,26 @@ def make_views(
     source = joined([space.apply(base, part) for part in parts])
     action = joined([space.difference(part, reference) for part in parts])
     return Views(source, target, upload(action, device), indices, Parameters.joined(parts), target_parameters)
+
+
+def reference_views(
+    crops: UInt8[Tensor, "b 3 h w"],
+    space: ActionSpace,
+    seed: int,
+    step: int,
+    indices: Int64[np.ndarray, " b"],
+    device: torch.device | str,
+) -> Views:
+    """Views as the small recipes show them, at the level `destructive` and every one jittered, whatever changes a run
+    itself is shown: runs are compared on these. For a set of the user's, views of the model's own space."""
+    cfg = reference_actions(space.set)
+    shown = ActionSpace.from_config(cfg, crops.shape[-1]) if space.set in BUILT_IN else space
+    return make_views(crops, shown, cfg, seed, step, indices, device)
+
+
+def reference_actions(name: str) -> config.Actions:
+    """The settings behind `reference_views`, of the action set of that name."""
+    return config.Actions(set=name, jitter_probability=1.0)
 
 
 def make_independent_views(

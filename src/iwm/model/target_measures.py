@@ -8,6 +8,7 @@ patch by ridge regression.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from iwm.actions.views import Views, clean_where_measured, make_views
+from iwm.actions.views import Views, make_views, reference_views
 from iwm.data.splits import tenth_of_rows
 from iwm.model.objectives.objective import ModelParts
 from iwm.model.objectives.pixels import patches_of
@@ -69,7 +70,7 @@ def pixel_r2(targets: Float[Tensor, "b n d"], pixels: Float[Tensor, "b n k"]) ->
 @torch.no_grad()
 def measures(
     model: ModelParts, views: Views, target: Float[Tensor, "b n d"], blocks: Sequence[int]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The numbers of a line of metrics on targets in target space, and on the teacher's blocks of these numbers."""
     count = max(2, MOST_TOKENS // target.shape[1])
     images = views.target[:count]
@@ -83,17 +84,24 @@ def measures(
 
 
 @torch.no_grad()
-def of_images(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: int) -> dict[str, object]:
-    """`measures` and the photometric share on views of these images, made as in training: as many as have MOST_TOKENS
-    tokens, and not more than 256. Nothing where targets are not learned (`objective.kind` pixels)."""
+def of_images(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: int) -> dict[str, Any]:
+    """`measures` on views of these images, made as in training, and the photometric share on those of the reference: as
+    many as have MOST_TOKENS tokens, and not more than 256. Nothing where targets are not learned (`objective.kind`
+    pixels)."""
     objective, encoder = model.objective, model.target_encoder
     if not objective.learned_targets or len(images) < 2:
         return {}
     images = images[: min(256, max(2, MOST_TOKENS // (model.grid[0] * model.grid[1])))]
     indices = np.arange(len(images))
-    cfg = model.settings.actions
-    clean = clean_where_measured(cfg)
-    views = make_views(images, model.space, cfg, seed, 0, indices, model.device, clean=clean)
-    source, target = (model.target_norm(objective.raw_target(model, part)) for part in (views.source, views.target))
+    views = make_views(images, model.space, model.settings.actions, seed, 0, indices, model.device)
+    target = model.target_norm(objective.raw_target(model, views.target))
     numbers = measures(model, views, target, [number for number in encoder.alike if number <= encoder.layer])
-    return numbers | {"photometric_share": photometric_share(source, target)}
+    changes = reference_views(images, model.space, seed, 0, indices, model.device)
+    return numbers | {"photometric_share": share_of(model, changes)}
+
+
+@torch.no_grad()
+def share_of(model: ImageWorldModel, changes: Views) -> float:
+    """The photometric share of the targets between source and target of these views."""
+    ends = (model.objective.raw_target(model, part) for part in (changes.source, changes.target))
+    return photometric_share(*map(model.target_norm, ends))

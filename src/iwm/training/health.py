@@ -48,8 +48,8 @@ def target_variance(raw: Float[Tensor, "b n d"]) -> float:
 
 
 @torch.no_grad()
-def measure(model: ImageWorldModel, views: Views, masks: Masks) -> dict[str, Any]:
-    """Every health number on one batch of views.
+def measure(model: ImageWorldModel, views: Views, masks: Masks, changes: Views | None = None) -> dict[str, Any]:
+    """Every health number on one batch of views; the photometric shares on `changes`, where they are others.
 
     Losses are in target space at the queried positions; action_sensitivity = |p(a) - p(0)|^2 / |target(y_a) -
     target(x)|^2 with the target's clean twin as source, so 1 is a prediction that moves as far as the truth;
@@ -64,7 +64,7 @@ def measure(model: ImageWorldModel, views: Views, masks: Masks) -> dict[str, Any
     own = objective.health(model, Examination(views, masks, output, raw, tokens.values))
     features = raw if objective.learned_targets else tokens.values
     if objective.predicts and objective.learned_targets:
-        own = own | _targets(model, views, raw)
+        own = own | _targets(model, views, raw, changes or views)
     student, teacher = [*model.encoder.parameters()], [*model.target_encoder.parameters()]
     gap = shards.squared_norm([s - t for s, t in zip(student, teacher, strict=True)])
     size = shards.squared_norm(student)
@@ -78,15 +78,18 @@ def measure(model: ImageWorldModel, views: Views, masks: Masks) -> dict[str, Any
     }
 
 
-def _targets(model: ImageWorldModel, views: Views, raw: Float[Tensor, "b n d"]) -> dict[str, Any]:
+def _targets(model: ImageWorldModel, views: Views, raw: Float[Tensor, "b n d"], changes: Views) -> dict[str, Any]:
     """What the targets are made of, and whether the last block, where it is trained for that, is more invariant."""
     encoder, target = model.target_encoder, model.target_norm(raw)
     further = model.settings.objective.invariance_weight > 0
     numbers = [number for number in encoder.alike if further or number <= encoder.layer]
     line = target_measures.measures(model, views, target, numbers) | {"target_rankme": rankme(target.mean(dim=1))}
+    line["photometric_share"] = target_measures.share_of(model, changes)
     if further:
-        last = [encoder.intermediates(part, [encoder.depth], affine=False)[0] for part in (views.source, views.target)]
-        line["photometric_share_last"] = photometric_share(*last)
+        ends = (changes.source, changes.target)
+        line["photometric_share_last"] = photometric_share(
+            *(encoder.intermediates(part, [encoder.depth], affine=False)[0] for part in ends)
+        )
     return line
 
 

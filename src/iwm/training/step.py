@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from iwm import config
-from iwm.actions.views import TokenViews, Views, clean_where_measured, make_independent_views, make_views
+from iwm.actions.views import TokenViews, Views, make_independent_views, make_views
 from iwm.data.loader import Batch
 from iwm.model.masks import Masks, is_whole, sample_masks, source_count
 from iwm.model.vit import Grid, checkpoint_blocks, choose_attention, compile_blocks
@@ -130,7 +130,6 @@ class Training:
         if other is not None:
             return make_independent_views(first, other, space, s.views, s.run.seed, step, indices, device)
         clean, sources = is_whole(s.masks, step), source_count(s.masks, step)
-        clean |= step < 0 and clean_where_measured(s.actions)
         return make_views(first, space, s.actions, s.run.seed, step, indices, device, clean=clean, sources=sources)
 
     def _views_of(self, part: Part, indices: np.ndarray, step: int) -> Views | TokenViews:

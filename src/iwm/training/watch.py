@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iwm.actions.views import reference_actions, reference_views
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all, load_pairs
 from iwm.model.masks import sample_masks
@@ -25,7 +26,8 @@ which a run is stopped as diverged; of a shorter run more than half."""
 
 
 class HealthBatch(Callback):
-    """A fixed batch of the source's own pictures, its views and masks drawn once."""
+    """A fixed batch of the source's own pictures, its views and masks drawn once; and views that show the changes of
+    the reference, where a run's own are others."""
 
     def __init__(self, images: ImageSet, training: Training) -> None:
         s = training.settings
@@ -39,11 +41,14 @@ class HealthBatch(Callback):
             self.crops, kept = load_all(Subset(images, rows), s.data.image_size)
         rows = rows[kept]
         self.views = training.views((self.crops, others), rows, step)
-        self.masks = sample_masks(s.masks, training.model.grid, s.run.seed, step, rows, training.session.device)
+        space, device = training.model.space, training.session.device
+        self.masks = sample_masks(s.masks, training.model.grid, s.run.seed, step, rows, device)
+        own = others is not None or s.actions == reference_actions(space.set)
+        self.changes = None if own else reference_views(self.crops, space, s.run.seed, step, rows, device)
 
     def measure(self, training: Training) -> dict[str, float]:
         with training.session.autocast(), distributed.share(), distributed.alone():  # every rank has all of this batch
-            return health.measure(training.model, self.views, self.masks)
+            return health.measure(training.model, self.views, self.masks, self.changes)
 
     def on_start(self, state: State) -> None:
         """The gallery of a run that begins."""

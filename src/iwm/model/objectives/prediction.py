@@ -17,7 +17,7 @@ from iwm.model.foreign_encoder import stands_still
 from iwm.model.masks import Masks, dropped_count, query_count
 from iwm.model.objectives import instruments, invariance
 from iwm.model.objectives.objective import Examination, ModelParts, Objective, Output
-from iwm.model.objectives.spread import photometric_share, variance_covariance
+from iwm.model.objectives.spread import variance_covariance
 from iwm.model.vit import gather_tokens
 from iwm.runtime import distributed
 from iwm.runtime.algebra import joined
@@ -52,7 +52,7 @@ class PatchPrediction(Objective):
     shares_targets = True
     any_grid = True
     judged = ("action_sensitivity",)
-    mend_collapse = "objective.target_norm batch or a higher optim.ema"
+    mend_collapse = "a higher optim.ema, or objective.target_norm batch where it has another"
     mend_rank = "; raise objective.variance and objective.covariance (the small recipes': 0.1, 0.004)"
 
     def check(self) -> None:
@@ -227,7 +227,6 @@ class PatchPrediction(Objective):
         return {
             "position_mean_loss": position_mean,
             "identity_loss": float(self.compare(gather_tokens(source, masks.predicted), truth)),
-            "photometric_share": photometric_share(source, target),
             "action_sensitivity": float(distance / moves.clamp_min(1e-12)),
             "action_slope": float(along / moves.clamp_min(1e-12)),
             "action_correlation": float(along / (moves * distance).sqrt().clamp_min(1e-12)),
@@ -244,7 +243,7 @@ class PatchPrediction(Objective):
             return []
         return [
             f"The predictor ignores the action (sensitivity {line['action_sensitivity']:.3f}; 1 moves as far as the "
-            "truth). Try predictor.conditioning adaln, predictor.init xavier, or train longer."
+            "truth). Train longer, or try predictor.conditioning adaln and predictor.init xavier where it has others."
         ]
 
     @classmethod
