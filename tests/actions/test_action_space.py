@@ -250,6 +250,19 @@ def test_a_transformation_of_your_own_joins(monkeypatch):
     assert ActionSpace.from_spec(space.spec()).spec() == space.spec()
 
 
+def test_spaces_in_which_an_action_means_something_else_are_told_apart():
+    """A spec of an older version may hold fewer fields; what it does not say is taken as unchanged."""
+    one, two = (dataclasses.replace(SPACE, transformations=(GAMMA, *rest)).spec() for rest in ((INVERT,), ()))
+    swapped = dataclasses.replace(SPACE, transformations=(INVERT, GAMMA)).spec()
+    said = "with the transformations in the order gamma, invert, now it is invert, gamma"
+    assert action_space.first_difference(one, swapped) == said
+    assert action_space.first_difference(one, two) == "with the transformation 'invert', which is not there now"
+    older = json.loads(json.dumps(one))
+    assert action_space.first_difference(older, one) == ""
+    del older["transformations"][0]["origin"]
+    assert action_space.first_difference(older, one) == ""
+
+
 @pytest.mark.parametrize(
     ("transformation", "message"),
     [

@@ -18,6 +18,8 @@ from picture_files import write
 from safetensors.torch import load_file
 
 from iwm import config, run_folder
+from iwm.actions import action_sets
+from iwm.actions.transformation import read_transformations
 from iwm.data.loader import Batch
 from iwm.data.sources import open_images, open_splits
 from iwm.model.vit import choose_attention
@@ -143,6 +145,71 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(Training, "step", real)
     loop.pretrain(chosen)  # from the checkpoint at step 3
     assert [line["step"] for line in RunFolder(out).metric_lines()] == [2, 4, 6, 8]
+
+
+OWN_SET = """
+from iwm import Transformation
+def gamma(images, value):
+    return images ** value[:, None, None, None]
+def fade(images, value):
+    return images + value[:, None, None, None] * (1 - images)
+GAMMA = Transformation(name="gamma", apply=gamma, graded=True, both=True, low=0.5, high=2.0, neutral=1.0,
+                       probability=1.0)
+FADE = Transformation(name="fade", apply=fade, graded=True, both=True, low=0.0, high=0.5, neutral=0.0, probability=0.5)
+SET = (GAMMA,)
+"""
+
+
+def stopped_with_an_own_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[config.Config, Path]:
+    """The settings of a run that was stopped at step 5 of 8, and the file of its transformations."""
+    monkeypatch.setattr(action_sets, "USERS", {})
+    monkeypatch.setattr(action_sets, "REGISTERED", {})
+    mine = tmp_path / "mine.py"
+    mine.write_text(OWN_SET)
+    action_sets.import_set(f"{mine}:SET")
+    chosen = settings(tmp_path, actions=config.Actions(set=f"{mine}:SET"))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4)
+        with pytest.raises(Interrupted, match="Saved at step 5 of 8"):
+            loop.pretrain(chosen)
+    return chosen, mine
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (("high=2.0", "high=4.0"), r"with the range 0\.5 to 2\.0 of 'gamma', now it is 0\.5 to 4\.0"),
+        (("SET = (GAMMA,)", "SET = (GAMMA, FADE)"), "without the transformation 'fade', which is there now"),
+        (("SET = (GAMMA,)", "SET = (FADE,)"), "with the transformation 'gamma', which is not there now"),
+        (("probability=1.0", "probability=0.9"), r"with probability = 1\.0 of 'gamma', now it is 0\.9"),
+    ],
+)
+def test_transformations_that_changed_since_are_named_on_resume(tmp_path, monkeypatch, edit, said):
+    chosen, mine = stopped_with_an_own_set(tmp_path, monkeypatch)
+    mine.write_text(OWN_SET.replace(*edit))
+    action_sets.import_set(f"{mine}:SET")
+    mend = "; put the transformations back as they were, or give another --out"
+    with pytest.raises(UserError, match=f"run was trained {said}{mend}"):
+        loop.pretrain(chosen)
+    mine.write_text(OWN_SET)
+    action_sets.import_set(f"{mine}:SET")
+    assert RunFolder(loop.pretrain(chosen)).metric_lines()[-1]["step"] == 8
+
+
+def test_a_transformation_registered_since_is_named_on_resume(tmp_path, monkeypatch):
+    """Also where the checkpoint is too old to say which there were: there it is the weights that do not fit."""
+    chosen, mine = stopped_with_an_own_set(tmp_path, monkeypatch)
+    for member in read_transformations(f"{mine}:FADE"):
+        action_sets.register(member)
+    with pytest.raises(UserError, match="without the transformation 'fade', which is there now"):
+        loop.pretrain(chosen)
+    for path in RunFolder(Path(chosen.run.out)).checkpoints.glob("*/state.json"):
+        old = {key: value for key, value in json.loads(path.read_text()).items() if key != "actions"}
+        path.write_text(json.dumps(old))
+    with pytest.raises(UserError, match=r"does not fit the present model \(size mismatch .* transformations back"):
+        loop.pretrain(chosen)
+    action_sets.REGISTERED.clear()
+    loop.pretrain(chosen)  # an older checkpoint goes on as before
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(trained, tmp_path, monkeypatch, capsys):

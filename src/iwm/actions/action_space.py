@@ -10,7 +10,7 @@ and it is to be undone. All zeros, the null action, means "as it is". The transf
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -318,6 +318,28 @@ def _adapted(transformation: Transformation) -> Transformation:
     if bare(transformation.apply) is not gaussian_blur:
         return transformation
     return dataclasses.replace(transformation, apply=partial(gaussian_blur, radius=math.ceil(3 * transformation.high)))
+
+
+def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first thing by which the actions of two `spec()`s differ, as the end of "was trained ..."; empty where they
+    are alike."""
+    was, now = ({fields["name"]: fields for fields in spec["transformations"]} for spec in (old, new))
+    for name in was:
+        if name not in now:
+            return f"with the transformation '{name}', which is not there now"
+    for name in now:
+        if name not in was:
+            return f"without the transformation '{name}', which is there now"
+    if list(was) != list(now):
+        return f"with the transformations in the order {', '.join(was)}, now it is {', '.join(now)}"
+    for name in now:
+        before, after = ((fields[name]["low"], fields[name]["high"]) for fields in (was, now))
+        if before != after:
+            return f"with the range {before[0]} to {before[1]} of '{name}', now it is {after[0]} to {after[1]}"
+        for field, value in now[name].items():
+            if was[name].get(field, value) != value:  # older ones may hold fewer
+                return f"with {field} = {was[name][field]!r} of '{name}', now it is {value!r}"
+    return ""
 
 
 def reference_space(space: ActionSpace, image_size: int) -> ActionSpace:

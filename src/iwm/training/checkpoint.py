@@ -4,7 +4,7 @@ The format is the same however many ranks trained and however they shared the st
 gathered in turn, and every rank reads it and takes what is its own. So a run goes on with any number of ranks.
 
 A checkpoint is a folder `checkpoints/step-00001234/` with `state.safetensors` (model and optimiser) and `state.json`
-(step, settings, checksum). It is written beside its final place, synced to disk and renamed, to a name
+(step, settings, action space, checksum). It is written beside its final place, synced to disk and renamed, to a name
 that nothing bears, so it is whole or absent.
 """
 
@@ -38,6 +38,8 @@ class Checkpoint:
     """Steps that moved the weights: the schedule's position."""
     images: int
     settings: config.Config
+    actions: dict[str, Any] | None
+    """`ActionSpace.spec()`; None in older checkpoints."""
     tensors: dict[str, Tensor]
 
 
@@ -74,7 +76,7 @@ def save(
         return final
     part = folder / f".part-{step:08d}"
     meta: dict[str, Any] = {"format": FORMAT, "step": step, "updates": step if updates is None else updates}
-    meta |= {"images": images, "settings": fields.to_dict(model.settings)}
+    meta |= {"images": images, "settings": fields.to_dict(model.settings), "actions": model.space.spec()}
     with files.naming(final):
         try:
             _write(part, tensors, meta)
@@ -138,7 +140,8 @@ def read(path: Path) -> Checkpoint:
             raise UserError(f"Checkpoint {path} is damaged (its checksum does not match); delete that folder.")
         settings = fields.from_dict(config.Config, meta["settings"])
         updates = meta.get("updates", meta["step"])  # older checkpoints hold none: their schedule went by the step
-        return Checkpoint(path, meta["step"], updates, meta["images"], settings, load_file(file))
+        own = (meta["step"], updates, meta["images"], settings, meta.get("actions"))
+        return Checkpoint(path, *own, load_file(file))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(
             f"Checkpoint {path} is damaged ({type(error).__name__}: {error}); delete that folder."
@@ -166,16 +169,23 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def restore_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Put a checkpoint's weights into the model, in place."""
+    """Put a checkpoint's weights into the model, in place. Raises UserError when they do not fit."""
     own = model.state_dict()
     whole = {name[6:]: value for name, value in checkpoint.tensors.items() if name.startswith("model.")}
-    model.load_state_dict({k: shards.shard_like(own[k], v) if k in own else v for k, v in whole.items()})
+    try:
+        model.load_state_dict({k: shards.shard_like(own[k], v) if k in own else v for k, v in whole.items()})
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(
+            f"Checkpoint {checkpoint.path} does not fit the present model ({reason}); put settings and transformations "
+            "back as they were, or give another --out."
+        ) from None
 
 
 def restore(checkpoint: Checkpoint, model: ImageWorldModel, optimisers: list[torch.optim.Optimizer]) -> None:
     """Put a checkpoint's state into model and optimisers, in place.
 
-    Raises UserError when it holds more than they take.
+    Raises UserError when it holds more than they take, or other sizes.
     """
     restore_weights(checkpoint, model)
     parameters = dict(model.named_parameters())

@@ -6,13 +6,14 @@ GPU attention's gradients are not the same twice), and several ranks do what one
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from iwm import config
+from iwm.actions.action_space import ActionSpace, first_difference
 from iwm.data import memory
 from iwm.data.image_sets import ImageSet, require_batch
 from iwm.data.loader import Loader
@@ -215,7 +216,20 @@ def _newest_state(run: RunFolder, settings: config.Config, source: ImageSet) -> 
             f"{run.path} was trained on {state.images:,} images, '{source.name}' now holds {len(source):,}; give the "
             "same pictures, or another --out."
         )
+    if state and state.actions is not None:
+        _require_same_actions(state.actions, settings, run.path)
     return state
+
+
+def _require_same_actions(old: Mapping[str, Any], settings: config.Config, out: Path) -> None:
+    """Raises UserError where transformations, which no setting shows, are others now: the numbers of an action would
+    mean something else."""
+    new = ActionSpace.from_config(settings.actions, settings.data.image_size).spec()
+    difference = first_difference(old, new)
+    if difference:
+        raise UserError(
+            f"{out} was trained {difference}; put the transformations back as they were, or give another --out."
+        )
 
 
 def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
