@@ -29,6 +29,7 @@ from iwm.runtime import devices
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import Busy, Interrupted, UserError
 from iwm.training import checkpoint, estimate, loop, step
+from iwm.training.callbacks import State
 from iwm.training.step import Training
 
 
@@ -94,6 +95,27 @@ def test_resume_equals_no_interruption_bit_for_bit(tmp_path, monkeypatch, norm, 
     logged = [[{k: line[k] for k in kept} for line in RunFolder(o).metric_lines()] for o in (straight, out)]
     assert [line["step"] for line in logged[1]] == [2, 4, 6, 8]
     assert logged[0][-1] == logged[1][-1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_run_that_goes_on_lets_go_of_its_checkpoint(tmp_path, monkeypatch, kind):
+    """A file that is still mapped keeps its space when it is deleted, and on NFS its folder cannot go."""
+    chosen = settings(tmp_path)
+    chosen = replace(chosen, optim=replace(chosen.optim, kind=kind))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4)
+        with pytest.raises(Interrupted):
+            loop.pretrain(chosen)
+    mapped: dict[int, list[str]] = {}
+
+    class Watch:
+        def on_step(self, state: State) -> None:
+            lines = Path("/proc/self/maps").read_text().splitlines()
+            mapped[state.step] = [line for line in lines if str(tmp_path) in line and "state.safetensors" in line]
+
+    loop.pretrain(chosen, callbacks=[Watch()])
+    assert mapped == {6: [], 7: [], 8: []}
 
 
 @pytest.mark.parametrize("kind", ["latent", "pixels"])

@@ -41,6 +41,7 @@ class Checkpoint:
     actions: dict[str, Any] | None
     """`ActionSpace.spec()`; None in older checkpoints."""
     tensors: dict[str, Tensor]
+    """Parts of the mapped file: it stays mapped as long as one of them is there."""
 
 
 def state_of(model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -198,4 +199,5 @@ def restore(checkpoint: Checkpoint, model: ImageWorldModel, optimisers: list[tor
                 raise UserError(f"Checkpoint {checkpoint.path} holds {full}, which nothing here takes; start anew.")
             alike = value.shape == parameter.shape  # moments are sharded as the parameter is, counters are not
             value = shards.shard_like(parameter, value) if alike else value.to(model.device)
-            takes[parameter].state[parameter][key] = value
+            # A copy, for on a CPU this is the mapped file itself, and a shard is a view of the whole.
+            takes[parameter].state[parameter][key] = value.clone()

@@ -111,6 +111,7 @@ def _pretrain(
     if state:
         checkpoint.restore(state, training.model, training.optimisers)
         training.updates = Updates(state.updates)
+    del state  # its tensors keep the file of the checkpoint mapped
     steps = training.schedule.steps
     require_steps_left(settings, run, start, steps)  # fewer, where images whose tokens are kept are broken
     saves = math.ceil((steps - start) / settings.run.save_every)
