@@ -1,8 +1,11 @@
+import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from conftest import pictures_file, tiny
 from tiny_encoders import SIZES
@@ -58,7 +61,8 @@ def test_what_was_encoded_is_found_again_by_its_content(tmp_path, source, monkey
     assert len(files) == 2
     again = token_store.build(model, source, tmp_path, CPU)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")} == files
-    assert all(np.array_equal(one, other) for one, other in zip(first.parts, again.parts, strict=True))
+    every = np.arange(70), np.arange(70) % 2, np.arange(70) % 4
+    assert torch.equal(first.take(*every), again.take(*every))
     with torch.no_grad():
         model.target_encoder.body.blocks[0].mlp.fc1.weight.mul_(1.1)
     token_store.build(model, source, tmp_path, CPU)
@@ -87,3 +91,31 @@ def test_the_size_is_said_beforehand(tmp_path, source, capsys):
     assert token_store.size_of(chosen, 70) == 70 * 2 * 4 * 16 * 32 * 2
     token_store.build(step.build(chosen, torch.device("cpu")).eval(), source, tmp_path, CPU)
     assert "70 images x 8 views go once through timm:tiny_registers up to block 3" in capsys.readouterr().out
+
+
+def build_with_few_descriptors(folder: Path) -> None:
+    """In a process of its own, which may open 20 files more than it has: 70 parts, and views of all of them at once."""
+    token_store.PART = 1
+    source = open_images(str(folder / "pictures.npz"), "train", size=32)
+    model = step.build(settings(), torch.device("cpu")).eval()
+    soft = len(os.listdir("/dev/fd")) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    store = token_store.build(model, source, folder / "tokens", CPU)
+    tokens = store.take(np.arange(70), np.zeros(70, dtype=np.int64), np.zeros(70, dtype=np.int64))
+    assert len(store.parts) == 70
+    assert len(tokens.flatten(1).unique(dim=0)) == 70, "every image has tokens of its own"
+
+
+def test_a_store_of_more_files_than_a_process_may_open_is_read(tmp_path, source):
+    child = ranks.start(1, tmp_path / "output", build_with_few_descriptors, tmp_path)
+    assert child.wait() == [0], child.texts
+
+
+def test_tokens_that_went_away_are_named_with_what_to_do(tmp_path, source):
+    store = token_store.build(step.build(settings(), torch.device("cpu")).eval(), source, tmp_path / "tokens", CPU)
+    first, last = store.parts[0].path, store.parts[-1].path
+    os.truncate(last, last.stat().st_size - 1)
+    first.unlink()
+    for row, path in ((3, first), (69, last)):
+        with pytest.raises(UserError, match=f"{path.name} were deleted or cut .* the same command encodes it again"):
+            store.take(np.array([row]), np.array([1]), np.array([3]))

@@ -68,10 +68,40 @@ class ViewPlan:
         return self.space.sample(self.settings.run.seed, crop * self.views + view, indices, kind)
 
 
-class TokenStore:
-    """The tokens of all views, memory-mapped: [crops, views, patches, width] for every image that could be read."""
+@dataclass(frozen=True)
+class TokenPart:
+    """A file of tokens, opened for every read: mapped it would keep a file descriptor, and a store has thousands of
+    files, where a process often may have 1,024 descriptors. Reading takes no longer than a mapping's page faults."""
 
-    def __init__(self, plan: ViewPlan, parts: Sequence[Float16[np.ndarray, "p c k n d"]], kept: Sequence[np.ndarray]):
+    path: Path
+    shape: tuple[int, ...]
+    """Images, crops, views, patches, width."""
+    start: int
+    """Bytes before the first token."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, image: int, crop: int, view: int, tokens: Float16[np.ndarray, "n d"]) -> None:
+        """Read one view's tokens. Raises UserError where the file is no longer there, or was cut."""
+        place = (image * self.shape[1] + crop) * self.shape[2] + view
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self.start + place * tokens.nbytes)
+                if file.readinto(tokens.data) == tokens.nbytes:
+                    return
+        except FileNotFoundError:
+            pass
+        raise UserError(
+            f"The tokens in {self.path} were deleted or cut while they were in use; delete what is left of that file, "
+            "and the same command encodes it again and goes on."
+        )
+
+
+class TokenStore:
+    """The tokens of all views, on disk: [crops, views, patches, width] for every image that could be read."""
+
+    def __init__(self, plan: ViewPlan, parts: Sequence[TokenPart], kept: Sequence[np.ndarray]):
         self.plan, self.parts = plan, parts
         self.images = np.concatenate(kept)
         """The images' places in the data source."""
@@ -86,8 +116,11 @@ class TokenStore:
         """Tokens of one view of one crop of each of the images in these rows."""
         which = np.searchsorted(self.ends, rows, side="right")
         within = rows - np.concatenate([[0], self.ends])[which]
-        chosen = [self.parts[p][r, c, v] for p, r, c, v in zip(which, within, crops, views, strict=True)]
-        return torch.from_numpy(np.stack(chosen))
+        tokens = np.empty((len(rows), *self.parts[0].shape[3:]), dtype=np.float16)
+        places = zip(*(each.tolist() for each in (which, within, crops, views)), strict=True)
+        for (part, image, crop, view), values in zip(places, tokens, strict=True):
+            self.parts[part].read(image, crop, view, values)
+        return torch.from_numpy(tokens)
 
 
 def size_of(settings: config.Config, images: int) -> int:
@@ -134,15 +167,16 @@ def build(model: ImageWorldModel, images: ImageSet, folder: Path, session: Sessi
     return TokenStore(plan, [_open(folder / name) for name, _ in files_and_rows], [rows for _, rows in files_and_rows])
 
 
-def _open(path: Path) -> Float16[np.ndarray, "p c k n d"]:
+def _open(path: Path) -> TokenPart:
     """The tokens of a file. Raises UserError where it is not there, for another rank has written it elsewhere."""
     try:
-        return np.load(path, mmap_mode="r")
+        tokens = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise UserError(
             f"Tokens that another rank has encoded are not in {path.parent} here; give a --speed.tokens FOLDER on a "
             "disk that all machines see."
         ) from None
+    return TokenPart(path, tokens.shape, tokens.offset)
 
 
 @torch.no_grad()
