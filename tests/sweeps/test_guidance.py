@@ -155,3 +155,21 @@ def test_what_the_dial_does(ends, places):
     assert tuple(part.split(")")[0] for part in words.split("(")[1:]) == places
     assert words.endswith(ONE)
     assert TITLE not in said(TRADE)
+
+
+def test_unlike_precisions_are_said_with_their_cells():
+    first, second = (run(name, 0.5, 0.5, precision="bf16") for name in ("adaln-jitter-4x96", "none-jitter-4x96"))
+    assert guidance.precision_note([first, second], "bf16") is None
+    assert guidance.precision_note([first, second], "") is None, "not known"
+    assert guidance.precision_note([run("adaln-jitter-4x96", None, None)], "fp32") is None, "nothing is measured"
+    other = guidance.precision_note([first, second], "fp32")
+    assert other
+    assert (
+        "adaln-jitter-4x96, none-jitter-4x96 in bf16, and here it would be fp32; give --speed.precision bf16" in other
+    )
+    mixed = guidance.precision_note([first, second | {"precision": "fp32"}], "fp32")
+    assert mixed
+    assert "not measured in one precision: adaln-jitter-4x96 in bf16; none-jitter-4x96 in fp32." in mixed
+    within = guidance.precision_note([first | {"precision": "bf16 and fp32"}], "fp32")
+    assert within
+    assert "adaln-jitter-4x96 in bf16 and fp32" in within

@@ -6,7 +6,7 @@ import pytest
 from reports.test_page import Page
 
 from iwm.sweeps import guidance
-from iwm.sweeps.page import write
+from iwm.sweeps.page import show, write
 from sweeps.test_guidance import TRADE, run
 
 CONTENT = {
@@ -78,3 +78,10 @@ def test_names_are_text_and_never_markup_or_template_code(tmp_path: Path):
     for words in (f"Sweep {NAME}", f"{NAME} failed: {NAME}", f"{NAME}, {NAME}: {NAME}"):
         assert words in page.text, words
     assert "49" not in page.text
+
+
+def test_unlike_precisions_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    whole = content(TRADE) | {"precision_note": "Measured were [a] in bf16."}
+    assert "Measured were [a] in bf16." in Page(write(tmp_path, whole).read_text()).text
+    show(whole, tmp_path)
+    assert "Measured were [a] in bf16." in capsys.readouterr().err

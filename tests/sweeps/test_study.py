@@ -13,6 +13,8 @@ from iwm import config, recipe_book
 from iwm.evaluation import ritual
 from iwm.model import weights
 from iwm.model.world_model import ImageWorldModel
+from iwm.run_folder import RunFolder, identity
+from iwm.runtime import devices
 from iwm.runtime.errors import UserError
 from iwm.sweeps import measurement
 from iwm.sweeps.study import Study, is_trained, learned
@@ -83,30 +85,50 @@ def test_weights_count_only_with_the_same_settings(tmp_path):
     assert learned(cell.settings) != learned(with_run(cell.settings, seed=1))
 
 
-def test_a_cell_goes_from_waiting_to_finished(tmp_path, monkeypatch):
-    """Training and measuring are played: what counts is what is done, noted and found again."""
+@pytest.fixture
+def prepared(tmp_path: Path) -> Study:
+    """A study of one cell with two evaluations, on labelled pictures."""
     source = str(pictures_file(tmp_path / "pictures.npz", labelled=True))
     settings = replace(tiny(), data=replace(tiny().data, source=source))
-    short = {"attentive_epochs": 0, "finetune_epochs": 0}
-    study = study_of(tmp_path / "out", settings, **ONE, **short).prepare()
-    (cell,) = study.cells
-    folder, done = study.run_of(cell), []
+    return study_of(tmp_path / "out", settings, **ONE, attentive_epochs=0, finetune_epochs=0).prepare()
+
+
+@pytest.fixture
+def done(monkeypatch) -> list[str]:
+    """Training and measuring are played: what counts is what is done, which is listed here, noted and found again."""
+    done = []
 
     def train(settings):
         done.append("train")
+        folder = RunFolder(Path(settings.run.out))
         weights.export(ImageWorldModel(settings), folder.model)
         config.save(settings, folder.config)
         folder.metrics.write_text(metrics())
 
     def measure(name, run, data, val, settings, how):
         done.append(name)
-        if name == "linear" and done.count("linear") == 1:
-            raise UserError("There are no labels.")
         number = {"mrr": 0.5, "mrr_standard_error": 0.01} if name == "world" else {"top1": 0.7}
-        return ritual.write(folder.eval / f"{name}.json", number, {"name": name, **how})
+        precision = devices.precision_of(settings.speed, devices.device_of(settings.speed))
+        content = {**number, "precision": precision, "run_weights": identity(run)}
+        return ritual.write(RunFolder(Path(run)).eval / f"{name}-{precision}.json", content, {"name": precision, **how})
 
     monkeypatch.setattr("iwm.training.loop.pretrain", train)
     monkeypatch.setattr(measurement, "measure", measure)
+    return done
+
+
+def test_a_cell_goes_from_waiting_to_finished(prepared, done, monkeypatch):
+    study = prepared
+    (cell,) = study.cells
+    measure = measurement.measure
+
+    def measure_at_last(name, *rest):
+        if name == "linear" and name not in done:
+            done.append(name)
+            raise UserError("There are no labels.")
+        return measure(name, *rest)
+
+    monkeypatch.setattr(measurement, "measure", measure_at_last)
     assert study.row(cell)["state"] == "waiting"
     assert study.run(cell)
     row = study.row(cell)
@@ -119,3 +141,36 @@ def test_a_cell_goes_from_waiting_to_finished(tmp_path, monkeypatch):
     assert done == ["train", "world", "linear", "linear"]
     other = replace(study, options=replace(study.options, bank=8))
     assert set(other.results(cell)) == {"linear"}, "the MRR was measured with another bank"
+
+
+def in_precision(study: Study, precision: str) -> Study:
+    """The same study with another --speed.precision."""
+    settings = replace(study.base, speed=replace(study.base.speed, precision=precision))
+    return replace(study, options=replace(study.options, settings=settings))
+
+
+def test_results_of_two_precisions_are_no_one_measurement(prepared, done, monkeypatch):
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda device: True)
+    auto, (cell,) = in_precision(prepared, "auto"), prepared.cells
+    assert auto.run(auto.cells[0])
+    assert auto.row(auto.cells[0])["precision"] == "bf16"
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda device: False)
+    elsewhere = in_precision(prepared, "auto")
+    assert elsewhere.is_finished(elsewhere.cells[0]), "another machine collects"
+    assert "adaln-destructive-2x32 in bf16, and here it would be fp32" in elsewhere.collect()["precision_note"]
+    assert (prepared.row(cell)["state"], prepared.row(cell)["precision"]) == ("partial", None), "fp32 was asked for"
+    assert prepared.run(cell)
+    assert done == ["train", "world", "linear", "world", "linear"]
+    content = prepared.collect()
+    assert (content["runs"][0]["precision"], content["precision_note"]) == ("fp32", None)
+
+
+def test_results_that_name_no_precision_go_on(prepared, done):
+    (cell,) = prepared.cells
+    prepared.run(cell)
+    for path in prepared.run_of(cell).eval.glob("*.json"):  # as they were once written
+        content = json.loads(path.read_text())
+        del content["precision"]
+        path.write_text(json.dumps(content))
+    other = in_precision(prepared, "bf16")
+    assert other.is_finished(other.cells[0])

@@ -110,6 +110,28 @@ def columns(names: Iterable[str | None]) -> list[str]:
     return list(dict.fromkeys([*CONDITIONINGS, *(name for name in names if name)]))
 
 
+def precision_note(runs: Sequence[Row], present: str) -> str | None:
+    """A sentence where results are of unlike precision, or of another than this machine's `present` (empty where that
+    is not known); it names the cells."""
+    cells: dict[str, list[str]] = {}
+    for run in runs:
+        if run.get("precision"):
+            cells.setdefault(run["precision"], []).append(run["cell"])
+    measured = "; ".join(f"{', '.join(names)} in {precision}" for precision, names in cells.items())
+    if len(cells) > 1 or not cells.keys() <= {"fp32", "bf16"}:
+        return (
+            f"The cells were not measured in one precision: {measured}. Give --speed.precision fp32 or bf16, and what "
+            "is of the other is measured again."
+        )
+    if present and not cells.keys() <= {present}:
+        (there,) = cells
+        return (
+            f"Measured were {measured}, and here it would be {present}; give --speed.precision {there} for the cells "
+            "to come."
+        )
+    return None
+
+
 # ---- guidance ------------------------------------------------------------------------------------------------------
 
 

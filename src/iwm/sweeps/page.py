@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from iwm.data.sources import sources_of
 from iwm.reports.finding import join
 from iwm.reports.page import Picture, Rows, card, embed, png_of, render
@@ -37,7 +39,7 @@ def write(folder: Path, content: Mapping[str, Any]) -> Path:
         "difficulty": _difficulty_rows(tables),
         "controls": _controls(runs[0]),
         "runs": [COLUMNS, *([_cell(run[name]) for name in COLUMNS] for run in runs)],
-        "trouble": _trouble(runs),
+        "trouble": [*([note] if (note := content.get("precision_note")) else []), *_trouble(runs)],
         "command": content["command"],
     }
     path = folder / "sweep.html"
@@ -126,6 +128,13 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
     columns = ("cell", "mrr", *ACCURACIES, "healthy")  # what 80 columns hold
     rows = ([run[name] if name != "healthy" else _cell(run[name]) for name in columns] for run in content["runs"])
     console.print(table("Sweep", ("run", "MRR", "linear", "attentive", "finetuned", "doctor"), rows))
+    warn_of_precision(content)
     for finding in content["guidance"]:
         console.print(f"{finding['title']} {finding['sentence']}", markup=False)
     console.print(f"Open {shlex.quote(str(folder / 'sweep.html'))}", soft_wrap=True, markup=False)
+
+
+def warn_of_precision(content: Mapping[str, Any]) -> None:
+    """Print the note on results of unlike precision, where there is one."""
+    if content["precision_note"]:
+        console.print(f"[yellow]{escape(content['precision_note'])}", soft_wrap=True)

@@ -19,7 +19,7 @@ from iwm.config import LATER, Config
 from iwm.data.sources import labelled_splits, open_splits, source_identity
 from iwm.evaluation import ritual
 from iwm.model import weights
-from iwm.reports.finding import number
+from iwm.reports.finding import join, number
 from iwm.reports.verdict import judge_training
 from iwm.run_folder import RunFolder, read_result
 from iwm.runtime import devices, fields, files
@@ -162,9 +162,18 @@ class Study:
         """DIR/CELL/cell.json: by evaluation, which question was put ("asked") and which result answers it."""
         return read_result(self._record_file(cell))
 
+    @cached_property
+    def precision(self) -> str:
+        """What is measured in here and now; empty where the device that was asked for is not there."""
+        try:
+            return devices.precision_of(self.base.speed, devices.device_of(self.base.speed))
+        except UserError:
+            return ""
+
     def results(self, cell: Cell) -> dict[str, dict[str, Any]]:
-        """By evaluation, the cell's results with exactly the present settings."""
-        record = self.record(cell)
+        """By evaluation, the cell's results with exactly the present settings; of any precision (older results name
+        none) unless one was asked for."""
+        record, wish = self.record(cell), cell.settings.speed.precision
         if not record:
             return {}
         there = {result["fingerprint"]: result for result in self.run_of(cell).results()}
@@ -175,6 +184,7 @@ class Study:
             if isinstance(answer, dict)
             and answer.get("asked") == self.mark(cell, name)
             and answer.get("result") in there
+            and wish in ("auto", there[answer["result"]].get("precision", wish))
         }
 
     def is_finished(self, cell: Cell) -> bool:
@@ -227,6 +237,7 @@ class Study:
         results, record = self.results(cell), self.record(cell)
         world, linear = results.get("world", {}), results.get("linear", {})
         mrr, own = number(world, "mrr"), number(world, "mrr_own_range")
+        precisions = sorted({result["precision"] for result in results.values() if "precision" in result})
         healthy, health = _health(self.run_of(cell))
         answers = {name: record[name] for name in self.evaluations(cell) if isinstance(record.get(name), dict)}
         return {
@@ -243,6 +254,7 @@ class Study:
             "mrr_chance": number(world, "mrr_chance"),
             **{name: number(world, name) for name in ("mrr_calibrated", "mrr_common")},
             "mrr_own_range": mrr if own is None else own,
+            "precision": join(precisions) or None,
             "n_val": next((result["n_val"] for result in results.values() if "n_val" in result), None),
             "random_encoder_top1": number(linear, "random_encoder_top1"),
             "raw_pixels_top1": number(linear, "raw_pixels_top1"),
@@ -270,6 +282,7 @@ class Study:
             "correlations": guidance.correlations(runs),
             "tables": guidance.tables(runs),
             "guidance": [vars(finding) for finding in guidance.advise(runs)],
+            "precision_note": guidance.precision_note(runs, self.precision),
         }
         with devices.threads(self.base.speed):
             content = ritual.write(self.folder / "sweep.json", content, self.settings)

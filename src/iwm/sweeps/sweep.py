@@ -43,9 +43,11 @@ def sweep(o: Sweep) -> dict[str, Any]:
     study.require_same()
     study = study.prepare()
     mark_output(study.folder)
-    if not o.cell:
-        study.collect()  # what is there already, before hours pass
     mine = [cell for cell in study.cells if o.cell in ("", cell.name)]
+    if not o.cell:
+        content = study.collect()  # what is there already, before hours pass
+        if not all(map(study.is_finished, mine)):
+            page.warn_of_precision(content)
     try:
         if o.jobs > 1 and not o.cell:
             run_apart(study, mine, o.jobs, o.words)
