@@ -18,6 +18,7 @@ from iwm.runtime import devices
 from iwm.runtime.errors import UserError
 from iwm.sweeps import measurement
 from iwm.sweeps.study import Study, is_trained, learned
+from iwm.training.validation import with_encoder
 from iwm.verbs.sweep import Sweep
 
 ONE: dict[str, Any] = {"conditionings": "adaln", "levels": "destructive", "predictors": "2x32"}
@@ -83,6 +84,18 @@ def test_weights_count_only_with_the_same_settings(tmp_path):
     assert is_trained(folder, with_run(cell.settings, out="elsewhere", log_every=7)), "nothing that is learned"
     assert not is_trained(folder, with_run(cell.settings, seed=1))
     assert learned(cell.settings) != learned(with_run(cell.settings, seed=1))
+
+
+def test_a_finished_training_on_an_encoder_of_others_is_known_again(tmp_path):
+    """Its export holds the sizes that the encoder brought."""
+    encoder = config.Encoder(name="timm:test_vit,weights=random", train="none")
+    study = study_of(tmp_path, tiny(data=config.Data(image_size=32), encoder=encoder), **ONE)
+    (cell,) = study.cells
+    folder = study.run_of(cell)
+    weights.export(ImageWorldModel(with_encoder(cell.settings)), folder.model)
+    assert is_trained(folder, cell.settings)
+    other = replace(cell.settings, encoder=replace(encoder, name="timm:test_vit2,weights=random"))
+    assert not is_trained(folder, other)
 
 
 @pytest.fixture

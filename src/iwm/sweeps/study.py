@@ -309,7 +309,8 @@ def is_trained(folder: RunFolder, settings: Config) -> bool:
     trained_with = read_result(folder.model / weights.CONFIG).get("settings")
     if not isinstance(trained_with, dict) or not weights.are_in(folder.model):
         return False
-    return learned(fields.from_dict(Config, trained_with)) == learned(settings)
+    # What is exported names the sizes of an encoder of others; a cell's settings leave them to its name.
+    return learned(fields.from_dict(Config, trained_with)) == learned(with_encoder(settings))
 
 
 def _source_mark(source: str) -> str:
