@@ -1,11 +1,13 @@
 """A study knows what its numbers depend on, and which of them lie in its folder already."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import pictures_file, tiny, with_run
 from planted_runs import metrics
 
@@ -154,6 +156,38 @@ def test_a_cell_goes_from_waiting_to_finished(prepared, done, monkeypatch):
     assert done == ["train", "world", "linear", "linear"]
     other = replace(study, options=replace(study.options, bank=8))
     assert set(other.results(cell)) == {"linear"}, "the MRR was measured with another bank"
+
+
+def test_results_of_earlier_weights_are_measured_again(prepared, done):
+    (cell,) = prepared.cells
+    prepared.run(cell)
+    torch.manual_seed(1)
+    weights.export(ImageWorldModel(cell.settings), prepared.run_of(cell).model)  # trained anew, elsewhere say
+    row = prepared.row(cell)
+    assert (row["state"], row["mrr"], row["linear"]) == ("partial", None, None)
+    assert prepared.run(cell)
+    assert done == ["train", *2 * ["world", "linear"]]
+    assert prepared.row(cell)["state"] == "finished"
+
+
+def test_a_cell_is_finished_only_when_it_is_trained(prepared, done):
+    (cell,) = prepared.cells
+    prepared.run(cell)
+    folder = prepared.run_of(cell)
+    shutil.rmtree(folder.model)
+    assert not prepared.run(cell), "cleared of its weights, its results stand"
+    assert prepared.row(cell)["state"] == "finished"
+    folder.checkpoints.mkdir()
+    assert prepared.row(cell)["state"] == "partial"
+    assert prepared.run(cell)
+    assert done == ["train", "world", "linear", "train"]
+    for path in folder.eval.glob("*.json"):  # as they were before results named their weights
+        content = json.loads(path.read_text())
+        del content["run_weights"]
+        path.write_text(json.dumps(content))
+    weights.export(ImageWorldModel(with_run(cell.settings, seed=1)), folder.model)
+    assert prepared.run(cell), "another training lies there"
+    assert done[4:] == ["train"]
 
 
 def in_precision(study: Study, precision: str) -> Study:

@@ -171,12 +171,12 @@ class Study:
             return ""
 
     def results(self, cell: Cell) -> dict[str, dict[str, Any]]:
-        """By evaluation, the cell's results with exactly the present settings; of any precision (older results name
-        none) unless one was asked for."""
+        """By evaluation, the cell's results of the weights it holds, with exactly the present settings; of any
+        precision (older results name none) unless one was asked for."""
         record, wish = self.record(cell), cell.settings.speed.precision
         if not record:
             return {}
-        there = {result["fingerprint"]: result for result in self.run_of(cell).results()}
+        there = {result["fingerprint"]: result for result in self.run_of(cell).results_of_weights()[0]}
         answers = {name: record.get(name) for name in self.evaluations(cell)}
         return {
             name: there[answer["result"]]
@@ -188,7 +188,13 @@ class Study:
         }
 
     def is_finished(self, cell: Cell) -> bool:
-        return len(self.results(cell)) == len(self.evaluations(cell))
+        """Whether a cell is measured, and trained or cleared of weights and checkpoints: what lies there otherwise is
+        another training than its results are of."""
+        if len(self.results(cell)) < len(self.evaluations(cell)):
+            return False
+        folder = self.run_of(cell)
+        cleared = not weights.are_in(folder.model) and not folder.checkpoints.is_dir()
+        return cleared or is_trained(folder, cell.settings)
 
     def run(self, cell: Cell) -> bool:
         """Train a cell and measure what has not been measured; returns whether there was anything to do.
