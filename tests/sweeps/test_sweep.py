@@ -294,7 +294,9 @@ def test_the_list_does_the_foldersone_by_one_and_collects(tmp_path, source, caps
         (["demo", "--cell", "adaln-destructive-2x33"], "did you mean 'adaln-destructive-2x32'"),
         (["demo", "--jobs", "0"], "--jobs 0"),
         (["demo", "--bank", "1"], "--bank 2 or more"),
-        (["demo", "--finetune-lrs", "0"], "--lrs 0"),
+        (["demo", "--finetune-lrs", "0"], "--finetune-lrs 0.0: give one number or more"),
+        (["demo", "--finetune-ratios", "-1"], "--finetune-ratios -1.0: give one number or more"),
+        (["demo", "--finetune-views", "-1"], "--finetune-views -1: give 0 or more"),
         (["demo", "--finetune-epochs=-1"], "--finetune-epochs -1: give 0 or more"),
         (["demo", "--eval-images", "-1", "2"], "--eval-images -1 2: give numbers of 0 or more"),
         (

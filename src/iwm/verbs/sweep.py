@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Fixed, Suppress, arg
 
 from iwm import config, recipe_book
-from iwm.runtime.bounds import AtLeast, check
+from iwm.runtime.bounds import AtLeast, Positives, check
 from iwm.runtime.errors import UserError
 from iwm.verbs import Parse
 from iwm.verbs.shared import LEARNING_RATES, RATIOS
@@ -52,11 +52,11 @@ class Protocol:
     """Epochs of the attentive probe; 0 leaves it out."""
     finetune_epochs: Annotated[int, AtLeast(0)] = 20
     """Epochs of finetuning the predictor; 0 leaves it out."""
-    finetune_views: int = 4
+    finetune_views: Annotated[int, AtLeast(0)] = 4
     """As --views of `iwm finetune`."""
-    finetune_lrs: tuple[float, ...] = LEARNING_RATES
+    finetune_lrs: Annotated[tuple[float, ...], Positives()] = LEARNING_RATES
     """As --lrs of `iwm finetune`."""
-    finetune_ratios: tuple[float, ...] = RATIOS
+    finetune_ratios: Annotated[tuple[float, ...], Positives()] = RATIOS
     """As --ratios of `iwm finetune`."""
 
     def __post_init__(self) -> None:
