@@ -9,6 +9,7 @@ from picture_files import noise
 from iwm.data import loader, shares
 from iwm.data.image_sets import Subset
 from iwm.data.sources import open_pictures
+from iwm.data.splits import draw_rows
 from iwm.runtime import distributed
 from iwm.runtime.errors import UserError
 
@@ -51,3 +52,11 @@ def test_one_process_reads_as_the_loader_does(tmp_path):
     assert torch.equal(shares.load_all(images, SIZE)[0], loader.load_all(images, SIZE)[0])
     [(pixels, kept)] = shares.load_chunks(images, SIZE, 9)
     assert (len(pixels), kept.tolist()) == (2, [1, 2])
+
+
+def test_a_draw_is_named_by_its_places_in_the_set(tmp_path):
+    images = open_pictures(str(noise(tmp_path, 9, broken=(2, 5))), SIZE)
+    pixels, rows = shares.load_draw(images, 6, SIZE, 3)
+    wanted = [row for row in draw_rows(6, 9, 3) if row not in (2, 5)]
+    assert rows.tolist() == wanted
+    assert torch.equal(pixels, loader.load_all(Subset(images, np.array(wanted)), SIZE)[0])

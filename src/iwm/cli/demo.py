@@ -15,10 +15,9 @@ from typing import Any
 from rich.markup import escape
 
 from iwm import config, recipe_book, verbs
-from iwm.data.image_sets import ImageSet, Subset
-from iwm.data.loader import load_all
+from iwm.data.image_sets import ImageSet
+from iwm.data.shares import load_draw
 from iwm.data.sources import open_images, open_pictures, source_identity
-from iwm.data.splits import draw_rows
 from iwm.evaluation import after_pretraining
 from iwm.evaluation.world import changes, stages
 from iwm.evaluation.world.changes import Changes
@@ -138,7 +137,7 @@ def _train(o: Demo, plan: Plan, photos: int) -> None:
     s, run = plan.settings, as_text(plan.out)
     held, train = open_images(plan.source, "val"), open_images(plan.source, "train")
     shown, lessons = (
-        load_all(Subset(images, draw_rows(count, len(images), o.seed)), s.data.image_size)[0]
+        load_draw(images, count, s.data.image_size, o.seed)[0]
         for images, count in ((held, changes.SHOWN), (train, stages.LESSONS))
     )
     loop.pretrain(s, callbacks=[stages.Stages(shown, lessons, o.seed)])

@@ -13,6 +13,7 @@ from torch import Tensor, from_numpy
 from iwm.data import loader
 from iwm.data.decode import NothingReadable
 from iwm.data.image_sets import ImageSet, Subset
+from iwm.data.splits import draw_rows
 from iwm.runtime import distributed, sharing
 
 Rows = Int64[np.ndarray, " n"]
@@ -27,6 +28,13 @@ def load_all(images: ImageSet, size: int) -> tuple[UInt8[Tensor, "n 3 {size} {si
 
     parts = _shared(images, load)
     return parts["pixels"], parts["kept"].numpy()
+
+
+def load_draw(images: ImageSet, count: int, size: int, seed: int) -> tuple[UInt8[Tensor, "n 3 {size} {size}"], Rows]:
+    """A seeded draw (`draw_rows`) of up to `count` images, as `load_all` reads them, and their indices in the set."""
+    rows = draw_rows(count, len(images), seed)
+    pixels, kept = load_all(Subset(images, rows), size)
+    return pixels, rows[kept]
 
 
 def load_with_crops(

@@ -7,10 +7,8 @@ import torch
 from matplotlib.figure import Figure
 from rich.markup import escape
 
-from iwm.data.image_sets import Subset
-from iwm.data.loader import load_all
 from iwm.data.samples import ATTRIBUTION
-from iwm.data.splits import draw_rows
+from iwm.data.shares import load_draw
 from iwm.evaluation.world import changes, strips
 from iwm.exporting.format import ExportFormat, Request
 from iwm.exporting.own_layout import write_weights
@@ -111,7 +109,6 @@ def imagined(model: ImageWorldModel, count: int) -> Figure:
     have no graded change."""
     size = model.settings.data.image_size
     photos = changes.held_out("sample", size)
-    rows = draw_rows(count, len(photos), 0)
-    images, kept = load_all(Subset(photos, rows), size)
-    names = [Path(photos.path(int(row))).name for row in rows[kept]]
+    images, rows = load_draw(photos, count, size, 0)
+    names = [Path(photos.path(int(row))).name for row in rows]
     return strips.strips([question.told for question in changes.ask_changes(model, images, names, BANK, 0)])

@@ -88,7 +88,7 @@ def test_the_look_is_written_with_its_pictures(tmp_path: Path, monkeypatch: pyte
 
 def test_labels_that_will_not_do_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(look, "open_world", lambda run, session: Oracle(space=REVERSIBLE, size=8))
-    monkeypatch.setattr(look, "_load", lambda *words: pytest.fail("images were read"))
+    monkeypatch.setattr(look, "load_draw", lambda *words: pytest.fail("images were read"))
     source = tmp_path / "same.npz"
     np.savez(source, images=np.zeros((20, 8, 8, 3), np.uint8), labels=np.zeros(20, np.int64))
     with pytest.raises(UserError, match="one class only"):

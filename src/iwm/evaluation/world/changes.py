@@ -16,10 +16,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from iwm.actions.action_space import ActionSpace, reference_space
-from iwm.data.image_sets import ImageSet, Subset
-from iwm.data.loader import load_all
+from iwm.data.image_sets import ImageSet
+from iwm.data.shares import load_draw
 from iwm.data.sources import EMBEDDED, open_images, open_pictures
-from iwm.data.splits import draw_rows
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.world import strips
@@ -65,9 +64,8 @@ def imagine_changes(o: Changes) -> dict[str, Any]:
         model = open_world(o.run, work.session)
         size = model.settings.data.image_size
         photos = held_out(o.photos, size)
-        rows = draw_rows(SHOWN, len(photos), o.seed)
-        images, kept = load_all(Subset(photos, rows), size)
-        names = [Path(photos.path(int(row))).name for row in rows[kept]]
+        images, rows = load_draw(photos, SHOWN, size, o.seed)
+        names = [Path(photos.path(int(row))).name for row in rows]
         with work.session.autocast():
             questions = ask_changes(model, images, names, o.bank, o.seed)
         outcome = Outcome(

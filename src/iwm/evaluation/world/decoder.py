@@ -22,10 +22,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from iwm.actions.action_space import reference_space
-from iwm.data.image_sets import Subset
-from iwm.data.shares import load_all
+from iwm.data.shares import load_draw
 from iwm.data.sources import open_splits
-from iwm.data.splits import draw_rows, tenth_of_rows
+from iwm.data.splits import tenth_of_rows
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.uncertainty import standard_error
@@ -64,8 +63,8 @@ def decoder(o: Decoder) -> dict[str, Any]:
         if not source:
             raise UserError(f"{o.run} does not say what it was trained on; give --data, a source of images.")
         train, held, how = open_splits(source, o.val, size=size)
-        lessons, _ = load_all(Subset(train, draw_rows(o.images, len(train), o.seed)), size)
-        exam, _ = load_all(Subset(held, draw_rows(o.test_images, len(held), o.seed)), size)
+        lessons, _ = load_draw(train, o.images, size, o.seed)
+        exam, _ = load_draw(held, o.test_images, size, o.seed)
         with work.session.autocast():
             payload = _fit(model, lessons, o, place)
             payload |= measure(model, exam, o.bank, o.seed)

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from iwm.actions.action_space import ActionSpace, Parameters, reference_space
 from iwm.actions.action_text import parse_action
-from iwm.data.image_sets import Subset
-from iwm.data.loader import load_all, load_one
+from iwm.data.loader import load_one
+from iwm.data.shares import load_draw
 from iwm.data.sources import open_pictures
-from iwm.data.splits import draw_rows
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.world import strips
@@ -67,7 +66,7 @@ def imagine(o: Imagine) -> dict[str, Any]:
 
 def _load_candidates(o: Imagine, size: int) -> UInt8[Tensor, "c 3 s s"]:
     images = open_pictures(o.candidates, size)
-    return load_all(Subset(images, draw_rows(o.bank, len(images), o.seed)), size)[0]
+    return load_draw(images, o.bank, size, o.seed)[0]
 
 
 def _numbers(name: str, rows: Sequence[StripRow], changes: Sequence[float], sweep: str) -> dict[str, Any]:

@@ -23,10 +23,9 @@ from torch import Tensor
 
 from iwm.actions.action_space import ActionSpace, Parameters, in_reference_units, reference_space
 from iwm.actions.pixel_search import PixelSearch, histograms, pixels, reach_with_flags, search_pixels
-from iwm.data.image_sets import ImageSet, Subset
-from iwm.data.loader import load_all, load_one
+from iwm.data.loader import load_one
+from iwm.data.shares import load_draw
 from iwm.data.sources import open_splits
-from iwm.data.splits import draw_rows
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Evaluation, Outcome
 from iwm.evaluation.tasks.linear import choose_ridge
@@ -161,7 +160,8 @@ def _over_source(o: Infer, model: ImageWorldModel, work: Evaluation) -> dict[str
     size = model.settings.data.image_size
     train, held, how = open_splits(o.data, o.val, size=size + o.shift)
     lessons, exam = (
-        _load(images, count, size + o.shift, o.seed) for images, count in ((train, o.train_images), (held, o.images))
+        load_draw(images, count, size + o.shift, o.seed)[0]
+        for images, count in ((train, o.train_images), (held, o.images))
     )
     with work.session.autocast():
         payload = measure(model, lessons, exam, o.seed, o.shift)
@@ -179,10 +179,6 @@ def _over_source(o: Infer, model: ImageWorldModel, work: Evaluation) -> dict[str
         figures={"": lambda: _draw(payload)},
     )
     return work.conclude(outcome, lambda _: _show_errors(payload))
-
-
-def _load(images: ImageSet, count: int, size: int, seed: int) -> UInt8[Tensor, "n 3 s s"]:
-    return load_all(Subset(images, draw_rows(count, len(images), seed)), size)[0]
 
 
 def answers_of(numbers: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

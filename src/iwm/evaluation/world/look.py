@@ -17,10 +17,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from iwm.actions.action_space import reference_space
-from iwm.data.image_sets import ImageSet, Subset
-from iwm.data.loader import load_all
+from iwm.data.shares import load_draw
 from iwm.data.sources import LabelledSplits, labelled_splits, open_splits
-from iwm.data.splits import draw_rows
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks.fitting import accuracy
@@ -48,8 +46,8 @@ def look(o: Look) -> dict[str, Any]:
         # Labels that will not do are an error before any work.
         splits = labelled_splits(o.data, o.val, size=size) if held.labels is not None else None
         with work.session.autocast():
-            lessons = _load(train, o.images, size, o.seed)
-            exam = _load(held, max(o.shown, o.images // 10), size, o.seed)
+            lessons, _ = load_draw(train, o.images, size, o.seed)
+            exam, _ = load_draw(held, max(o.shown, o.images // 10), size, o.seed)
             maps = rows_of(model, exam[: o.shown], o.seed)
             usual = usual_tokens(model, exam)
             payload: dict[str, Any] = {
@@ -76,10 +74,6 @@ def look(o: Look) -> dict[str, Any]:
         content = work.conclude(outcome, lambda _: _show(payload))
         strips.say_how_to_see(model, o.run)
         return content
-
-
-def _load(images: ImageSet, count: int, size: int, seed: int) -> UInt8[Tensor, "n 3 s s"]:
-    return load_all(Subset(images, draw_rows(count, len(images), seed)), size)[0]
 
 
 def _show(numbers: Mapping[str, Any]) -> None:

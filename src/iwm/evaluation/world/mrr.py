@@ -16,10 +16,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from iwm.actions.action_space import ActionSpace, bank_ranges, in_reference_units, reference_space
-from iwm.data.image_sets import Subset
-from iwm.data.shares import load_all
+from iwm.data.shares import load_draw
 from iwm.data.sources import open_splits
-from iwm.data.splits import draw_rows
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.uncertainty import standard_error
@@ -204,8 +202,8 @@ def world(o: World) -> dict[str, Any]:
         model = open_world(o.run, session)
         size = model.settings.data.image_size
         train, held, how = open_splits(o.data, o.val, size=size)
-        lessons, _ = load_all(Subset(train, draw_rows(CLEAN, len(train), o.seed)), size)
-        pixels, _ = load_all(Subset(held, draw_rows(o.images, len(held), o.seed)), size)
+        lessons, _ = load_draw(train, CLEAN, size, o.seed)
+        pixels, _ = load_draw(held, o.images, size, o.seed)
         twin = open_world(str(train_twin(o.run, o.speed).path), session) if o.frozen_random_twin else None
         payload = _with_controls(model, twin, pixels, lessons, o, session)
         with session.autocast(), distributed.share():

@@ -21,10 +21,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from iwm.actions.action_space import ActionSpace, Parameters, reference_space
-from iwm.data.image_sets import ImageSet, Subset
-from iwm.data.shares import load_all
+from iwm.data.image_sets import ImageSet
+from iwm.data.shares import load_draw
 from iwm.data.sources import labelled_splits
-from iwm.data.splits import draw_rows
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks.fitting import accuracy
@@ -110,9 +109,8 @@ def load_labelled(
 ) -> tuple[UInt8[Tensor, "n 3 s s"], Int64[Tensor, " n"]]:
     """A seeded draw of a set: decoded images and their labels; broken ones are left out."""
     assert images.labels is not None
-    rows = draw_rows(count, len(images), seed)
-    pixels, kept = load_all(Subset(images, rows), size)
-    return pixels, torch.from_numpy(images.labels[rows[kept]]).long()
+    pixels, rows = load_draw(images, count, size, seed)
+    return pixels, torch.from_numpy(images.labels[rows]).long()
 
 
 # ---- corruptions ---------------------------------------------------------------------------------------------------
