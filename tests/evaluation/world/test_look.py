@@ -77,9 +77,10 @@ def test_averages_over_actions_against_brute_force() -> None:
 def test_the_look_is_written_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(look, "open_world", lambda run, session: Oracle(space=REVERSIBLE, size=8))
     source = str(pictures_file(tmp_path / "pictures.npz", size=8, labelled=True))
-    options: dict[str, Any] = {"images": 20, "views": (1, 2), "shown": 1, "out": str(tmp_path)}
+    options: dict[str, Any] = {"images": 400, "views": (1, 2), "shown": 1, "out": str(tmp_path)}
     found = look.look(Look(run="run", data=source, speed=config.Speed(precision="fp32"), **options))
     written = json.loads(Path(found["path"]).read_text())
+    assert written["images"] == 64, "as many as there are"
     assert [row["what"] for row in written["averaged"]] == ["encoder", "null action", "mean of 1", "mean of 2"]
     assert written["composition"]["error"]["sum"] == pytest.approx(0, abs=1e-3)
     assert Path(found["path"]).with_suffix(".png").stat().st_size > 5_000

@@ -57,7 +57,7 @@ def look(o: Look) -> dict[str, Any]:
             }
             if splits is not None:
                 payload["averaged"] = _averages_on(splits, o, model)
-        payload |= {"data": held.name, "split": how, "images": o.images}
+        payload |= {"data": held.name, "split": how, "images": len(lessons)}
         figures: dict[str, Callable[[], Figure]] = {"": lambda: draw(maps, usual)}
         if "averaged" in payload:
             figures["averaged"] = lambda: _draw_averages(payload)
