@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 # ---- standard errors -----------------------------------------------------------------------------------------------
@@ -94,6 +94,12 @@ def standing(value: float, control: float, error: float, seeds: int = 0) -> str:
     if abs(value - control) <= (t_quantile(seeds) if seeds else 2) * error or value == control:
         return "level with"
     return "above" if value > control else "BELOW"
+
+
+def majority_top1(labels: Int64[np.ndarray, " n"], truth: Int64[np.ndarray, " m"]) -> float:
+    """Share of the test images that are of the class most frequent among the training images (of equals the first)."""
+    classes, counts = np.unique(labels, return_counts=True)
+    return float((truth == classes[counts.argmax()]).mean())
 
 
 def is_unbalanced(facts: Mapping[str, Any]) -> bool:

@@ -47,6 +47,15 @@ def test_an_oracle_restores_clean_accuracy() -> None:
     assert untouched["found_by_density"] == 1, "a clean image is left as it is"
 
 
+def test_the_most_frequent_class_is_that_of_the_training_images() -> None:
+    train, test = tinted(120), tinted(40, seed=1)
+    rows = torch.cat([(train[1] == 0).nonzero()[:, 0], (train[1] == 1).nonzero()[:20, 0]])
+    exam = torch.cat([(test[1] == 1).nonzero()[:, 0], (test[1] == 0).nonzero()[:5, 0]])
+    model = Oracle(space=REVERSIBLE, size=8)
+    found = undo.measure(model, train[0][rows], train[1][rows], test[0][exam], test[1][exam], 2, guesses=1)
+    assert found["majority_top1"] == pytest.approx(5 / 25)
+
+
 def test_a_wrong_world_restores_nothing() -> None:
     found = measured(wrong=True)["corruptions"]["jitter"]
     assert found["true_action"] < found["before"]

@@ -24,7 +24,7 @@ from iwm.evaluation.tasks import features, instance
 from iwm.evaluation.tasks.features import RAW_SIZES, FrozenEncoder, Labelled, RawPixels
 from iwm.evaluation.tasks.fitting import accuracy, scores
 from iwm.evaluation.tasks.probe_kinds import PROBES, Answer, FeatureProbe, probe_of
-from iwm.evaluation.uncertainty import accuracy_errors, is_unbalanced
+from iwm.evaluation.uncertainty import accuracy_errors, is_unbalanced, majority_top1
 from iwm.run_folder import identity_if_any, plain_name
 from iwm.runtime.console import console
 from iwm.runtime.devices import Session
@@ -54,12 +54,10 @@ def facts_of_source(splits: LabelledSplits) -> dict[str, Any]:
     test images are right where always the class that is most frequent in training is said (of equals the first)."""
     _, labels = require_labels(splits.train)
     _, truth = require_labels(splits.val)
-    classes, counts = np.unique(labels, return_counts=True)
-    majority = float((np.asarray(truth) == classes[counts.argmax()]).mean())
     return {
         "data": splits.train.name,
-        "chance": 1 / len(classes),
-        "majority_top1": majority,
+        "chance": 1 / len(np.unique(labels)),
+        "majority_top1": majority_top1(labels, truth),
         "split": splits.sentence,
     }
 

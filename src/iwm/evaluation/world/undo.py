@@ -28,7 +28,7 @@ from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks.fitting import accuracy
 from iwm.evaluation.tasks.linear import Linear, choose_l2, fit_chosen, full_precision
-from iwm.evaluation.uncertainty import accuracy_error, difference_error, standing
+from iwm.evaluation.uncertainty import accuracy_error, difference_error, majority_top1, standing
 from iwm.evaluation.world.strips import source_only
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.run_folder import open_world
@@ -284,7 +284,7 @@ def measure(
         "clean_predicted_top1": outcome["nothing"]["true_action"],
         "clean_augmented_probe_top1": outcome["nothing"]["augmented_probe"],
         "standard_error": accuracy_error(clean_top1, len(exam)),
-        "majority_top1": float(test_labels.bincount().max() / len(test_labels)),
+        "majority_top1": majority_top1(train_labels.numpy(), test_labels.numpy()),
         "candidates": len(tried),
         "corruptions": outcome,
         "probe_at_grid_end": readers.probe.at_grid_end,
