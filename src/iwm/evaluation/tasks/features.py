@@ -9,8 +9,7 @@
 f_l is the output of block l: the last one's after the encoder's final norm, an earlier one's after a LayerNorm without
 affine (the final norm's affine was fitted to the last block). With `layers` = K the last K blocks, all of them after a
 LayerNorm without affine, are pooled each for itself and lie side by side: [n, K d] (I-JEPA's protocol). The encoder is
-a world model's (EMA by default), any timm model's, one of the same architecture drawn anew, or raw pixels. The cache
-goes by the hash of weights, pixels and settings, so it cannot go stale.
+a world model's (EMA by default), any timm model's, one of the same architecture drawn anew, or raw pixels.
 """
 
 import copy
@@ -18,6 +17,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,8 +25,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float16, Int64, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
@@ -34,13 +32,14 @@ from iwm import run_folder
 from iwm.actions.action_space import ActionSpace
 from iwm.data.image_sets import ImageSet
 from iwm.data.shares import load_chunks, nothing_readable
+from iwm.evaluation.tasks.feature_cache import FeatureCache
 from iwm.model import pretrained
 from iwm.model.architecture import layer_number, parsed, timm_model
 from iwm.model.encoder import PatchEncoder
 from iwm.model.foreign_encoder import encoder_of
 from iwm.model.vit import choose_attention, without_affine
-from iwm.runtime import distributed, files, sharing, tensors
-from iwm.runtime.console import console, progress
+from iwm.runtime import distributed, sharing
+from iwm.runtime.console import progress
 from iwm.runtime.devices import CPU, Session
 from iwm.runtime.errors import UserError
 
@@ -53,8 +52,6 @@ BATCH = 64
 """Images through an encoder at once: few enough that a small encoder's activations stay in the processor's cache."""
 CHUNK = 2**28
 """Bytes of decoded pixels held at once, and hashed and remembered together: small sets are one chunk."""
-CACHE_LIMIT = 2**30
-"""Bytes of the largest chunk of features that is worth a file."""
 
 
 def digest(tensors: Sequence[tuple[str, Tensor]]) -> str:
@@ -299,12 +296,13 @@ def extract(
     """Features of all images under all encoders; every image is decoded once, broken ones are left out. Of several
     ranks each does its share of the images, and all get all features.
 
-    `cache` is a folder for features found by content. All encoders must be shown the same size. Raises UserError where
-    no image can be decoded.
+    `cache` is a folder for features found by content (`FeatureCache`). All encoders must be shown the same size. Raises
+    UserError where no image can be decoded.
     """
     size = encoders[0].size
     assert all(encoder.size == size for encoder in encoders)
     assert images.labels is not None
+    store = FeatureCache(cache, len(images))
     marks = [encoder.identity() if cache else "" for encoder in encoders]
     parts: list[list[Tensor]] = [[] for _ in encoders]
     kept: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
@@ -313,33 +311,16 @@ def extract(
             kept.append(rows)
             content = digest([("pixels", pixels)]) if cache else ""
             for encoder, mark, part in zip(encoders, marks, parts, strict=True):
-                path = None
-                if cache and mark:
-                    key = f"{mark} {content} {pooling} {session.precision} {session.device.type}"
-                    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+                compute = partial(encode, encoder, pixels, pooling=pooling, session=session)
+                key = f"{mark} {content} {pooling} {session.precision} {session.device.type}"
                 with distributed.alone():
-                    part.append(_remembered(path, encoder, pixels, pooling, session))
+                    part.append(store.remembered(key, compute) if mark else compute())
     rows = sharing.gathered(torch.from_numpy(np.concatenate(kept)))
     features = [sharing.gathered(torch.cat(part) if part else None) for part in parts]
     if rows is None or not len(rows):
         raise nothing_readable(images)
     labels = torch.from_numpy(np.asarray(images.labels)[rows.numpy()].astype(np.int64))
     return Labelled([each for each in features if each is not None], labels)
-
-
-def _remembered(
-    path: Path | None, encoder: FrozenEncoder, pixels: Pixels, pooling: Pooling, session: Session
-) -> Tensor:
-    if path and path.is_file():
-        try:
-            return load_file(path)["features"]
-        except (OSError, KeyError, SafetensorError):
-            console.print(f"[yellow]{path} is damaged; its features are computed again.")
-    features = encode(encoder, pixels, pooling=pooling, session=session)
-    if path and features.nbytes <= CACHE_LIMIT:
-        with files.replacing(path) as part:
-            tensors.save_file({"features": features}, part)
-    return features
 
 
 def pooled(tokens: Float[Tensor, "b n d"], pooling: Pooling) -> Tensor:
