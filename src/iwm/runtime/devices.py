@@ -63,6 +63,13 @@ def free_memory() -> int:
     return min(free) // launch.place().local_size
 
 
+def require_memory(needed: int, what: str, mend: str) -> None:
+    """Raises UserError when so many bytes are more than is free; `what` takes them, as in "100 images at 32 px"."""
+    free = free_memory()
+    if needed > free:
+        raise UserError(f"{what} take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free; {mend}.")
+
+
 def device_of(speed: Speed) -> torch.device:
     """The device asked for; auto takes CUDA, then the CPU; each rank of a machine takes its own GPU.
 

@@ -9,13 +9,16 @@ import timm
 import torch
 from conftest import tiny
 from safetensors.torch import save_file
+from tensor_memory import MemoryPeak
 
 from evaluation.planted import corners, exported
 from iwm import run_folder
-from iwm.evaluation.tasks import features
+from iwm.evaluation.tasks import features, probes
 from iwm.evaluation.tasks.probes import labelled_splits
+from iwm.runtime import devices
 from iwm.runtime.devices import CPU
 from iwm.runtime.errors import UserError
+from iwm.verbs.probe import Probe
 
 
 @pytest.fixture
@@ -164,6 +167,26 @@ def test_chunks_and_batches_change_nothing(run, train, monkeypatch):
     torch.testing.assert_close(whole.features[0], parts.features[0])
     assert torch.equal(whole.labels, torch.from_numpy(np.asarray(train.labels)))
     assert torch.equal(whole.labels, parts.labels)
+
+
+def test_the_tokens_of_two_encoders_lie_in_memory_once(train, monkeypatch):
+    monkeypatch.setattr(features, "CHUNK", 10 * 3 * 16 * 16)
+    pixels = [features.RawPixels(16, 16)] * 2
+    with MemoryPeak() as peak:
+        found = features.extract(pixels, train, session=CPU, pooling="tokens")
+    assert peak.bytes < 1.4 * sum(each.nbytes for each in found.features)
+
+
+def test_tokens_that_do_not_fit_into_memory_are_refused_before_any_image_is_read(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "free_memory", lambda: 2 * 480 * 16 * 32 * 2 - 1)
+    monkeypatch.setattr(features, "load_chunks", lambda *words: pytest.fail("images were read"))
+    data, val = corners(tmp_path)
+    sentence = "The tokens of 480 images of 16 px by 2 encoders .* lower --size, give --no-baselines or give fewer"
+    with pytest.raises(UserError, match=sentence):
+        probes.probe(Probe(run=run, data=data, val=val, kind="attentive"))
+    monkeypatch.undo()
+    monkeypatch.setattr(devices, "free_memory", lambda: 480 * 16 * 32 * 2)
+    features.require_memory([features.open_encoder(run)], 480, CPU)
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])

@@ -24,7 +24,6 @@ from iwm.data.image_sets import ImageSet
 from iwm.data.shares import load_all
 from iwm.runtime import devices, distributed, sharing
 from iwm.runtime.console import progress
-from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import seeded
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -111,9 +110,5 @@ def require_memory(train: int, test: int, views: int, size: int) -> None:
     Both sets are held decoded, and once more while they are stacked.
     """
     needed = ((max(views, 1) + 1) * train + 2 * test) * 3 * size**2
-    free = devices.free_memory()
-    if needed > free:
-        raise UserError(
-            f"{train:,} training images in {max(views, 1)} views and {test:,} to test on take {needed / 2**30:.1f} GiB "
-            f"at {size} px, and {free / 2**30:.1f} GiB of memory are free; lower --views or --size, or give fewer."
-        )
+    what = f"{train:,} training images in {max(views, 1)} views and {test:,} to test on, of {size} px,"
+    devices.require_memory(needed, what, "lower --views or --size, or give fewer")

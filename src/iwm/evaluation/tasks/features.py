@@ -38,7 +38,7 @@ from iwm.model.architecture import layer_number, parsed, timm_model
 from iwm.model.encoder import PatchEncoder
 from iwm.model.foreign_encoder import encoder_of
 from iwm.model.vit import choose_attention, without_affine
-from iwm.runtime import distributed, sharing
+from iwm.runtime import devices, distributed, sharing
 from iwm.runtime.console import progress
 from iwm.runtime.devices import CPU, Session
 from iwm.runtime.errors import UserError
@@ -304,23 +304,49 @@ def extract(
     assert images.labels is not None
     store = FeatureCache(cache, len(images))
     marks = [encoder.identity() if cache else "" for encoder in encoders]
-    parts: list[list[Tensor]] = [[] for _ in encoders]
+    whole: list[Tensor | None] = [None] * len(encoders)
     kept: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+    count, room = 0, len(sharing.share_of(len(images)))
     with distributed.share():
         for pixels, rows in load_chunks(images, size, max(1, CHUNK // (3 * size * size))):
             kept.append(rows)
             content = digest([("pixels", pixels)]) if cache else ""
-            for encoder, mark, part in zip(encoders, marks, parts, strict=True):
+            for number, (encoder, mark) in enumerate(zip(encoders, marks, strict=True)):
                 compute = partial(encode, encoder, pixels, pooling=pooling, session=session)
                 key = f"{mark} {content} {pooling} {session.precision} {session.device.type}"
                 with distributed.alone():
-                    part.append(store.remembered(key, compute) if mark else compute())
+                    part = store.remembered(key, compute) if mark else compute()
+                whole[number] = _with_part(whole[number], part, count, room)
+            count += len(rows)
     rows = sharing.gathered(torch.from_numpy(np.concatenate(kept)))
-    features = [sharing.gathered(torch.cat(part) if part else None) for part in parts]
+    features = []
+    while whole:  # one after the other: where ranks gather, a single encoder's features are there twice
+        mine = whole.pop(0)
+        features.append(sharing.gathered(None if mine is None else mine[:count]))
     if rows is None or not len(rows):
         raise nothing_readable(images)
     labels = torch.from_numpy(np.asarray(images.labels)[rows.numpy()].astype(np.int64))
     return Labelled([each for each in features if each is not None], labels)
+
+
+def _with_part(whole: Tensor | None, part: Tensor, start: int, room: int) -> Tensor:
+    """The features of up to `room` images with those from `start` on filled in: each lies in memory once."""
+    if len(part) == room:
+        return part
+    if whole is None:
+        whole = part.new_empty(room, *part.shape[1:])
+    whole[start : start + len(part)] = part
+    return whole
+
+
+def require_memory(encoders: Sequence[FrozenEncoder], images: int, session: Session) -> None:
+    """Raises UserError when the tokens of so many images under all encoders do not fit into free memory."""
+    size = encoders[0].size
+    one = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    needed = sum(encode_batch(prepared(encoder, session), one, "tokens", session).nbytes for encoder in encoders)
+    mends = ["lower --size", *["give --no-baselines"] * (len(encoders) > 1), "give fewer images"]
+    what = f"The tokens of {images:,} images of {size} px by {len(encoders)} encoder{'s' * (len(encoders) > 1)}"
+    devices.require_memory(images * needed, what, f"{', '.join(mends[:-1])} or {mends[-1]}")
 
 
 def pooled(tokens: Float[Tensor, "b n d"], pooling: Pooling) -> Tensor:

@@ -201,6 +201,9 @@ def _numbers(
         encoders["random_encoder_"] = encoder.drawn_anew(seeds["random_encoder"])
     if encoder.layers:
         encoders |= {f"{name}last_block_": each.reading(0) for name, each in encoders.items()}
+    if way.pooling == "tokens":
+        count = len(splits.train) + len(splits.val)
+        features.require_memory(list(encoders.values()), count, way.session)
     train, test = (
         features.extract(list(encoders.values()), images, pooling=way.pooling, session=way.session, cache=cache)
         for images in (splits.train, splits.val)
