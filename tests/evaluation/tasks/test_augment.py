@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from picture_files import noise
+from tensor_memory import MemoryPeak
 
 from iwm.data.sources import open_images
 from iwm.evaluation.tasks import augment
@@ -30,6 +31,15 @@ def test_views_are_the_image_and_its_crops(maker):
     assert torch.equal(drawn.values[:1], plain)
     assert torch.equal(drawn.values[2, 3], maker.view(4, 2))
     assert not torch.equal(drawn.values[1], drawn.values[2])
+
+
+@pytest.mark.parametrize("views", [1, 2, 5])
+def test_views_take_no_more_memory_than_is_asked_for(tmp_path, views):
+    images = open_images(str(noise(tmp_path, 40)), "all")
+    with MemoryPeak() as peak:
+        drawn = augment.draw(augment.Maker(images, 32, (0.5, 1.0), 0.5, "crops", 0), views)
+    assert drawn.values.shape == (views, 40, 3, 32, 32)
+    assert peak.bytes < (views + 1.4) * 40 * 3 * 32**2, "little more than `require_memory` counts, for the crop at work"
 
 
 def test_no_kept_views_means_new_ones_every_epoch(maker):

@@ -90,24 +90,32 @@ def draw(maker: Maker, views: int) -> Pictures:
     if views == 1:
         return Pictures(plain[None], kept)
 
-    def crops(indices: Int64[np.ndarray, " n"]) -> UInt8[Tensor, "n w 3 s s"]:
-        done = torch.empty(len(indices), views - 1, *plain.shape[1:], dtype=torch.uint8)
-        with progress("images") as bar:
-            task = bar.add_task("random crops", total=len(indices), note="")
+    values = torch.empty(views, *plain.shape, dtype=torch.uint8)
+    values[0] = plain
+    del plain
+    with progress("images") as bar:
+        task = bar.add_task("random crops", total=len(sharing.share_of(len(kept))), note="")
+
+        def crops(indices: Int64[np.ndarray, " n"]) -> UInt8[Tensor, "n w 3 s s"]:
+            done = torch.empty(len(indices), views - 1, *values.shape[2:], dtype=torch.uint8)
             for row, index in enumerate(indices):
                 for number in range(1, views):
                     done[row, number - 1] = maker.view(int(index), number)
                 bar.advance(task)
                 distributed.advance()
-        return done
+            return done
 
-    return Pictures(torch.cat([plain[None], sharing.by_rows(crops, kept).transpose(0, 1)]), kept)
+        at_once = max(1, len(kept) // views)  # their crops take no more than one view of all images
+        for start in range(0, len(kept), at_once):
+            rows = slice(start, start + at_once)
+            values[1:, rows] = sharing.by_rows(crops, kept[rows]).transpose(0, 1)
+    return Pictures(values, kept)
 
 
 def require_memory(train: int, test: int, views: int, size: int) -> None:
     """Raises UserError when the pictures of so many images do not fit into free memory.
 
-    Both sets are held decoded, and once more while they are stacked.
+    Both sets are held decoded, and once more while they are stacked: of the training images one view.
     """
     needed = ((max(views, 1) + 1) * train + 2 * test) * 3 * size**2
     what = f"{train:,} training images in {max(views, 1)} views and {test:,} to test on, of {size} px,"
