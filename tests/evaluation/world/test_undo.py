@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from oracle import REVERSIBLE, Oracle
+from tensor_memory import MemoryPeak
 
 from iwm import config
 from iwm.evaluation.world import undo
 from iwm.evaluation.world.strips import source_only
+from iwm.runtime.randomness import permutation
 from iwm.verbs.undo import Undo
 
 
@@ -67,6 +69,20 @@ def test_a_mixture_always_carries_something() -> None:
     assert drawn.applied[:, 2:].any(dim=1).all()
     assert 0.3 < drawn.applied[:, 2:].all(dim=1).float().mean() < 0.7
     assert torch.equal(drawn.values, undo.corruptions(REVERSIBLE, alone, 0)["mixture"](200, "test").values)
+
+
+def test_training_images_are_corrupted_batch_by_batch_as_they_are_together() -> None:
+    model, (images, _) = Oracle(space=REVERSIBLE, size=8), tinted(1000)
+    kinds = undo.corruptions(REVERSIBLE, source_only(REVERSIBLE), 0)
+    with MemoryPeak() as peak:
+        copies = undo._corrupted_copies(model, images, kinds, 0)
+    assert peak.bytes < images.numel() * 4, "never are all images held as numbers"
+    clean, order = images.float() / 255, torch.from_numpy(permutation(0, "undo copies", 0, 1000))
+    assert torch.equal(copies[0], undo.pooled_target(model, clean))
+    for number, corrupt in enumerate(kinds.values()):
+        mine = order % len(kinds) == (number + 1) % len(kinds)
+        corrupted = REVERSIBLE.apply(clean[mine], corrupt(int(mine.sum()), "train 1"))
+        assert torch.equal(copies[2][mine], undo.pooled_target(model, corrupted)), "the second corrupted copy"
 
 
 def test_twice_the_range_is_the_strong_level() -> None:

@@ -11,8 +11,9 @@ training images, everything is measured on held-out ones. With `shift` source an
 no pixel and no patch corresponds: beside the others stand searches that compare averaged tokens and histograms.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from iwm.verbs.infer import Infer
 
 BATCH = 16
 """Pairs searched at once."""
+PAIRS_READ = 256
+"""Pairs whose features are taken at once."""
 ANSWERS = {
     "search": "search through the predictor",
     "pooled_search": "the same, tokens averaged",
@@ -215,6 +218,11 @@ class Pairs:
     target: Float[Tensor, "n 3 s s"]
     action: Float[Tensor, "n k"]
 
+    def split(self, count: int) -> Iterator["Pairs"]:
+        """The pairs, `count` at a time."""
+        parts = (values.split(count) for values in (self.source, self.target, self.action))
+        return (Pairs(*part) for part in zip(*parts, strict=True))
+
 
 def change_pairs(
     space: ActionSpace, images: UInt8[Tensor, "n 3 h h"], size: int, seed: int, indices: Int64[Tensor, " n"]
@@ -271,7 +279,9 @@ def measure(
     """
     space, size = model.space, model.settings.data.image_size
     graded = [i for i, t in enumerate(space.transformations) if t.graded and t.both and t.range > 0]
-    lessons = change_pairs(space, train, size, seed, torch.arange(len(train)))
+    # Of thousands of training images few are held as numbers at a time.
+    batches = torch.arange(len(train)).split(PAIRS_READ)
+    lessons = (change_pairs(space, train[batch], size, seed, batch) for batch in batches)
     exam = change_pairs(space, test, size, seed + 1, torch.arange(len(test)))
     regressions, ends = _regressions(model, lessons, exam, graded, seed)
     answers = _searches(model, exam, seed, shift) | regressions
@@ -312,18 +322,33 @@ def _searches(model: ImageWorldModel, exam: Pairs, seed: int, shift: int) -> dic
 
 
 def _regressions(
-    model: ImageWorldModel, lessons: Pairs, exam: Pairs, graded: list[int], seed: int
+    model: ImageWorldModel, lessons: Iterable[Pairs], exam: Pairs, graded: list[int], seed: int
 ) -> tuple[dict[str, Float[Tensor, "n k"]], dict[str, dict[str, str]]]:
     """What ridge regressions that learned from training pairs say of the graded components, and whose strength is an
     end of its grid."""
     answers, ends = {}, {}
-    for name, features in (
-        ("pixel_statistics", lambda images: torch.cat([channel_statistics(part) for part in images.split(256)])),
-        ("encoder_features", lambda images: pooled_tokens(model, images)),
-    ):
-        seen = features_of_pair(features(lessons.source), features(lessons.target))
-        regression = choose_ridge(seen, lessons.action[:, graded], seed)
+    wanted, known = _features(model, lessons)
+    _, asked = _features(model, exam.split(PAIRS_READ))
+    for name, values in known.items():
+        regression = choose_ridge(values, wanted[:, graded], seed)
         ends[name] = regression.at_grid_end
         answers[name] = torch.zeros_like(exam.action)
-        answers[name][:, graded] = regression.logits(features_of_pair(features(exam.source), features(exam.target)))
+        answers[name][:, graded] = regression.logits(asked[name])
     return answers, ends
+
+
+def _features(
+    model: ImageWorldModel, parts: Iterable[Pairs]
+) -> tuple[Float[Tensor, "n k"], dict[str, Float[Tensor, "n _f"]]]:
+    """The actions of pairs, which come in parts, and what each regression sees of them, by its name."""
+    actions: list[Tensor] = []
+    values: dict[str, list[Tensor]] = {}
+    for pairs in parts:
+        actions.append(pairs.action)
+        for name, features in (
+            ("pixel_statistics", channel_statistics),
+            ("encoder_features", partial(pooled_tokens, model)),
+        ):
+            seen = features_of_pair(features(pairs.source), features(pairs.target))
+            values.setdefault(name, []).append(seen)
+    return torch.cat(actions), {name: torch.cat(each) for name, each in values.items()}

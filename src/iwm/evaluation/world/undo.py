@@ -39,6 +39,8 @@ from iwm.runtime.randomness import permutation, uniforms
 from iwm.verbs.probe import L2
 from iwm.verbs.undo import Undo
 
+BATCH = 64
+"""Images through the model at once."""
 COPIES = 3
 """Corrupted copies of a training image for the probe trained with augmentation, beside the clean one."""
 NAMES = {
@@ -173,7 +175,7 @@ def pooled_target(model: ImageWorldModel, images: Float[Tensor, "n 3 s s"]) -> F
     """Target-space tokens averaged over the patches, on the host; every rank does its share of the images."""
 
     def pooled(images: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
-        return torch.cat([model.target(part).values.float().mean(dim=1).cpu() for part in images.split(64)])
+        return torch.cat([model.target(part).values.float().mean(dim=1).cpu() for part in images.split(BATCH)])
 
     return sharing.by_rows(pooled, images)
 
@@ -181,7 +183,7 @@ def pooled_target(model: ImageWorldModel, images: Float[Tensor, "n 3 s s"]) -> F
 @torch.no_grad()
 def pooled_prediction(model: ImageWorldModel, tokens: Tokens, actions: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:
     """What the images become, averaged over the patches, on the host."""
-    parts = zip(tokens.values.split(64), actions.split(64), strict=True)
+    parts = zip(tokens.values.split(BATCH), actions.split(BATCH), strict=True)
     predictions = (model.predict(Tokens(values, tokens.grid), action).values for values, action in parts)
     return torch.cat([each.float().mean(dim=1).cpu() for each in predictions])
 
@@ -295,20 +297,36 @@ def measure(
 def _corrupted_copies(
     model: ImageWorldModel, images: UInt8[Tensor, "m 3 s s"], kinds: Mapping[str, Corrupt], seed: int
 ) -> list[Float[Tensor, "m d"]]:
-    """Pooled tokens of the images as they are, and of COPIES corrupted ones, every kind as often in each copy."""
+    """Pooled tokens of the images as they are, and of COPIES corrupted ones, every kind as often in each copy. Every
+    rank does its share of the images, and holds a batch of them as numbers at a time."""
     reference = reference_space(model.space, model.settings.data.image_size)
-    clean = images.float() / 255
-    copies = [pooled_target(model, clean)]
+    copies = [_parameters_of_copy(reference, kinds, copy, len(images), seed) for copy in range(COPIES)]
+
+    def pooled(rows: Int64[Tensor, " n"]) -> dict[str, Float[Tensor, "n d"]]:
+        parts: dict[str, list[Tensor]] = {}
+        for batch in rows.split(BATCH):
+            clean = images[batch].float() / 255
+            pictures = [clean, *(reference.apply(clean, parameters[batch]) for parameters in copies)]
+            for number, each in enumerate(pictures):
+                parts.setdefault(f"copy {number}", []).append(pooled_target(model, each))
+        return {name: torch.cat(values) for name, values in parts.items()}
+
+    return list(sharing.each_by_rows(pooled, torch.arange(len(images))).values())
+
+
+def _parameters_of_copy(
+    reference: ActionSpace, kinds: Mapping[str, Corrupt], copy: int, count: int, seed: int
+) -> Parameters:
+    """How each of `count` training images is corrupted in a copy."""
     # Shuffled: labels may come round as regularly as the kinds.
-    rows = torch.from_numpy(permutation(seed, "undo copies", 0, len(clean)))
-    for copy in range(COPIES):
-        corrupted = clean.clone()
-        for number, corrupt in enumerate(kinds.values()):
-            mine = rows % len(kinds) == (number + copy) % len(kinds)
-            if mine.any():
-                corrupted[mine] = reference.apply(clean[mine], corrupt(int(mine.sum()), f"train {copy}"))
-        copies.append(pooled_target(model, corrupted))
-    return copies
+    rows = torch.from_numpy(permutation(seed, "undo copies", 0, count))
+    parameters = reference.neutral(count)
+    for number, corrupt in enumerate(kinds.values()):
+        mine = rows % len(kinds) == (number + copy) % len(kinds)
+        if mine.any():
+            part = corrupt(int(mine.sum()), f"train {copy}")
+            parameters.values[mine], parameters.applied[mine] = part.values, part.applied
+    return parameters
 
 
 def _undo_every_way(
@@ -340,5 +358,5 @@ def _undo_every_way(
 
 @torch.no_grad()
 def _encoded(model: ImageWorldModel, images: Float[Tensor, "n 3 s s"]) -> Tokens:
-    parts = [model.encode(part) for part in images.split(64)]
+    parts = [model.encode(part) for part in images.split(BATCH)]
     return Tokens(torch.cat([part.values for part in parts]), parts[0].grid)
