@@ -1,10 +1,13 @@
 """A dry run of a sweep names its cells and adds up their pretrainings."""
 
 import json
+import shutil
+import signal
 
 from conftest import pictures_file, tiny
 
 from iwm import cli
+from iwm.training.step import Training
 
 
 def test_cells_and_steps_and_nothing_written(tmp_path, monkeypatch, capsys):
@@ -36,6 +39,36 @@ def test_fewer_images_are_fewer_steps(tmp_path, monkeypatch, capsys):
     (metrics,) = tmp_path.glob("out/*/metrics.jsonl")
     last = [row["step"] for line in metrics.read_text().splitlines() if "step" in (row := json.loads(line))][-1]
     assert (plan["images"], plan["steps"]) == (24, last)
+    capsys.readouterr()
+    (run,) = (path.parent for path in tmp_path.glob("out/*/metrics.jsonl"))
+    shutil.rmtree(run / "checkpoints")  # a cell that is trained needs none
+    assert cli.main([*argv, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 0
+
+
+def test_a_cell_that_has_begun_goes_on_as_the_sweep_does(tmp_path, monkeypatch, capsys):
+    """On the images that were written for it, and without asking whether it may."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("iwm.recipe_book.get", lambda name: tiny(recipe=name))
+    source = str(pictures_file(tmp_path / "p.npz", labelled=True))
+    argv = ["sweep", "demo", "--data.source", source, "--out", "out", "--conditionings", "none", "--levels", "jitter"]
+    argv += ["--predictors", "1x32", "--images", "48", "--no-linear", "--attentive-epochs", "0", "--no-resume"]
+    argv += ["--finetune-epochs", "0", "--world-images", "8", "--bank", "4"]
+    real = Training.step
+
+    def stopping(self, batch):
+        if batch.step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "step", stopping)
+        assert cli.main(argv) == 130
+    capsys.readouterr()
+    assert cli.main([*argv, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["images"], plan["steps"]) == (48, 2)
+    assert cli.main(argv) == 0
 
 
 def test_tokens_that_cells_share_are_counted_once(tmp_path, monkeypatch, capsys):

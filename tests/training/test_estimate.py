@@ -1,5 +1,6 @@
 """What a dry run says of a pretraining is what the pretraining does, and it leaves nothing behind."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,27 @@ def test_it_refuses_what_training_refuses(settings, tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="is a file"):
         estimate.pretrain(settings)
+
+
+def test_it_refuses_a_folder_with_another_run_as_training_does(trained, tmp_path, monkeypatch):
+    chosen = trained_on(tiny(), source=str(tmp_path / "pictures.npz"), out=str(trained))
+    chosen = replace(chosen, optim=replace(chosen.optim, epochs=3))
+    wide = replace(chosen, encoder=replace(chosen.encoder, width=64))
+    cases = [(wide, r"holds a run with encoder\.width = 32, now it is 64")]
+    cases += [(with_run(chosen, resume=False), "already holds a run; give another --out")]
+    monkeypatch.chdir(tmp_path)
+    near = trained_on(chosen, source="pictures.npz", out="run")  # the same source, from another folder
+    assert estimate.pretrain(near)["steps_left"] == 4
+    for refused, said in cases:
+        for begin in (estimate.pretrain, loop.pretrain):
+            with pytest.raises(UserError, match=said):
+                begin(refused)
+    pictures_file(tmp_path / "pictures.npz", count=128)
+    with pytest.raises(UserError, match=r"was trained on 64 images, 'pictures' now holds 128"):
+        estimate.pretrain(chosen)
+    shutil.rmtree(trained / "checkpoints")
+    with pytest.raises(UserError, match="holds a run without its checkpoints"):
+        estimate.pretrain(chosen)
 
 
 def test_tokens_that_are_kept_are_counted(settings, tmp_path):

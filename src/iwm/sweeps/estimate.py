@@ -1,11 +1,14 @@
 """What a sweep would do and cost, said before it begins; nothing is written (`iwm sweep ... --dry-run`)."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from iwm.config import Config
 from iwm.runtime import pace
 from iwm.runtime.console import console
-from iwm.sweeps.study import Study
+from iwm.sweeps.axes import Cell
+from iwm.sweeps.study import Study, is_trained
 from iwm.sweeps.sweep import require_sense
 from iwm.training import estimate
 from iwm.verbs.sweep import Sweep
@@ -17,12 +20,15 @@ def sweep(o: Sweep) -> dict[str, Any]:
     require_sense(study)
     study.require_same()
     cells = [cell for cell in study.cells if o.cell in ("", cell.name) and not study.is_finished(cell)]
-    rows = []
+    rows, views = [], []
     for cell in cells:
-        out = str(study.run_of(cell).path)
-        rows.append(estimate.pretrain(replace(cell.settings, run=replace(cell.settings.run, out=out)), o.images))
+        settings, images = _pretraining(study, cell)
+        if is_trained(study.run_of(cell), settings):
+            console.print(f"{cell.name}: trained already", markup=False)
+            continue
+        rows.append(estimate.pretrain(settings, images))
+        views.append(repr((cell.settings.data, cell.settings.actions, cell.settings.encoder)))
         console.print(f"{cell.name}: {rows[-1]['steps_left']:,} steps, {rows[-1]['time']}", markup=False)
-    views = [repr((cell.settings.data, cell.settings.actions, cell.settings.encoder)) for cell in cells]
     tokens = {view: row.get("tokens_gb", 0) for view, row in zip(views, rows, strict=True)}  # cells share them
     seconds = [row["seconds"] for row in rows]
     known = None if None in seconds else sum(seconds)
@@ -37,3 +43,17 @@ def sweep(o: Sweep) -> dict[str, Any]:
         "measured": "pretraining alone; what the evaluations take comes on top",
         "writes": [f"{study.folder}/{name}" for name in ("runs", "sweep.json", "sweep.html")],
     }
+
+
+def _pretraining(study: Study, cell: Cell) -> tuple[Config, int]:
+    """The settings that a cell is pretrained with, and how many of their source's images (0: all).
+
+    Where the sweep takes some of the images, a cell that has begun names the file that it wrote them into.
+    """
+    run, images = study.run_of(cell), study.options.images
+    settings = replace(cell.settings, run=replace(cell.settings.run, out=str(run.path), resume=True))
+    if images and run.config.exists():
+        written = study.images_folder / Path(run.settings().data.source).name
+        if written.exists():
+            return replace(settings, data=replace(settings.data, source=str(written))), 0
+    return settings, images

@@ -55,6 +55,11 @@ class Study:
         return Path(self.base.run.out).expanduser()
 
     @property
+    def images_folder(self) -> Path:
+        """Where `prepare` writes a choice of images."""
+        return self.folder / "images"
+
+    @property
     def base(self) -> Config:
         """The settings that all cells of the grid share."""
         return self.options.settings
@@ -128,7 +133,7 @@ class Study:
 
     def prepare(self) -> "Study":
         """The same on the chosen images. Raises UserError when they, or a setting, will not do."""
-        o, folder = self.options, self.folder / "images"
+        o = self.options
         size, seed = self.base.data.image_size, self.base.run.seed
         source, val = self.base.data.source, o.val
         data = o.eval_data or source
@@ -139,10 +144,10 @@ class Study:
         files.require_writable(self.folder, "The sweep", "give another --out.")
         if any(o.eval_images):
             train_set, test_set, _ = open_splits(data, val, size=size)
-            data, val = subset.write(train_set, test_set, o.eval_images, size, seed, folder), ""
+            data, val = subset.write(train_set, test_set, o.eval_images, size, seed, self.images_folder), ""
         if o.images:
             train_set, test_set, _ = open_splits(source, size=size)
-            source = subset.write(train_set, test_set, (o.images, 1000), size, seed, folder)
+            source = subset.write(train_set, test_set, (o.images, 1000), size, seed, self.images_folder)
         return replace(self, source=source, data=data, val=val)
 
     def run_of(self, cell: Cell) -> RunFolder:

@@ -19,7 +19,7 @@ from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import pace
 from iwm.runtime.devices import Session
 from iwm.runtime.pace import Pace
-from iwm.training import checkpoint, loop, token_store
+from iwm.training import loop, token_store
 from iwm.training.schedule import Schedule
 from iwm.training.step import Training
 from iwm.training.token_training import keeps_tokens, tokens_folder
@@ -36,10 +36,10 @@ def pretrain(settings: config.Config, images: int = 0) -> dict[str, Any]:
     settings, run, source = loop.checked(settings)
     if images:
         source = share_of_each_class(source, images, settings.run.seed)
+    state = loop.newest_state(run, settings, source)
+    start = state.step if state else 0
     require_batch(settings.optim.batch_size, len(source), source.name)
     steps = Schedule(settings.optim, len(source) // settings.optim.batch_size).steps
-    there, _ = checkpoint.newest(run.checkpoints)
-    start = there.step if there else 0
     loop.require_steps_left(settings, run, start, steps)
     left = steps - start
     size = cost(settings)

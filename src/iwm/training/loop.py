@@ -62,8 +62,6 @@ def _pretrain_together(settings: config.Config, source: ImageSet | None, callbac
     check_callbacks(callbacks)
     leads = distributed.rank() == 0
     settings, run, images = checked(settings, source, leads)
-    # The source as anybody can find it again, from whatever folder the run is replayed or resumed.
-    settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
     lock = files.lock(run.training_lock, f"{run.path} is being trained") if leads else nullcontext()
     with lock, Session.open(settings.speed) as session, devices.kept_memory():
         _pretrain(settings, images, run, session, callbacks)
@@ -73,8 +71,9 @@ def _pretrain_together(settings: config.Config, source: ImageSet | None, callbac
 def checked(
     settings: config.Config, source: ImageSet | None = None, leads: bool = True
 ) -> tuple[config.Config, RunFolder, ImageSet]:
-    """The settings in full, the run's folder and the images, all fit for training; only the rank that `leads` looks
-    whether the folder can be written. Writes nothing. Raises UserError naming what does not fit."""
+    """The settings in full, with the source as anybody can find it again, the run's folder and the images, all fit for
+    training; only the rank that `leads` looks whether the folder can be written. Writes nothing. Raises UserError
+    naming what does not fit."""
     if not settings.run.out:
         raise UserError("Where should the run go? Give --out FOLDER.")
     run = RunFolder(Path(settings.run.out).expanduser())
@@ -90,14 +89,17 @@ def checked(
     if leads:
         trackers_of(settings.run.report_to)
         files.require_writable(run.path, "The run", "give another --out FOLDER.")
-    return settings, run, source or open_images(settings.data.source, "train", size=settings.data.image_size)
+    images = source or open_images(settings.data.source, "train", size=settings.data.image_size)
+    # From whatever folder the run is replayed or resumed.
+    settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
+    return settings, run, images
 
 
 def _pretrain(
     settings: config.Config, source: ImageSet, run: RunFolder, session: Session, own: Sequence[Any] = ()
 ) -> None:
     """Go on with the run or begin it, train it to the end, export the weights."""
-    state = _newest_state(run, settings, source)
+    state = newest_state(run, settings, source)
     start = state.step if state else 0
     require_batch(settings.optim.batch_size, len(source), source.name)
     require_steps_left(settings, run, start, Schedule(settings.optim, len(source) // settings.optim.batch_size).steps)
@@ -199,8 +201,9 @@ def what_the_ends_learn(settings: config.Config, model: ImageWorldModel) -> list
 # ---- beginning -----------------------------------------------------------------------------------------------------
 
 
-def _newest_state(run: RunFolder, settings: config.Config, source: ImageSet) -> Checkpoint | None:
-    """The checkpoint to go on from, None where the run begins. Raises UserError when the folder holds another run."""
+def newest_state(run: RunFolder, settings: config.Config, source: ImageSet) -> Checkpoint | None:
+    """The checkpoint to go on from, None where the run begins; `settings` are `checked`. Raises UserError when the
+    folder holds another run."""
     state, complaints = checkpoint.newest(run.checkpoints)
     for sentence in complaints:
         console.print(f"[yellow]{sentence} Going on from the one before.")
