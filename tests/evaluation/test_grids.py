@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from iwm.evaluation.grids import grid_ends, sentences
+from iwm.evaluation.grids import grid_ends, sentences, untried
 from iwm.evaluation.ritual import Evaluation, Outcome
 from iwm.evaluation.tasks import linear
 from iwm.evaluation.tasks.fitting import Learner, Samples, choose
@@ -55,6 +55,25 @@ def test_the_ritual_prints_what_the_result_holds(tmp_path: Path, capsys: pytest.
     )
     assert "The best l2 is the lowest of 1, 2" in capsys.readouterr().err.replace("\n", " ")
     assert json.loads(Path(content["path"]).read_text())["at_grid_end"] == {"l2": "lowest of 1, 2"}
+
+
+def test_where_nothing_can_be_tried_the_middle_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    assert untried(TRIED) == {"lr": 3e-3, "ratio": 0.1, "epochs": 2}
+    assert "too few to hold some out" in capsys.readouterr().err.replace("\n", " ")
+    assert untried([{"l2": 5.0}]) == {"l2": 5.0}
+    assert capsys.readouterr().err == "", "there was no choice"
+
+
+def test_a_training_with_one_image_a_class_takes_the_middle_rate() -> None:
+    samples = Samples(torch.eye(3)[None], torch.arange(3))
+
+    def make(choice: dict[str, float]) -> Learner:
+        head = torch.nn.Linear(3, 3)
+        return Learner(head, head, [{"params": list(head.parameters()), **choice}])
+
+    rates = [{"lr": lr} for lr in (1e-4, 1e-3, 1e-2)]
+    trained = choose(make, rates, samples, Schedule(epochs=1, clip=0), seed=0, session=CPU, title="")
+    assert (trained.choice, trained.tried, trained.at_grid_end) == ({"lr": 1e-3}, [], {})
 
 
 def test_a_training_whose_best_rate_is_the_highest_says_so() -> None:

@@ -7,14 +7,29 @@ nothing but ends.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from iwm.runtime.console import warn_once
+
+T = TypeVar("T", bound=float)
 KEY = "at_grid_end"
 
 
 def best_of(tried: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The first row with the highest accuracy on the tenth."""
     return max(tried, key=lambda row: row["tenth_top1"])
+
+
+def untried(grid: Sequence[Mapping[str, T]]) -> dict[str, T]:
+    """What is taken where no training image can be held out to choose by: the middle value of every setting of a grid,
+    of an even number the lower one. A warning says so, where there would have been a choice."""
+    if len(grid) > 1:
+        warn_once(
+            "The training images are too few to hold some out and choose settings by them, so the middle of every grid "
+            "is taken, untried; give two images of a class or more."
+        )
+    values = {name: sorted({row[name] for row in grid}) for name in grid[0]}
+    return {name: each[(len(each) - 1) // 2] for name, each in values.items()}
 
 
 def grid_ends(choice: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -36,7 +36,7 @@ from iwm.evaluation import grids
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder, identity_if_any, is_remote, load_model, plain_name, read_result
 from iwm.runtime import devices, drawing, fields, files, sharing
-from iwm.runtime.console import console, hushed, show, tables_are_printed
+from iwm.runtime.console import console, hushed, show, tables_are_printed, warnings_once
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.runtime.files import plain
@@ -196,7 +196,7 @@ def evaluation(verb: str, options: Options) -> Iterator[Evaluation]:
     Several ranks share its images (`iwm.runtime.sharing`); the first alone prints and writes. Raises UserError where
     its results could not be written.
     """
-    with Session.open(options.speed) as session:
+    with Session.open(options.speed) as session, warnings_once():
         work = Evaluation(verb, options.run, options.out, session, identity_if_any(options.run))
         mend = "give another --out FOLDER." if options.out else "give --out FOLDER."
         sharing.by_first(lambda: files.require_writable(work.folder.eval, f"Results of {options.run}", mend))

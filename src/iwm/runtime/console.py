@@ -42,6 +42,7 @@ console = _Console(stderr=False, highlight=False)
 _warnings = Console(stderr=True, highlight=False)
 """Where warnings go, so that standard output holds results alone."""
 
+_SENTENCES: ContextVar[set[str] | None] = ContextVar("sentences", default=None)
 _TABLES_PRINTED: ContextVar[bool] = ContextVar("tables_printed", default=True)
 
 
@@ -63,6 +64,26 @@ def hushed() -> Iterator[None]:
         yield
     finally:
         console.hushed = before
+
+
+@contextmanager
+def warnings_once() -> Iterator[None]:
+    """Meanwhile `warn_once` prints every sentence once."""
+    token = _SENTENCES.set(set()) if _SENTENCES.get() is None else None
+    try:
+        yield
+    finally:
+        if token:
+            _SENTENCES.reset(token)
+
+
+def warn_once(sentence: str) -> None:
+    """Print a warning, unless it was printed before in the same `warnings_once`."""
+    sentences = _SENTENCES.get()
+    if sentences is None or sentence not in sentences:
+        console.print(f"[yellow]{sentence}")
+    if sentences is not None:
+        sentences.add(sentence)
 
 
 def text_printed(printing: Callable[[], Any]) -> str:

@@ -14,6 +14,7 @@ from iwm.evaluation.tasks import linear
 from iwm.evaluation.tasks.fitting import accuracy
 from iwm.evaluation.tasks.linear import Regression, choose_l2, choose_ridge, fit_chosen, fit_linear, fit_ridge
 from iwm.runtime.randomness import permutation
+from iwm.verbs.probe import L2
 
 GRID = (1e-1, 1e-2, 1e-3)
 BEYOND = (10.0, 100.0, 1e-5, 1e-6, 1e-7, 1e-8)
@@ -184,6 +185,17 @@ def test_every_strength_is_measured_on_the_held_out_tenths(seed, tenths, monkeyp
     wanted = by_hand(train, labels, grid, seed, tenths)
     assert len(set(wanted.values())) > 1
     assert {row["l2"]: row["tenth_top1"] for row in found} == pytest.approx(wanted)
+
+
+def test_without_two_images_of_a_class_the_middle_of_the_grid_is_taken():
+    train, labels = torch.randn(4, 12, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    assert choose_l2(train, labels, 4, L2, 0, beyond=True) == []
+    assert torch.equal(fit_chosen(train, labels, 4, []).weight, fit_linear(train, labels, 4, 1e-3).weight)
+    own = fit_chosen(train, labels, 4, [], grid=(0.5,))
+    assert torch.equal(own.weight, fit_linear(train, labels, 4, 0.5).weight)
+    single = choose_ridge(train[:1], train[:1], 0)
+    assert torch.equal(single.weight, fit_ridge(train[:1], train[:1], 1e-2).weight)
+    assert single.weight.isfinite().all()
 
 
 def test_the_tenth_has_no_say_in_the_fit():

@@ -69,6 +69,22 @@ def test_a_probe_says_all_that_it_promises(run, source, kind):
     assert np.trace(content["confusion"]) / 160 == content["top1"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "chosen"), [("linear", {"l2": 1e-3}), ("attentive", {"lr": 3e-3}), ("knn", {"k": 3, "temperature": 0.07})]
+)
+def test_with_one_image_a_class_nothing_is_tried_and_one_warning_says_so(run, tmp_path, capsys, kind, chosen):
+    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "one.npz", images=images[:3], labels=np.arange(3))
+    np.savez(tmp_path / "val.npz", images=images[3:], labels=np.arange(3))
+    schedule = Schedule(epochs=1)
+    found = probe(run, str(tmp_path / "one.npz"), kind, val=str(tmp_path / "val.npz"), schedule=schedule)
+    assert (found["chosen"], found["tried"], found["random_encoder_chosen"]) == (chosen, [], chosen)
+    assert (found["raw_pixels_side"], found["raw_pixels_tried"]) == (8, [])
+    streams = capsys.readouterr()
+    assert " ".join(streams.err.split()).count("too few to hold some out") == 1
+    assert "tenth" not in streams.out
+
+
 def unbalanced(folder: Path) -> tuple[str, str]:
     """Of 100 named classes two occur: 30 and 10 training images, 12 and 8 test images."""
     paths = []

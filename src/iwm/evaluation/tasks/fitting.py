@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from iwm.data.crops import IGNORED
 from iwm.data.splits import tenth_of_each_class
-from iwm.evaluation.grids import grid_ends
+from iwm.evaluation.grids import grid_ends, untried
 from iwm.runtime import distributed, sharing
 from iwm.runtime.algebra import cosine
 from iwm.runtime.console import progress
@@ -346,6 +346,7 @@ def choose(
     from weights that have seen the tenth. Raises UserError when the chosen training diverges.
     """
     rest, tenth = search_rows(samples, schedule, seed)
+    grid = grid if len(tenth) else [untried(grid)]
     where: dict[str, Any] = {"seed": seed, "session": session}
 
     def trial(choice: dict[str, Any], caption: str) -> float:

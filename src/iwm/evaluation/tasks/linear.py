@@ -16,8 +16,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from iwm.data.splits import tenth_of_each_class, tenth_of_rows
-from iwm.evaluation.grids import best_of, grid_ends
+from iwm.evaluation.grids import best_of, grid_ends, untried
 from iwm.runtime.algebra import best_strength, ridge, search, standardisation
+from iwm.verbs.probe import L2
 
 
 def full_precision() -> torch.autocast:
@@ -167,8 +168,11 @@ def choose_l2(
     `beyond`, then for further ones as long as the best is an end of them (`iwm.runtime.algebra.search`).
 
     `values` may be several copies of the images, one after the other: no copy of a tenth's images is learned from.
+    Where no class has two images there is no tenth, and nothing is tried.
     """
     images = len(labels) // copies
+    if not len(tenth_of_each_class(labels[:images].cpu(), seed)[1]):
+        return []
     parts: list[tuple[Int64[Tensor, " m"], Regression, dict[float, Linear]]] = []
     for number in range(tenths_of(images)):
         rows = tenth_of_each_class(labels[:images].cpu(), seed, number)
@@ -192,18 +196,24 @@ def _of_copies(rows: Int64[Tensor, " r"], images: int, copies: int) -> Int64[Ten
     return torch.cat([rows + copy * images for copy in range(copies)])
 
 
+def chosen_l2(tried: Sequence[Mapping[str, Any]], grid: Sequence[float] = L2) -> float:
+    """The best of the strengths that `choose_l2` tried; the middle of its grid where it could try none."""
+    return best_of(tried)["l2"] if tried else untried([{"l2": l2} for l2 in grid])["l2"]
+
+
 def fit_chosen(
     values: Float[Tensor, "n d"],
     labels: Int64[Tensor, " n"],
     classes: int,
     tried: Sequence[Mapping[str, Any]],
     standardise: bool = True,
+    grid: Sequence[float] = L2,
 ) -> Linear:
-    """The fit to all images with the best of the strengths that `choose_l2` tried, by the way on which it was chosen:
-    from the strongest down, each solution starting the next. At weak penalties a fit from nothing would stop short of
-    where those of the choice have come."""
-    best = best_of(tried)["l2"]
-    strengths = sorted((row["l2"] for row in tried if row["l2"] >= best), reverse=True)
+    """The fit to all images with the best of the strengths that `choose_l2` tried (`chosen_l2`), by the way on which it
+    was chosen: from the strongest down, each solution starting the next. At weak penalties a fit from nothing would
+    stop short of where those of the choice have come."""
+    best = chosen_l2(tried, grid)
+    strengths = sorted({best, *(row["l2"] for row in tried if row["l2"] >= best)}, reverse=True)
     solution = Regression.of(values, labels, classes, standardise).path(strengths)[-1]
     return replace(solution, at_grid_end=grid_ends({"l2": best}, tried))
 
@@ -228,10 +238,14 @@ def choose_ridge(
     """Ridge regression whose strength is chosen by the squared error on a seeded tenth of the images, from RIDGE_GRID
     and beyond (`iwm.runtime.algebra.search`).
 
-    `image` says which of 0..m - 1 images a row is of, where images have several: all rows of one are on one side.
+    `image` says which of 0..m - 1 images a row is of, where images have several: all rows of one are on one side. Of a
+    single image nothing can be held out: the middle of the grid is taken.
     """
     image = torch.arange(len(values)) if image is None else image
-    sides = tenth_of_rows(int(image.max()) + 1, seed)
+    count = int(image.max()) + 1
+    if count == 1:
+        return fit_ridge(values, wanted, untried([{"l2": l2} for l2 in RIDGE_GRID])["l2"])
+    sides = tenth_of_rows(count, seed)
     rest, tenth = (torch.isin(image, side).nonzero()[:, 0].to(values.device) for side in sides)
 
     def error(l2: float) -> float:

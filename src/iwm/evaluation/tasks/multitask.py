@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from iwm.data.sources import LabelledSplits, labelled_splits
 from iwm.evaluation import ritual
-from iwm.evaluation.grids import grid_ends
+from iwm.evaluation.grids import grid_ends, untried
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks import features, fitting
 from iwm.evaluation.tasks.classifier import Classifier, save_tasks
@@ -241,22 +241,23 @@ class Training:
         """Choose learning rates on a tenth of every task and train."""
         schedule = self.settings.schedule
         split = {task.name: fitting.search_rows(task.work.samples, schedule, self.settings.seed) for task in self.among}
+        rests, tenths = ({name: rows[side] for name, rows in split.items()} for side in (0, 1))
 
         def trial(choice: dict[str, Any], title: str) -> float:
-            rests = {name: rest for name, (rest, _) in split.items()}
             classifiers, _ = self._fit(choice, schedule.search, rests, title)
             right = []
             for task, classifier in zip(self.tasks, classifiers, strict=True):
-                _, tenth = split[task.name]
-                guesses = task.work.guess(classifier, task.work.samples.plain(tenth))
-                right.append(accuracy(guesses, task.work.samples.labels[tenth]))
+                if len(tenth := tenths[task.name]):
+                    guesses = task.work.guess(classifier, task.work.samples.plain(tenth))
+                    right.append(accuracy(guesses, task.work.samples.labels[tenth]))
             return sum(right) / len(right)
 
         def train(choice: dict[str, Any]) -> tuple[list[Classifier], int]:
             everything = {task.name: torch.arange(len(task.work.samples.labels)) for task in self.among}
             return self._fit(choice, schedule.epochs, everything, self.title)
 
-        grid = grid_of(self.settings)
+        grid, judged = grid_of(self.settings), any(len(tenths[task.name]) for task in self.tasks)
+        grid = grid if judged else [untried(grid)]
         (classifiers, steps), choice, tried = fitting.search_and_train(grid, trial, train, schedule, self.title)
         return Tuned(classifiers, choice, tried, steps)
 

@@ -17,6 +17,7 @@ A kind is a class in the table PROBES; `register_probe` adds one of your own, wh
     register_probe(Nearest)
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -31,7 +32,7 @@ from iwm.evaluation.grids import best_of, grid_ends
 from iwm.evaluation.tasks.classifier import AttentiveHead
 from iwm.evaluation.tasks.features import Pooling
 from iwm.evaluation.tasks.fitting import Learner, Samples, accuracy, choose, decay_groups, logits_of
-from iwm.evaluation.tasks.linear import choose_l2, fit_chosen, tenths_of
+from iwm.evaluation.tasks.linear import choose_l2, chosen_l2, fit_chosen, tenths_of
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.runtime.registry import Registry
@@ -102,8 +103,11 @@ class FeatureProbe:
     def on_tenth(
         self, values: Float[Tensor, "n *t d"], labels: Int64[Tensor, " n"], classes: int
     ) -> tuple[float, list[dict[str, Any]]]:
-        """Accuracy on a seeded tenth of the training images after a fit to the rest, and everything tried."""
+        """Accuracy on a seeded tenth of the training images after a fit to the rest, and everything tried; NaN and
+        nothing where no class has two images."""
         rest, tenth = tenth_of_each_class(labels, self.settings.seed)
+        if not len(tenth):
+            return math.nan, []
         answer = self.evaluate(values[rest], labels[rest], values[tenth], classes)
         return accuracy(answer.logits, labels[tenth]), []
 
@@ -153,15 +157,16 @@ class LinearProbe(FeatureProbe):
     ) -> Answer:
         train, labels, test = (values.to(self.session.device) for values in (train, labels, test))
         tried = list(tried) or self.on_tenth(train, labels, classes)[1]
-        weights = fit_chosen(train, labels, classes, tried, self.settings.standardise)
-        return Answer(weights.logits(test).cpu(), {"l2": best_of(tried)["l2"]}, tried)
+        s = self.settings
+        weights = fit_chosen(train, labels, classes, tried, s.standardise, s.l2)
+        return Answer(weights.logits(test).cpu(), {"l2": chosen_l2(tried, s.l2)}, tried)
 
     def on_tenth(
         self, values: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int
     ) -> tuple[float, list[dict[str, Any]]]:
         s = self.settings
         tried = choose_l2(values, labels, classes, s.l2, s.seed, s.standardise, beyond=tuple(s.l2) == L2)
-        return best_of(tried)["tenth_top1"], tried
+        return best_of(tried)["tenth_top1"] if tried else math.nan, tried
 
 
 class AttentiveProbe(FeatureProbe):

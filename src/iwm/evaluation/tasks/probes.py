@@ -5,6 +5,7 @@ small set on several (`linear.tenths_of`), and then fitted to all of them; the t
 end. `probe_kinds` has the kinds.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from iwm.data.image_sets import require_labels
 from iwm.data.sources import LabelledSplits, labelled_splits
 from iwm.evaluation import ritual
-from iwm.evaluation.grids import grid_ends
+from iwm.evaluation.grids import best_of, grid_ends, untried
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks import features, instance
 from iwm.evaluation.tasks.features import RAW_SIZES, FrozenEncoder, Labelled, RawPixels
@@ -178,7 +179,10 @@ def sentence_of_draws(content: Mapping[str, Any]) -> str:
     tenth = f"the {content['tenths']} tenths" if several else "the tenth"
     tenth += f" of the training images that choose{'' if several else 's'} "
     words = DRAWS | {"tenth": tenth + ("settings" if content.get("tried") else "the size of the raw pixels")}
-    parts = [f"{words.get(name, name.replace('_', ' '))} (seed {seed})" for name, seed in content["seeds"].items()]
+    seeds = dict(content["seeds"])
+    if not content.get("tried") and not content.get("raw_pixels_tried"):
+        seeds.pop("tenth", None)  # it was not needed, or could not be held out
+    parts = [f"{words.get(name, name.replace('_', ' '))} (seed {seed})" for name, seed in seeds.items()]
     return f"Drawn at random: {', '.join(parts)}." if parts else ""
 
 
@@ -267,9 +271,11 @@ def raw_pixels_of(
     """`raw_pixels` on pixels already at hand, one size a feature."""
     way = probe_of(settings, session)
     tenths = [way.on_tenth(values, train.labels, classes) for values in train.features]
-    best = max(range(len(sizes)), key=lambda number: tenths[number][0])
-    answer = way.evaluate(train.features[best], train.labels, test.features[best], classes, tenths[best][1])
     rows = [{"side": s.side, "tenth_top1": t[0]} for s, t in zip(sizes, tenths, strict=True)]
+    rows = [row for row in rows if not math.isnan(row["tenth_top1"])]  # none where there is no tenth
+    sides = [size.side for size in sizes]
+    best = sides.index(best_of(rows)["side"] if rows else untried([{"side": side} for side in sides])["side"])
+    answer = way.evaluate(train.features[best], train.labels, test.features[best], classes, tenths[best][1])
     return {
         "raw_pixels_top1": accuracy(answer.logits, test.labels),
         "raw_pixels_side": sizes[best].side,
