@@ -173,6 +173,22 @@ def test_the_last_block_has_several_names(layer):
         start_from_run(ImageWorldModel(with_encoder(layer=one)), ImageWorldModel(with_encoder(layer=two)), "RUN")
 
 
+@pytest.mark.parametrize("weights", [(0.0, 1.0), (1.0, 0.0), (1.0, 2.0)])
+def test_a_projector_that_one_side_lacks_is_left_out(weights):
+    """It is of no use after training; where both have one it goes on."""
+    objectives = [config.Objective(target_norm="batch", invariance_weight=w, projector_dim=8) for w in weights]
+    run, model = (ImageWorldModel(tiny(objective=objective)) for objective in objectives)
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    start_from_run(model, run, "RUN")
+    theirs = run.state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, theirs.get(name, fresh[name])), name
+    wider = replace(objectives[1], projector_dim=16)
+    if all(weights):
+        with pytest.raises(UserError, match="size mismatch for invariance"):
+            start_from_run(ImageWorldModel(tiny(objective=wider)), run, "RUN")
+
+
 def test_a_run_that_predicts_a_change_asks_for_it():
     changes = tiny(predictor=replace(tiny().predictor, residual=True))
     with pytest.raises(UserError, match=r"trained to predict a change of its tokens; add --predictor\.residual"):

@@ -22,6 +22,7 @@ from iwm.model import checkpoint_layouts
 from iwm.model.architecture import described, parsed, timm_model, written
 from iwm.model.encoder import Encoder
 from iwm.model.foreign_encoder import ForeignEncoder, stands_still
+from iwm.model.objectives.invariance import PROJECTOR
 from iwm.model.objectives.objective import ModelParts
 from iwm.model.vit import Grid
 from iwm.model.world_model import ImageWorldModel
@@ -224,13 +225,17 @@ def start_from_run(model: ImageWorldModel, other: ImageWorldModel, name: str) ->
     """Copy the weights of another world model, called `name`, into `model`, in place.
 
     Its image size may differ: the encoders' positions are resampled, as wherever a model is shown images of another
-    size; the predictor's are computed from the grid. Raises UserError where other settings lie behind the weights,
-    those that no weight shows among them.
+    size; the predictor's are computed from the grid. One of the two may lack the projector of
+    objective.invariance_weight: `model` then keeps its own, or has none. Raises UserError where other settings lie
+    behind the weights, those that no weight shows among them.
     """
     _require_same_settings(model, other, name)
     if stands_still(model.settings.encoder):
         _require_same_still_encoder(model, other, name)
     state = other.state_dict()
+    theirs, fresh = _projector(state), _projector(model.state_dict())
+    if theirs.keys() != fresh.keys():  # one of the two has none
+        state = {key: value for key, value in state.items() if key not in theirs} | fresh
     own = () if model.settings.encoder.name else ("encoder.pos_embed", "target_encoder.pos_embed")
     for part in own:  # an encoder of others resamples its positions by itself
         state[part] = _on_grid(state[part], other.grid, model.grid)
@@ -239,6 +244,11 @@ def start_from_run(model: ImageWorldModel, other: ImageWorldModel, name: str) ->
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise UserError(f"The weights of {name} do not fit these settings ({reason}); use the same sizes.") from None
+
+
+def _projector(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of a model's state is the projector of objective.invariance_weight."""
+    return {key: value for key, value in state.items() if key.startswith(f"{PROJECTOR}.")}
 
 
 def _on_grid(positions: Float[Tensor, "1 n d"], old: Grid, new: Grid) -> Float[Tensor, "1 m d"]:

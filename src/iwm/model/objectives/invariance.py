@@ -19,6 +19,8 @@ from iwm.config import Config
 from iwm.model.objectives.projector import mlp
 from iwm.model.objectives.spread import variance_covariance
 
+PROJECTOR = "invariance"
+"""The projector's name in a model. Only training uses it."""
 EXPANSION = 4
 """Hidden width of the projector g over the encoder's."""
 COVARIANCE = 1 / 25

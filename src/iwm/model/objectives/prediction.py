@@ -114,7 +114,7 @@ class PatchPrediction(Objective):
     # ---- training ----------------------------------------------------------------------------------------------
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"invariance": invariance.projector_of(self.settings)} if self._is_invariant else {}
+        return {invariance.PROJECTOR: invariance.projector_of(self.settings)} if self._is_invariant else {}
 
     @property
     def _is_invariant(self) -> bool:
@@ -148,7 +148,7 @@ class PatchPrediction(Objective):
         total = loss + self.spread(context, masks, raw.shape[1])
         if last is None:
             return Output(total, loss, prediction, target)
-        projector = model.get_submodule("invariance")
+        projector = model.get_submodule(invariance.PROJECTOR)
         term = invariance.vicreg(*(projector(tokens.mean(dim=1)) for tokens in last))
         return Output(total + self.settings.objective.invariance_weight * term, loss, prediction, target, term)
 
