@@ -13,6 +13,7 @@ from conftest import pictures_file, tiny
 from tiny_encoders import SIZES
 
 from iwm import config, run_folder
+from iwm.data import loader as pictures
 from iwm.data.sources import open_images
 from iwm.model.pretrained import start_from_run
 from iwm.model.world_model import ImageWorldModel
@@ -181,6 +182,21 @@ def test_pairs_are_of_one_crop_and_their_action_is_known(tmp_path):
             torch.testing.assert_close(action, between[0])
             seen.add((first, second))
     assert len(seen) > 6
+
+
+def test_an_epochs_order_is_drawn_once_and_shows_every_image(tmp_path, monkeypatch):
+    """Of a million images a draw takes longer than a step."""
+    chosen = with_encoder(settings(tmp_path, "tiny_registers"))
+    source = open_images(chosen.data.source, "train", size=32)
+    _, loader = token_training.begin(chosen, source, tmp_path / "run", CPU)
+    draws, real = [], pictures.permutation
+    monkeypatch.setattr(pictures, "permutation", lambda *of: draws.append(of) or real(*of))
+    pictures.order_of_epoch.cache_clear()
+    steps = loader.steps_per_epoch
+    rows = np.concatenate([loader.pairs(step).indices for step in range(2 * steps)])
+    assert len(draws) == 2
+    assert sorted(rows[:64]) == sorted(rows[64:]) == list(range(64))
+    assert not np.array_equal(rows[:64], rows[64:])
 
 
 def test_settings_that_do_not_go_together_are_refused(tmp_path):

@@ -219,7 +219,7 @@ class _Maker(Dataset[Part]):
         step, chunk = task
         epoch, batch = divmod(step, self.steps_per_epoch)
         places = batch * self.batch_size + self.places[chunk * CHUNK : (chunk + 1) * CHUNK]
-        wanted = _order(self.seed, epoch, len(self.images))[places]
+        wanted = order_of_epoch(self.seed, epoch, len(self.images))[places]
         if self.resident:
             return self._part(step, self.resident.next_whole(wanted), [], self.resident.crops)
         broken: list[BrokenImage] = []
@@ -262,7 +262,8 @@ class _Maker(Dataset[Part]):
 
 
 @lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " n"]:
+def order_of_epoch(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " n"]:
+    """The order in which an epoch of pretraining shows so many images, drawn once for all its steps."""
     return permutation(seed, "order", epoch, count)
 
 

@@ -19,7 +19,7 @@ from iwm import config
 from iwm.actions.action_space import Parameters
 from iwm.actions.views import TokenViews
 from iwm.data.image_sets import ImageSet, require_batch
-from iwm.data.loader import Batch
+from iwm.data.loader import Batch, order_of_epoch
 from iwm.model import pretrained
 from iwm.model.foreign_encoder import stands_still
 from iwm.model.masks import is_whole
@@ -27,7 +27,7 @@ from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import devices, distributed
 from iwm.runtime.devices import Session
-from iwm.runtime.randomness import permutation, uniforms
+from iwm.runtime.randomness import uniforms
 from iwm.training import checkpoint, step, token_store
 from iwm.training.checkpoint import Checkpoint
 from iwm.training.step import Part, Training
@@ -82,7 +82,7 @@ class TokenLoader:
         """The pairs of one step: rows in an order of the epoch's own, crop, source and target drawn for each."""
         seed, size = self.settings.run.seed, self.settings.optim.batch_size
         epoch, batch = divmod(step, self.steps_per_epoch)
-        rows = permutation(seed, "order", epoch, len(self.store))[batch * size + self.places]
+        rows = order_of_epoch(seed, epoch, len(self.store))[batch * size + self.places]
         plan, images = self.store.plan, self.store.images[rows]
         numbers = uniforms(seed, "pairs", step, images, 3)
         crops = (numbers[:, 0] * plan.crops).astype(np.int64)
