@@ -1,4 +1,5 @@
-from dataclasses import replace
+import math
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,23 @@ def test_the_papers_recipe_is_untouched():
         36,
         512,
     )
+
+
+def test_no_setting_may_be_nan_or_infinite():
+    """Training would find no step finite, and stop as diverged."""
+    whole, seen = config.Config(), []
+    for group in (field.name for field in fields(whole) if is_dataclass(getattr(whole, field.name))):
+        settings = getattr(whole, group)
+        for name in (field.name for field in fields(settings)):
+            numbers = value if isinstance(value := getattr(settings, name), tuple) else (value,)
+            if not isinstance(numbers[0], float):
+                continue
+            for wrong in (math.nan, math.inf):
+                given = (*numbers[1:], wrong) if isinstance(value, tuple) else wrong
+                with pytest.raises(UserError, match=rf"^{group}\.{name} is .*{wrong}.* give"):
+                    config.check_bounds(replace(whole, **{group: replace(settings, **{name: given})}))
+            seen.append(f"{group}.{name}")
+    assert {"encoder.mean", "objective.temperature", "optim.lr", "optim.ema", "views.blur"} <= set(seen)
 
 
 def test_an_unknown_recipe_is_named_with_its_neighbour():

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Fixed, Positional, Suppress, arg
 
 from iwm.runtime import renames, settings_file
-from iwm.runtime.bounds import Above, Area, AtLeast, DeviceName, Fraction, Rising, Seed, check
+from iwm.runtime.bounds import Above, Area, AtLeast, DeviceName, Finite, Fraction, Rising, Seed, check
 from iwm.runtime.fields import from_dict, to_dict, with_paths_as_text
 from iwm.runtime.renames import Rename
 
@@ -156,7 +156,7 @@ class Encoder:
     """Learned tokens that take part in attention beside the patches, and are left out after it (Darcet et al. 2024)."""
     init: Literal["trunc_normal", "xavier"] = "trunc_normal"
     """trunc_normal: standard deviation 0.02 (ViT-B and wider); xavier: keeps the signal at small widths."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: Annotated[tuple[float, float, float], Finite()] = (0.485, 0.456, 0.406)
     """Mean of red, green and blue that is subtracted from the pixels, in [0, 1]."""
     std: Annotated[tuple[float, float, float], Above(0)] = (0.229, 0.224, 0.225)
     """Standard deviation by which the pixels are then divided."""
@@ -209,7 +209,7 @@ class Objective:
     with an earlier encoder.layer the dial from equivariant (0) to invariant."""
     invariance: Literal["contrastive", "regression"] = "contrastive"
     """joint: InfoNCE among the images of a batch (MoCo v3), or regression of the other view (BYOL)."""
-    temperature: float = 0.2
+    temperature: Annotated[float, Above(0)] = 0.2
     """joint, contrastive: what cosine similarities are divided by."""
     projector_width: Annotated[int, AtLeast(1)] = 4096
     """joint: hidden width of projector and predictor MLP."""

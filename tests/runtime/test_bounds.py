@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from iwm.runtime.bounds import Above, Area, AtLeast, Fraction, Positives, Rising, Seed, check
+from iwm.runtime.bounds import Above, Area, AtLeast, Finite, Fraction, Positives, Rising, Seed, check
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import uniforms
 
@@ -24,6 +24,7 @@ class Options:
     counts: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     share: Annotated[float, Fraction(above_zero=True)] = 1.0
     std: Annotated[tuple[float, float], Above(0)] = (1.0, 1.0)
+    mean: Annotated[tuple[float, float], Finite()] = (0.0, -1.0)
     seed: Annotated[int, Seed()] = 0
     name: str = field(default="")
 
@@ -54,6 +55,8 @@ class Further(Options):
         ({"share": 1.5}, "--share 1.5: give a number above 0, up to 1."),
         ({"std": (1.0, 0.0)}, "--std 1.0 0.0: give numbers above 0."),
         ({"std": (math.inf, 1.0)}, "--std inf 1.0: give numbers above 0."),
+        ({"mean": (math.nan, 1.0)}, "--mean nan 1.0: give finite numbers."),
+        ({"mean": (1.0, -math.inf)}, "--mean 1.0 -inf: give finite numbers."),
         ({"seed": -1}, "--seed -1: give 0 or more."),
         ({"seed": 2**62}, "--seed 4611686018427387904: give less than 2**62 (4611686018427387904)."),
     ],

@@ -33,6 +33,15 @@ class AtLeast(Bound):
 
 
 @dataclass(frozen=True)
+class Finite(Bound):
+    """Finite numbers."""
+
+    def mend(self, *values: float) -> str:
+        fits = all(map(math.isfinite, values))
+        return "" if fits else f"give {_numbers('a finite number', 'finite numbers', values)}"
+
+
+@dataclass(frozen=True)
 class Fraction(Bound):
     """Numbers from 0 to 1; without 0 (`above_zero`), without 1 (`below_one`)."""
 

@@ -111,8 +111,6 @@ class Joint(Objective):
             raise UserError(
                 f"objective.kind joint trains the encoder, and here it stands still; give encoder.train {kinds}."
             )
-        if not s.temperature > 0:
-            raise UserError(f"objective.temperature is {s.temperature}; give a number above 0.")
         if settings.optim.batch_size < 2 * settings.optim.accumulate:
             raise UserError(
                 "objective.kind joint compares images with one another: optim.batch_size must be at least twice "
