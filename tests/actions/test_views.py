@@ -90,9 +90,13 @@ def test_deterministic_and_independent_of_the_batch(crops):
         torch.testing.assert_close(alone.target[0], views.target[place], atol=2e-6, rtol=0)
 
 
+def independent(actions: config.Actions, **views) -> config.Config:
+    return config.Config(actions=actions, views=config.Views(geometry="independent", **views))
+
+
 def test_independent_views_have_their_own_crops_and_probabilities(crops):
-    cfg = config.Views(geometry="independent")
-    space = ActionSpace.from_config(config.Actions(jitter_probability=0.8), 16)
+    cfg = independent(config.Actions(jitter_probability=0.8))
+    space = ActionSpace.from_config(cfg.actions, 16)
     others, many = crops.flip(0), np.arange(96)
     found = [make_independent_views(crops, others, space, cfg, 0, step, many, "cpu") for step in range(20)]
     for view, wanted in (("source", (0.2, 1.0, 0.0)), ("target", (0.2, 0.1, 0.2))):
@@ -103,11 +107,26 @@ def test_independent_views_have_their_own_crops_and_probabilities(crops):
     again = make_independent_views(crops[5:9], others[5:9], space, cfg, 0, 3, many[5:9], "cpu")
     torch.testing.assert_close(again.source, found[3].source[5:9])
     torch.testing.assert_close(again.target, found[3].target[5:9])
-    plain = config.Views(geometry="independent", blur=(0, 0), solarize=(0, 0))
-    still = ActionSpace.from_config(config.Actions(level="jitter", jitter_probability=0, grayscale=0), 16)
+    plain = independent(config.Actions(jitter_probability=0, grayscale=0), blur=(0, 0), solarize=(0, 0))
+    still = ActionSpace.from_config(plain.actions, 16)
     views = make_independent_views(crops, others, still, plain, 0, 0, many, "cpu")
     assert torch.equal(views.source, crops / 255)
     assert torch.equal(views.target, others / 255)
+
+
+def test_independent_views_of_level_jitter_are_not_destroyed(crops):
+    """The default blur of independent views is certain on the source."""
+    cfg = independent(config.Actions(level="jitter", jitter_probability=1.0))
+    space, indices = ActionSpace.from_config(cfg.actions, 16), np.arange(96)
+    views = make_independent_views(crops, crops.flip(0), space, cfg, 0, 3, indices, "cpu")
+    for parameters in (views.source_parameters, views.target_parameters):
+        assert not parameters.applied[:, DESTRUCTIVE].any()
+        assert parameters.applied[:, :4].all()
+    still = independent(config.Actions(level="jitter", jitter_probability=0))
+    space = ActionSpace.from_config(still.actions, 16)
+    views = make_independent_views(crops, crops.flip(0), space, still, 0, 3, indices, "cpu")
+    assert torch.equal(views.source, crops / 255)
+    assert torch.equal(views.target, crops.flip(0) / 255)
 
 
 @pytest.mark.parametrize(

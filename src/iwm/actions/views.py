@@ -120,7 +120,7 @@ def make_independent_views(
     crops: UInt8[Tensor, "b 3 h w"],
     others: UInt8[Tensor, "b 3 h w"],
     space: ActionSpace,
-    cfg: config.Views,
+    cfg: config.Config,
     seed: int,
     step: int,
     indices: Int64[np.ndarray, " b"],
@@ -128,7 +128,8 @@ def make_independent_views(
 ) -> Views:
     """Views of two crops of each image, a pure function of the pixels and (seed, step, index); the action is null.
 
-    Both carry every transformation of the space, with its probability, blur and solarize with those of `cfg`.
+    Both carry every transformation of the space, with its probability, blur and solarize with those of `cfg.views`,
+    which actions.level jitter leaves at 0.
     """
     source, target = _every(space, cfg, 0), _every(space, cfg, 1)
     parameters = source.sample(seed, step, indices, "source"), target.sample(seed, step, indices, "target")
@@ -137,8 +138,9 @@ def make_independent_views(
     return Views(source.apply(first, parameters[0]), target.apply(second, parameters[1]), action, indices, *parameters)
 
 
-def _every(space: ActionSpace, cfg: config.Views, view: int) -> ActionSpace:
+def _every(space: ActionSpace, cfg: config.Config, view: int) -> ActionSpace:
     """The space as one of two independent views has it: nothing is left to the source alone."""
-    own = {"blur": cfg.blur[view], "solarize": cfg.solarize[view]}
+    destroys = cfg.actions.level != "jitter"
+    own = {"blur": cfg.views.blur[view], "solarize": cfg.views.solarize[view]} if destroys else {}
     changed = tuple(replace(t, both=True, probability=own.get(t.name, t.probability)) for t in space.transformations)
     return replace(space, transformations=changed)

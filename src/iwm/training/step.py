@@ -128,7 +128,7 @@ class Training:
         s, space = self.settings, self.model.space
         (first, other), device = crops, self.session.device
         if other is not None:
-            return make_independent_views(first, other, space, s.views, s.run.seed, step, indices, device)
+            return make_independent_views(first, other, space, s, s.run.seed, step, indices, device)
         clean, sources = is_whole(s.masks, step), source_count(s.masks, step)
         return make_views(first, space, s.actions, s.run.seed, step, indices, device, clean=clean, sources=sources)
 
