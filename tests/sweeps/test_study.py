@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import pictures_file, tiny, with_run
@@ -188,6 +189,21 @@ def test_a_cell_is_finished_only_when_it_is_trained(prepared, done):
     weights.export(ImageWorldModel(with_run(cell.settings, seed=1)), folder.model)
     assert prepared.run(cell), "another training lies there"
     assert done[4:] == ["train"]
+
+
+def test_what_was_measured_on_other_images_is_measured_again(prepared, done):
+    (cell,) = prepared.cells
+    prepared.run(cell)
+    assert prepared.prepare().is_finished(cell)
+    record = prepared.record(cell)
+    arrays = dict(np.load(prepared.data))
+    np.savez(prepared.data, **arrays | {"images": arrays["images"] // 2})
+    changed = prepared.prepare()
+    assert changed.row(cell)["state"] == "partial"
+    for name, answer in record.items():  # as they were before a mark knew the files
+        answer["asked"] = changed.marks(cell, name)[1]
+    (prepared.run_of(cell).path / "cell.json").write_text(json.dumps(record))
+    assert changed.row(cell)["state"] == "finished"
 
 
 def in_precision(study: Study, precision: str) -> Study:

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from iwm import verbs
 from iwm.config import LATER, Config
+from iwm.data.file_states import files_mark
 from iwm.data.sources import labelled_splits, open_splits, source_identity
 from iwm.evaluation import ritual
 from iwm.model import weights
@@ -49,6 +50,8 @@ class Study:
     data: str = ""
     """What is measured on."""
     val: str = ""
+    data_mark: str = ""
+    """Mark of the files that is measured on; empty for a choice of images of the sweep's own, whose name tells."""
 
     @property
     def folder(self) -> Path:
@@ -142,13 +145,14 @@ class Study:
         if o.needs_labels:
             labelled_splits(data, val, size=size)
         files.require_writable(self.folder, "The sweep", "give another --out.")
+        train_set, test_set, _ = open_splits(data, val, size=size)
+        mark = "" if any(o.eval_images) else files_mark(train_set, test_set)
         if any(o.eval_images):
-            train_set, test_set, _ = open_splits(data, val, size=size)
             data, val = subset.write(train_set, test_set, o.eval_images, size, seed, self.images_folder), ""
         if o.images:
             train_set, test_set, _ = open_splits(source, size=size)
             source = subset.write(train_set, test_set, (o.images, 1000), size, seed, self.images_folder)
-        return replace(self, source=source, data=data, val=val)
+        return replace(self, source=source, data=data, val=val, data_mark=mark)
 
     def run_of(self, cell: Cell) -> RunFolder:
         return RunFolder(self.folder / cell.name)
@@ -158,10 +162,13 @@ class Study:
         every = self.options.evaluations(controls=cell == self.cells[0])
         return {name: how for name, how in every.items() if cell.predicts or name not in measurement.NEEDS_PREDICTOR}
 
-    def mark(self, cell: Cell, name: str) -> str:
-        """Fingerprint of all that one evaluation's number depends on."""
+    def marks(self, cell: Cell, name: str) -> tuple[str, str]:
+        """Fingerprints of all that one evaluation's number depends on: the present one, and that of older sweeps, which
+        did not know the files that the images lie in."""
         where = {"data": source_identity(self.data), "val": source_identity(self.val) if self.val else ""}
-        return ritual.fingerprint({"pretraining": learned(cell.settings), name: self.evaluations(cell)[name], **where})
+        asked = {"pretraining": learned(cell.settings), name: self.evaluations(cell)[name], **where}
+        present = asked | ({"files": self.data_mark} if self.data_mark else {})
+        return ritual.fingerprint(present), ritual.fingerprint(asked)
 
     def record(self, cell: Cell) -> dict[str, Any]:
         """DIR/CELL/cell.json: by evaluation, which question was put ("asked") and which result answers it."""
@@ -187,7 +194,7 @@ class Study:
             name: there[answer["result"]]
             for name, answer in answers.items()
             if isinstance(answer, dict)
-            and answer.get("asked") == self.mark(cell, name)
+            and answer.get("asked") in self.marks(cell, name)
             and answer.get("result") in there
             and wish in ("auto", there[answer["result"]].get("precision", wish))
         }
@@ -226,7 +233,7 @@ class Study:
         for name, how in self.evaluations(cell).items():
             if name in self.results(cell):
                 continue
-            answer: dict[str, Any] = {"asked": self.mark(cell, name)}
+            answer: dict[str, Any] = {"asked": self.marks(cell, name)[0]}
             try:
                 result = measurement.measure(name, str(folder.path), self.data, self.val, settings, how)
                 answer["result"] = result["fingerprint"]

@@ -1,44 +1,97 @@
 """A seeded choice of a source's images, kept as an .npz that is a source itself."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 
 from iwm.data.decode import BrokenImage
+from iwm.data.file_states import changed_since, files_mark
 from iwm.data.image_sets import ImageSet
 from iwm.data.loader import load_all
 from iwm.data.splits import share_of_each_class
 from iwm.evaluation import ritual
 from iwm.run_folder import plain_name
 from iwm.runtime import files
+from iwm.runtime.console import console
 
 
 def write(train_set: ImageSet, test_set: ImageSet, counts: tuple[int, int], size: int, seed: int, folder: Path) -> str:
     """Write a seeded choice of both splits, evenly from all classes, as an .npz in `folder`; returns its path.
 
     Counts of 0 keep all. Pictures are squared at twice `size` where they are that large: a random crop of 0.3 of the
-    area is then not enlarged.
+    area is then not enlarged. An .npz of before is taken again unless its images have changed since; then the present
+    ones get a name of their own.
     """
     chosen = [
         share_of_each_class(images, count, seed) for images, count in zip((train_set, test_set), counts, strict=True)
     ]
     side = max(size, min(2 * size, *_dimensions(train_set)))
     paths = [images.path(0) for images in (train_set, test_set)]
-    mark = ritual.fingerprint({"paths": paths, "side": side, "seed": seed, "all": [len(train_set), len(test_set)]})
-    path = folder / f"{plain_name(train_set.name)}-{len(chosen[0])}x{len(chosen[1])}-{mark[:6]}.npz"
-    if path.exists():
-        return str(path)
+    settings = {"paths": paths, "side": side, "seed": seed, "all": [len(train_set), len(test_set)]}
+    files_now = files_mark(*chosen)
+    first, own = (
+        folder / f"{plain_name(train_set.name)}-{len(chosen[0])}x{len(chosen[1])}-{ritual.fingerprint(how)[:6]}.npz"
+        for how in (settings, settings | {"files": files_now})
+    )
+    if own.exists():
+        return str(own)
+    if first.exists() and _is_of(first, files_now, chosen):
+        return str(first)
+    arrays = _arrays(chosen, side)
+    if first.exists() and not _holds(first, arrays):
+        console.print(
+            f"[yellow]The images of {escape(train_set.name)} have changed since {escape(str(first))} was written; the "
+            f"present ones are in {escape(own.name)}.",
+            soft_wrap=True,
+        )
+        return str(_save(own, arrays))
+    if not first.exists():
+        _save(first, arrays)
+    files.write_text(_note(first), files_now)
+    return str(first)
+
+
+def _is_of(path: Path, files_now: str, chosen: Sequence[ImageSet]) -> bool:
+    """Whether an .npz was written of the files as they are, which it notes; older ones note nothing, and are when no
+    file is newer."""
+    note = _note(path)
+    if note.exists():
+        return note.read_text() == files_now
+    if changed_since(path, *chosen):
+        return False
+    files.write_text(note, files_now)
+    return True
+
+
+def _note(path: Path) -> Path:
+    """The file that says of which files an .npz was written."""
+    return path.with_suffix(".files")
+
+
+def _arrays(chosen: Sequence[ImageSet], side: int) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for prefix, images in zip(("", "val_"), chosen, strict=True):
         pixels, kept = load_all(images, side)
         arrays[f"{prefix}images"] = pixels.permute(0, 2, 3, 1).numpy()
         if images.labels is not None and images.classes is not None:
             arrays |= {f"{prefix}labels": images.labels[kept], "classes": np.array(images.classes)}
+    return arrays
+
+
+def _holds(path: Path, arrays: Mapping[str, Any]) -> bool:
+    """Whether an .npz holds these very arrays: files that were only copied or touched are the same images."""
+    with np.load(path, allow_pickle=False) as there:
+        return set(there.files) == set(arrays) and all(np.array_equal(there[name], arrays[name]) for name in arrays)
+
+
+def _save(path: Path, arrays: Mapping[str, Any]) -> Path:
     with files.replacing(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)
-    return str(path)
+    return path
 
 
 def _dimensions(images: ImageSet) -> tuple[int, int]:

@@ -6,7 +6,6 @@ and the very images. The folder goes when FILE is there.
 
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from iwm.data.file_states import file_states
 from iwm.data.image_sets import ImageSet
 from iwm.runtime import files
 from iwm.runtime.errors import UserError
@@ -30,26 +30,9 @@ def mark_of(facts: Mapping[str, Any], images: ImageSet, source: str) -> str:
     """What tells parts apart: how images are embedded, the source (of images in memory, their content), and names,
     sizes and times of the images' files, or of the archives they lie in."""
     digest = hashlib.sha256(json.dumps(dict(facts) | {"source": source}, sort_keys=True).encode())
-    archives: dict[str, str] = {}
-    for row in range(len(images)):
-        path = images.path(row)
-        state = _state(path)
-        if state is None:  # an entry of an archive
-            archive = next((str(one) for one in Path(path).parents if one.is_file()), path.rpartition(":")[0])
-            if archive not in archives:
-                archives[archive] = _state(archive) or ""
-            state = archives[archive]
-        digest.update(f"\n{path} {state}".encode(errors="surrogateescape"))
+    for path, state in file_states(images):
+        digest.update(f"\n{path} {state or ''}".encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def _state(path: str) -> str | None:
-    """Size and time of a file; None where there is none of that name."""
-    try:
-        state = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return f"{state.st_size} {state.st_mtime_ns}"
 
 
 class Parts:
