@@ -8,7 +8,7 @@ import torch
 from picture_files import write
 
 from iwm.data import splits
-from iwm.data.image_sets import Arrays, require_labels
+from iwm.data.image_sets import UNLABELLED, Arrays, require_labels
 from iwm.data.sources import open_images, open_splits
 
 
@@ -90,6 +90,17 @@ def test_a_share_holds_every_class_in_proportion():
     assert (np.diff(chosen.indices) > 0).all()
     assert (chosen.indices != splits.share_of_each_class(images, 12, 1).indices).any()
     assert len(splits.share_of_each_class(images, 0, 0)) == 80
+
+
+def test_a_share_leaves_no_class_without_an_image():
+    images = Arrays(np.zeros((100, 2, 2, 3), dtype=np.uint8), "arrays", "train", "arrays.npz")
+    images.classes = tuple("abcdef")
+    images.labels = np.repeat([UNLABELLED, 0, 1, 2, 3, 4, 5], [30, 60, 2, 2, 2, 2, 2])
+    chosen = splits.share_of_each_class(images, 10, 0)
+    assert len(set(chosen.indices.tolist())) == 10
+    assert set(require_labels(chosen)[1].tolist()) >= {0, 1, 2, 3, 4, 5}
+    few = splits.share_of_each_class(images, 4, 0)
+    assert len(set(require_labels(few)[1].tolist())) == 4, "as many as there is room for"
 
 
 def test_every_choice_stays_what_it_was():

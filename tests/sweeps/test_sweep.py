@@ -319,6 +319,13 @@ def test_labels_are_asked_for_before_hours_pass(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_too_few_images_of_a_class_are_noticed_before_hours_pass(tmp_path, source, monkeypatch, capsys):
+    trained = counted(monkeypatch, loop, "pretrain")
+    said = refused(capsys, *command(source, tmp_path / "out"), "--eval-images", "1", "8")
+    assert "--eval-images 1 8 are too few, give more: " in said
+    assert not trained
+
+
 def test_jobs_are_processes_of_their_own(tmp_path, source, monkeypatch):
     """The processes are played by the same command in this one: what counts is who is started, and what is told."""
     started = []

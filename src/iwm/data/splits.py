@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from iwm.data.image_sets import ImageSet, Subset
+from iwm.data.image_sets import UNLABELLED, ImageSet, Subset
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation
 
@@ -86,12 +86,31 @@ def shuffled_rows(count: int, available: int, seed: int) -> Int64[np.ndarray, " 
 
 
 def share_of_each_class(images: ImageSet, count: int, seed: int) -> Subset:
-    """A seeded choice of `count` images (0: all) that holds every class in proportion, in the order of the set."""
+    """A seeded choice of `count` images (0: all) that holds every class in proportion, in the order of the set; where
+    the count allows it, one image at least of each."""
     order = permutation(seed, "sweep's choice", 0, len(images))
     if images.labels is not None:
         order = _by_class(order, images.labels)
     count = min(count or len(images), len(images))
-    return Subset(images, np.sort(order[np.linspace(0, len(images) - 1, count).round().astype(np.int64)]))
+    chosen = order[np.linspace(0, len(images) - 1, count).round().astype(np.int64)]
+    if images.labels is not None:
+        chosen = _with_every_class(chosen, order, images.labels)
+    return Subset(images, np.sort(chosen))
+
+
+def _with_every_class(
+    chosen: Int64[np.ndarray, " m"], order: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"]
+) -> Int64[np.ndarray, " m"]:
+    """The same choice where every class has an image in it; else the first in `order` of each class that has none takes
+    the place of one of the class that has most, while that has more than one."""
+    chosen = chosen.copy()
+    for label in np.setdiff1d(labels[labels != UNLABELLED], labels[chosen]):
+        present, counts = np.unique(labels[chosen], return_counts=True)
+        if not len(counts) or counts.max() < 2:
+            break
+        place = np.flatnonzero(labels[chosen] == present[counts.argmax()])[-1]
+        chosen[place] = order[labels[order] == label][0]
+    return chosen
 
 
 def _by_class(order: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:

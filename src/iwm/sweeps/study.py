@@ -149,10 +149,21 @@ class Study:
         mark = "" if any(o.eval_images) else files_mark(train_set, test_set)
         if any(o.eval_images):
             data, val = subset.write(train_set, test_set, o.eval_images, size, seed, self.images_folder), ""
+            self._require_labels(data)
         if o.images:
             train_set, test_set, _ = open_splits(source, size=size)
             source = subset.write(train_set, test_set, (o.images, 1000), size, seed, self.images_folder)
         return replace(self, source=source, data=data, val=val, data_mark=mark)
+
+    def _require_labels(self, chosen: str) -> None:
+        """Raises UserError where too few images were chosen to learn every class that is asked for."""
+        if not self.options.needs_labels:
+            return
+        try:
+            labelled_splits(chosen, size=self.base.data.image_size)
+        except UserError as error:
+            counts = " ".join(map(str, self.options.eval_images))
+            raise UserError(f"--eval-images {counts} are too few, give more: {error}") from None
 
     def run_of(self, cell: Cell) -> RunFolder:
         return RunFolder(self.folder / cell.name)
