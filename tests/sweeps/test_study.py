@@ -206,6 +206,39 @@ def test_what_was_measured_on_other_images_is_measured_again(prepared, done):
     assert changed.row(cell)["state"] == "finished"
 
 
+@pytest.mark.parametrize(
+    "lack", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")]
+)
+def test_what_runs_out_of_memory_leaves_the_rest(prepared, done, monkeypatch, lack):
+    (cell,) = prepared.cells
+
+    def lacking(*given):
+        raise lack
+
+    with monkeypatch.context() as patch:
+        patch.setattr("iwm.training.loop.pretrain", lacking)
+        assert prepared.run(cell)
+    row = prepared.row(cell)
+    assert row["state"] == "failed"
+    assert row["failed"].startswith("Out of memory: give --speed.checkpoint-blocks or fewer --jobs, end other")
+    with monkeypatch.context() as patch:
+        measure = measurement.measure
+        patch.setattr(measurement, "measure", lambda name, *how: (measure if name == "linear" else lacking)(name, *how))
+        assert prepared.run(cell)
+    row = prepared.row(cell)
+    assert (row["state"], row["failed"], row["mrr"], row["linear"]) == ("partial", None, None, 0.7)
+    assert row["refused"]["world"].startswith("Out of memory: give fewer --jobs, end other")
+
+
+def test_a_mistake_of_our_own_ends_the_sweep(prepared, done, monkeypatch):
+    def mistaken(settings):
+        raise RuntimeError("a shape does not fit")
+
+    monkeypatch.setattr("iwm.training.loop.pretrain", mistaken)
+    with pytest.raises(RuntimeError, match="a shape"):
+        prepared.run(prepared.cells[0])
+
+
 def in_precision(study: Study, precision: str) -> Study:
     """The same study with another --speed.precision."""
     settings = replace(study.base, speed=replace(study.base.speed, precision=precision))

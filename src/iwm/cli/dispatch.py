@@ -6,7 +6,6 @@ likewise with 75. Of several ranks one says so.
 
 import errno
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from iwm import config, verbs
 from iwm.cli import help, manners, sentences, version
 from iwm.cli.sentences import parse
 from iwm.runtime import launch, renames
-from iwm.runtime.errors import Interrupted, UserError
+from iwm.runtime.errors import Interrupted, UserError, is_out_of_memory
 from iwm.runtime.openmp import limit_spinning
 
 
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name} cannot be used ({reason}); check path and space.", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+        if not is_out_of_memory(error):
             raise
         print(sentences.out_of_memory(verbs.find(argv[0]) if argv else None), file=sys.stderr)
         return 2

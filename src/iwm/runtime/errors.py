@@ -1,6 +1,7 @@
 """The exceptions a user is meant to read: a sentence each."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -30,3 +31,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(known)}."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was lacking, of the machine or of the GPU."""
+    if isinstance(error, RuntimeError):
+        return re.search("out of memory|can't allocate memory", str(error)) is not None
+    return isinstance(error, MemoryError)

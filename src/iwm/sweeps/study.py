@@ -25,7 +25,7 @@ from iwm.reports.verdict import judge_training
 from iwm.run_folder import RunFolder, read_result
 from iwm.runtime import devices, fields, files
 from iwm.runtime.console import console
-from iwm.runtime.errors import Busy, UserError
+from iwm.runtime.errors import Busy, UserError, is_out_of_memory
 from iwm.runtime.files import plain
 from iwm.sweeps import guidance, measurement, page, subset
 from iwm.sweeps.axes import Cell, cells_of
@@ -222,8 +222,8 @@ class Study:
     def run(self, cell: Cell) -> bool:
         """Train a cell and measure what has not been measured; returns whether there was anything to do.
 
-        An evaluation that cannot be done is left out with the sentence why; so is a cell that diverges. A cell that
-        another process trains is passed over.
+        An evaluation that cannot be done, or runs out of memory, is left out with the sentence why; so is a cell that
+        diverges or does. A cell that another process trains is passed over.
         """
         folder = self.run_of(cell)
         if self.is_finished(cell):
@@ -237,10 +237,12 @@ class Study:
         except Busy as error:
             console.print(f"[yellow]{cell.name} is passed over: {escape(str(error))}")
             return False
-        except UserError as error:
-            self._note(cell, record | {"failed": str(error)})
-            console.print(f"[yellow]{cell.name} failed: {escape(str(error))}")
+        except (UserError, RuntimeError, MemoryError) as error:
+            reason = _reason(error, "give --speed.checkpoint-blocks or fewer --jobs")
+            self._note(cell, record | {"failed": reason})
+            console.print(f"[yellow]{cell.name} failed: {escape(reason)}")
             return True
+        self._note(cell, record)  # no longer that it failed
         for name, how in self.evaluations(cell).items():
             if name in self.results(cell):
                 continue
@@ -248,9 +250,9 @@ class Study:
             try:
                 result = measurement.measure(name, str(folder.path), self.data, self.val, settings, how)
                 answer["result"] = result["fingerprint"]
-            except UserError as error:
-                answer["refused"] = str(error)
-                console.print(f"[yellow]{cell.name}, {name} is left out: {escape(str(error))}")
+            except (UserError, RuntimeError, MemoryError) as error:
+                answer["refused"] = _reason(error, "give fewer --jobs")
+                console.print(f"[yellow]{cell.name}, {name} is left out: {escape(answer['refused'])}")
             record[name] = answer
             self._note(cell, record)
         return True
@@ -340,6 +342,15 @@ def is_trained(folder: RunFolder, settings: Config) -> bool:
         return False
     # What is exported names the sizes of an encoder of others; a cell's settings leave them to its name.
     return learned(fields.from_dict(Config, trained_with)) == learned(with_encoder(settings))
+
+
+def _reason(error: Exception, mend: str) -> str:
+    """Why something was not done; the `mend` is for lack of memory. Raises what is a mistake of our own."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not is_out_of_memory(error):
+        raise error
+    return f"Out of memory: {mend}, end other programs, or take a machine with more memory."
 
 
 def _source_mark(source: str) -> str:
