@@ -20,7 +20,7 @@ from iwm.cli import sentences
 from iwm.evaluation.tasks import finetune
 from iwm.run_folder import RunFolder
 from iwm.runtime import files
-from iwm.runtime.errors import Interrupted, UserError
+from iwm.runtime.errors import Interrupted, Preempted, UserError
 from iwm.sweeps import measurement, sweep
 from iwm.sweeps.study import Study
 from iwm.sweeps.sweep import devices, run_apart, stoppable
@@ -357,6 +357,9 @@ def test_jobs_are_processes_of_their_own(tmp_path, source, monkeypatch):
     whole = Study(planned(argv))
     with pytest.raises(UserError, match="The process of cell none-destructive-2x32 broke down"):
         run_apart(whole, [whole.cells[1]], 2, argv)
+    monkeypatch.setattr(cli, "main", lambda words: 75)
+    with pytest.raises(Preempted, match="A cell was stopped, and the others with it"):
+        run_apart(whole, [whole.cells[1]], 2, argv)
 
 
 @pytest.fixture
@@ -368,8 +371,8 @@ def heeded() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("heeded")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_every_process_is_asked_once_to_save_and_waited_for(number):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
+def test_every_process_is_asked_once_to_save_and_waited_for(number, code):
     asked = []
 
     class Process:
@@ -378,13 +381,33 @@ def test_every_process_is_asked_once_to_save_and_waited_for(number):
 
         def wait(self):
             asked.append("wait")
+            if number != signal.SIGINT:
+                signal.raise_signal(number)  # schedulers repeat themselves
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
     running = {"one": Process(), "two": Process()}
-    with pytest.raises(Interrupted, match="goes on where they were"), stoppable(running):
+    with pytest.raises(Interrupted, match="goes on where they were") as stopped, stoppable(running):
         signal.raise_signal(number)
+    assert stopped.value.code == code
     assert asked == ["terminate", "terminate", "wait", "wait"]
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)) == before
+
+
+def test_a_sweep_that_a_scheduler_stops_is_to_be_queued_again(tmp_path, source, monkeypatch, capsys):
+    """In training, which says itself by whom it was stopped, and around it."""
+
+    def stopped(settings):
+        raise Preempted("Saved at step 3.")
+
+    def asked(settings):
+        signal.raise_signal(signal.SIGUSR1)
+
+    for train in (stopped, asked):
+        monkeypatch.setattr(loop, "pretrain", train)
+        assert cli.main(command(source, tmp_path / "out")) == 75
+        assert "Stopped in the middle of cell adaln-destructive-2x32" in capsys.readouterr().err
+    monkeypatch.setattr(Study, "prepare", asked)
+    assert cli.main(command(source, tmp_path / "out")) == 75
 
 
 def planned(argv: list[str]) -> Sweep:

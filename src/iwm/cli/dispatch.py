@@ -1,7 +1,7 @@
 """The `iwm` command: one dispatch over the verbs, and one table of exits.
 
-Bad input is one sentence and exit code 2; Ctrl-C during training saves first and exits with 130, SIGTERM and SIGUSR1
-likewise with 75. Of several ranks one says so.
+Bad input is one sentence and exit code 2; Ctrl-C during training or a sweep saves first and exits with 130, SIGTERM
+and SIGUSR1 likewise with 75. Of several ranks one says so.
 """
 
 import errno

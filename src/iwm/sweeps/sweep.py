@@ -16,14 +16,17 @@ from typing import Any
 from iwm.data.sources import is_source
 from iwm.runtime import devices, errors
 from iwm.runtime.console import console, progress, tables_are_printed
-from iwm.runtime.errors import Interrupted, UserError
+from iwm.runtime.errors import Interrupted, Preempted, UserError
 from iwm.runtime.files import mark_output
 from iwm.sweeps import measurement, page
 from iwm.sweeps.axes import Cell
 from iwm.sweeps.study import Study
+from iwm.training.stop_signal import SIGNALS
 from iwm.verbs.sweep import Sweep
 
 POLL_SECONDS = 0.5
+STOPPED = {kind.code: kind for kind in (Interrupted, Preempted)}
+"""What a process that was stopped from outside ends with, by its exit code."""
 
 
 def sweep(o: Sweep) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def sweep(o: Sweep) -> dict[str, Any]:
 
     `list` prints a command for every cell instead; `jobs` runs that many at once, each as a process of its own. Both
     repeat `words`, those of the command line after `iwm sweep`. Raises UserError for bad input and when a cell failed,
-    Interrupted when stopped.
+    Interrupted when stopped by Ctrl-C, Preempted by SIGTERM or SIGUSR1.
     """
     study = Study(o)
     require_sense(study)
@@ -41,7 +44,23 @@ def sweep(o: Sweep) -> dict[str, Any]:
             print("\n".join(commands))
         return {"commands": commands}
     study.require_same()
-    study = study.prepare()
+    with stoppable({}):
+        content = _carry_out(study.prepare())
+    if tables_are_printed():
+        page.show(content, study.folder)
+    mine = [row for row in content["runs"] if o.cell in ("", row["cell"])]
+    broken = [row for row in mine if row["failed"]]
+    if broken:
+        first = f"{broken[0]['cell']} ({broken[0]['failed'].rstrip('.')})"
+        raise UserError(
+            f"{len(broken)} of {len(mine)} cells failed, first {first}; the others are in {study.folder}/sweep.html."
+        )
+    return content
+
+
+def _carry_out(study: Study) -> dict[str, Any]:
+    """Run what is left of a prepared study; returns what was collected. Raises Interrupted when stopped."""
+    o = study.options
     mark_output(study.folder)
     mine = [cell for cell in study.cells if o.cell in ("", cell.name)]
     if not o.cell:
@@ -56,16 +75,7 @@ def sweep(o: Sweep) -> dict[str, Any]:
     except Interrupted:
         study.collect()  # the cells that have got farther since
         raise
-    content = study.collect()
-    if tables_are_printed():
-        page.show(content, study.folder)
-    broken = [row for row in content["runs"] if row["failed"] and o.cell in ("", row["cell"])]
-    if broken:
-        first = f"{broken[0]['cell']} ({broken[0]['failed'].rstrip('.')})"
-        raise UserError(
-            f"{len(broken)} of {len(mine)} cells failed, first {first}; the others are in {study.folder}/sweep.html."
-        )
-    return content
+    return study.collect()
 
 
 def require_sense(study: Study) -> None:
@@ -92,20 +102,22 @@ def _command(words: Sequence[str], cell: str) -> str:
 
 
 def run_here(study: Study, cells: Sequence[Cell]) -> None:
-    """Run cells one after the other. Raises Interrupted after Ctrl-C."""
+    """Run cells one after the other. Raises Interrupted after Ctrl-C, Preempted after SIGTERM or SIGUSR1."""
     for cell in cells:
         try:
             with stoppable({}):
                 if study.run(cell):
                     study.collect()
-        except Interrupted:
-            raise Interrupted(f"Stopped in the middle of cell {cell.name}; the same command goes on there.") from None
+        except Interrupted as saved:
+            sentence = f"Stopped in the middle of cell {cell.name}; the same command goes on there."
+            raise type(saved)(sentence) from None
 
 
 def run_apart(study: Study, cells: Sequence[Cell], jobs: int, words: Sequence[str]) -> None:
     """Run cells as processes of their own, `jobs` at once, each with its share of the cores and DIR/CELL/log.txt.
 
-    Raises Interrupted after Ctrl-C, when all have saved, and UserError when a process broke down.
+    Raises Interrupted after Ctrl-C and Preempted after SIGTERM or SIGUSR1, of a single process too, when all have
+    saved, and UserError when a process broke down.
     """
     waiting = [cell for cell in cells if not study.is_finished(cell)]
     running: dict[str, subprocess.Popen[bytes]] = {}
@@ -120,6 +132,8 @@ def run_apart(study: Study, cells: Sequence[Cell], jobs: int, words: Sequence[st
                 if cell.name not in running or running[cell.name].poll() is None:
                     continue
                 failed = running.pop(cell.name).returncode
+                if failed in STOPPED:
+                    raise STOPPED[failed]("A cell was stopped, and the others with it; the same command goes on there.")
                 if failed and not study.record(cell).get("failed"):
                     crashed.append(cell)
                 bar.advance(task)
@@ -148,26 +162,32 @@ def _start(cell: Cell, log: Path, jobs: int, words: Sequence[str]) -> subprocess
 
 @contextmanager
 def stoppable(running: Mapping[str, Any]) -> Iterator[None]:
-    """On Ctrl-C or SIGTERM: ask every process once to save and stop, wait for all, raise Interrupted.
+    """On Ctrl-C, SIGTERM or SIGUSR1: ask every process once to save and stop, wait for all, raise Interrupted, or
+    Preempted after the two others, by which schedulers ask.
 
     Training has its own way to stop; this is for what is around it.
     """
+    by_scheduler: list[int] = []
 
     def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        if not by_scheduler:  # schedulers repeat themselves, and ask every process of a job
+            by_scheduler.append(number)
+            raise KeyboardInterrupt
 
     ours = threading.current_thread() is threading.main_thread()  # elsewhere whoever runs us handles signals
-    before = signal.signal(signal.SIGTERM, stop) if ours else None
+    asking = [number for number in SIGNALS if number != signal.SIGINT] if ours else []
+    before = {number: signal.signal(number, stop) for number in asking}
     try:
         yield
     except KeyboardInterrupt:
         if running:
             console.print("Stopping, the cells are saving...")
-        raise Interrupted("All cells have stopped; the same command goes on where they were.") from None
+        kind = Preempted if by_scheduler else Interrupted
+        raise kind("All cells have stopped; the same command goes on where they were.") from None
     finally:
         for process in running.values():
             process.terminate()
         for process in running.values():
             process.wait()
-        if ours:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
