@@ -250,6 +250,13 @@ def test_a_transformation_of_your_own_joins(monkeypatch):
     assert ActionSpace.from_spec(space.spec()).spec() == space.spec()
 
 
+def test_ranges_in_numpys_numbers_travel_with_the_weights_too():
+    gamma = dataclasses.replace(GAMMA)
+    object.__setattr__(gamma, "high", np.float32(2.0))  # past the tests' check of types, which users do not have
+    space = dataclasses.replace(SPACE, transformations=(gamma,))
+    assert json.loads(json.dumps(space.spec()))["transformations"][0]["high"] == 2.0
+
+
 def test_spaces_in_which_an_action_means_something_else_are_told_apart():
     """A spec of an older version may hold fewer fields; what it does not say is taken as unchanged."""
     one, two = (dataclasses.replace(SPACE, transformations=(GAMMA, *rest)).spec() for rest in ((INVERT,), ()))

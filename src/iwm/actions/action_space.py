@@ -228,9 +228,11 @@ class ActionSpace:
     def spec(self) -> dict[str, Any]:
         """Everything but the code, JSON-safe; travels with the weights."""
         fields = [field.name for field in dataclasses.fields(Transformation) if field.name not in ("apply", "sample")]
-        described = [
-            {name: getattr(t, name) for name in fields} | {"origin": origin_of(t)} for t in self.transformations
-        ]
+        described = []
+        for t in self.transformations:
+            values = {name: getattr(t, name) for name in fields}  # a user's own may be numpy's numbers
+            plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+            described.append(plain | {"origin": origin_of(t)})
         return {"set": self.set, "transformations": described, "random_order": self.random_order}
 
     @classmethod

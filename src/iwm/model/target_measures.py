@@ -68,9 +68,7 @@ def pixel_r2(targets: Float[Tensor, "b n d"], pixels: Float[Tensor, "b n k"]) ->
 
 
 @torch.no_grad()
-def measures(
-    model: ModelParts, views: Views, target: Float[Tensor, "b n d"], blocks: Sequence[int]
-) -> dict[str, Any]:
+def measures(model: ModelParts, views: Views, target: Float[Tensor, "b n d"], blocks: Sequence[int]) -> dict[str, Any]:
     """The numbers of a line of metrics on targets in target space, and on the teacher's blocks of these numbers."""
     count = max(2, MOST_TOKENS // target.shape[1])
     images = views.target[:count]
