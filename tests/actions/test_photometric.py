@@ -1,11 +1,13 @@
 """Every photometric operation against torchvision's, on images that are hard for it."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 
+from iwm import config
 from iwm.actions import photometric
 
 THIRDS = torch.tensor([-0.5, -1 / 3, -1 / 6, 0, 1 / 6, 1 / 3, 0.5, 0.1] * 5)
@@ -77,3 +79,15 @@ def test_blur_of_an_image_smaller_than_its_kernel():
     images = pictures(2, 3, 5)
     expected = torch.stack([tv.gaussian_blur(image, [5, 5], [1.0, 1.0]) for image in images])
     torch.testing.assert_close(photometric.gaussian_blur(images, torch.ones(2), radius=6), expected, atol=1e-6, rtol=0)
+
+
+OTHERS = {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.05, "grayscale": 0.9}
+OTHERS |= {"blur": 0.9, "solarize": 0.9}
+
+
+@pytest.mark.parametrize("level", photometric.REPLACED)
+def test_a_level_replaces_what_training_warns_of(level):
+    cfg = config.Actions(level=level)
+    plain = photometric.photometric(cfg, 64)
+    changed = {name: photometric.photometric(replace(cfg, **{name: value}), 64) for name, value in OTHERS.items()}
+    assert {name for name, members in changed.items() if members == plain} == set(photometric.REPLACED[level])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from iwm import config
-from iwm.model.masks import dropped_count, is_whole, sample_masks, source_count
+from iwm.model.masks import UNREAD, dropped_count, is_whole, sample_masks, source_count
 from iwm.runtime.errors import UserError
 
 EXACT = config.Masks()
@@ -235,3 +235,17 @@ def test_one_source_where_all_would_be_the_whole_image_or_health_is_measured():
     cfg = config.Masks(sources=4, whole=0.5)
     assert [source_count(cfg, step) for step in range(-1, 4)] == [1, 4, 1, 4, 1]
     assert len(sample_masks(cfg, (4, 4), 0, 1, np.arange(3), "cpu").context) == 3
+
+
+OTHERS = {"blocks": 2, "block_area": (0.3, 0.4), "block_aspect": (2.0, 3.0), "context_area": (0.3, 0.4), "ratio": 0.5}
+
+
+@pytest.mark.parametrize("sampler", UNREAD)
+def test_a_sampler_reads_what_training_does_not_warn_of(sampler):
+    def context(**settings) -> torch.Tensor:
+        cfg = config.Masks(sampler=sampler, predict="all", **settings)
+        return sample_masks(cfg, (14, 14), 0, 0, np.arange(20), "cpu").context
+
+    plain = context()
+    unread = {name for name, value in OTHERS.items() if torch.equal(context(**{name: value}), plain)}
+    assert unread == set(UNREAD[sampler])

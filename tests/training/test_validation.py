@@ -12,7 +12,9 @@ from iwm.config import Config
 from iwm.model.conditioning import CONDITIONINGS
 from iwm.runtime import fields
 from iwm.runtime.errors import UserError
+from iwm.sweeps.axes import cells_of
 from iwm.training.validation import validate, without_effect
+from iwm.verbs.sweep import Axes
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_book.RECIPES if name != "on-encoder"])
@@ -216,4 +218,104 @@ def test_what_changes_nothing_beside_an_encoder_that_stands_still_is_said():
     (sentence,) = without_effect(still)
     assert "nothing is changed by objective.variance, objective.covariance, objective.whole_gradient" in sentence
     assert not without_effect(tiny(encoder=still.encoder))
-    assert not any(without_effect(recipe_book.get(name)) for name in recipe_book.RECIPES)
+
+
+def chosen(recipe: str, settings: dict[str, object]) -> Config:
+    """A recipe, or the defaults, with settings on top."""
+    start = Config() if recipe == "custom" else recipe_book.get(recipe)
+    return fields.with_changes(Config, settings, "pretrain", start)
+
+
+@pytest.mark.parametrize("name", recipe_book.RECIPES)
+def test_no_recipe_brings_a_setting_that_changes_nothing(name):
+    assert without_effect(recipe_book.get(name)) == []
+
+
+@pytest.mark.parametrize("name", ["cifar10", "eurosat-inv", "mae-demo", "ijepa-published-cifar10", "ijepa-cifar10"])
+def test_nor_does_a_cell_of_a_sweep(name):
+    """Whose levels and conditionings are the sweep's own."""
+    moco = recipe_book.get("moco-cifar10")
+    cells = cells_of(recipe_book.get(name), Axes(design="full", predictors="1x64,3x32"), [moco])
+    assert len(cells) > 12
+    assert [sentence for cell in cells for sentence in without_effect(cell.settings)] == []
+
+
+JOINT = {"objective.kind": "joint", "masks.sampler": "none", "masks.queries": 1.0, "masks.whole": 0.0}
+JOINT |= {"objective.variance": 0.0, "objective.covariance": 0.0, "objective.target_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "sentence"),
+    [
+        (
+            "cifar10",
+            {"masks.block_area": (0.3, 0.4), "masks.blocks": 1, "masks.ratio": 0.5},
+            "masks.sampler is random, so nothing is changed by masks.blocks, masks.block_area.",
+        ),
+        ("eurosat", {"masks.ratio": 0.5}, "masks.sampler is exact, so nothing is changed by masks.ratio."),
+        (
+            "eurosat",
+            {"masks.context_area": (0.85, 1.0)},
+            "masks.sampler is exact, so nothing is changed by masks.context_area.",
+        ),
+        (
+            "ijepa-published-demo",
+            {"masks.ratio": 0.5, "masks.blocks": 2},
+            "masks.sampler is ijepa, so nothing is changed by masks.ratio.",
+        ),
+        ("moco-demo", {"masks.blocks": 2}, "masks.sampler is none, so nothing is changed by masks.blocks."),
+        (
+            "cifar10",
+            {"actions.level": "strong", "actions.brightness": 0.1, "actions.grayscale": 0.5},
+            "actions.level is strong, so nothing is changed by actions.brightness.",
+        ),
+        (
+            "eurosat-inv",
+            {"actions.grayscale": 0.9, "actions.hue": 0.2},
+            "actions.level is jitter, so nothing is changed by actions.grayscale.",
+        ),
+        ("demo", {"views.blur": (0.5, 0.5)}, "views.geometry is shared, so nothing is changed by views.blur."),
+        (
+            "moco-demo",
+            {"actions.blur": 0.5, "views.blur": (0.5, 0.5)},
+            "views.geometry is independent, so nothing is changed by actions.blur.",
+        ),
+        (
+            "moco-demo",
+            {"actions.level": "jitter", "views.solarize": (0.5, 0.5)},
+            "Views of actions.level jitter are not destroyed, so nothing is changed by views.solarize.",
+        ),
+        ("demo", {"optim.decay": 0.4}, "optim.schedule is cosine, so nothing is changed by optim.decay."),
+        ("demo", {"data.start_share": 0.3}, "data.start_size is 0, so nothing is changed by data.start_share."),
+        (
+            "moco-demo",
+            {"objective.error": "smooth_l1", "masks.predict": "visible", "predictor.conditioning": "none"},
+            "objective.kind is joint, so nothing is changed by objective.error, masks.predict, predictor.conditioning.",
+        ),
+        (
+            "eurosat",
+            {**JOINT, "objective.target_norm": "token"},
+            "objective.kind is joint, so nothing is changed by objective.target_norm.",
+        ),
+        ("custom", {"masks.ratio": 0.5}, "masks.sampler is exact, so nothing is changed by masks.ratio."),
+    ],
+)
+def test_a_chosen_setting_that_changes_nothing_is_said(recipe, settings, sentence):
+    validate(chosen(recipe, settings))
+    assert without_effect(chosen(recipe, settings)) == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("eurosat", {"masks.sampler": "random", "masks.ratio": 0.5}),
+        ("cifar10", {"masks.sampler": "ijepa", "masks.context_area": (0.85, 1.0), "masks.blocks": 2}),
+        ("cifar10", {"actions.level": "strong", "actions.grayscale": 0.5}),
+        ("demo", {"optim.schedule": "constant", "optim.decay": 0.4}),
+        ("demo", {"data.start_size": 32, "data.start_share": 0.3}),
+        ("eurosat", JOINT),
+    ],
+)
+def test_one_that_changes_something_is_not(recipe, settings):
+    validate(chosen(recipe, settings))
+    assert without_effect(chosen(recipe, settings)) == []

@@ -128,15 +128,20 @@ PHOTOMETRIC = (
 """At the default level, for 224 px; in the order they are applied."""
 
 
+STRONG = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+"""The jitter of level "strong"."""
+DESTRUCTIVE = ("grayscale", "blur", "solarize")
+REPLACED: dict[str, tuple[str, ...]] = {"jitter": DESTRUCTIVE, "destructive": (), "strong": tuple(STRONG)}
+"""The settings for which a level has values of its own."""
+
+
 def photometric(cfg: config.Actions, image_size: int) -> tuple[Transformation, ...]:
     """The set for square images of `image_size` pixels.
 
     Level "jitter" keeps the destructive transformations' places in the action but never applies them, so models of
     all levels stay comparable. Raises UserError on an impossible range.
     """
-    strengths = {name: getattr(cfg, name) for name in ("brightness", "contrast", "saturation", "hue")}
-    if cfg.level == "strong":
-        strengths = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+    strengths = STRONG if cfg.level == "strong" else {name: getattr(cfg, name) for name in STRONG}
     for name, strength in strengths.items():
         if not 0 <= strength <= (0.5 if name == "hue" else math.inf):
             limit = "between 0 and 0.5 turns" if name == "hue" else "at least 0"
@@ -149,7 +154,7 @@ def photometric(cfg: config.Actions, image_size: int) -> tuple[Transformation, .
         for name, s in strengths.items()
     }
     changes["hue"] |= {"low": -strengths["hue"], "high": strengths["hue"]}
-    for name in ("grayscale", "blur", "solarize"):
+    for name in DESTRUCTIVE:
         changes[name] = {"probability": 0.0 if cfg.level == "jitter" else getattr(cfg, name)}
     changes["blur"] |= {"low": sigma[0], "high": sigma[1]}
     return tuple(dataclasses.replace(member, **changes[member.name]) for member in PHOTOMETRIC)

@@ -23,6 +23,14 @@ from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import seed_of, uniforms
 
 _PER_BLOCK = 4  # random numbers a rectangle takes: area, aspect, top, left
+_OF_BLOCKS = ("blocks", "block_area", "block_aspect")
+UNREAD: dict[str, tuple[str, ...]] = {
+    "exact": ("context_area", "ratio"),
+    "ijepa": ("ratio",),
+    "random": (*_OF_BLOCKS, "context_area"),
+    "none": (*_OF_BLOCKS, "context_area", "ratio"),
+}
+"""The settings of masks that a sampler does not read."""
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,22 @@
 """What is checked of the settings before any work: names, numbers, and what does not go together."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from iwm import recipe_book
 from iwm.actions.action_space import ActionSpace
-from iwm.config import Config, Encoder, check_bounds
+from iwm.actions.photometric import REPLACED
+from iwm.config import Config, check_bounds
 from iwm.model import pretrained
 from iwm.model.architecture import SIZES, last_blocks, layer_number
 from iwm.model.conditioning import CONDITIONINGS
 from iwm.model.foreign_encoder import encoder_of, stands_still
-from iwm.model.masks import require_maskable
+from iwm.model.masks import UNREAD, require_maskable
 from iwm.model.objectives import OBJECTIVES, objective_of
 from iwm.model.world_model import ImageWorldModel
+from iwm.runtime import fields
 from iwm.runtime.errors import UserError
 from iwm.training.optimisers import OPTIMISERS
 from iwm.training.token_training import keeps_tokens
@@ -38,17 +41,48 @@ def validate(settings: Config, ranks: int = 1) -> None:
 
 
 def without_effect(settings: Config) -> list[str]:
-    """Sentences on settings that change nothing here, though a recipe or a run's twin may bring them along."""
-    objective = settings.objective
-    own = {
-        "objective.variance": objective.variance > 0,
-        "objective.covariance": objective.covariance > 0,
-        "objective.whole_gradient": objective.whole_gradient < 1,
-    }
-    names = [name for name, chosen in own.items() if chosen]
-    if settings.encoder.train != "none" or not names:
-        return []
-    return [f"The encoder stands still (encoder.train none), so nothing is changed by {', '.join(names)}."]
+    """Sentences on settings that change nothing here.
+
+    They name what differs from the recipe; beside an encoder that stands still also what a recipe or a run's twin
+    brings along.
+    """
+    now, before = (fields.flatten(fields.to_dict(each)) for each in (settings, _recipe_of(settings)))
+    changed = {name for name, value in now.items() if value != before[name]}
+    unread = {why: [name for name in names if name in changed] for why, names in _unread(settings)}
+    if settings.encoder.train == "none":
+        objective = settings.objective
+        own = {
+            "objective.variance": objective.variance > 0,
+            "objective.covariance": objective.covariance > 0,
+            "objective.whole_gradient": objective.whole_gradient < 1,
+        }
+        unread["The encoder stands still (encoder.train none)"] = [name for name, chosen in own.items() if chosen]
+    return [f"{why}, so nothing is changed by {', '.join(names)}." for why, names in unread.items() if names]
+
+
+def _unread(s: Config) -> list[tuple[str, Sequence[str]]]:
+    """Settings that nothing looks at because of another one, each list after the words that say why."""
+    jitter, independent = s.actions.level == "jitter", s.views.geometry == "independent"
+    of_level = REPLACED[s.actions.level] if s.actions.set == "photometric" else ()
+    table = [
+        (True, f"masks.sampler is {s.masks.sampler}", [f"masks.{name}" for name in UNREAD[s.masks.sampler]]),
+        (True, f"actions.level is {s.actions.level}", [f"actions.{name}" for name in of_level]),
+        (not independent, "views.geometry is shared", ["views.blur", "views.solarize"]),
+        (independent, "views.geometry is independent", ["actions.blur", "actions.solarize", "actions.source_from"]),
+        (independent and jitter, "Views of actions.level jitter are not destroyed", ["views.blur", "views.solarize"]),
+        (s.optim.schedule == "cosine", "optim.schedule is cosine", ["optim.decay"]),
+        (not s.data.start_size, "data.start_size is 0", ["data.start_share"]),
+        (True, f"objective.kind is {s.objective.kind}", objective_of(s).unread),
+    ]
+    return [(why, names) for holds, why, names in table if holds]
+
+
+def _recipe_of(settings: Config) -> Config:
+    """The settings of their recipe; the defaults where it is none of ours."""
+    try:
+        return recipe_book.get(settings.recipe)
+    except UserError:
+        return Config()
 
 
 def _check_model(settings: Config) -> None:
@@ -169,7 +203,6 @@ def with_encoder(settings: Config) -> Config:
     Raises UserError when sizes of its own were given too, or there is no such encoder.
     """
     last_blocks(settings.encoder.train)
-    recipe = recipe_book.RECIPES.get(settings.recipe)
-    base = recipe().encoder if recipe else Encoder()
+    base = _recipe_of(settings).encoder
     own = {name: getattr(base, name) for name in SIZES}
     return replace(settings, encoder=pretrained.with_encoder(settings.encoder, own))

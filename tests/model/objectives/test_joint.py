@@ -1,10 +1,16 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from conftest import tiny
 
-from iwm.config import Objective
-from iwm.model.objectives.joint import Comparison, info_nce, regression
+from iwm.actions.views import make_views
+from iwm.config import Config, Masks, Objective
+from iwm.model.masks import sample_masks
+from iwm.model.objectives.joint import Comparison, Joint, info_nce, regression
+from iwm.model.world_model import ImageWorldModel
+from iwm.runtime import fields
 
 
 def joint(invariance: str) -> Comparison:
@@ -68,3 +74,35 @@ def test_regression_is_byols_formula_in_float64():
     pairs = list(zip(queries.double(), keys.double(), strict=True))
     wanted = sum(float((q / q.norm() - k / k.norm()).square().sum()) for q, k in pairs) / 6
     assert regression(queries, keys).item() == pytest.approx(wanted, rel=1e-5)
+
+
+OTHERS = {
+    "objective.error": "smooth_l1",
+    "objective.target_norm": "token",
+    "masks.predict": "visible",
+    "predictor.depth": 1,
+    "predictor.width": 64,
+    "predictor.conditioning": "none",
+    "predictor.mlp_ratio": 2.0,
+    "predictor.init": "trunc_normal",
+}
+
+
+def test_what_training_warns_of_changes_no_gradient(images):
+    objective = Objective(kind="joint", target_norm="batch", projector_width=32, projector_dim=8)
+    base = tiny(objective=objective, masks=Masks(sampler="none", predict="all"))
+
+    def gradient(settings: Config) -> torch.Tensor:
+        torch.manual_seed(0)
+        model, rows = ImageWorldModel(settings), np.arange(len(images))
+        views = make_views(images, model.space, settings.actions, 0, 0, rows, "cpu")
+        model(views, sample_masks(settings.masks, model.grid, 0, 0, rows, "cpu")).loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    plain = gradient(base)
+    assert plain.any()
+    assert set(OTHERS) == set(Joint.unread)
+    for name, value in OTHERS.items():
+        changed = fields.with_changes(Config, {name: value}, "pretrain", base)
+        assert changed != base
+        assert torch.equal(gradient(changed), plain), name

@@ -88,6 +88,10 @@ class Joint(Objective):
     noun = "a joint embedding"
     predicts = False
     any_grid = True
+    unread = (
+        *("objective.error", "objective.target_norm", "masks.predict"),
+        *(f"predictor.{name}" for name in ("depth", "width", "conditioning", "mlp_ratio", "init")),
+    )
     baseline = "chance_loss"
     ignorance = "nothing of the image"
     learner = "the embedding"

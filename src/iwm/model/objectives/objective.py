@@ -97,6 +97,9 @@ class Objective(ABC):
     """Whether views may have another patch grid than at data.image_size (data.start_size): what is asked of positions
     then goes by the grid of the views."""
 
+    unread: ClassVar[tuple[str, ...]] = ()
+    """Settings that change nothing here, as 'group.name': training says so of those that differ from the recipe's."""
+
     # The verdict on a line of metrics.
     baseline: ClassVar[str]
     """Key, in the numbers of `health`, of the loss of a model that knows too little."""
