@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from conftest import pictures_file, tiny, with_run
 
-from iwm import config
+from iwm import config, recipe_book
+from iwm.data.sources import open_images
 from iwm.run_folder import RunFolder
+from iwm.runtime.devices import CPU
 from iwm.runtime.errors import UserError
-from iwm.training import loop
+from iwm.training import loop, watch
 from iwm.training.step import Training
 
 
@@ -40,3 +42,20 @@ def test_one_step_that_is_not_finite_stops_no_run(tmp_path, monkeypatch):
     monkeypatch.setattr(Training, "step", stepping)
     out = loop.pretrain(with_run(settings(tmp_path), log_every=1))
     assert [line["skipped"] for line in RunFolder(out).metric_lines()] == [1, 0, 0, 0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("size", "count"), [(16, 256), (20, 163), (32, 64)])
+def test_health_needs_no_more_memory_where_images_have_more_patches(tmp_path, size, count):
+    """Of 256, 400 and 1,024 patches: optim.batch_size, which would be lowered, plays no part in it."""
+    chosen = tiny(data=config.Data(image_size=size), encoder=replace(tiny().encoder, patch_size=1))
+    images = open_images(str(pictures_file(tmp_path / "pictures.npz", count=300, size=size)), "train", size=size)
+    health = watch.HealthBatch(images, Training.start(chosen, 1, CPU))
+    assert len(health.crops) == len(health.views.source) == len(health.masks.context) == count
+    assert count in (64, 256) or count * size**2 <= 2**16 < (count + 1) * size**2
+
+
+def test_no_recipe_has_so_many_patches():
+    """Their lines of metrics can be compared with older ones."""
+    sizes = {(s.data.image_size, s.encoder.patch_size) for s in map(recipe_book.get, recipe_book.RECIPES)}
+    assert (224, 16) in sizes
+    assert max(watch.HEALTH_IMAGES * (side // patch) ** 2 for side, patch in sizes) <= watch.MOST_TOKENS

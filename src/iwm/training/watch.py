@@ -18,8 +18,11 @@ from iwm.training import gallery, health
 from iwm.training.callbacks import Callback, State
 from iwm.training.step import Training
 
-HEALTH_IMAGES = 256
-"""Images of the fixed batch that health is measured on."""
+HEALTH_IMAGES, FEWEST_IMAGES = 256, 64
+"""Images of the fixed batch that health is measured on, and how few where an image has many patches: RankMe is not
+above their number, and collapsed is far below."""
+MOST_TOKENS = 2**16
+"""Patches of this batch, which goes through the model at once: 256 images of 256 patches."""
 PATIENCE = 10
 """Non-finite steps (skipped, weights untouched) of one line of metrics, or of several lines without a finite one, after
 which a run is stopped as diverged; of a shorter run more than half."""
@@ -31,7 +34,8 @@ class HealthBatch(Callback):
 
     def __init__(self, images: ImageSet, training: Training) -> None:
         s = training.settings
-        count = min(HEALTH_IMAGES, len(images))
+        patches = training.model.grid[0] * training.model.grid[1]
+        count = min(HEALTH_IMAGES, max(FEWEST_IMAGES, MOST_TOKENS // patches), len(images))
         rows = np.linspace(0, len(images) - 1, count).astype(np.int64)
         step = -1  # no training step has this number, so these draws are nobody else's
         others = None
