@@ -72,7 +72,8 @@ def test_a_choice_that_notes_no_files_is_taken_again(source, tmp_path):
     """As sweeps wrote it before; it is read anew only where a file is newer."""
     before = Path(chosen_from(source, tmp_path))
     before.with_suffix(".files").unlink()
-    np.savez(before, **dict(np.load(before)) | {"images": np.zeros((20, 16, 16, 3), dtype=np.uint8)})
+    arrays: dict[str, np.ndarray] = {**np.load(before), "images": np.zeros((20, 16, 16, 3), dtype=np.uint8)}
+    np.savez(before, allow_pickle=False, **arrays)
     assert chosen_from(source, tmp_path) == str(before)
     assert before.with_suffix(".files").exists()
     before.with_suffix(".files").unlink()
