@@ -223,7 +223,8 @@ def test_an_old_sweep_is_finished(here: Path, capsys) -> None:
     after = read(here / "sweep" / "sweep.json")
     assert after["fingerprint"] == before["fingerprint"]
     assert [run["state"] for run in after["runs"]] == ["finished", "finished"]
-    rows = zip(after["runs"], before["runs"], strict=True)
-    assert all(row.items() >= old.items() for row, old in rows), "newer tables may say more, never less"
+    for row, old in zip(after["runs"], before["runs"], strict=True):
+        assert row["health"][:60] == old["health"][:60], "the verdict is the same, in other words perhaps"
+        assert row.items() >= (old | {"health": row["health"]}).items(), "newer tables may say more, never less"
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert (here / "sweep" / "sweep.html").is_file()

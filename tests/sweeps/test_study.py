@@ -91,7 +91,7 @@ def test_weights_count_only_with_the_same_settings(tmp_path):
 
 def test_a_finished_training_on_an_encoder_of_others_is_known_again(tmp_path):
     """Its export holds the sizes that the encoder brought."""
-    encoder = config.Encoder(name="timm:test_vit,weights=random", train="none")
+    encoder = replace(recipe_book.get("demo").encoder, name="timm:test_vit,weights=random", train="none")
     study = study_of(tmp_path, tiny(data=config.Data(image_size=32), encoder=encoder), **ONE)
     (cell,) = study.cells
     folder = study.run_of(cell)
@@ -117,6 +117,7 @@ def done(monkeypatch) -> list[str]:
     def train(settings):
         done.append("train")
         folder = RunFolder(Path(settings.run.out))
+        torch.manual_seed(settings.run.seed)
         weights.export(ImageWorldModel(settings), folder.model)
         config.save(settings, folder.config)
         folder.metrics.write_text(metrics())

@@ -6,10 +6,10 @@ from iwm.verbs.shared import Manners
 
 EXITS = {
     0: "done; of `iwm doctor`: the run is healthy",
-    1: "`iwm doctor`: the run is ill",
+    1: "`iwm doctor`: the run is ill; of several processes: one was lost; an error of the program",
     2: "a complaint about what was given, one sentence on standard error",
-    75: "a training stopped by SIGTERM or SIGUSR1, saved: give the same command again",
-    130: "stopped by Ctrl-C; a training is saved: give the same command again",
+    75: "a training or a sweep stopped by SIGTERM or SIGUSR1, saved: give the same command again",
+    130: "stopped by Ctrl-C; a training or a sweep is saved: give the same command again",
     141: "what read the output stopped reading",
 }
 """Every exit code with its meaning; docs/commands.md shows the same table."""

@@ -136,5 +136,5 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
 
 def warn_of_precision(content: Mapping[str, Any]) -> None:
     """Print the note on results of unlike precision, where there is one."""
-    if content["precision_note"]:
-        console.print(f"[yellow]{escape(content['precision_note'])}", soft_wrap=True)
+    if note := content.get("precision_note"):  # older sweeps hold none
+        console.print(f"[yellow]{escape(note)}", soft_wrap=True)
