@@ -3,8 +3,8 @@
 # random actions instead of the null action, one query instead of all; each apart, over three pretraining seeds of
 # EuroSAT's recipe.
 #   sh results/seeds/task.sh path/to/eurosat.zip
-# After run.sh, whose pretrainings it takes and whose finetuning is the fourth arm. One core, 13 minutes a seed; SEEDS
-# chooses some.
+# After run.sh, whose pretrainings it takes and whose finetuning is the fourth arm. One core, 13 to 25 minutes a seed;
+# SEEDS chooses some.
 set -eu
 eurosat=${1:?give eurosat.zip}
 here=$(dirname "$0")
