@@ -13,6 +13,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from actions.test_transformation import CODE
 from conftest import DEVICES, pictures_file, tiny, trained_on, with_run
 from picture_files import write
 from safetensors.torch import load_file
@@ -169,17 +170,7 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path, monkeypatch):
     assert [line["step"] for line in RunFolder(out).metric_lines()] == [2, 4, 6, 8]
 
 
-OWN_SET = """
-from iwm import Transformation
-def gamma(images, value):
-    return images ** value[:, None, None, None]
-def fade(images, value):
-    return images + value[:, None, None, None] * (1 - images)
-GAMMA = Transformation(name="gamma", apply=gamma, graded=True, both=True, low=0.5, high=2.0, neutral=1.0,
-                       probability=1.0)
-FADE = Transformation(name="fade", apply=fade, graded=True, both=True, low=0.0, high=0.5, neutral=0.0, probability=0.5)
-SET = (GAMMA,)
-"""
+OWN_SET = CODE.replace("SET = (GAMMA, FADE)", "SET = (GAMMA,)").replace("both=False", "both=True")
 
 
 def stopped_with_an_own_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[config.Config, Path]:

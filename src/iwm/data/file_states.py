@@ -65,8 +65,8 @@ def files_mark(*sets: ImageSet) -> str:
 
 def changed_since(path: Path, *sets: ImageSet) -> bool:
     """Whether a file of the images was changed after the file `path`."""
-    made = path.stat().st_mtime_ns
-    return any(state is not None and state.time > made for images in sets for _, state in file_states(images))
+    time = path.stat().st_mtime_ns
+    return any(state is not None and state.time > time for images in sets for _, state in file_states(images))
 
 
 def _checksums(archive: FileState) -> str:

@@ -177,9 +177,9 @@ class Study:
         """Fingerprints of all that one evaluation's number depends on: the present one, and that of older sweeps, which
         did not know the files that the images lie in."""
         where = {"data": source_identity(self.data), "val": source_identity(self.val) if self.val else ""}
-        asked = {"pretraining": learned(cell.settings), name: self.evaluations(cell)[name], **where}
-        present = asked | ({"files": self.data_mark} if self.data_mark else {})
-        return ritual.fingerprint(present), ritual.fingerprint(asked)
+        question = {"pretraining": learned(cell.settings), name: self.evaluations(cell)[name], **where}
+        present = question | ({"files": self.data_mark} if self.data_mark else {})
+        return ritual.fingerprint(present), ritual.fingerprint(question)
 
     def record(self, cell: Cell) -> dict[str, Any]:
         """DIR/CELL/cell.json: by evaluation, which question was put ("asked") and which result answers it."""

@@ -328,12 +328,12 @@ def _regressions(
     end of its grid."""
     answers, ends = {}, {}
     wanted, known = _features(model, lessons)
-    _, asked = _features(model, exam.split(PAIRS_READ))
+    _, questions = _features(model, exam.split(PAIRS_READ))
     for name, values in known.items():
         regression = choose_ridge(values, wanted[:, graded], seed)
         ends[name] = regression.at_grid_end
         answers[name] = torch.zeros_like(exam.action)
-        answers[name][:, graded] = regression.logits(asked[name])
+        answers[name][:, graded] = regression.logits(questions[name])
     return answers, ends
 
 
@@ -349,6 +349,6 @@ def _features(
             ("pixel_statistics", channel_statistics),
             ("encoder_features", partial(pooled_tokens, model)),
         ):
-            seen = features_of_pair(features(pairs.source), features(pairs.target))
-            values.setdefault(name, []).append(seen)
+            pair = features_of_pair(features(pairs.source), features(pairs.target))
+            values.setdefault(name, []).append(pair)
     return torch.cat(actions), {name: torch.cat(each) for name, each in values.items()}
