@@ -24,10 +24,8 @@ import torch
 from jinja2 import Environment, StrictUndefined
 
 from iwm import config, verbs
-from iwm.data.image_sets import Subset
-from iwm.data.loader import load_all
+from iwm.data.shares import load_draw
 from iwm.data.sources import open_splits
-from iwm.data.splits import draw_rows
 from iwm.evaluation.world import decoder
 from iwm.model import pixel_decoder, weights
 from iwm.run_folder import SHIPPED_FOLDER, RunFolder, identity, load_model, plain_name
@@ -71,7 +69,7 @@ def psnr_of(folder: Path, data: str, seed: int) -> dict[str, float]:
     """PSNR of the shipped, rounded decoder with its controls, see `iwm decoder`."""
     model = load_model(folder)
     _, held, _ = open_splits(data, size=model.settings.data.image_size)
-    exam, _ = load_all(Subset(held, draw_rows(IMAGES, len(held), seed)), model.settings.data.image_size)
+    exam, _ = load_draw(held, IMAGES, model.settings.data.image_size, seed)
     return decoder.measure(model, exam, BANK, seed)
 
 

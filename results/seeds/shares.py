@@ -13,10 +13,8 @@ import sys
 from pathlib import Path
 
 import iwm
-from iwm.data.image_sets import Subset
-from iwm.data.loader import load_all
+from iwm.data.shares import load_draw
 from iwm.data.sources import open_images
-from iwm.data.splits import draw_rows
 from iwm.evaluation.world.calibration import CLEAN
 from iwm.model import target_measures
 
@@ -26,7 +24,7 @@ shares = json.loads(path.read_text()) if path.exists() else {}
 train = open_images(data, "train")
 for run in runs:
     model = iwm.load(run)
-    images, _ = load_all(Subset(train, draw_rows(CLEAN, len(train), 0)), model.settings.data.image_size)
+    images, _ = load_draw(train, CLEAN, model.settings.data.image_size, 0)
     name = "/".join(Path(run).parts[-2:])
     shares[name] = round(float(target_measures.of_images(model, images, 0)["photometric_share"]), 4)
     print(name, shares[name])

@@ -61,10 +61,12 @@ def measure(model: ImageWorldModel, views: Views, masks: Masks, changes: Views |
     raw = objective.raw_target(model, views.target)
     output = model(views, masks)
     tokens = model.encode(views.target)
-    own = objective.health(model, Examination(views, masks, output, raw, tokens.values))
+    source = objective.raw_target(model, views.source) if objective.predicts else None
+    seen = Examination(views, masks, output, raw, source, tokens.values)
+    own = objective.health(model, seen)
     features = raw if objective.learned_targets else tokens.values
     if objective.predicts and objective.learned_targets:
-        own = own | _targets(model, views, raw, changes or views)
+        own = own | _targets(model, seen, changes)
     student, teacher = [*model.encoder.parameters()], [*model.target_encoder.parameters()]
     gap = shards.squared_norm([s - t for s, t in zip(student, teacher, strict=True)])
     size = shards.squared_norm(student)
@@ -78,15 +80,20 @@ def measure(model: ImageWorldModel, views: Views, masks: Masks, changes: Views |
     }
 
 
-def _targets(model: ImageWorldModel, views: Views, raw: Float[Tensor, "b n d"], changes: Views) -> dict[str, Any]:
+def _targets(model: ImageWorldModel, seen: Examination, changes: Views | None) -> dict[str, Any]:
     """What the targets are made of, and whether the last block, where it is trained for that, is more invariant."""
-    encoder, target = model.target_encoder, model.target_norm(raw)
+    encoder, target = model.target_encoder, model.target_norm(seen.raw)
     further = model.settings.objective.invariance_weight > 0
     numbers = [number for number in encoder.alike if further or number <= encoder.layer]
-    line = target_measures.measures(model, views, target, numbers) | {"target_rankme": rankme(target.mean(dim=1))}
-    line["photometric_share"] = target_measures.share_of(model, changes)
+    line = target_measures.measures(model, seen.views, target, numbers)
+    line["target_rankme"] = rankme(target.mean(dim=1))
+    if changes is not None:
+        line["photometric_share"] = target_measures.share_of(model, changes)
+    elif seen.source is not None:
+        line["photometric_share"] = photometric_share(model.target_norm(seen.source), target)
     if further:
-        ends = (changes.source, changes.target)
+        shown = changes or seen.views
+        ends = (shown.source, shown.target)
         line["photometric_share_last"] = photometric_share(
             *(encoder.intermediates(part, [encoder.depth], affine=False)[0] for part in ends)
         )

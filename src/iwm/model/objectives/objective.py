@@ -59,6 +59,8 @@ class Examination:
     output: Output
     raw: Float[Tensor, "b n r"]
     """`raw_target` of the target views."""
+    source: Float[Tensor, "b n r"] | None
+    """`raw_target` of the source views, where the objective `predicts`."""
     tokens: Float[Tensor, "b n d"]
     """The EMA encoder's tokens of the target views."""
 

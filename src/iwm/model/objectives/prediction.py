@@ -212,7 +212,8 @@ class PatchPrediction(Objective):
         mean = target.mean(dim=0, keepdim=True).expand_as(target)
         squared = self.squared and self.settings.objective.error == "squared"
         unbiased = count / max(1, count - 1) if squared else 1.0  # the mean was fitted on these very images
-        source = model.target_norm(self.raw_target(model, views.source))
+        assert seen.source is not None
+        source = model.target_norm(seen.source)
 
         # The target image seen unmasked, told to change into its partner's colours and told to change nothing.
         change = space.sample_bank(0, 0, count)
