@@ -46,7 +46,7 @@ LAST_BLOCK = ("last_block_top1", "last_block_top1_standard_error")
 def open_labelled(o: Source, size: int) -> LabelledSplits:
     """The splits of a verb's source, whose origin is printed. Raises UserError, see `labelled_splits`."""
     splits = labelled_splits(o.data, o.val, size=size)
-    console.print(f"{splits.train.name}: {splits.sentence}.")
+    console.print(f"{splits.sentence}.")
     return splits
 
 
