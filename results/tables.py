@@ -647,78 +647,79 @@ def _seeded(folder: Path) -> dict[str, float]:
     return found
 
 
-TUNED = {
-    "predictor": "predictor, encoder frozen",
-    "encoder": "encoder",
-    "both": "both, begun from the finetuned predictor",
-    "scratch": "encoder from scratch",
-}
+Arms = dict[str, dict[str, Result]]
+"""Results by what was done, then by the folder of the seed."""
+
+
+def arm_rows(arms: Arms, pairs: Iterable[tuple[str, str]], key: str = "top1") -> list[list[str]]:
+    """A row an arm, each seed's number and their mean; then a row a pair, differences taken seed by seed."""
+    rows = []
+    for arm, runs in arms.items():
+        rows.append([arm, ", ".join(cell(run, key) for run in runs.values())])
+        rows[-1].append(mean_and_error([run[key] for run in runs.values()]))
+    for one, other in pairs:
+        differences = [run[key] - arms[other][seed][key] for seed, run in arms[one].items() if seed in arms[other]]
+        rows.append([f"{one} minus {other}", ", ".join(map(number, differences)), mean_and_error(differences)])
+    return rows
+
+
+ARM_COLUMNS = ["finetuned", "seeds 0, 1, 2", "mean"]
+
+
+def in_seeds(name: str, pattern: str) -> Iterable[tuple[str, Result]]:
+    """The results of results/seeds/`name` whose file matches, with the folder of their seed."""
+    return ((path.parent.name, loaded(path)) for path in sorted((SEEDS / name).glob(f"seed*/{pattern}.json")))
+
+
+TUNED = {"predictor": "predictor", "encoder": "encoder", "both": "both", "scratch": "encoder from scratch"}
 
 
 def tuning() -> str:
     """What finetuning each part brings, over the pretraining seeds of one recipe."""
-    folders = sorted((SEEDS / "tuning").glob("seed*"))
-    measured = {folder.name: _tuned(folder) for folder in folders}
-    rows = []
-    for part, name in TUNED.items():
-        runs = [found[part] for found in measured.values() if part in found]
-        row = [name, ", ".join(cell(run, "random_encoder_top1" if part == "scratch" else "top1") for run in runs)]
-        rows.append([*row, mean_and_error([_reached(run, part) for run in runs])])
-    for one, other in (("predictor", "encoder"), ("both", "predictor"), ("both", "encoder"), ("encoder", "scratch")):
-        pairs = [(found[one], found[other]) for found in measured.values() if {one, other} <= found.keys()]
-        differences = [_reached(a, one) - _reached(b, other) for a, b in pairs]
-        rows.append([f"{one} minus {other}", ", ".join(map(number, differences)), mean_and_error(differences)])
+    arms: Arms = {name: {} for name in TUNED.values()}
+    for seed, result in in_seeds("tuning", "finetune-*"):
+        arms[TUNED[result["train"]]][seed] = result
+        if result["train"] == "encoder":
+            arms[TUNED["scratch"]][seed] = result | {"top1": result["random_encoder_top1"]}
+    pairs = [("predictor", "encoder"), ("both", "predictor"), ("both", "encoder"), ("encoder", "encoder from scratch")]
     note = (
         "The equivariant recipe's pretrainings of the table above, finetuned with EuroSAT's 5,000 labels: fresh crops, "
-        "14 epochs, four learning rates tried on a tenth ([tuning.sh](../results/seeds/tuning.sh)). *Both* has 14 "
-        "epochs more, those of the predictor that it begins from. Layer decay is .65 for a pretrained encoder, none "
-        "from scratch. The errors are over seeds (their number); the choice of the 1,000 test images adds ± .010."
+        "14 epochs, four learning rates tried on a tenth ([tuning.sh](../results/seeds/tuning.sh)). *Predictor*: on "
+        "the frozen encoder. *Both* has 14 epochs more, those of the predictor that it begins from. Layer decay is .65 "
+        "for a pretrained encoder, none from scratch. The errors are over seeds (their number); the choice of the "
+        "1,000 test images adds ± .010."
     )
-    title = "Predictor, encoder or both, over pretraining seeds"
-    return table(title, ["trained", "seeds 0, 1, 2", "mean"], rows, note) if folders else ""
+    return table("Predictor, encoder or both, over pretraining seeds", ARM_COLUMNS, arm_rows(arms, pairs), note)
 
 
 ASKED = {
-    "": "EMA encoder, null action, all queries",
-    "student": "student, not the EMA encoder",
-    "random-action": "random actions in training, not the null one",
-    "one-query": "one query, not all",
+    "student": "student's tokens",
+    "random-action": "random actions",
+    "one-query": "one query",
 }
 
 
 def asking() -> str:
     """What a finetuned predictor is asked, over the pretraining seeds of one recipe."""
-    folders = {name.name: name for name in sorted((SEEDS / "task").glob("*"))}
-    usual = {folder.name.rpartition("-")[2]: _own(folder / "eval") for folder in sorted(SEEDS.glob("eurosat-seed*"))}
-    rows = []
+    usual = "as usual"
+    own = {f"seed{n}": SEEDS / f"eurosat-seed{n}" / "eval" for n in range(3)}
+    arms: Arms = {usual: {seed: _own(folder) for seed, folder in own.items()}}
     for arm, name in ASKED.items():
-        fits = {seed: _own(folders[f"{arm}-{seed}"]) for seed in usual if f"{arm}-{seed}" in folders} if arm else usual
-        less = [fits[seed]["top1"] - usual[seed]["top1"] for seed in fits]
-        mean = mean_and_error([result["top1"] for result in fits.values()])
-        rows.append([name, ", ".join(map(cell, fits.values())), mean, mean_and_error(less) if arm else ""])
+        arms[name] = {seed: _own(SEEDS / "task" / f"{arm}-{seed}") for seed in own}
     note = (
-        "Each is changed alone; the first row is the finetuning over pretraining seeds: 4 epochs of 2 views, four "
-        "learning rates ([task.sh](../results/seeds/task.sh)). Errors are over seeds; the 1,000 test images add ± .012 "
+        "*As usual*: the EMA encoder's tokens, the null action, all queries; it is the finetuning over pretraining "
+        "seeds, 4 epochs of 2 views, four learning rates. The others change one thing each "
+        "([task.sh](../results/seeds/task.sh)). Errors are over seeds; the 1,000 test images add ± .012 "
         "to an accuracy."
     )
-    columns = ["finetuned", "seeds 0, 1, 2", "mean", "more than the first"]
-    return table("What a finetuned predictor is asked (table 3)", columns, rows, note) if folders else ""
+    rows = arm_rows(arms, [(name, usual) for name in ASKED.values()])
+    return table("What a finetuned predictor is asked (table 3)", ARM_COLUMNS, rows, note)
 
 
 def _own(folder: Path) -> Result:
     """The finetuned pretrained predictor of a folder."""
     (path,) = folder.glob("finetune-predictor*pretrained*.json")
     return loaded(path)
-
-
-def _tuned(folder: Path) -> dict[str, Result]:
-    """The results of one pretraining, by the part that was trained."""
-    parts = {result["train"]: result for path in sorted(folder.glob("*.json")) if (result := loaded(path))}
-    return parts | ({"scratch": parts["encoder"]} if "encoder" in parts else {})
-
-
-def _reached(result: Result, part: str) -> float:
-    return result["random_encoder_top1" if part == "scratch" else "top1"]
 
 
 def mean_and_error(values: list[float]) -> str:
