@@ -42,8 +42,16 @@ def test_fewer_images_are_fewer_steps(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     (run,) = (path.parent for path in tmp_path.glob("out/*/metrics.jsonl"))
     shutil.rmtree(run / "checkpoints")  # a cell that is trained needs none
+    (measured,) = tmp_path.glob("out/*/eval/world-*.json")
+    before = measured.read_text()
     assert cli.main([*argv, "--dry-run", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["steps"] == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["cells"], done["steps"]) == ([], 0), "what is finished is not left"
+    measured.unlink()
+    assert cli.main([*argv, "--dry-run", "--json"]) == 0
+    left = json.loads(capsys.readouterr().out)
+    assert (len(left["cells"]), left["steps"]) == (1, 0), "what is trained and not measured is"
+    measured.write_text(before)
 
 
 def test_a_cell_that_has_begun_goes_on_as_the_sweep_does(tmp_path, monkeypatch, capsys):

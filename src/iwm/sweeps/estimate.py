@@ -1,7 +1,6 @@
 """What a sweep would do and cost, said before it begins; nothing is written (`iwm sweep ... --dry-run`)."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from iwm.config import Config
@@ -19,6 +18,7 @@ def sweep(o: Sweep) -> dict[str, Any]:
     study = Study(o)
     require_sense(study)
     study.require_same()
+    study = study.prepare(dry_run=True)
     cells = [cell for cell in study.cells if o.cell in ("", cell.name) and not study.is_finished(cell)]
     rows, views = [], []
     for cell in cells:
@@ -46,14 +46,8 @@ def sweep(o: Sweep) -> dict[str, Any]:
 
 
 def _pretraining(study: Study, cell: Cell) -> tuple[Config, int]:
-    """The settings that a cell is pretrained with, and how many of their source's images (0: all).
-
-    Where the sweep takes some of the images, a cell that has begun names the file that it wrote them into.
-    """
-    run, images = study.run_of(cell), study.options.images
-    settings = replace(cell.settings, run=replace(cell.settings.run, out=str(run.path), resume=True))
-    if images and run.config.exists():
-        written = study.images_folder / Path(run.settings().data.source).name
-        if written.exists():
-            return replace(settings, data=replace(settings.data, source=str(written))), 0
-    return settings, images
+    """The settings that a cell is pretrained with, and how many of their source's images: 0, all, where the sweep takes
+    all or has chosen them before."""
+    run = replace(cell.settings.run, out=str(study.run_of(cell).path), resume=True)
+    chosen = study.source != study.base.data.source
+    return replace(cell.settings, run=run), 0 if chosen else study.options.images

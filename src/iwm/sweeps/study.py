@@ -134,9 +134,10 @@ class Study:
                     "old setting to go on."
                 )
 
-    def prepare(self) -> "Study":
-        """The same on the chosen images. Raises UserError when they, or a setting, will not do."""
-        o = self.options
+    def prepare(self, *, dry_run: bool = False) -> "Study":
+        """The same on the chosen images; a dry run chooses none, and takes those that a sweep has chosen before. Raises
+        UserError when they, or a setting, will not do."""
+        o, choose = self.options, subset.written if dry_run else subset.write
         size, seed = self.base.data.image_size, self.base.run.seed
         source, val = self.base.data.source, o.val
         data = o.eval_data or source
@@ -148,11 +149,11 @@ class Study:
         train_set, test_set, _ = open_splits(data, val, size=size)
         mark = "" if any(o.eval_images) else files_mark(train_set, test_set)
         if any(o.eval_images):
-            data, val = subset.write(train_set, test_set, o.eval_images, size, seed, self.images_folder), ""
+            data, val = choose(train_set, test_set, o.eval_images, size, seed, self.images_folder) or data, ""
             self._require_labels(data)
         if o.images:
             train_set, test_set, _ = open_splits(source, size=size)
-            source = subset.write(train_set, test_set, (o.images, 1000), size, seed, self.images_folder)
+            source = choose(train_set, test_set, (o.images, 1000), size, seed, self.images_folder) or source
         return replace(self, source=source, data=data, val=val, data_mark=mark)
 
     def _require_labels(self, chosen: str) -> None:

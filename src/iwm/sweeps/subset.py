@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,13 @@ def write(train_set: ImageSet, test_set: ImageSet, counts: tuple[int, int], size
     area is then not enlarged. An .npz of before is taken again unless its images have changed since; then the present
     ones get a name of their own.
     """
-    chosen = [
-        share_of_each_class(images, count, seed) for images, count in zip((train_set, test_set), counts, strict=True)
-    ]
-    side = max(size, min(2 * size, *_dimensions(train_set)))
-    paths = [images.path(0) for images in (train_set, test_set)]
-    settings = {"paths": paths, "side": side, "seed": seed, "all": [len(train_set), len(test_set)]}
-    files_now = files_mark(*chosen)
-    first, own = (
-        folder / f"{plain_name(train_set.name)}-{len(chosen[0])}x{len(chosen[1])}-{ritual.fingerprint(how)[:6]}.npz"
-        for how in (settings, settings | {"files": files_now})
-    )
-    if own.exists():
-        return str(own)
-    if first.exists() and _is_of(first, files_now, chosen):
-        return str(first)
-    arrays = _arrays(chosen, side)
+    choice = _Choice.of(train_set, test_set, counts, size, seed, folder)
+    first, own = choice.first, choice.own
+    if path := choice.present():
+        if path == first and not _note(first).exists():
+            files.write_text(_note(first), choice.mark)
+        return str(path)
+    arrays = _arrays(choice.sets, choice.side)
     if first.exists() and not _holds(first, arrays):
         console.print(
             f"[yellow]The images of {escape(train_set.name)} have changed since {escape(str(first))} was written; the "
@@ -51,20 +43,58 @@ def write(train_set: ImageSet, test_set: ImageSet, counts: tuple[int, int], size
         return str(_save(own, arrays))
     if not first.exists():
         _save(first, arrays)
-    files.write_text(_note(first), files_now)
+    files.write_text(_note(first), choice.mark)
     return str(first)
+
+
+def written(
+    train_set: ImageSet, test_set: ImageSet, counts: tuple[int, int], size: int, seed: int, folder: Path
+) -> str:
+    """Path of the .npz that `write` would take again, empty where there is none; writes nothing."""
+    path = _Choice.of(train_set, test_set, counts, size, seed, folder).present()
+    return str(path) if path else ""
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The images of a choice, and the names of the .npz that may hold it."""
+
+    sets: Sequence[ImageSet]
+    side: int
+    mark: str
+    """Of the files that the images lie in."""
+    first: Path
+    own: Path
+    """The name after the images have changed."""
+
+    @classmethod
+    def of(
+        cls, train_set: ImageSet, test_set: ImageSet, counts: tuple[int, int], size: int, seed: int, folder: Path
+    ) -> "_Choice":
+        both = (train_set, test_set)
+        sets = [share_of_each_class(images, count, seed) for images, count in zip(both, counts, strict=True)]
+        side = max(size, min(2 * size, *_dimensions(train_set)))
+        paths = [images.path(0) for images in both]
+        settings = {"paths": paths, "side": side, "seed": seed, "all": [len(images) for images in both]}
+        mark = files_mark(*sets)
+        first, own = (
+            folder / f"{plain_name(train_set.name)}-{len(sets[0])}x{len(sets[1])}-{ritual.fingerprint(how)[:6]}.npz"
+            for how in (settings, settings | {"files": mark})
+        )
+        return cls(sets, side, mark, first, own)
+
+    def present(self) -> Path | None:
+        """The .npz that was written of the files as they are."""
+        if self.own.exists():
+            return self.own
+        return self.first if self.first.exists() and _is_of(self.first, self.mark, self.sets) else None
 
 
 def _is_of(path: Path, files_now: str, chosen: Sequence[ImageSet]) -> bool:
     """Whether an .npz was written of the files as they are, which it notes; older ones note nothing, and are when no
     file is newer."""
     note = _note(path)
-    if note.exists():
-        return note.read_text() == files_now
-    if changed_since(path, *chosen):
-        return False
-    files.write_text(note, files_now)
-    return True
+    return note.read_text() == files_now if note.exists() else not changed_since(path, *chosen)
 
 
 def _note(path: Path) -> Path:
