@@ -33,6 +33,16 @@ def test_steps_size_and_files_are_those_of_the_run(settings):
     assert (estimate.pretrain(more)["steps"], estimate.pretrain(more)["steps_left"]) == (12, 4)
 
 
+def test_it_says_what_does_nothing_as_training_does(settings, capsys):
+    settings = replace(
+        settings, masks=replace(settings.masks, ratio=0.5), optim=replace(settings.optim, warmup_epochs=2)
+    )
+    estimate.pretrain(settings)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "masks.sampler is exact, so nothing is changed by masks.ratio." in said
+    assert "The learning rate still rises when training ends" in said
+
+
 @pytest.mark.parametrize("family", ["mae", "moco", "ijepa-published"])
 def test_every_objective_has_a_step_to_measure(settings, family):
     size = recipe_book.FAMILIES[family](settings)

@@ -17,6 +17,7 @@ from iwm.data.splits import share_of_each_class
 from iwm.model.cost import at_start, cost
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import pace
+from iwm.runtime.console import console
 from iwm.runtime.devices import Session
 from iwm.runtime.pace import Pace
 from iwm.training import loop, token_store
@@ -39,8 +40,11 @@ def pretrain(settings: config.Config, images: int = 0) -> dict[str, Any]:
     state = loop.newest_state(run, settings, source)
     start = state.step if state else 0
     require_batch(settings.optim.batch_size, len(source), source.name)
-    steps = Schedule(settings.optim, len(source) // settings.optim.batch_size).steps
+    schedule = Schedule(settings.optim, len(source) // settings.optim.batch_size)
+    steps = schedule.steps
     loop.require_steps_left(settings, run, start, steps)
+    for sentence in loop.remarks(settings, schedule):
+        console.print(sentence)
     left = steps - start
     size = cost(settings)
     writes, tokens = [run.config, run.metrics, run.checkpoints, run.model], 0

@@ -127,19 +127,25 @@ def _pretrain(
         f"{len(source):,} images, {steps:,} steps of {settings.optim.batch_size}; {session.device.type} in "
         f"{session.precision}{ranks}, {loader.place}."
     )
-    for sentence in [*what_the_ends_learn(settings, training.model), *without_effect(settings)]:
+    for sentence in [*what_the_ends_learn(settings, training.model), *remarks(settings, training.schedule)]:
         console.print(sentence)
-    if training.schedule.warmup >= steps:
-        console.print(
-            f"The learning rate still rises when training ends (optim.warmup_epochs {settings.optim.warmup_epochs:g} "
-            f"are {training.schedule.warmup:,.0f} steps); lower optim.warmup_epochs, or train longer."
-        )
     now = State(run, training, source, start, steps)
     if start < steps:  # of a finished run nothing is left to do but the export
         _loop(now, loader, _callbacks(now, own))
     weights.export(training.model, run.model, step=steps, precision=session.precision)
     distributed.meet()  # whoever goes on may read what rank 0 has written
     _show_verdict(now, loader)
+
+
+def remarks(settings: config.Config, schedule: Schedule) -> list[str]:
+    """What of the settings does nothing, or not what one expects: sentences said before a training or its dry run."""
+    sentences = without_effect(settings)
+    if schedule.warmup >= schedule.steps:
+        sentences.append(
+            f"The learning rate still rises when training ends (optim.warmup_epochs {settings.optim.warmup_epochs:g} "
+            f"are {schedule.warmup:,.0f} steps); lower optim.warmup_epochs, or train longer."
+        )
+    return sentences
 
 
 def require_steps_left(settings: config.Config, run: RunFolder, start: int, steps: int) -> None:
