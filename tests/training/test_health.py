@@ -128,6 +128,7 @@ def test_a_fair_run_is_healthy():
         ({"rankme": 4.8}, "raise objective.variance"),
         ({"target_variance": 0.005}, "collapsing"),
         ({"health_loss": 0.89}, "position only"),
+        ({"health_loss": 0.89}, "give it more steps"),
     ],
 )
 def test_each_illness_is_named(change, word):

@@ -167,7 +167,8 @@ def _collapse(line: Mapping[str, Any], objective: type[Objective]) -> list[str]:
     if loss >= 0.98 * known:
         ill.append(
             f"The loss ({loss:.3f}) is no better than knowing {objective.ignorance} ({known:.3f}): "
-            f"{objective.learner} has learned nothing about the image yet."
+            f"{objective.learner} has learned nothing about the image yet; give it more steps (optim.epochs or "
+            "optim.steps)."
         )
     return ill
 
