@@ -66,6 +66,16 @@ def test_every_option_is_explained_in_help(name: str, capsys: pytest.CaptureFixt
     assert re.findall(r"(--[a-z][\w.-]*|STR) (?:STR|INT|FLOAT|\W)*\(default", text) == []
 
 
+@pytest.mark.parametrize("verb", ["pretrain", "sweep"])
+@pytest.mark.parametrize(("recipe", "size"), [([], 224), (["cifar10"], 32)])
+def test_help_behind_a_recipe_shows_the_recipes_values(verb, recipe, size, capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([verb, *recipe, "--help"])
+    assert f"Side of the square crops, pixels. (default: {size})" in " ".join(
+        capsys.readouterr().out.replace("│", " ").split()
+    )
+
+
 def test_the_order_of_help_names_built_in_verbs_only() -> None:
     assert verbs.names() == verbs.ORDER
     assert len(set(verbs.ORDER)) == len(verbs.ORDER)

@@ -99,6 +99,11 @@ class Verb:
         return fields.with_changes(self.options, options, caller, self.base(options) if self.base else None)
 
 
+def without_help(words: Sequence[str]) -> list[str]:
+    """The words without the wish for help: what a verb reads a name from, to show the help of that name's defaults."""
+    return [word for word in words if word not in ("-h", "--help")]
+
+
 _REGISTERED: dict[str, Verb] = {}
 """Verbs of the user's own."""
 

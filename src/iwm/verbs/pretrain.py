@@ -6,7 +6,7 @@ from pathlib import Path
 
 from iwm import config, recipe_book
 from iwm.runtime.errors import UserError
-from iwm.verbs import Parse, without_option
+from iwm.verbs import Parse, without_help, without_option
 
 OPTIONS = config.Config
 WORK = "iwm.evaluation.after_pretraining:pretrain"
@@ -29,10 +29,11 @@ def read(words: Sequence[str], parse: Parse) -> config.Config:
     if path:
         default = config.load(Path(path).expanduser())
     else:
-        name = parse(config.Config, words, config.Config(recipe="")).recipe
-        if not name:
+        plain = without_help(words)
+        name = parse(config.Config, plain, config.Config(recipe="")).recipe
+        if not name and plain == words:
             raise UserError("Which recipe? Give `iwm pretrain RECIPE ...` (see `iwm recipes`) or --config FILE.")
-        default = recipe_book.get(name)
+        default = recipe_book.get(name) if name else config.Config()
     settings = parse(config.Config, words, default)
     if settings.encoder.name:
         _refuse_sizes(words, settings.encoder.name)

@@ -9,7 +9,7 @@ from tyro.conf import Fixed, Suppress, arg
 from iwm import config, recipe_book
 from iwm.runtime.bounds import AtLeast, Positives, check
 from iwm.runtime.errors import UserError
-from iwm.verbs import Parse
+from iwm.verbs import Parse, without_help
 from iwm.verbs.shared import LEARNING_RATES, RATIOS
 
 
@@ -116,10 +116,11 @@ def base(keywords: Mapping[str, Any]) -> Sweep:
 
 def read(words: Sequence[str], parse: Parse) -> Sweep:
     """The options on top of the recipe's settings. Raises UserError."""
-    name = parse(Sweep, words).settings.recipe
-    if not name:
+    plain = without_help(words)
+    name = parse(Sweep, plain).settings.recipe
+    if not name and plain == list(words):
         raise UserError("Which recipe? Give `iwm sweep RECIPE --data.source S --out DIR` (see `iwm recipes`).")
-    options = parse(Sweep, words, Sweep(settings=recipe_book.get(name)))
+    options = parse(Sweep, words, Sweep(settings=recipe_book.get(name)) if name else None)
     further = (word for word in dict.fromkeys(map(str.strip, options.recipes.split(","))) if word not in ("", name))
     others = tuple(
         replace(parse(Sweep, words, Sweep(settings=recipe_book.get(other))).settings, recipe=other) for other in further
