@@ -88,7 +88,7 @@ def test_what_cannot_be_served_is_one_sentence(
 
 def test_without_the_extra_it_says_what_to_install(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else object())
-    with pytest.raises(UserError, match=r"needs uvicorn; install it with pip install 'iwm\[app\]'"):
+    with pytest.raises(UserError, match=r"needs uvicorn; install: pip install uvicorn"):
         app(App(run=run))
 
 

@@ -70,13 +70,13 @@ class ExportFormat(ABC):
     takes: ClassVar[tuple[str, ...]] = ()
     """Options it has a use for, beyond RUN, --format and --out; others are refused."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Modules that must be installed, by an extra of the same name as the format."""
+    """Modules that must be installed; a package has the name of its module."""
 
     def check(self, options: Export) -> None:
         """Raises UserError for options that would be passed over in silence, and without the modules it needs."""
         absent = [name for name in self.needs if find_spec(name) is None]
         if absent:
-            raise UserError(f"--format {self.name} needs {join(absent)}; install: pip install 'iwm[{self.name}]'.")
+            raise UserError(f"--format {self.name} needs {join(absent)}; install: pip install {' '.join(absent)}.")
         for option in ("part", "size", "student", "small", "license", "photos"):
             if (
                 option not in self.takes

@@ -28,7 +28,7 @@ def app(o: App) -> None:
     """
     missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"iwm app needs {' and '.join(missing)}; install it with pip install 'iwm[app]'.")
+        raise UserError(f"iwm app needs {' and '.join(missing)}; install: pip install {' '.join(missing)}.")
     import uvicorn
 
     from iwm.page import routes

@@ -241,7 +241,7 @@ def trackers_of(names: str) -> list[type[Tracker]]:
     absent = [kind for kind in kinds if kind.library and importlib.util.find_spec(kind.library) is None]
     if absent:
         raise UserError(
-            f"run.report_to names {absent[0].name}, whose library is not installed: pip install 'iwm[track]', or "
-            f"pip install {absent[0].library}."
+            f"run.report_to names {absent[0].name}, whose library is not installed; install: pip install "
+            f"{absent[0].library}."
         )
     return kinds

@@ -93,7 +93,7 @@ def test_a_large_npz_is_never_in_memory_as_a_whole(tmp_path):
 def test_without_pyarrow_one_sentence_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(UserError, match=r"pip install 'iwm\[embed\]', or take a file that ends in .npz"):
+    with pytest.raises(UserError, match=r"pip install pyarrow, or take a file that ends in .npz"):
         write(tmp_path / "f.parquet", pieces((2,), (1,)))
     assert not list(tmp_path.iterdir())
 

@@ -65,7 +65,7 @@ def _pyarrow(path: Path) -> Any:
         importlib.import_module("pyarrow.parquet")
         return importlib.import_module("pyarrow")
     except ImportError:
-        raise UserError(f"{path} needs pyarrow: pip install 'iwm[embed]', or take a file that ends in .npz.") from None
+        raise UserError(f"{path} needs pyarrow: pip install pyarrow, or take a file that ends in .npz.") from None
 
 
 class _ParquetWriter:
