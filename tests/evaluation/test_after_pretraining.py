@@ -19,7 +19,8 @@ def test_images_without_labels_are_probed_by_instances(tmp_path: Path, capsys, l
     assert results == ([] if labelled else ["probe-instance-pictures"])
     assert ("Without labels: of 16 held-out images" in printed) == (not labelled)
     if not labelled:
-        assert printed.endswith("chance 6.2%).")
+        assert "chance 6.2%)." in printed
+    assert printed.endswith(f"on one page: iwm report {run}")
 
 
 def test_what_cannot_be_measured_is_said_and_the_run_is_kept(tmp_path: Path, capsys) -> None:

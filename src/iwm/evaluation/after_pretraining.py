@@ -35,6 +35,7 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
         run = loop.pretrain(settings, source, callbacks)
         if source is None and _labels_of(settings) is None:
             print_instances(run, settings)
+    console.print(f"Written to {run}; on one page: iwm report {shlex.quote(str(run))}", markup=False, soft_wrap=True)
     where = launch.place()
     if settings.run.report_to and where.size == 1:
         send_report(run, settings)
