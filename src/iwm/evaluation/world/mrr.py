@@ -36,7 +36,7 @@ from iwm.verbs.world import World
 HITS = (1, 5, 10)
 BESIDE = {"calibrated": "mrr_calibrated", "common": "mrr_common", "limit": "mrr_common_limit"}
 """Distances of `ImageRanks` beside the model's own, and what the MRR by them is called."""
-PUBLISHED = "Published (ImageNet, ViT-B/16, 300 epochs): none 0.00, sequence 0.82, feature 0.79."
+PUBLISHED = "The paper's MRR (ImageNet, ViT-B/16, 300 epochs) by conditioning: none 0.00, sequence 0.82, feature 0.79."
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,7 @@ def world(o: World) -> dict[str, Any]:
         model = open_world(o.run, session)
         size = model.settings.data.image_size
         train, held, how = open_splits(o.data, o.val, size=size)
+        console.print(f"{how}.")
         lessons, _ = load_draw(train, CLEAN, size, o.seed)
         pixels, _ = load_draw(held, o.images, size, o.seed)
         twin = open_world(str(train_twin(o.run, o.speed).path), session) if o.frozen_random_twin else None
@@ -224,7 +225,7 @@ def world(o: World) -> dict[str, Any]:
             variant=() if usual else (f"{o.images}x{o.bank}-seed{o.seed}",),
             figures={"": lambda: _strips(model, pixels, o, session)},
         )
-        content = work.conclude(outcome, lambda _: _show(payload, f"World model on {held.name} ({how})"))
+        content = work.conclude(outcome, lambda _: _show(payload, f"World model on {held.name}"))
         strips.say_how_to_see(model, o.run)
         return content
 
