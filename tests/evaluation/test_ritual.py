@@ -127,7 +127,8 @@ def test_an_evaluation_ends_with_json_pictures_weights_and_a_table(
     names = {entry.name for entry in path.parent.iterdir()}
     assert names == {".iwm-output", path.name, path.stem, f"{path.stem}.png", f"{path.stem}-averaged.png"}
     printed = capsys.readouterr().out
-    assert printed.index("top-1 0.5") < printed.index(f"Written to {path}")
+    pictures = f"{path.stem}.png, {path.stem}-averaged.png"
+    assert printed.index("top-1 0.5") < printed.index(f"Written to {path}, {pictures}\n")
 
 
 def test_results_of_several_runs_in_one_folder_are_told_apart(run: str, tmp_path: Path) -> None:

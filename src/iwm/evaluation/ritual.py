@@ -160,7 +160,9 @@ class Evaluation:
                 _print(early, print_content)
             raise
         content.print = lambda: _print(content, print_content)
-        console.print(f"Written to {content['path']}", soft_wrap=True, markup=False)
+        path = Path(content["path"])
+        pictures = "".join(f", {_picture(path, ending).name}" for ending in outcome.figures)
+        console.print(f"Written to {path}{pictures}", soft_wrap=True, markup=False)
         return content
 
     def write(self, outcome: Outcome) -> dict[str, Any]:
@@ -178,8 +180,13 @@ class Evaluation:
                 outcome.weights(path.with_suffix(""))
                 content = write(path, payload | {"weights": str(path.with_suffix(""))}, settings)
             for ending, draw in outcome.figures.items():
-                drawing.save(draw(), path.with_name(f"{path.stem}{'-' if ending else ''}{ending}.png"))
+                drawing.save(draw(), _picture(path, ending))
         return {**content, "path": str(path)}
+
+
+def _picture(path: Path, ending: str) -> Path:
+    """The file of a result's picture, whose name ends so."""
+    return path.with_name(f"{path.stem}{'-' if ending else ''}{ending}.png")
 
 
 def _print(content: Mapping[str, Any], print_content: Callable[[Mapping[str, Any]], None]) -> None:

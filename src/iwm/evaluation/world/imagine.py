@@ -94,6 +94,7 @@ def _show(numbers: Mapping[str, Any], sweep: str) -> None:
     show(f"Imagined of {numbers['data']}", {name: value for name, value in numbers.items() if name != "asked"})
     for row in numbers.get("asked", ()):
         console.print(f"  {sweep} {row[sweep]:+.2f}: the truth has rank {row['rank']:g}", highlight=False)
+    console.print(f"Rank of the really changed image: 1 is right, a guess has {(numbers['bank'] + 1) / 2:g}.")
 
 
 # ---- questions -----------------------------------------------------------------------------------------------------
