@@ -31,7 +31,7 @@ def read(words: Sequence[str], parse: Parse) -> config.Config:
     else:
         plain = without_help(words)
         name = parse(config.Config, plain, config.Config(recipe="")).recipe
-        if not name and plain == words:
+        if not name and plain == list(words):
             raise UserError("Which recipe? Give `iwm pretrain RECIPE ...` (see `iwm recipes`) or --config FILE.")
         default = recipe_book.get(name) if name else config.Config()
     settings = parse(config.Config, words, default)
