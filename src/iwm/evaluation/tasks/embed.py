@@ -56,10 +56,10 @@ class TargetEncoder(FrozenEncoder):
         self.layer = self.depth = model.target_encoder.depth
 
     @torch.no_grad()
-    def forward(self, images: Pixels) -> Float[Tensor, "b n d"]:
+    def outputs(self, images: Pixels) -> list[Float[Tensor, "b n d"]]:
         if self.action is None:
-            return self.model.target(images).values
-        return self.model.predict(self.model.encode(images), self.action).values
+            return [self.model.target(images).values]
+        return [self.model.predict(self.model.encode(images), self.action).values]
 
     def changed(self, images: Pixels) -> Pixels:
         """The images as the action really changes them; what only a source carries is left as it is."""

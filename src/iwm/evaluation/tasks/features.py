@@ -79,17 +79,18 @@ class FrozenEncoder(nn.Module):
     space: ActionSpace | None = None
     """What it was trained to see changed, where that is known."""
 
-    def forward(self, images: Pixels) -> Float[Tensor, "b n d"]:
-        """Tokens of block `layer`."""
-        raise NotImplementedError
+    @property
+    def blocks(self) -> list[int]:
+        """Numbers of the blocks that are read, from 1."""
+        return [*range(self.depth - self.layers + 1, self.depth + 1)] if self.layers else [self.layer]
 
-    def last_blocks(self, images: Pixels) -> list[Float[Tensor, "b _n _d"]]:
-        """Tokens of each of the last `layers` blocks, LayerNormed without affine."""
-        raise NotImplementedError
+    def forward(self, images: Pixels) -> Float[Tensor, "b n d"]:
+        """Tokens of the first block that is read."""
+        return self.outputs(images)[0]
 
     def outputs(self, images: Pixels) -> list[Float[Tensor, "b _n _d"]]:
         """Tokens of every block that is read."""
-        return self.last_blocks(images) if self.layers else [self(images)]
+        raise NotImplementedError
 
     def class_tokens(self, images: Pixels) -> list[Float[Tensor, "b _d"]]:
         """The class token after every block that is read. Raises UserError where there is none."""
@@ -102,7 +103,13 @@ class FrozenEncoder(nn.Module):
         return other
 
     def drawn_anew(self, seed: int) -> "FrozenEncoder":
-        """The same architecture with fresh random weights."""
+        """The same architecture with fresh random weights, of which the same blocks are read."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.fresh().reading(self.layers)
+
+    def fresh(self) -> "FrozenEncoder":
+        """The same architecture with weights drawn from the global generator."""
         raise NotImplementedError
 
     def identity(self) -> str:
@@ -124,22 +131,12 @@ class WorldEncoder(FrozenEncoder):
         self.layer = layer_number(layer, self.depth)
 
     @torch.no_grad()
-    def forward(self, images: Pixels) -> Float[Tensor, "b n d"]:
-        return self.body.intermediates(images, [self.layer])[0]
+    def outputs(self, images: Pixels) -> list[Float[Tensor, "b _n _d"]]:
+        return self.body.intermediates(images, self.blocks, affine=not self.layers)
 
-    @torch.no_grad()
-    def last_blocks(self, images: Pixels) -> list[Float[Tensor, "b _n _d"]]:
-        body, numbers = self.body, range(self.depth - self.layers + 1, self.depth + 1)
-        return body.intermediates(images, numbers, affine=False)
-
-    def drawn_anew(self, seed: int) -> "WorldEncoder":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            body = encoder_of(self.body.settings, self.body.grid[0] * self.body.patch_size)
-        body.eval().requires_grad_(False)
-        twin = WorldEncoder(body, "random encoder", self.size, self.layer)
-        twin.layers = self.layers
-        return twin
+    def fresh(self) -> "WorldEncoder":
+        body = encoder_of(self.body.settings, self.body.grid[0] * self.body.patch_size)
+        return WorldEncoder(body.eval().requires_grad_(False), "random encoder", self.size, self.layer)
 
 
 class TimmEncoder(FrozenEncoder):
@@ -158,34 +155,32 @@ class TimmEncoder(FrozenEncoder):
         for stat in ("mean", "std"):
             self.register_buffer(stat, torch.tensor(settings[stat]).view(1, 3, 1, 1), persistent=False)
 
-    @torch.no_grad()
-    def forward(self, images: Pixels) -> Float[Tensor, "b n d"]:
-        body = cast(Any, self.body)
-        if self.layer < self.depth:
-            return self._blocks(images, [self.layer - 1])[0]
-        return self._without_prefix(body.forward_features(self._normalised(images)))
+    @property
+    def _after_norm(self) -> bool:
+        """Whether only the last block is read, whose output the encoder's own norm was fitted to."""
+        return not self.layers and self.layer == self.depth
 
     @torch.no_grad()
-    def last_blocks(self, images: Pixels) -> list[Float[Tensor, "b _n _d"]]:
-        return self._blocks(images, list(range(self.depth - self.layers, self.depth)))
-
-    def _blocks(self, images: Pixels, indices: list[int]) -> list[Float[Tensor, "b _n _d"]]:
-        inputs, body = self._normalised(images), cast(Any, self.body)
-        outputs = body.forward_intermediates(inputs, indices=indices, intermediates_only=True)
-        return [without_affine(self._without_prefix(tokens)) for tokens in outputs]
+    def outputs(self, images: Pixels) -> list[Float[Tensor, "b _n _d"]]:
+        if self._after_norm:
+            return [self._without_prefix(cast(Any, self.body).forward_features(self._normalised(images)))]
+        return [without_affine(self._without_prefix(tokens)) for tokens in self._intermediates(images)]
 
     @torch.no_grad()
     def class_tokens(self, images: Pixels) -> list[Float[Tensor, "b _d"]]:
-        body, inputs = cast(Any, self.body), self._normalised(images)
+        body = cast(Any, self.body)
         if getattr(body, "cls_token", None) is None:
             return super().class_tokens(images)
-        if not self.layers and self.layer == self.depth:
-            return [body.forward_features(inputs)[:, 0]]
-        blocks = range(self.depth - self.layers, self.depth) if self.layers else [self.layer - 1]
-        outputs = body.forward_intermediates(
-            inputs, indices=list(blocks), intermediates_only=True, return_prefix_tokens=True
-        )
+        if self._after_norm:
+            return [body.forward_features(self._normalised(images))[:, 0]]
+        outputs = self._intermediates(images, return_prefix_tokens=True)
         return [without_affine(prefix)[:, 0] for _, prefix in outputs]
+
+    def _intermediates(self, images: Pixels, **options: Any) -> list[Any]:
+        """Every block that is read as timm gives it, not normed."""
+        indices = [number - 1 for number in self.blocks]
+        inputs, body = self._normalised(images), cast(Any, self.body)
+        return body.forward_intermediates(inputs, indices=indices, intermediates_only=True, **options)
 
     def _normalised(self, images: Pixels) -> Float[Tensor, "b 3 h w"]:
         return (images.float() / 255 - self.mean) / self.std
@@ -198,15 +193,11 @@ class TimmEncoder(FrozenEncoder):
             return tokens.flatten(1, 2) if channels_last else tokens.flatten(2).transpose(1, 2)
         return tokens[:, getattr(body, "num_prefix_tokens", 0) :]
 
-    def drawn_anew(self, seed: int) -> "TimmEncoder":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            name, arguments = parsed(self.architecture)
-            body = timm_model(name, **arguments)
+    def fresh(self) -> "TimmEncoder":
+        name, arguments = parsed(self.architecture)
+        body = timm_model(name, **arguments)
         body.pretrained_cfg = self.body.pretrained_cfg  # the same pixels
-        twin = TimmEncoder("random encoder", self.architecture, body, self.size, self.layer)
-        twin.layers = self.layers
-        return twin
+        return TimmEncoder("random encoder", self.architecture, body, self.size, self.layer)
 
 
 class RawPixels(FrozenEncoder):
@@ -218,11 +209,8 @@ class RawPixels(FrozenEncoder):
         self.layer = self.depth = 1
 
     @torch.no_grad()
-    def forward(self, images: Pixels) -> Float[Tensor, "b 1 d"]:
-        return F.interpolate(images.float() / 255, size=(self.side, self.side), mode="area").flatten(1)[:, None]
-
-    def drawn_anew(self, seed: int) -> "RawPixels":
-        return self
+    def outputs(self, images: Pixels) -> list[Float[Tensor, "b 1 d"]]:
+        return [F.interpolate(images.float() / 255, size=(self.side, self.side), mode="area").flatten(1)[:, None]]
 
     def identity(self) -> str:
         return ""

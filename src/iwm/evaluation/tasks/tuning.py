@@ -126,10 +126,10 @@ def nothing_pretrained(model: ImageWorldModel, settings: Verb) -> tuple[ImageWor
     """The control of any finetuning: a world model of the same shape with encoders drawn anew, and settings that draw
     the predictor anew too and hold back no block, for none has anything to keep; the grid is the same."""
     frozen = features.WorldEncoder(model.target_encoder, "", model.settings.data.image_size)
-    frozen = frozen.drawn_anew(settings.seed + 1)
+    drawn = cast(features.WorldEncoder, frozen.drawn_anew(settings.seed + 1)).body.state_dict()
     twin = ImageWorldModel(model.settings, model.space)
-    twin.encoder.load_state_dict(frozen.body.state_dict())
-    twin.target_encoder.load_state_dict(frozen.body.state_dict())
+    twin.encoder.load_state_dict(drawn)
+    twin.target_encoder.load_state_dict(drawn)
     return twin.eval(), replace(settings, predictor="random", layer_decay=1.0)
 
 
