@@ -73,12 +73,9 @@ class TrainingSet:
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def batch(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Tensor:
-        """The examples' inputs of this epoch."""
-        raise NotImplementedError
-
-    def targets(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Tensor:
-        """Their classes: one an image, or one a pixel of these inputs with IGNORED where there is none."""
+    def batch(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """The examples' inputs of this epoch and their classes: one an image, or one a pixel of these inputs with
+        IGNORED where there is none."""
         raise NotImplementedError
 
     def hold_out(self, seed: int) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " t"]]:
@@ -106,14 +103,12 @@ class Samples(TrainingSet):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Tensor:
+    def batch(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        images = torch.from_numpy(rows)
         if self.fresh:
-            return self.fresh(rows, epoch)
+            return self.fresh(rows, epoch), self.labels[images]
         views = (uniforms(seed, "classifier view", epoch, rows, 1)[:, 0] * len(self.values)).astype(np.int64)
-        return self.values[torch.from_numpy(views), torch.from_numpy(rows)]
-
-    def targets(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Tensor:
-        return self.labels[torch.from_numpy(rows)]
+        return self.values[torch.from_numpy(views), images], self.labels[images]
 
     def plain(self, rows: Int64[Tensor, " b"]) -> Tensor:
         return self.values[0, rows]
@@ -186,8 +181,7 @@ def fit(
 
     def loss_of(stretch: tuple[int, int, np.ndarray]) -> Tensor:
         epoch, step, batch = stretch
-        inputs = session.upload(samples.batch(batch, seed, epoch))
-        labels = session.upload(samples.targets(batch, seed, epoch))
+        inputs, labels = (session.upload(each) for each in samples.batch(batch, seed, epoch))
         share = 1.0
         if schedule.mixes:
             inputs, share = mixed(inputs, schedule, seed, step)

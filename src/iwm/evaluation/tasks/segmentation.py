@@ -223,13 +223,11 @@ class Crops(TrainingSet):
     ) -> None:
         self.examples, self.settings, self.size, self.encode = examples, settings, size, encode
         self._known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self._latest: tuple[bytes, int, int] = (b"", 0, 0)
-        self._masks = torch.empty(0)
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def batch(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Tensor:
+    def batch(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         keys = list(zip(self._views(rows, seed, epoch).tolist(), rows.tolist(), strict=True))
         missing = [key for key in keys if key not in self._known]
         with ThreadPoolExecutor(devices.cores()) as threads:
@@ -242,14 +240,8 @@ class Crops(TrainingSet):
                     key: (tokens, mask) for key, tokens, (_, mask) in zip(missing, features, crops, strict=True)
                 }
             pairs = self._known
-        self._latest = (rows.tobytes(), seed, epoch)
-        self._masks = torch.stack([pairs[key][1] for key in keys]).long()
-        return torch.stack([pairs[key][0] for key in keys])
-
-    def targets(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> Tensor:
-        if self._latest != (rows.tobytes(), seed, epoch):
-            self.batch(rows, seed, epoch)
-        return self._masks
+        inputs, masks = zip(*(pairs[key] for key in keys), strict=True)
+        return torch.stack(inputs), torch.stack(masks).long()
 
     def crop(self, view: int, row: int) -> tuple[UInt8[Tensor, "3 s s"], Int16[Tensor, "s s"]]:
         """One crop of one image, with its classes: a pure function of seed, view and image."""

@@ -28,11 +28,11 @@ def stream(samples: Samples, rows: Rows, seed: int, batch: int, step: int) -> tu
     """
     places = step * batch + sharing.rows_of_batch(batch)
     epochs, within = places // len(rows), places % len(rows)
-    inputs, labels = [], []
+    parts = []
     for epoch in np.unique(epochs):
         stretch = rows.numpy()[_order(seed, int(epoch), len(rows))[within[epochs == epoch]]]
-        inputs.append(samples.batch(stretch, seed, int(epoch)))
-        labels.append(samples.labels[torch.from_numpy(stretch)])
+        parts.append(samples.batch(stretch, seed, int(epoch)))
+    inputs, labels = zip(*parts, strict=True)
     return torch.cat(inputs), torch.cat(labels)
 
 
