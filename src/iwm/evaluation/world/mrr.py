@@ -7,7 +7,6 @@ MRR = mean 1/rank; a predictor that ignores the action has H_B / B (0.0239 for B
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,25 +34,8 @@ from iwm.verbs.world import World
 
 HITS = (1, 5, 10)
 BESIDE = {"calibrated": "mrr_calibrated", "common": "mrr_common", "limit": "mrr_common_limit"}
-"""Distances of `ImageRanks` beside the model's own, and what the MRR by them is called."""
+"""Distances beside those of the predictions to the targets, and what the MRR by them is called."""
 PUBLISHED = "The paper's MRR (ImageNet, ViT-B/16, 300 epochs) by conditioning: none 0.00, sequence 0.82, feature 0.79."
-
-
-@dataclass(frozen=True)
-class ImageRanks:
-    """One image's bank: distances of every prediction (rows) to every entry (columns), and what the action changed."""
-
-    distances: Float[Tensor, "b b"]
-    null: Float[Tensor, " b"]
-    actions: Float[Tensor, "b k"]
-    moved: float
-    """Squared length of the predicted change, and of the true one; and what the two have in common."""
-    moves: float
-    along: float
-    calibrated: Float[Tensor, "b b"] | None = None
-    """The distances of stretched predictions, of the predicted and of the true targets' colours to the real ones."""
-    common: Float[Tensor, "b b"] | None = None
-    limit: Float[Tensor, "b b"] | None = None
 
 
 @torch.no_grad()
@@ -64,9 +46,13 @@ def rank_image(
     bank: int,
     seed: int,
     bank_space: ActionSpace,
-    calibration: Calibration | None = None,
-) -> ImageRanks:
-    """Predict and rank one image's bank. Actions are encoded in the model's own ranges."""
+    graded: list[int],
+    calibration: Calibration | None,
+) -> dict[str, Tensor]:
+    """Predict and rank one image's bank; what it adds to the numbers, by the name that `measure_each` knows it by.
+
+    Actions are encoded in the model's own ranges; `graded` are the components whose error counts.
+    """
     pixels = image[None].to(model.device).float() / 255
     parameters = bank_space.sample_bank(seed, index, bank)
     entries = bank_space.apply(pixels.expand(bank, -1, -1, -1), parameters)
@@ -80,24 +66,26 @@ def rank_image(
     targets, predictions = torch.cat(truth), torch.cat(guess)
     still = model.predict(clean, model.space.null(1, model.device)[0]).values.float()
     predicted, true = predictions - still, targets - model.target(pixels).values.float()
-    result = ImageRanks(
-        squared_distances(predictions, targets),
-        squared_distances(still, targets)[0],
-        actions,
-        float(predicted.square().sum()),
-        float(true.square().sum()),
-        float((predicted * true).sum()),
-    )
-    if calibration is None:
-        return result
-    real = colours_of(entries)[:, None]
-    guessed, known = (calibration.colours(values, clean.grid)[:, None] for values in (predictions, targets))
-    return replace(
-        result,
-        calibrated=squared_distances(calibration.stretched(predictions, still), targets),
-        common=squared_distances(guessed, real),
-        limit=squared_distances(known, real),
-    )
+    moves = [float(predicted.square().sum()), float(true.square().sum()), float((predicted * true).sum())]
+    distances = squared_distances(predictions, targets)
+    row = {
+        "rank": ranks(distances),
+        "shuffled": 1 / ranks(distances.roll(1, dims=0)),
+        "null": 1 / ranks(squared_distances(still, targets).expand(bank, bank)),
+        "error": (actions[distances.argmin(1)] - actions)[:, graded].abs().mean(0),
+        "zero": actions[:, graded].abs().mean(0),
+        "moves": torch.tensor(moves, dtype=torch.float64),
+    }
+    if calibration:
+        real = colours_of(entries)[:, None]
+        guessed, known = (calibration.colours(values, clean.grid)[:, None] for values in (predictions, targets))
+        further = {
+            "calibrated": squared_distances(calibration.stretched(predictions, still), targets),
+            "common": squared_distances(guessed, real),
+            "limit": squared_distances(known, real),
+        }
+        row |= {name: (1 / ranks(each)).mean() for name, each in further.items()}
+    return {name: value.cpu() for name, value in row.items()}
 
 
 def measure(
@@ -136,21 +124,18 @@ def measure_each(
     graded = [i for i, t in enumerate(model.space.transformations) if t.graded and t.both]
     units = in_reference_units(model.space, model.settings.data.image_size)[graded]
     calibration = calibrate(model, lessons, seed, bank_space) if lessons is not None and len(lessons) > 1 else None
-    further = BESIDE if calibration else {}
 
     def numbers_of(indices: Tensor) -> dict[str, Tensor]:
         rows = []
         for index in indices.tolist():
-            result = rank_image(model, images[index], index, bank, seed, bank_space, calibration)
-            row = _row_of(result, graded, further)
-            rows.append({name: value.cpu() for name, value in row.items()})
+            rows.append(rank_image(model, images[index], index, bank, seed, bank_space, graded, calibration))
             advance()
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     each = sharing.each_by_rows(numbers_of, torch.arange(len(images)))
     rank, (moved, moves, along) = each["rank"].flatten(), each["moves"].sum(0).tolist()
     error, nothing = each["error"].mean(0) * units, each["zero"].mean(0) * units
-    per_image = {name: each[name] for name in further}
+    per_image = {name: each[name] for name in BESIDE if name in each}
     numbers = {
         "mrr": float((1 / rank).mean()),
         "mrr_standard_error": standard_error((1 / each["rank"]).mean(1)),
@@ -167,20 +152,6 @@ def measure_each(
         **{f"inferred_{model.space.names[i]}_error": float(error[k]) for k, i in enumerate(graded)},
     }
     return numbers, per_image
-
-
-def _row_of(result: ImageRanks, graded: list[int], further: Mapping[str, str]) -> dict[str, Tensor]:
-    """What one image's bank adds to the numbers, by the name that `measure_each` knows it by."""
-    bank = len(result.distances)
-    return {
-        "rank": ranks(result.distances),
-        "shuffled": 1 / ranks(result.distances.roll(1, dims=0)),
-        "null": 1 / ranks(result.null.expand(bank, bank)),
-        "error": (result.actions[result.distances.argmin(1)] - result.actions)[:, graded].abs().mean(0),
-        "zero": result.actions[:, graded].abs().mean(0),
-        "moves": torch.tensor([result.moved, result.moves, result.along], dtype=torch.float64),
-        **{name: (1 / ranks(getattr(result, name))).mean() for name in further},
-    }
 
 
 def _beside(per_image: Mapping[str, Tensor], calibration: Calibration | None) -> dict[str, float]:
