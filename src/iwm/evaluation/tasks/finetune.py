@@ -146,9 +146,13 @@ class Finetuning:
 
 
 @dataclass(frozen=True)
-class ClassificationWork(tuning.Work[Classifier]):
+class ClassificationWork:
     """The images of a finetuning in memory: as pictures, or as the frozen encoder's tokens."""
 
+    classes: tuple[str, ...]
+    size: int
+    """Side of the pictures, px."""
+    session: Session
     samples: Samples
     test: UInt8[Tensor, "m 3 s s"] | Float16[Tensor, "m t d"]
     labels: Int64[Tensor, " m"]
@@ -174,9 +178,6 @@ class ClassificationWork(tuning.Work[Classifier]):
 
     def build(self, model: ImageWorldModel, settings: Classification) -> Classifier:
         return build(model, settings, self.classes, self.size)
-
-    def load(self, folder: str) -> Classifier:
-        return load_classifier(folder)
 
     @property
     def tokens_kept(self) -> bool:
@@ -214,7 +215,9 @@ class ClassificationWork(tuning.Work[Classifier]):
         layer = encoder.layer if settings.uses_predictor else encoder.depth
         fed = self.encoded(encoder, layer) if settings.reuses_tokens else self
         feeding = {"tokens_kept": fed.tokens_kept, "encode_seconds": round(time.perf_counter() - since, 2)}
-        classifier, trained = self.train(model, settings, fed.samples, fed.logits, start, title)
+        begun = load_classifier(start) if start else None
+        build = partial(self.build, model)
+        classifier, trained = tuning.train(build, settings, fed.samples, fed.logits, self.session, title, begun)
         return Finetuning(classifier, trained, fed.guess(classifier, fed.test), feeding)
 
 

@@ -12,6 +12,7 @@ stand the same training with nothing pretrained and the majority class everywher
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def segment(o: Segment) -> dict[str, Any]:
         splits = open_annotated(o, model.settings.data.image_size)
         window = o.size or window_of(splits, model.settings.data.image_size)
         start = start_of(o, segment, load_segmenter, lambda: build(model, o, splits.classes, window))
-        task = SegmentationWork(splits.classes, window, work.session, splits)
+        task = SegmentationWork(splits, window, work.session)
         segmenter, trained, counts = task.fit(model, o, start, f"segment {o.train}")
         numbers = _scores(counts, splits, o.seed) | (_baseline(task, model, o) if o.baselines else {})
         settings, words = ritual.settings_of(o, SegmentSettings), _words(o)
@@ -284,16 +285,16 @@ def build(model: ImageWorldModel, settings: SegmentSettings, classes: tuple[str,
 
 
 @dataclass(frozen=True)
-class SegmentationWork(tuning.Work[Segmenter]):
+class SegmentationWork:
     """The images of a segmentation, whose crops are drawn as they are needed."""
 
     splits: AnnotatedSplits
+    size: int
+    """Side of crops and windows, px."""
+    session: Session
 
     def build(self, model: ImageWorldModel, settings: SegmentSettings) -> Segmenter:
-        return build(model, settings, self.classes, self.size)
-
-    def load(self, folder: str) -> Segmenter:
-        return load_segmenter(folder)
+        return build(model, settings, self.splits.classes, self.size)
 
     def fit(
         self, model: ImageWorldModel, settings: SegmentSettings, start: str = "", title: str = ""
@@ -306,7 +307,9 @@ class SegmentationWork(tuning.Work[Segmenter]):
                 return segmenter(values)
             return segmenter.classify(values.float(), (self.size, self.size))
 
-        segmenter, trained = self.train(model, settings, crops, logits, start, title)
+        begun = load_segmenter(start) if start else None
+        build = partial(self.build, model)
+        segmenter, trained = tuning.train(build, settings, crops, logits, self.session, title, begun)
         return segmenter, trained, evaluate(segmenter, self.splits.val, np.arange(len(self.splits.val)), self.session)
 
     def _frozen(

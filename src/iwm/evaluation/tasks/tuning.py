@@ -7,9 +7,9 @@ it, an encoder block at `layer_decay` of the rate of the block above (0.65; with
 import copy
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
@@ -136,65 +136,45 @@ def nothing_pretrained(model: ImageWorldModel, settings: Verb) -> tuple[ImageWor
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Work(Generic[Model]):
-    """The images of a task, ready to be learned from: what finetuning for classes and for pixels have in common."""
+def train(
+    build: Callable[[Any], Model],
+    settings: Tuning,
+    samples: TrainingSet,
+    logits: Callable[[Model, Tensor], Tensor],
+    session: Session,
+    title: str,
+    start: Model | None = None,
+) -> tuple[Model, Trained]:
+    """Choose learning rates and train what `build` builds on the samples, from the weights of `start` where it is
+    given; `logits` are a model's answers to a batch of the samples, `build` gives the same model for the same settings.
 
-    classes: tuple[str, ...]
-    size: int
-    """Side of the pictures a model is trained on, px."""
-    session: Session
+    What is trained end to end without a start, a control, has its predictor trained first, as others have. Such
+    weights have seen all samples: a trial begins from a predictor of its own instead, trained for as long as the
+    trial and without the tenth that judges it.
+    """
+    how: dict[str, Any] = {"seed": settings.seed, "session": session, "title": title}
+    both = settings.train == "both"
+    alone = replace(cast(Continuation, settings), train="predictor", start="") if both else settings
+    if both and start is None:
+        start, _ = train(build, alone, samples, logits, session, f"{title}, its predictor")
+    initial = None if start is None else start.state_dict()
 
-    def build(self, model: ImageWorldModel, settings: Any) -> Model:
-        """A fresh model for the task, the same for the same seed."""
-        raise NotImplementedError
+    def learner(parts: Tuning, choice: dict[str, Any], weights: dict[str, Tensor] | None) -> Learner:
+        fresh = build(parts)
+        if weights is not None:
+            fresh.load_state_dict(weights)
+        choose_attention(fresh.to(session.device), session.device, session.precision)
+        return Learner(fresh, partial(logits, fresh), groups_of(fresh, parts, **choice))
 
-    def load(self, folder: str) -> Model:
-        """A model that an earlier training wrote. Raises UserError when there is none."""
-        raise NotImplementedError
+    def begin(choice: dict[str, Any]) -> Learner:
+        beginning = learner(alone, choice, None)
+        rest, _ = search_rows(samples, settings.schedule, settings.seed)
+        fit(beginning, samples, rest, settings.schedule, settings.schedule.search, **how)
+        return learner(settings, choice, beginning.model.state_dict())
 
-    def train(
-        self,
-        model: ImageWorldModel,
-        settings: Tuning,
-        samples: TrainingSet,
-        logits: Callable[[Model, Tensor], Tensor],
-        start: str,
-        title: str,
-    ) -> tuple[Model, Trained]:
-        """Choose learning rates and train on the samples, from the weights in the folder `start` where it is given;
-        `logits` are a model's answers to a batch of the samples.
-
-        What is trained end to end without a start, a control, has its predictor trained first, as others have. Such
-        weights have seen all samples: a trial begins from a predictor of its own instead, trained for as long as the
-        trial and without the tenth that judges it.
-        """
-        how: dict[str, Any] = {"seed": settings.seed, "session": self.session, "title": title}
-        latest: list[Model] = []
-        initial = self.load(start).state_dict() if start else None
-        both = settings.train == "both"
-        alone = replace(cast(Continuation, settings), train="predictor", start="") if both else settings
-        if both and initial is None:
-            first, _ = self.train(model, alone, samples, logits, "", f"{title}, its predictor")
-            initial = first.state_dict()
-
-        def learner(parts: Tuning, choice: dict[str, Any], weights: dict[str, Tensor] | None) -> Learner:
-            fresh = self.build(model, parts)
-            if weights is not None:
-                fresh.load_state_dict(weights)
-            choose_attention(fresh.to(self.session.device), self.session.device, self.session.precision)
-            latest[:] = [fresh]
-            return Learner(fresh, partial(logits, fresh), groups_of(fresh, parts, **choice))
-
-        def begin(choice: dict[str, Any]) -> Learner:
-            beginning = learner(alone, choice, None)
-            rest, _ = search_rows(samples, settings.schedule, settings.seed)
-            fit(beginning, samples, rest, settings.schedule, settings.schedule.search, **how)
-            return learner(settings, choice, beginning.model.state_dict())
-
-        make = partial(learner, settings, weights=initial)
-        trained = choose(make, grid_of(settings), samples, settings.schedule, begin=begin if both else None, **how)
-        return latest[0], trained
+    make = partial(learner, settings, weights=initial)
+    trained = choose(make, grid_of(settings), samples, settings.schedule, begin=begin if both else None, **how)
+    return cast(Any, trained.learner.model), trained
 
 
 def start_of(
