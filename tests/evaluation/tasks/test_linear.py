@@ -12,7 +12,7 @@ from evaluation.planted import clouds as planted_clouds
 from iwm.data.splits import tenth_of_each_class
 from iwm.evaluation.tasks import linear
 from iwm.evaluation.tasks.fitting import accuracy
-from iwm.evaluation.tasks.linear import Regression, choose_l2, choose_ridge, fit_chosen, fit_linear, fit_ridge
+from iwm.evaluation.tasks.linear import Linear, Regression, choose_l2, choose_ridge, fit_chosen, fit_ridge
 from iwm.runtime.randomness import permutation
 from iwm.verbs.probe import L2
 
@@ -38,6 +38,10 @@ def standard(train: torch.Tensor, values: torch.Tensor) -> np.ndarray:
     """Values standardised by the training images, in float64; a feature that does not vary is only centred."""
     mean, std = train.double().mean(0), train.double().std(0, correction=0)
     return ((values.double() - mean) / torch.where(std > 1e-6, std, 1.0)).numpy()
+
+
+def fit_linear(values: torch.Tensor, labels: torch.Tensor, classes: int, l2: float, standardise: bool = True) -> Linear:
+    return Regression.of(values, labels, classes, standardise).path([l2])[0]
 
 
 def theirs(inputs: np.ndarray, labels: torch.Tensor, l2: float) -> LogisticRegression:

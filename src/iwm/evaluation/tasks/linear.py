@@ -43,20 +43,10 @@ class Linear:
         return F.linear((values.float() - self.mean) / self.std, self.weight, self.bias)
 
 
-def fit_linear(
-    values: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int, l2: float, standardise: bool = True
-) -> Linear:
-    """Multinomial logistic regression, mean cross-entropy + l2/2 |W|^2 (scikit-learn's C = 1 / (l2 n)), by L-BFGS.
-
-    The bias is not penalised. `standardise` is what a BatchNorm without affine does once its statistics are those of
-    the training images; False leaves the features at their own scale.
-    """
-    return Regression.of(values, labels, classes, standardise).path([l2])[0]
-
-
 @dataclass(frozen=True)
 class Regression:
-    """A logistic regression's images and labels, with all that does not depend on its strength, computed once."""
+    """Multinomial logistic regression, mean cross-entropy + l2/2 |W|^2 (scikit-learn's C = 1 / (l2 n)), the bias not
+    penalised: its images and labels, with all that does not depend on its strength, computed once."""
 
     inputs: Float[Tensor, "n d"]
     """Standardised, unless told not to."""
@@ -73,6 +63,8 @@ class Regression:
     def of(
         cls, values: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: int, standardise: bool = True
     ) -> "Regression":
+        """`standardise` is what a BatchNorm without affine does once its statistics are those of the training images;
+        False leaves the features at their own scale."""
         values = values.float()
         mean, std = standardisation(values)
         if not standardise:
@@ -83,7 +75,7 @@ class Regression:
 
     @full_precision()
     def path(self, grid: Sequence[float], iterations: int = 100, start: Linear | None = None) -> list[Linear]:
-        """`fit_linear` for every strength of the grid in order; each solution starts the next. `start` is one on these
+        """The minimum for every strength of the grid in order; each solution starts the next. `start` is one on these
         very images at another strength, to start the first."""
         weight = self.inputs.new_zeros(self.classes, self.inputs.shape[1])
         bias = self.inputs.new_zeros(self.classes)
@@ -91,56 +83,50 @@ class Regression:
             weight, bias = start.weight, start.bias
         path = []
         for l2 in grid:
-            weight, bias = _minimise(self.inputs, self.labels, self.covariance, l2, weight, bias, iterations)
+            weight, bias = self._minimise(l2, weight, bias, iterations)
             path.append(Linear(self.mean, self.std, weight, bias))
         return path
 
+    def _minimise(
+        self, l2: float, weight: Float[Tensor, "c d"], bias: Float[Tensor, " c"], iterations: int
+    ) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
+        # Solved for V = W L, where L L' = Cov/c + l2 I is the curvature expected of evenly spread predictions: a few
+        # dozen iterations then do for what takes hundreds on correlated features. The minimum is the same.
+        curvature = self.covariance / len(weight)
+        curvature.diagonal().add_(l2 + 1e-6)
+        factor = torch.linalg.cholesky(curvature).float()
+        factor_t = factor.T.contiguous()
+        unknown = torch.cat([weight @ factor, bias[:, None]], dim=1).requires_grad_(True)
+        inputs, labels = self.inputs, self.labels
+        rows = torch.arange(len(inputs), device=inputs.device)
+        solver = torch.optim.LBFGS(
+            [unknown],
+            max_iter=iterations,
+            history_size=10,
+            tolerance_grad=1e-5,
+            tolerance_change=1e-7,
+            line_search_fn="strong_wolfe",
+        )
 
-def _minimise(
-    inputs: Float[Tensor, "n d"],
-    labels: Int64[Tensor, " n"],
-    covariance: Float[Tensor, "d d"],
-    l2: float,
-    weight: Float[Tensor, "c d"],
-    bias: Float[Tensor, " c"],
-    iterations: int,
-) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
-    # Solved for V = W L, where L L' = Cov/c + l2 I is the curvature expected of evenly spread predictions: a few dozen
-    # iterations then do for what takes hundreds on correlated features. The minimum is the same.
-    curvature = covariance / len(weight)
-    curvature.diagonal().add_(l2 + 1e-6)
-    factor = torch.linalg.cholesky(curvature).float()
-    factor_t = factor.T.contiguous()
-    unknown = torch.cat([weight @ factor, bias[:, None]], dim=1).requires_grad_(True)
-    rows = torch.arange(len(inputs), device=inputs.device)
-    solver = torch.optim.LBFGS(
-        [unknown],
-        max_iter=iterations,
-        history_size=10,
-        tolerance_grad=1e-5,
-        tolerance_change=1e-7,
-        line_search_fn="strong_wolfe",
-    )
+        def weight_of(unknown: Tensor) -> Tensor:
+            return torch.linalg.solve_triangular(factor_t, unknown[:, :-1].T, upper=True).T.contiguous()
 
-    def weight_of(unknown: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(factor_t, unknown[:, :-1].T, upper=True).T.contiguous()
+        @torch.no_grad()
+        def closure() -> Tensor:
+            # The gradient by hand, mean_i (softmax_i - onehot_i) z_i: no graph, half the memory and time of autograd.
+            weight, bias = weight_of(unknown), unknown[:, -1]
+            log_p = F.linear(inputs, weight, bias).log_softmax(dim=1)
+            loss = -log_p[rows, labels].mean() + l2 / 2 * weight.square().sum()
+            residual = log_p.exp_()
+            residual[rows, labels] -= 1
+            slope = residual.T @ inputs / len(inputs) + l2 * weight
+            whitened = torch.linalg.solve_triangular(factor, slope.T, upper=False).T
+            unknown.grad = torch.cat([whitened, residual.mean(dim=0)[:, None]], dim=1)
+            return loss
 
-    @torch.no_grad()
-    def closure() -> Tensor:
-        # The gradient by hand, mean_i (softmax_i - onehot_i) z_i: no graph, half the memory and time of autograd.
-        weight, bias = weight_of(unknown), unknown[:, -1]
-        log_p = F.linear(inputs, weight, bias).log_softmax(dim=1)
-        loss = -log_p[rows, labels].mean() + l2 / 2 * weight.square().sum()
-        residual = log_p.exp_()
-        residual[rows, labels] -= 1
-        slope = residual.T @ inputs / len(inputs) + l2 * weight
-        whitened = torch.linalg.solve_triangular(factor, slope.T, upper=False).T
-        unknown.grad = torch.cat([whitened, residual.mean(dim=0)[:, None]], dim=1)
-        return loss
-
-    solver.step(closure)  # pyright: ignore[reportArgumentType]
-    unknown = unknown.detach()
-    return weight_of(unknown), unknown[:, -1]
+        solver.step(closure)  # pyright: ignore[reportArgumentType]
+        unknown = unknown.detach()
+        return weight_of(unknown), unknown[:, -1]
 
 
 MOST_TENTHS, ENOUGH = 5, 2000
