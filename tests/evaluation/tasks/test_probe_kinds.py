@@ -10,8 +10,8 @@ import torch
 import iwm
 from evaluation.planted import clouds, corners, exported
 from iwm import cli
-from iwm.evaluation.tasks import probe_kinds, probes
-from iwm.evaluation.tasks.probe_kinds import PROBES
+from iwm.evaluation.tasks import probe_kinds
+from iwm.evaluation.tasks.probe_kinds import PROBES, probe_of
 from iwm.runtime.devices import CPU
 from iwm.runtime.errors import UserError
 from iwm.verbs.probe import ProbeSettings
@@ -31,14 +31,14 @@ def test_knn_against_brute_force():
 
 def test_knn_takes_no_more_neighbours_than_there_are():
     train, labels = clouds(10, 16, 2)
-    outcome = probes.evaluate(train, labels, train, 2, ProbeSettings(kind="knn", k=50), CPU)
+    outcome = probe_of(ProbeSettings(kind="knn", k=50), CPU).evaluate(train, labels, train, 2)
     assert outcome.chosen["k"] == 10
 
 
 def test_the_linear_probe_lists_every_strength_and_takes_the_best():
     train, labels = clouds(600, 24, 5)
     settings = ProbeSettings(kind="linear")
-    outcome = probes.evaluate(train, labels, train, 5, settings, CPU)
+    outcome = probe_of(settings, CPU).evaluate(train, labels, train, 5)
     assert [row["l2"] for row in outcome.tried][:5] == list(settings.l2)
     best = max(row["tenth_top1"] for row in outcome.tried)
     assert {"l2": outcome.chosen["l2"], "tenth_top1": best} in outcome.tried
@@ -60,12 +60,12 @@ def planted(strength: str) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_linear_probe_does_not_end_at_an_end_of_its_grid(strength):
     values, labels = planted(strength)
     settings = ProbeSettings(kind="linear")
-    outcome = probes.evaluate(values, labels, values, 2, settings, CPU)
+    outcome = probe_of(settings, CPU).evaluate(values, labels, values, 2)
     chosen = outcome.chosen["l2"]
     assert chosen < 1e-5 if strength == "weak" else chosen > 1e-1, outcome.tried
     assert outcome.at_grid_end == {}
     assert len(outcome.tried) > 5
-    given = probes.evaluate(values, labels, values, 2, ProbeSettings(kind="linear", l2=(1e-3, 1e-2)), CPU)
+    given = probe_of(ProbeSettings(kind="linear", l2=(1e-3, 1e-2)), CPU).evaluate(values, labels, values, 2)
     assert [row["l2"] for row in given.tried] == [1e-2, 1e-3], "a grid of one's own is kept"
     assert given.at_grid_end
 

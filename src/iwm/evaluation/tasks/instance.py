@@ -257,10 +257,8 @@ def measure(
     if o.baselines:
         numbers["seeds"] |= {"random_encoder": o.seed + 1}
         encoders["random_encoder_"] = encoder.drawn_anew(o.seed + 1)
-    if encoder.layers:
-        encoders |= {f"{name}last_block_": each.reading(0) for name, each in encoders.items()}
     retrievals: dict[str, Retrieval] = {}
-    for name, each in encoders.items():
+    for name, each in features.with_last_blocks(encoders).items():
         retrievals[f"{name}crop_"], retrievals[name] = look_for(each, pictures, way.pooling, session)
     if o.baselines:
         side, *by_pixels = look_by_pixels(pictures, size, session)
@@ -269,11 +267,8 @@ def measure(
     if other is not None:
         shown = pictures if other.size == size else draw_pictures(held, o.gallery, space, other.size, o.seed)
         numbers |= {"other_encoder": o.encoder, "other_encoder_size": other.size}
-        looks = look_for(other, shown, way.pooling, session)
-        retrievals["other_encoder_crop_"], retrievals["other_encoder_"] = looks
-        if other.layers:
-            looks = look_for(other.reading(0), shown, way.pooling, session)
-            retrievals["other_encoder_last_block_crop_"], retrievals["other_encoder_last_block_"] = looks
+        for name, each in features.with_last_blocks({"other_encoder_": other}).items():
+            retrievals[f"{name}crop_"], retrievals[name] = look_for(each, shown, way.pooling, session)
     if model is not None:
         retrievals |= undo_on(o, model, train, pictures, session)
     numbers |= summary(retrievals, o.seed)

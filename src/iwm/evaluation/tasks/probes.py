@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from iwm.data.image_sets import require_labels
 from iwm.data.sources import LabelledSplits, labelled_splits
@@ -22,9 +20,9 @@ from iwm.evaluation import ritual
 from iwm.evaluation.grids import best_of, grid_ends, untried
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks import features, instance
-from iwm.evaluation.tasks.features import RAW_SIZES, FrozenEncoder, Labelled, RawPixels
+from iwm.evaluation.tasks.features import RAW_SIZES, FrozenEncoder, RawPixels
 from iwm.evaluation.tasks.fitting import accuracy, scores
-from iwm.evaluation.tasks.probe_kinds import PROBES, Answer, FeatureProbe, probe_of
+from iwm.evaluation.tasks.probe_kinds import PROBES, FeatureProbe, probe_of
 from iwm.evaluation.uncertainty import accuracy_errors, is_unbalanced, majority_top1
 from iwm.run_folder import identity_if_any, plain_name
 from iwm.runtime.console import console
@@ -203,8 +201,7 @@ def _numbers(
     if baselines:
         seeds = {"tenth": way.settings.seed} | seeds | {"random_encoder": way.settings.seed + 1}
         encoders["random_encoder_"] = encoder.drawn_anew(seeds["random_encoder"])
-    if encoder.layers:
-        encoders |= {f"{name}last_block_": each.reading(0) for name, each in encoders.items()}
+    encoders = features.with_last_blocks(encoders)
     if way.pooling == "tokens":
         count = len(splits.train) + len(splits.val)
         features.require_memory(list(encoders.values()), count, way.session)
@@ -259,37 +256,23 @@ def raw_pixels(splits: LabelledSplits, size: int, settings: ProbeSettings, sessi
     """
     if probe_of(settings, session).pooling == "tokens":
         settings = replace(settings, kind="linear")
-    sides = [side for side in RAW_SIZES if side <= size]
-    sizes = [RawPixels(side, size) for side in sides or [size]]
-    train, test = (features.extract(sizes, images, session=session) for images in (splits.train, splits.val))
-    return raw_pixels_of(sizes, train, test, len(splits.classes), settings, session)
-
-
-def raw_pixels_of(
-    sizes: Sequence[RawPixels], train: Labelled, test: Labelled, classes: int, settings: ProbeSettings, session: Session
-) -> dict[str, Any]:
-    """`raw_pixels` on pixels already at hand, one size a feature."""
-    way = probe_of(settings, session)
+    sides = [side for side in RAW_SIZES if side <= size] or [size]
+    pixels = [RawPixels(side, size) for side in sides]
+    train, test = (features.extract(pixels, images, session=session) for images in (splits.train, splits.val))
+    way, classes = probe_of(settings, session), len(splits.classes)
     tenths = [way.on_tenth(values, train.labels, classes) for values in train.features]
-    rows = [{"side": s.side, "tenth_top1": t[0]} for s, t in zip(sizes, tenths, strict=True)]
+    rows = [{"side": side, "tenth_top1": top1} for side, (top1, _) in zip(sides, tenths, strict=True)]
     rows = [row for row in rows if not math.isnan(row["tenth_top1"])]  # none where there is no tenth
-    sides = [size.side for size in sizes]
-    best = sides.index(best_of(rows)["side"] if rows else untried([{"side": side} for side in sides])["side"])
+    side = best_of(rows)["side"] if rows else untried([{"side": side} for side in sides])["side"]
+    best = sides.index(side)
     answer = way.evaluate(train.features[best], train.labels, test.features[best], classes, tenths[best][1])
     return {
         "raw_pixels_top1": accuracy(answer.logits, test.labels),
-        "raw_pixels_side": sizes[best].side,
+        "raw_pixels_side": side,
         "raw_pixels_probe": settings.kind,
         "raw_pixels_tried": rows,
-        "raw_pixels_at_grid_end": {**answer.at_grid_end, **grid_ends({"side": sizes[best].side}, rows)},
+        "raw_pixels_at_grid_end": {**answer.at_grid_end, **grid_ends({"side": side}, rows)},
     }
-
-
-def evaluate(
-    train: Tensor, labels: Int64[Tensor, " n"], test: Tensor, classes: int, settings: ProbeSettings, session: Session
-) -> Answer:
-    """Fit the probe of `settings.kind` to training features and answer for test features. No test label enters."""
-    return probe_of(settings, session).evaluate(train, labels, test, classes)
 
 
 # ---- picture -------------------------------------------------------------------------------------------------------

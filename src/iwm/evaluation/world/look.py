@@ -23,7 +23,7 @@ from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks.fitting import accuracy
 from iwm.evaluation.tasks.linear import full_precision
-from iwm.evaluation.tasks.probes import ProbeSettings, evaluate
+from iwm.evaluation.tasks.probe_kinds import probe_of
 from iwm.evaluation.world import composition, strips
 from iwm.evaluation.world.imagine import source_to_undo
 from iwm.evaluation.world.strips import source_only
@@ -33,6 +33,7 @@ from iwm.run_folder import open_world
 from iwm.runtime import devices, drawing
 from iwm.runtime.console import console, progress, table
 from iwm.verbs.look import Look
+from iwm.verbs.probe import ProbeSettings
 
 
 def look(o: Look) -> dict[str, Any]:
@@ -295,9 +296,9 @@ def probe_averages(
     for name in lessons:
         row: dict[str, Any] = {"what": name}
         for kind in ("knn", "linear"):
-            settings = ProbeSettings(kind=kind, seed=seed)
+            way = probe_of(ProbeSettings(kind=kind, seed=seed), devices.CPU)
             with full_precision():
-                outcome = evaluate(lessons[name], train[1], exam[name], classes, settings, devices.CPU)
-            row[kind] = accuracy(outcome.logits, test[1])
+                answer = way.evaluate(lessons[name], train[1], exam[name], classes)
+            row[kind] = accuracy(answer.logits, test[1])
         rows.append(row)
     return rows
