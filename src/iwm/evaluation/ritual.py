@@ -112,6 +112,11 @@ class Evaluation:
         """The RUN's world model on the host, as what is trained starts from. Raises UserError when RUN is none."""
         return load_model(self.run)
 
+    def chosen(self, options: Any, *names: str, **sources: str) -> dict[str, Any]:
+        """Sources, these of a verb's options, and the precision, as an outcome's settings hold them."""
+        own = {name: getattr(options, name) for name in names}
+        return {**identities(**sources), **own, "precision": self.session.precision}
+
     def settings(self, outcome: Outcome) -> dict[str, Any]:
         """The outcome's settings with what tells RUNs apart."""
         return self._of_run(outcome.settings)

@@ -89,10 +89,8 @@ def search(o: Search) -> dict[str, Any]:
             data=images.name,
             payload=payload,
             settings={
-                **ritual.identities(data=o.data, like=o.like, features=o.features),
-                **{name: getattr(o, name) for name in ("action", "nearest", "pixels")},
+                **work.chosen(o, "action", "nearest", "pixels", data=o.data, like=o.like, features=o.features),
                 **{name: reader.facts(_reading(o, file))[name] for name in READ},
-                "precision": work.session.precision,
             },
             variant=(plain_name(Path(o.like).stem)[:40], o.action),
             figures={"": lambda: sheet(query, images, payload)},

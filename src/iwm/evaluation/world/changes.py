@@ -71,13 +71,7 @@ def imagine_changes(o: Changes) -> dict[str, Any]:
         outcome = Outcome(
             data=photos.name,
             payload={"data": photos.name, "photos": len(images), **_numbers(questions)},
-            settings={
-                **ritual.identities(photos=o.photos),
-                "changes": SHOWN,
-                "bank": o.bank,
-                "seed": o.seed,
-                "precision": work.session.precision,
-            },
+            settings={"changes": SHOWN, **work.chosen(o, "bank", "seed", photos=o.photos)},
             variant=("changes",),
             figures={"": lambda: strips.strips([question.told for question in questions])},
         )

@@ -72,11 +72,7 @@ def decoder(o: Decoder) -> dict[str, Any]:
         outcome = Outcome(
             data=held.name,
             payload=payload,
-            settings={
-                **ritual.identities(data=source, val=o.val),
-                **{name: getattr(o, name) for name in ("images", "changes", "head", "test_images", "bank", "seed")},
-                "precision": work.session.precision,
-            },
+            settings=work.chosen(o, "images", "changes", "head", "test_images", "bank", "seed", data=source, val=o.val),
             variant=(o.head if o.head != "auto" else "", f"seed{o.seed}" if o.seed else ""),
             figures={"": lambda: _strips(model, exam[:6], o, work.session)},
         )

@@ -51,11 +51,7 @@ def imagine(o: Imagine) -> dict[str, Any]:
         outcome = Outcome(
             data=name,
             payload=payload,
-            settings={
-                **{option: getattr(o, option) for option in ("action", "sweep", "bank", "seed")},
-                **ritual.identities(image=o.image, candidates=o.candidates),
-                "precision": work.session.precision,
-            },
+            settings=work.chosen(o, "action", "sweep", "bank", "seed", image=o.image, candidates=o.candidates),
             variant=(f"sweep-{o.sweep}" if o.sweep else o.action,),
             figures={"": lambda: strips.sweep(rows, o.sweep, changes) if o.sweep else strips.strips(rows)},
         )

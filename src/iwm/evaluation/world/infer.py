@@ -77,12 +77,7 @@ def _of_pair(o: Infer, model: ImageWorldModel, work: Evaluation) -> dict[str, An
     outcome = Outcome(
         data=names[1],
         payload=payload,
-        settings={
-            **ritual.identities(source=o.source, target=o.target),
-            "undo": o.undo,
-            "seed": o.seed,
-            "precision": work.session.precision,
-        },
+        settings=work.chosen(o, "undo", "seed", source=o.source, target=o.target),
         variant=(names[0],),
     )
     return work.conclude(outcome, lambda _: _show_pair(payload, names))
@@ -173,9 +168,7 @@ def _over_source(o: Infer, model: ImageWorldModel, work: Evaluation) -> dict[str
         data=held.name,
         payload=payload,
         settings={
-            **ritual.identities(data=o.data, val=o.val),
-            **{option: getattr(o, option) for option in ("images", "train_images", "seed")},
-            "precision": work.session.precision,
+            **work.chosen(o, "images", "train_images", "seed", data=o.data, val=o.val),
             **({"shift": o.shift} if o.shift else {}),
         },
         variant=(f"shift{o.shift}" if o.shift else "",),

@@ -65,11 +65,7 @@ def look(o: Look) -> dict[str, Any]:
         outcome = Outcome(
             data=held.name,
             payload=payload,
-            settings={
-                **ritual.identities(data=o.data, val=o.val),
-                **{option: getattr(o, option) for option in ("images", "views", "shown", "seed")},
-                "precision": work.session.precision,
-            },
+            settings=work.chosen(o, "images", "views", "shown", "seed", data=o.data, val=o.val),
             figures=figures,
         )
         content = work.conclude(outcome, lambda _: _show(payload))

@@ -186,12 +186,8 @@ def world(o: World) -> dict[str, Any]:
             data=held.name,
             payload=payload,
             settings={
-                **ritual.identities(data=o.data, val=o.val),
                 "images": len(pixels),
-                "bank": o.bank,
-                "seed": o.seed,
-                "frozen_random_twin": o.frozen_random_twin,
-                "precision": session.precision,
+                **work.chosen(o, "bank", "seed", "frozen_random_twin", data=o.data, val=o.val),
             },
             variant=() if usual else (f"{o.images}x{o.bank}-seed{o.seed}",),
             figures={"": lambda: _strips(model, pixels, o, session)},

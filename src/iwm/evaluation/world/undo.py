@@ -70,11 +70,7 @@ def undo(o: Undo) -> dict[str, Any]:
         outcome = Outcome(
             data=splits.val.name,
             payload=payload,
-            settings={
-                **ritual.identities(data=o.data, val=o.val),
-                **{option: getattr(o, option) for option in ("images", "train_images", "guesses", "seed")},
-                "precision": work.session.precision,
-            },
+            settings=work.chosen(o, "images", "train_images", "guesses", "seed", data=o.data, val=o.val),
             figures={"": lambda: _draw(payload)},
         )
         return work.conclude(outcome, lambda _: _show(payload))
