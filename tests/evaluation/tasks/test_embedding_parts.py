@@ -15,7 +15,7 @@ from iwm import cli
 from iwm.data.sources import open_images
 from iwm.evaluation.tasks import embed
 from iwm.evaluation.tasks.embedding_file import EmbeddingFile
-from iwm.evaluation.tasks.embedding_parts import Parts, folder_of, mark_of
+from iwm.evaluation.tasks.embedding_parts import Parts, done_with, folder_of, mark_of
 from iwm.runtime.errors import UserError
 
 IMAGES = 11
@@ -128,12 +128,12 @@ def test_a_damaged_part_and_those_behind_it_are_done_again(tmp_path):
     parts = Parts(path, "mark")
     for number in range(3):
         parts.add(ROWS + 3 * number, VECTORS)
-    assert (Parts(path, "mark").done, Parts(path, "mark").count) == (9, 3)
+    assert (done_with(Parts(path, "mark").rows), Parts(path, "mark").count) == (9, 3)
     (folder_of(path) / "000001.npz").write_bytes(b"PK")
     again = Parts(path, "mark")
-    assert (again.done, again.count) == (3, 1)
+    assert (done_with(again.rows), again.count) == (3, 1)
     assert len(list(folder_of(path).glob("*.npz"))) == 1
-    assert Parts(path, "another").done == 0
+    assert done_with(Parts(path, "another").rows) == 0
 
 
 def test_a_folder_of_somebody_elses_is_not_touched(tmp_path):

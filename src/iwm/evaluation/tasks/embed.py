@@ -106,11 +106,6 @@ class Reader:
         changes = parse_action(action, model.space)
         return replace(self, encoder=TargetEncoder(model, self.encoder.size, changes))
 
-    def changed(self, pixels: Pixels) -> Pixels:
-        """The pictures as the action really changes them; what only a source carries is left as it is."""
-        assert isinstance(self.encoder, TargetEncoder)
-        return self.encoder.changed(pixels)
-
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Of one image's embedding: [d], or [patches, d] of all tokens."""

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -27,17 +27,10 @@ AT_ONCE = 8192
 """Rows of an .npz that are read at once."""
 
 
-class Writer(Protocol):
-    """Takes the images in their order, a piece at a time."""
-
-    def write(
-        self, paths: Sequence[str], labels: Sequence[str], embeddings: Float32[np.ndarray, "n *shape"]
-    ) -> None: ...
-
-
 @contextlib.contextmanager
-def writing(path: Path, facts: Mapping[str, Any]) -> Iterator[Writer]:
-    """A writer of a file that is there, whole, when the block ends without an exception.
+def writing(path: Path, facts: Mapping[str, Any]) -> Iterator["_ParquetWriter | _NpzWriter"]:
+    """A writer of a file that is there, whole, when the block ends without an exception; it takes the images in their
+    order, a piece at a time.
 
     `facts` are JSON-safe and may change until then. Raises UserError, see `require_format`.
     """

@@ -61,11 +61,6 @@ class Parts:
         files.write_text(self.folder / MARK, mark)
         files.mark_output(self.folder)  # no source of images
 
-    @property
-    def done(self) -> int:
-        """Images at the beginning of the source that need no encoding any more."""
-        return done_with(self.rows)
-
     def add(self, rows: Int64[np.ndarray, " n"], vectors: Float32[np.ndarray, "n *shape"]) -> None:
         """Keep a piece. Raises OSError naming the file."""
         with files.replacing(self._place(self.count)) as place, place.open("wb") as file:

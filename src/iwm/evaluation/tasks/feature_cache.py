@@ -19,16 +19,14 @@ LIMIT = 2**30
 
 
 class FeatureCache:
-    """Where features of parts of a set of `images` images are kept; without a folder nothing is."""
+    """Where features of parts of a set of `images` images are kept."""
 
-    def __init__(self, folder: Path | None, images: int) -> None:
+    def __init__(self, folder: Path, images: int) -> None:
         self.folder, self.images = folder, images
         self._writable = True
 
     def remembered(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
         """Features of some of the images, which depend on what `key` says, and are computed where no file has them."""
-        if self.folder is None:
-            return compute()
         path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
         if path.is_file():
             try:

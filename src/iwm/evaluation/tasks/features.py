@@ -296,20 +296,20 @@ def extract(
     size = encoders[0].size
     assert all(encoder.size == size for encoder in encoders)
     assert images.labels is not None
-    store = FeatureCache(cache, len(images))
-    marks = [encoder.identity() if cache else "" for encoder in encoders]
+    store = FeatureCache(cache, len(images)) if cache else None
+    marks = [encoder.identity() if store else "" for encoder in encoders]
     whole: list[Tensor | None] = [None] * len(encoders)
     kept: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
     count, room = 0, len(sharing.share_of(len(images)))
     with distributed.share():
         for pixels, rows in load_chunks(images, size, max(1, CHUNK // (3 * size * size))):
             kept.append(rows)
-            content = digest([("pixels", pixels)]) if cache else ""
+            content = digest([("pixels", pixels)]) if store else ""
             for number, (encoder, mark) in enumerate(zip(encoders, marks, strict=True)):
                 compute = partial(encode, encoder, pixels, pooling=pooling, session=session)
                 key = f"{mark} {content} {pooling} {session.precision} {session.device.type}"
                 with distributed.alone():
-                    part = store.remembered(key, compute) if mark else compute()
+                    part = store.remembered(key, compute) if store and mark else compute()
                 whole[number] = _with_part(whole[number], part, count, room)
             count += len(rows)
     rows = sharing.gathered(torch.from_numpy(np.concatenate(kept)))

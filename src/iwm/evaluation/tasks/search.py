@@ -28,7 +28,7 @@ from iwm.data.sources import EMBEDDED, open_images
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks import features
-from iwm.evaluation.tasks.embed import AT_ONCE, Reader, labels_of
+from iwm.evaluation.tasks.embed import AT_ONCE, Reader, TargetEncoder, labels_of
 from iwm.evaluation.tasks.embedding_file import EmbeddingFile
 from iwm.evaluation.tasks.features import Pixels, RawPixels
 from iwm.run_folder import plain_name
@@ -70,7 +70,7 @@ def search(o: Search) -> dict[str, Any]:
         if not hits:
             raise UserError(f"The embeddings by {o.run} are not finite, so nothing is nearest; take another RUN.")
         seconds = {"encoding": encoded - start, "searching": time.perf_counter() - encoded}
-        changed = asking.changed(query) if o.action else query
+        changed = asking.encoder.changed(query) if isinstance(asking.encoder, TargetEncoder) else query
         by_pixels = Gallery.of_pixels(images, gallery).nearest(colours(changed)[0], own, o.nearest) if o.pixels else []
         payload = {
             "data": images.name,
