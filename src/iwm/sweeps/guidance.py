@@ -74,16 +74,11 @@ def tables(runs: Sequence[Row]) -> dict[str, Any]:
     if not runs:
         return {}
     first = runs[0]
-    grid = [run for run in runs if run["recipe"] == first["recipe"]]
-
-    def same(run: Row, *names: str) -> bool:
-        return all(run.get(name) == first.get(name) for name in (*names, "invariance"))
-
-    by_conditioning = {run["conditioning"]: run["mrr"] for run in grid if same(run, "difficulty", "predictor")}
+    of_one_size = _alike(runs, "recipe", "difficulty", "predictor", "invariance")
+    by_conditioning = {run["conditioning"]: run["mrr"] for run in of_one_size}
     hard: dict[str, dict[str, float | None]] = {}
-    for run in grid:
-        if same(run, "conditioning"):
-            hard.setdefault(run["predictor"], {})[run["difficulty"]] = run["mrr"]
+    for run in _alike(runs, "recipe", "conditioning", "invariance"):
+        hard.setdefault(run["predictor"], {})[run["difficulty"]] = run["mrr"]
     return {
         "conditioning": {
             "difficulty": first["difficulty"],
