@@ -6,7 +6,6 @@ what the page says; how the page looks is in `templates/`.
 """
 
 import base64
-import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.markup import escape
 
 from iwm.evaluation.tasks.multitask import AVERAGES
@@ -25,8 +23,9 @@ from iwm.reports import figures
 from iwm.reports.finding import Finding, Result, data_of, note_of, number, verb_of
 from iwm.reports.verdict import VERBS, headline, judge_results, judge_training
 from iwm.run_folder import EARLIER, RunFolder, is_remote, settings_of_weights
-from iwm.runtime import drawing, fields, files
+from iwm.runtime import fields, files
 from iwm.runtime.console import console, in_words
+from iwm.runtime.drawing import png_of
 from iwm.runtime.errors import UserError
 
 LONGEST = 3000
@@ -111,13 +110,6 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template(template).render(content)
-
-
-def png_of(figure: Figure) -> bytes:
-    """A figure as the content of a PNG file."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=drawing.DPI)
-    return file.getvalue()
 
 
 def embed(png: bytes, alt: str, width: str, caption: str = "") -> Picture:

@@ -33,13 +33,18 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
+def png_of(figure: Figure) -> bytes:
+    """A figure as the content of a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI)
+    return file.getvalue()
+
+
 class ShownFigure(Figure):
     """A figure that Jupyter shows without pyplot."""
 
     def _repr_png_(self) -> bytes:
-        file = io.BytesIO()
-        self.savefig(file, format="png", dpi=DPI)
-        return file.getvalue()
+        return png_of(self)
 
 
 def blank(width: float, height: float) -> Figure:

@@ -9,9 +9,10 @@ from rich.markup import escape
 
 from iwm.data.sources import sources_of
 from iwm.reports.finding import join
-from iwm.reports.page import Picture, Rows, card, embed, png_of, render
+from iwm.reports.page import Picture, Rows, card, embed, render
 from iwm.runtime import files
 from iwm.runtime.console import console, in_words, table
+from iwm.runtime.drawing import png_of
 from iwm.sweeps import figures
 from iwm.sweeps.figures import MARKERS
 from iwm.sweeps.guidance import ACCURACIES, PAPER, Row, advise, columns
