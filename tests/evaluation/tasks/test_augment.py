@@ -13,12 +13,13 @@ from iwm.data.sources import open_images
 from iwm.evaluation.tasks import augment
 from iwm.runtime import devices
 from iwm.runtime.errors import UserError
+from iwm.verbs.shared import Classification
 
 
 @pytest.fixture
 def maker(tmp_path) -> augment.Maker:
     images = open_images(str(noise(tmp_path, 12, broken=(3,))), "all")
-    return augment.Maker(images, 12, (0.5, 1.0), 0.5, "crops", 0)
+    return augment.Maker(images, 12, Classification())
 
 
 def test_views_are_the_image_and_its_crops(maker):
@@ -37,7 +38,7 @@ def test_views_are_the_image_and_its_crops(maker):
 def test_views_take_no_more_memory_than_is_asked_for(tmp_path, views):
     images = open_images(str(noise(tmp_path, 40)), "all")
     with MemoryPeak() as peak:
-        drawn = augment.draw(augment.Maker(images, 32, (0.5, 1.0), 0.5, "crops", 0), views)
+        drawn = augment.draw(augment.Maker(images, 32, Classification()), views)
     assert drawn.values.shape == (views, 40, 3, 32, 32)
     assert peak.bytes < (views + 1.4) * 40 * 3 * 32**2, "little more than `require_memory` counts, for the crop at work"
 
@@ -59,7 +60,7 @@ def _keys() -> np.ndarray:
 
 
 def test_timms_augmentation_changes_crops_and_leaves_the_generators_alone(maker):
-    strong = replace(maker, augment="timm")
+    strong = replace(maker, settings=Classification(augment="timm"))
     states = _keys().copy(), torch.get_rng_state()
     views = torch.stack([strong.view(0, number) for number in range(1, 9)])
     assert np.array_equal(_keys(), states[0])
@@ -68,7 +69,8 @@ def test_timms_augmentation_changes_crops_and_leaves_the_generators_alone(maker)
     crops = torch.stack([maker.view(0, number) for number in range(1, 9)])
     changed = (views != crops).flatten(1).any(1)
     assert changed.sum() >= 5
-    assert not torch.equal(views, torch.stack([replace(strong, seed=1).view(0, number) for number in range(1, 9)]))
+    other = replace(maker, settings=Classification(augment="timm", seed=1))
+    assert not torch.equal(views, torch.stack([other.view(0, number) for number in range(1, 9)]))
 
 
 def test_memory_is_asked_before_it_is_taken(monkeypatch):

@@ -25,6 +25,7 @@ from iwm.data.shares import load_all
 from iwm.runtime import devices, distributed, sharing
 from iwm.runtime.console import progress
 from iwm.runtime.randomness import seeded
+from iwm.verbs.shared import Classification
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, the scale of the noise that random erasing fills in and the colour around a turned image."""
@@ -36,19 +37,16 @@ class Maker:
 
     images: ImageSet
     size: int
-    area: tuple[float, float]
-    flip: float
-    augment: str
-    """"crops" or "timm"."""
-    seed: int
+    settings: Classification
 
     def view(self, index: int, number: int) -> UInt8[Tensor, "3 s s"]:
         """A crop of the image, decoded anew; `number` from 1. Raises BrokenImage."""
-        image = self.images.load_reduced(index, least_side(self.size, self.area))
-        crop = random_crop(image, self.size, self.area, self.flip, self.seed, number, index)
-        if self.augment == "crops":
+        o = self.settings
+        image = self.images.load_reduced(index, least_side(self.size, o.crop_area))
+        crop = random_crop(image, self.size, o.crop_area, o.flip, o.seed, number, index)
+        if o.augment == "crops":
             return crop
-        with seeded(self.seed, "augmentation", number, index):
+        with seeded(o.seed, "augmentation", number, index):
             return distorted(crop)
 
     def views(self, indices: Int64[np.ndarray, " b"], number: int) -> UInt8[Tensor, "b 3 s s"]:

@@ -166,8 +166,7 @@ class ClassificationWork:
     ) -> "ClassificationWork":
         """Decode everything. Raises UserError when it does not fit into memory."""
         require_memory(len(splits.train), len(splits.val), settings.views, size)
-        maker = Maker(splits.train, size, settings.crop_area, settings.flip, settings.augment, settings.seed)
-        pictures = draw(maker, settings.views)
+        pictures = draw(Maker(splits.train, size, settings), settings.views)
         test, kept_test = load_all(splits.val, size)
         labels, truth = (
             torch.from_numpy(np.asarray(images.labels)[rows].astype(np.int64))
