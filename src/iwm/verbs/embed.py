@@ -37,8 +37,6 @@ class Reading(OneRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_blocks(self.layer, self.layers)
-        if self.size < 0:
-            raise UserError(f"--size {self.size}: give 1 px or more, or 0 for the run's own.")
         own = {"--layer": self.layer, "--layers": self.layers, "--student": self.student}
         if self.in_target_space and (name := next((name for name, value in own.items() if value), "")):
             raise UserError(f"{name} belongs to the encoder's tokens; leave it out with --action or --space target.")

@@ -34,7 +34,6 @@ from iwm.evaluation.tasks.features import Pooling
 from iwm.evaluation.tasks.fitting import Learner, Samples, accuracy, choose, decay_groups, logits_of
 from iwm.evaluation.tasks.linear import choose_l2, chosen_l2, fit_chosen, tenths_of
 from iwm.runtime.devices import Session
-from iwm.runtime.errors import UserError
 from iwm.runtime.registry import Registry
 from iwm.verbs.probe import L2, ProbeSettings
 
@@ -206,7 +205,8 @@ class AttentiveProbe(FeatureProbe):
 
 
 class InstanceProbe(FeatureProbe):
-    """The same image found again. It learns nothing, so it needs no labels and answers no question about classes."""
+    """The same image found again (`iwm.evaluation.tasks.instance`). It learns nothing, so it needs no labels, and has
+    no `evaluate`."""
 
     name = "instance"
     needs_labels = False
@@ -214,16 +214,6 @@ class InstanceProbe(FeatureProbe):
     @property
     def seeds(self) -> dict[str, int]:
         return dict.fromkeys(("gallery", "crops", "changes"), self.settings.seed)
-
-    def evaluate(
-        self,
-        train: Float[Tensor, "n d"],
-        labels: Int64[Tensor, " n"],
-        test: Float[Tensor, "m d"],
-        classes: int,
-        tried: Sequence[dict[str, Any]] = (),
-    ) -> Answer:
-        raise UserError("--kind instance looks for images, not for classes; take knn, linear or attentive.")
 
 
 def knn_scores(

@@ -90,9 +90,7 @@ def segment(o: Segment) -> dict[str, Any]:
 
 
 def open_annotated(o: Segment, image_size: int) -> AnnotatedSplits:
-    """The splits, whose origin is printed. Raises UserError when there are too few images or a size is none."""
-    if o.size < 0:
-        raise UserError(f"--size {o.size} is no side of a picture; give 1 px or more, or 0 for the images' own.")
+    """The splits, whose origin is printed. Raises UserError when there are too few images."""
     splits = annotated_splits(o.data, o.val, ignore_index=o.ignore_index, size=o.size or image_size)
     console.print(f"{splits.sentence}.")
     if len(splits.train) < 3:

@@ -223,8 +223,7 @@ def change_pairs(
     """Every image's upper left square of `size` px and one entry of the bank of its lower right one, drawn by its
     index; of images of that size, of the same picture."""
     reference = reference_space(space, size)
-    draws = [reference.sample_bank(seed, int(index), 1) for index in indices]
-    parameters = Parameters(torch.cat([p.values for p in draws]), torch.cat([p.applied for p in draws]))
+    parameters = Parameters.joined([reference.sample_bank(seed, int(index), 1) for index in indices])
     clean = images.float() / 255
     source, target = clean[..., :size, :size], clean[..., -size:, -size:]
     action = space.difference(space.neutral(len(images)), parameters)
