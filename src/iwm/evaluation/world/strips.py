@@ -97,15 +97,15 @@ def strip_rows(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: i
         # One draw more than are asked for: the last one is the source's own jitter.
         parameters = bank_space.sample_bank(seed, index, bank)
         others = bank_space.apply(clean.expand(bank - 1, -1, -1, -1), parameters[:-1])
-        carried = _carrying(parameters[-1:], position, space)
+        carried = carrying(parameters[-1:], position, space)
         action = space.difference(carried, space.neutral(1))
         rows += ask(model, space.apply(clean, carried), action, torch.cat([clean, others]), [0])
     return rows
 
 
-def _carrying(jitter: Parameters, position: int, space: ActionSpace) -> Parameters:
-    """The jitter with one transformation of the source on top, at its strongest so that it can be seen."""
-    values, applied = jitter.values.clone(), jitter.applied.clone()
+def carrying(parameters: Parameters, position: int, space: ActionSpace) -> Parameters:
+    """The same with one transformation of the source on top, at its strongest so that it can be seen."""
+    values, applied = parameters.values.clone(), parameters.applied.clone()
     values[:, position] = space.transformations[position].strongest
     applied[:, position] = True
     return Parameters(values, applied)

@@ -13,6 +13,7 @@ Beside it the usual answer, a probe trained on corrupted images. Corruptions are
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from iwm.evaluation.ritual import Outcome
 from iwm.evaluation.tasks.fitting import accuracy
 from iwm.evaluation.tasks.linear import Linear, choose_l2, fit_chosen, full_precision
 from iwm.evaluation.uncertainty import accuracy_error, difference_error, majority_top1, standing
-from iwm.evaluation.world.strips import source_only
+from iwm.evaluation.world.strips import carrying, source_only
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.run_folder import open_world
 from iwm.runtime import sharing
@@ -121,33 +122,22 @@ def corruptions(space: ActionSpace, alone: Sequence[int], seed: int) -> dict[str
     """Every transformation that stands `alone` at its strongest, jitter in the space's range and in twice that, and a
     mixture of the former jitter with each that stands alone as likely as not, at least one."""
 
-    def jitter(strength: float) -> Corrupt:
-        def corrupt(count: int, purpose: str) -> Parameters:
-            rows = torch.arange(count).numpy()
-            u = torch.from_numpy(uniforms(seed, f"undo jitter {purpose}", 0, rows, space.dim)).float()
-            parameters = space.neutral(count)
-            for p, t in enumerate(space.transformations):
-                if t.graded and t.both:
-                    value = t.neutral + strength * (t.low + u[:, p] * t.range - t.neutral)
-                    parameters.values[:, p] = value.clamp_min(0) if t.neutral > 0 else value
-                    parameters.applied[:, p] = True
-            return parameters
+    def jitter(strength: float, count: int, purpose: str) -> Parameters:
+        rows = torch.arange(count).numpy()
+        u = torch.from_numpy(uniforms(seed, f"undo jitter {purpose}", 0, rows, space.dim)).float()
+        parameters = space.neutral(count)
+        for p, t in enumerate(space.transformations):
+            if t.graded and t.both:
+                value = t.neutral + strength * (t.low + u[:, p] * t.range - t.neutral)
+                parameters.values[:, p] = value.clamp_min(0) if t.neutral > 0 else value
+                parameters.applied[:, p] = True
+        return parameters
 
-        return corrupt
-
-    def single(position: int) -> Corrupt:
-        def corrupt(count: int, purpose: str) -> Parameters:
-            parameters = space.neutral(count)
-            parameters.values[:, position], parameters.applied[:, position] = (
-                space.transformations[position].strongest,
-                True,
-            )
-            return parameters
-
-        return corrupt
+    def single(position: int, count: int, purpose: str) -> Parameters:
+        return carrying(space.neutral(count), position, space)
 
     def mixture(count: int, purpose: str) -> Parameters:
-        parameters = jitter(1.0)(count, f"mixture {purpose}")
+        parameters = jitter(1.0, count, f"mixture {purpose}")
         rows = torch.arange(count).numpy()
         u = torch.from_numpy(uniforms(seed, f"undo mixture {purpose}", 0, rows, len(alone) + 1))
         for number, position in enumerate(alone):
@@ -158,8 +148,8 @@ def corruptions(space: ActionSpace, alone: Sequence[int], seed: int) -> dict[str
             parameters.applied[:, position] = on
         return parameters
 
-    named: dict[str, Corrupt] = {space.names[p]: single(p) for p in alone}
-    named |= {"jitter": jitter(1.0), "jitter, twice the range": jitter(2.0)}
+    named: dict[str, Corrupt] = {space.names[p]: partial(single, p) for p in alone}
+    named |= {"jitter": partial(jitter, 1.0), "jitter, twice the range": partial(jitter, 2.0)}
     return named | ({"mixture": mixture} if alone else {})
 
 
