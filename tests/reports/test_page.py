@@ -212,3 +212,13 @@ def test_the_page_of_a_run_that_may_only_be_read_goes_elsewhere(tmp_path: Path) 
     assert not RunFolder(Path(run)).report.exists()
     with pytest.raises(UserError, match=r"is a folder; give --out FILE\.html"):
         write(run, tmp_path)
+
+
+def test_a_page_takes_the_place_of_pages_alone(tmp_path: Path) -> None:
+    run, notes = plant(tmp_path / "run"), tmp_path / "notes.md"
+    notes.write_text("# Mine\n")
+    with pytest.raises(UserError, match=r"notes\.md holds something else than the page; give --out another FILE"):
+        write(Path(run), out=notes)
+    assert notes.read_text() == "# Mine\n"
+    for _ in range(2):
+        assert write(Path(run), out=tmp_path / "page.html").is_file()

@@ -52,6 +52,10 @@ STAGES = "Held-out photos, never trained on: what the model imagined before, hal
 Rows = list[list[str]]
 
 
+DOCTYPE = b"<!DOCTYPE html>"
+"""What a page begins with, so that it takes the place of none but an earlier one."""
+
+
 def write(run: str | Path, out: str | Path = "", results: str = "") -> Path:
     """Write RUN/report.html, or the file `out`, from the files of the run; returns its path.
 
@@ -64,7 +68,7 @@ def write(run: str | Path, out: str | Path = "", results: str = "") -> Path:
         raise UserError(f"Nothing has been measured on {run} here yet; do it with `iwm world {run} --data S`.")
     folder.require(*(("eval",) if elsewhere else ("config", "metrics")))
     path = Path(out).expanduser() if out else folder.report
-    files.require_file(path, "The page", "give --out FILE.html.")
+    files.require_file(path, "The page", "give --out another FILE.html.", DOCTYPE)
     files.write_text(path, render("report.html.jinja", _content(folder, run if elsewhere else "")))
     return path
 

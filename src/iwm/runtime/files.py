@@ -103,10 +103,15 @@ def require_writable(folder: Path, what: str, mend: str) -> None:
         raise UserError(f"{what} cannot be written to {folder} ({reason}); {mend}") from None
 
 
-def require_file(path: Path, what: str, mend: str) -> None:
-    """`require_writable` for one file, which may exist but is no folder."""
+def require_file(path: Path, what: str, mend: str, begins: bytes = b"") -> None:
+    """`require_writable` for one file, which may exist but is no folder; nor does it hold something else, as an image
+    or a list does: where it is not empty it must begin so."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; {mend}")
+    if path.is_file() and path.stat().st_size and begins:
+        with path.open("rb") as file:
+            if file.read(len(begins)) != begins:
+                raise UserError(f"{path} holds something else than {what[0].lower()}{what[1:]}; {mend}")
     require_writable(path.parent, what, mend)
 
 

@@ -118,5 +118,21 @@ def test_a_place_for_the_predictions_is_found_before_anything_is_read(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"predictions cannot be written to .*/file \(Not a directory\); give --out"):
         predict("no run", "no images", str(tmp_path / "file" / "x.csv"))
-    with pytest.raises(UserError, match=r"is a folder; give --out the name of a \.csv file"):
+    with pytest.raises(UserError, match=r"is a folder; give --out the name of a new \.csv file"):
         predict("no run", "no images", str(tmp_path))
+
+
+def test_predictions_take_the_place_of_predictions_alone(tmp_path):
+    folder, images = str(saved(tmp_path / "tuned", ("a", "b"))), noise(tmp_path / "images", 2)
+    photo, labels, out = images / "000.png", tmp_path / "labels.csv", tmp_path / "p.csv"
+    labels.write_text("file,label\n000.png,a\n")
+    before = photo.read_bytes()
+    for path in (photo, labels):
+        with pytest.raises(UserError, match=f"{path.name} holds something else than the predictions; give --out"):
+            predict(folder, str(images), str(path))
+    assert photo.read_bytes() == before
+    assert labels.read_text() == "file,label\n000.png,a\n"
+    out.touch()  # as mktemp leaves it
+    for _ in range(2):
+        predict(folder, str(images), str(out))
+    assert len(read(out)) == 2

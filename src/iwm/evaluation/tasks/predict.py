@@ -30,7 +30,8 @@ def predict(o: Predict) -> list[dict[str, str]]:
     """
     path = Path(o.out).expanduser()
     with Session.open(o.speed) as session:
-        sharing.by_first(lambda: files.require_file(path, "The predictions", "give --out the name of a .csv file."))
+        mend, header = "give --out the name of a new .csv file.", ",".join(COLUMNS).encode()
+        sharing.by_first(lambda: files.require_file(path, "The predictions", mend, header))
         folder = find_classifier(o.run)
         classifier = load_classifier(folder, task=o.task)
         images = open_pictures(o.images, classifier.size)
