@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 
 from iwm.config import Config, load
 from iwm.model import hub, pixel_decoder, weights
@@ -312,13 +311,12 @@ def _decoder_of(run: str, device: str | torch.device) -> PixelDecoder | None:
         try:
             decoder, mark = pixel_decoder.read(path)
         except UserError as damage:
-            console.print(f"[yellow]{escape(str(damage))} Until then it is not used.", soft_wrap=True)
+            console.print(f"[yellow]{damage} Until then it is not used.", soft_wrap=True)
             continue
         if mark == identity(run):
             return decoder.to(device)
         console.print(
-            f"[yellow]{escape(str(path))} was fitted to other weights than {escape(run)} has now and is not used; run "
-            "iwm decoder again.",
+            f"[yellow]{path} was fitted to other weights than {run} has now and is not used; run iwm decoder again.",
             soft_wrap=True,
         )
     return None

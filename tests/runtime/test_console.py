@@ -146,3 +146,28 @@ def test_a_long_name_is_folded_in_a_table_not_cut(capsys):
     lines = capsys.readouterr().out.splitlines()
     cells = [line.split("│")[2].strip() for line in lines if line.count("│") == 3]
     assert "".join(cells).endswith(name)
+
+
+NASTY = ("photo [edited].png", "[/b] :cat: [bold]", "\\[x]", "[yellow]x")
+
+
+def test_names_in_brackets_are_printed_whole(monkeypatch, capsys):
+    """rich takes [edited] for markup and leaves it out, and raises an error for [/b]."""
+    monkeypatch.setenv("COLUMNS", "120")
+    console.console.print(console.table("of " + NASTY[0], ["path"], [[name] for name in NASTY]))
+    console.console.print(f"Written to {NASTY[0]}")
+    console.warn_once(f"{NASTY[1]} is a class.")
+    with console.progress() as bar:
+        bar.add_task(NASTY[1], total=1, completed=1, note=NASTY[0])
+    printed = capsys.readouterr()
+    for name in NASTY:
+        assert name in printed.out
+    assert "of photo [edited].png" in printed.out
+    assert "Written to photo [edited].png" in printed.out
+    assert "1/1 steps photo [edited].png" in printed.out
+    assert printed.err.strip() == "[/b] :cat: [bold] is a class."
+
+
+def test_nothing_is_escaped_for_a_markup_that_is_not_read():
+    modules = Path(console.__file__).parents[1].rglob("*.py")
+    assert not [module for module in modules if "rich.markup" in module.read_text()]

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from iwm import config, recipe_book, verbs
 from iwm.data.image_sets import ImageSet
 from iwm.data.shares import load_draw
@@ -120,11 +118,8 @@ def _imagine(o: Demo, plan: Plan) -> None:
     console.print(f"It sees photos ({whose}) and is told a change of each; what would they look like?", markup=False)
     content = changes.imagine_changes(Changes(run=SHIPPED, photos=o.photos, out=str(plan.shipped), seed=o.seed))
     report = page.write(SHIPPED, results=str(plan.shipped))
-    console.print(
-        f"[bold]See {escape(str(Path(content['path']).with_suffix('.png')))}, and {escape(str(report))}[/]\n"
-        "Ctrl-C stops here; what follows takes minutes.",
-        soft_wrap=True,
-    )
+    console.print(f"[bold]See {Path(content['path']).with_suffix('.png')}, and {report}", soft_wrap=True)
+    console.print("Ctrl-C stops here; what follows takes minutes.")
 
 
 # ---- the next minutes ----------------------------------------------------------------------------------------------
@@ -141,7 +136,7 @@ def _train(o: Demo, plan: Plan, photos: int) -> None:
         for images, count in ((held, changes.SHOWN), (train, stages.LESSONS))
     )
     loop.pretrain(s, callbacks=[stages.Stages(shown, lessons, o.seed)])
-    console.print(f"[bold]See {escape(str(plan.out / 'stages.png'))}: imagined at the start, half-way, at the end.[/]")
+    console.print(f"[bold]See {plan.out / 'stages.png'}: imagined at the start, half-way, at the end.")
     console.rule("what the new model imagines")
     verbs.call("decoder", run, images=300, changes=2, test_images=20 if o.quick else 60, seed=o.seed)
     verbs.call("world", run, data=plan.source, images=2 if o.quick else 16, seed=o.seed)

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from iwm import config, verbs
 from iwm.data.image_sets import ImageSet
 from iwm.data.sources import open_images
@@ -54,7 +52,7 @@ def send_report(run: Path, settings: config.Config) -> None:
     try:
         verbs.call("report", run=as_text(run), report_to=settings.run.report_to)
     except UserError as error:
-        console.print(f"[yellow]The report was not sent. {escape(str(error))}", soft_wrap=True)
+        console.print(f"[yellow]The report was not sent. {error}", soft_wrap=True)
 
 
 def print_instances(run: Path, settings: config.Config) -> None:

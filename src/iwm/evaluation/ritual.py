@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from matplotlib.figure import Figure
-from rich.markup import escape
 
 from iwm import config, verbs
 from iwm.data.sources import source_identity
@@ -198,7 +197,7 @@ def _print(content: Mapping[str, Any], print_content: Callable[[Mapping[str, Any
     """The table of a result, and what is to be said of its searches."""
     print_content(content)
     for sentence in grids.sentences(content):
-        console.print(f"[yellow]{escape(sentence)}", soft_wrap=True)
+        console.print(f"[yellow]{sentence}", soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from rich.markup import escape
 
 from iwm.data.samples import ATTRIBUTION
 from iwm.data.shares import load_draw
@@ -77,7 +76,7 @@ def measured(run: str) -> list[Measured]:
     results, (present, earlier) = [], folder.results_of_weights()
     if earlier:
         words = f"The card leaves out {join(earlier)}: measured on other weights than the run now holds; measure again."
-        console.print(f"[yellow]{escape(words)}", soft_wrap=True)
+        console.print(f"[yellow]{words}", soft_wrap=True)
     for finding in verdict.judge_results(present):
         ours, *controls = [f"{name} {value:.3f}" for name, value in finding.bars] or ["-"]
         results.append(Measured(finding.title, ours.split()[-1], ", ".join(controls) or "none", finding.sentence))

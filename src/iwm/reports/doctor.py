@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from rich.text import Text
+
 from iwm.reports.run import Run
 from iwm.run_folder import is_remote
 from iwm.runtime.console import console, tables_are_printed
@@ -18,7 +20,8 @@ def doctor(o: Doctor) -> int:
         raise UserError(f"{o.run} holds no metrics of its training; give the --out folder of an `iwm pretrain`.")
     verdict = Run(Path(o.run).expanduser()).verdict()
     if tables_are_printed():
-        console.print(f"[{'green' if verdict.healthy else 'red'}]{verdict.word}[/] at step {verdict.numbers['step']}")
+        word = (verdict.word, "green" if verdict.healthy else "red")
+        console.print(Text.assemble(word, f" at step {verdict.numbers['step']}"))
         for sentence in (*verdict.findings, *verdict.instruments):
             console.print(f"  {sentence}")
     return 0 if verdict.healthy else 1

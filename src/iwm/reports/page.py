@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from iwm.evaluation.tasks.multitask import AVERAGES
 from iwm.evaluation.world.infer import answers_of
 from iwm.model.objectives import OBJECTIVES, PatchPrediction
@@ -179,7 +177,7 @@ def _read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
     try:
         return folder.metric_lines()
     except UserError as damage:
-        console.print(f"[yellow]{escape(str(damage))} It is left out of the report.")
+        console.print(f"[yellow]{damage} It is left out of the report.")
         return []
 
 

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.markup import escape
-
 from iwm.reports import page
 from iwm.reports.finding import join
 from iwm.reports.results import Result, read
@@ -68,7 +66,7 @@ def send(run: RunFolder, senders: list[Sender], path: Path) -> None:
     results = [read(run.eval / f"{result['file']}.json") for result in present]
     if earlier:
         left_out = f"Not sent, for the run holds other weights now: {join(earlier)}; measure again."
-        console.print(f"[yellow]{escape(left_out)}", soft_wrap=True)
+        console.print(f"[yellow]{left_out}", soft_wrap=True)
     for sender in senders:
         sender.start()
         for name, picture in _pictures(run, results):

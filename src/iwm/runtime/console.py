@@ -13,6 +13,10 @@ from rich.text import Text
 
 from iwm.runtime import notebook
 
+STYLES = ("yellow", "red", "bold")
+"""A printed sentence may begin with one of these in brackets, and has that style; yellow ones are warnings. All else
+in brackets is text: names of files and classes have brackets, too."""
+
 
 class _Console(Console):
     hushed = False
@@ -21,6 +25,7 @@ class _Console(Console):
     """Whether what is printed becomes a text, which no warning is part of."""
 
     def print(self, *objects: Any, **keywords: Any) -> None:
+        objects = tuple(_in_style(one) for one in objects)
         if any(_is_warning(one) for one in objects):
             if not (self.quiet or self.captured):
                 _warnings.print(*objects, **keywords)
@@ -31,15 +36,21 @@ class _Console(Console):
         raise BrokenPipeError  # for the command line; rich would exit with 1, `iwm doctor`'s word for ill runs
 
 
+def _in_style(text: Any) -> Any:
+    """A sentence that begins with one of STYLES, in that style; anything else as it is."""
+    for style in STYLES:
+        if isinstance(text, str) and text.startswith(f"[{style}]"):
+            return Text(text.removeprefix(f"[{style}]"), style)
+    return text
+
+
 def _is_warning(text: Any) -> bool:
     """Whether this is printed in yellow, as every warning is."""
-    return (isinstance(text, str) and text.startswith("[yellow]")) or (
-        isinstance(text, Text) and text.style == "yellow"
-    )
+    return isinstance(text, Text) and text.style == "yellow"
 
 
-console = _Console(stderr=False, highlight=False)
-_warnings = Console(stderr=True, highlight=False)
+console = _Console(stderr=False, highlight=False, markup=False, emoji=False)
+_warnings = Console(stderr=True, highlight=False, markup=False, emoji=False)
 """Where warnings go, so that standard output holds results alone."""
 
 _SENTENCES: ContextVar[set[str] | None] = ContextVar("sentences", default=None)
@@ -105,8 +116,8 @@ def tables_are_printed() -> bool:
 def progress(unit: str = "steps") -> Progress:
     """A progress bar with done/total, a free `note` column, elapsed time and ETA, on a terminal or in a notebook; in a
     pipe or a file one line at the end, without bar."""
-    done = (TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn(unit))
-    note = (TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    done = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), TextColumn(unit))
+    note = (TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn())
     columns = (done[0], BarColumn(), *done[1:], *note, TextColumn("ETA"), TimeRemainingColumn())
     display = notebook.display()
     if display:

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from iwm.data.sources import sources_of
 from iwm.reports.finding import join
 from iwm.reports.page import Picture, Rows, card, embed, render
@@ -138,4 +136,4 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
 def warn_of_precision(content: Mapping[str, Any]) -> None:
     """Print the note on results of unlike precision, where there is one."""
     if note := content.get("precision_note"):  # older sweeps hold none
-        console.print(f"[yellow]{escape(note)}", soft_wrap=True)
+        console.print(f"[yellow]{note}", soft_wrap=True)

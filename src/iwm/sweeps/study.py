@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from iwm import verbs
 from iwm.config import LATER, Config
 from iwm.data.file_states import files_mark
@@ -236,12 +234,12 @@ class Study:
             if not is_trained(folder, cell.settings):
                 loop.pretrain(settings)
         except Busy as error:
-            console.print(f"[yellow]{cell.name} is passed over: {escape(str(error))}")
+            console.print(f"[yellow]{cell.name} is passed over: {error}")
             return False
         except (UserError, RuntimeError, MemoryError) as error:
             reason = _reason(error, "give --speed.checkpoint-blocks or fewer --jobs")
             self._note(cell, record | {"failed": reason})
-            console.print(f"[yellow]{cell.name} failed: {escape(reason)}")
+            console.print(f"[yellow]{cell.name} failed: {reason}")
             return True
         self._note(cell, record)  # no longer that it failed
         for name, how in self.evaluations(cell).items():
@@ -253,7 +251,7 @@ class Study:
                 answer["result"] = result["fingerprint"]
             except (UserError, RuntimeError, MemoryError) as error:
                 answer["refused"] = _reason(error, "give fewer --jobs")
-                console.print(f"[yellow]{cell.name}, {name} is left out: {escape(answer['refused'])}")
+                console.print(f"[yellow]{cell.name}, {name} is left out: {answer['refused']}")
             record[name] = answer
             self._note(cell, record)
         return True

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 
 from iwm.data.decode import BrokenImage
 from iwm.data.file_states import changed_since, files_mark
@@ -36,8 +35,8 @@ def write(train_set: ImageSet, test_set: ImageSet, counts: tuple[int, int], size
     arrays = _arrays(choice.sets, choice.side)
     if first.exists() and not _holds(first, arrays):
         console.print(
-            f"[yellow]The images of {escape(train_set.name)} have changed since {escape(str(first))} was written; the "
-            f"present ones are in {escape(own.name)}.",
+            f"[yellow]The images of {train_set.name} have changed since {first} was written; the "
+            f"present ones are in {own.name}.",
             soft_wrap=True,
         )
         return str(_save(own, arrays))

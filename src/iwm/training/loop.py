@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from iwm import config
 from iwm.actions.action_space import ActionSpace, first_difference
 from iwm.data import memory
@@ -383,6 +385,7 @@ def _save(state: State) -> Path:
 def _show_verdict(state: State, loader: Loader | TokenLoader) -> None:
     verdict = health.judge(state.line, state.settings.objective.kind) if state.line else None
     if verdict:
-        console.print(f"[{'green' if verdict.healthy else 'red'}]{verdict.word}[/]: " + " ".join(verdict.findings))
+        word = (verdict.word, "green" if verdict.healthy else "red")
+        console.print(Text.assemble(word, ": " + " ".join(verdict.findings)))
     if loader.broken:
         console.print(f"[yellow]{len(loader.broken)} broken images were skipped.")
