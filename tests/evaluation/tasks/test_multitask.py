@@ -338,3 +338,16 @@ def test_names_of_many_bytes_still_make_a_file(run, sources):
     tasks = (f"{names[0]}={sources['equal']}", f"{names[1]}={sources['where']}")
     found = tune(run, sources, task=tasks, val=(f"{names[0]}={sources['equal-val']}",))
     assert Path(found["path"]).name == "multitask-pretrained-2-tasks.json"
+
+
+def test_the_table_of_two_tasks_keeps_its_words_whole_in_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    keys = ("top1", "single_task_top1", "single_task_equal_updates_top1", "chance", "majority_top1", "top5")
+    task = {**dict.fromkeys(keys, 0.5), "n_train": 10, "n_val": 5, "classes": ["a", "b"]}
+    totals = ("trainable_parameters", "single_task_trainable_parameters", "iterations", "single_task_iterations")
+    content = {"predictor": "pretrained", "tasks": {"cars": task, "birds": task}}
+    content |= {f"average_{key}": 0.5 for key in keys}
+    multitask._show(content | dict.fromkeys((*totals, "single_task_equal_updates_iterations"), 1))
+    printed = capsys.readouterr().out
+    for word in ("single_task_equal_updates_top1", "n_train", "cars", "birds", "average"):
+        assert word in printed

@@ -357,15 +357,14 @@ def _numbers_alone(name: str, task: Task, twin: Tuned) -> dict[str, Any]:
 
 
 def _show(content: Mapping[str, Any]) -> None:
-    """Print a row a task, then the totals."""
+    """Print a column a task, whose names are shorter than those of the numbers, then the totals."""
     more = ("top5", "n_train", "n_val")
-    averages = [*AVERAGES, *["majority_top1"] * any(is_unbalanced(task) for task in content["tasks"].values())]
-    rows = [
-        [name, len(task["classes"]), *(task[key] for key in (*averages, *more))]
-        for name, task in content["tasks"].items()
-    ]
-    rows.append(["average", None, *(content[f"average_{key}"] for key in averages), *(None for _ in more)])
-    columns = ["task", "classes", *averages, *more]
+    tasks = content["tasks"]
+    averages = [*AVERAGES, *["majority_top1"] * any(is_unbalanced(task) for task in tasks.values())]
+    rows = [["classes", *(len(task["classes"]) for task in tasks.values()), None]]
+    rows += [[key, *(task[key] for task in tasks.values()), content[f"average_{key}"]] for key in averages]
+    rows += [[key, *(task[key] for task in tasks.values()), None] for key in more]
+    columns = ["what", *tasks, "average"]
     title = f"One {content['predictor']} predictor, {len(content['tasks'])} tasks"
     console.print(table(title, columns, rows))
     cost = ("trainable_parameters", "single_task_trainable_parameters")
