@@ -166,3 +166,10 @@ def test_overlays_of_many_classes():
     assert "and 126 rarer classes" in [text.get_text() for text in figure.texts]
     with pytest.raises(UserError, match="no segmented images"):
         overlays.overlays([], ["a"])
+
+
+def test_a_name_that_is_no_utf_8_is_drawn(tmp_path: Path) -> None:
+    figure = drawing.blank(2, 1)
+    drawing.put_words(figure, "b\udce4r", 0.1, 0.1)
+    assert drawing.save(figure, tmp_path / "a.png").is_file()
+    assert drawing.drawable("Bär 猫") == "Bär 猫"

@@ -5,6 +5,7 @@ and SIGUSR1 likewise with 75. Of several ranks one says so.
 """
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from iwm.runtime.openmp import limit_spinning
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `iwm` command; returns the exit code."""
     limit_spinning()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no UTF-8; standard error does so by itself
+        sys.stdout.reconfigure(errors="backslashreplace")
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         argv = manners.verb_first(argv)

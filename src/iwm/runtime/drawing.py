@@ -131,8 +131,13 @@ def put_picture(figure: Figure, image: Tensor, left: float, top: float, side: fl
     return axes
 
 
+def drawable(text: str) -> str:
+    """A text as a font can draw it: bytes of a file's name that are no UTF-8 become a question mark."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def put_words(figure: Figure, text: str, left: float, top: float, size: float = 9, **style: Any) -> None:
     """Put text on the figure, inches from its upper left corner."""
     width, height = figure.get_size_inches()
     style = {"color": INK, "va": "top", "ha": "left", **style}
-    figure.text(left / width, 1 - top / height, text, fontsize=size, **style)
+    figure.text(left / width, 1 - top / height, drawable(text), fontsize=size, **style)

@@ -186,9 +186,9 @@ def _locked(path: Path, what: str, wait: bool) -> IO[str] | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all: UTF-8, in which names of files that are none keep their bytes."""
     with replacing(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iwm.evaluation.tasks.embedding_file import EmbeddingFile, writing
+from iwm.evaluation.tasks.embedding_file import EmbeddingFile, require_names, writing
 from iwm.runtime.errors import UserError
 
 PARQUET = pytest.param(
@@ -117,3 +117,11 @@ def test_an_npz_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "f.npz", images=np.zeros(3))
     with pytest.raises(UserError, match="holds no embeddings of `iwm embed`"):
         EmbeddingFile.open(tmp_path / "f.npz")
+
+
+def test_a_name_that_parquet_cannot_hold_is_refused():
+    names = ["a.png", "b\udce4r.png"]
+    require_names(Path("f.npz"), names)
+    require_names(Path("f.parquet"), names[:1])
+    with pytest.raises(UserError, match=r"b\\udce4r\.png is no UTF-8, which f\.parquet would need; rename it"):
+        require_names(Path("f.parquet"), names)

@@ -2,7 +2,9 @@
 
 import csv
 import logging
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +138,11 @@ def test_predictions_take_the_place_of_predictions_alone(tmp_path):
     for _ in range(2):
         predict(folder, str(images), str(out))
     assert len(read(out)) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
+def test_names_that_are_no_utf_8_keep_their_bytes(tmp_path):
+    folder, images = str(saved(tmp_path / "tuned", ("a", "b"))), noise(tmp_path / "images", 2)
+    (images / "000.png").rename(images / os.fsdecode(b"b\xe4r.png"))
+    predict(folder, str(images), str(tmp_path / "p.csv"))
+    assert b"/b\xe4r.png," in (tmp_path / "p.csv").read_bytes()

@@ -232,6 +232,8 @@ def embed(o: Embed) -> Embedding:
     with Session.open(o.speed) as session:
         reader = Reader.open(o, session)
         images = open_images(o.data, "all", size=reader.encoder.size)
+        if path is not None:
+            embedding_file.require_names(path, (images.path(row) for row in range(len(images))))
         start = time.perf_counter()
         embedding, earlier = _written(reader, images, o, path) if path else (_kept(reader, images, o), 0)
         seconds = time.perf_counter() - start

@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,21 @@ def require_format(path: Path) -> None:
         raise UserError(f"{path} has no suffix that says how to write it; give a name that ends in .parquet or .npz.")
     if path.suffix.lower() == ".parquet":
         _pyarrow(path)
+
+
+def require_names(path: Path, names: Iterable[str]) -> None:
+    """Raises UserError for .parquet where one of the names is no UTF-8, which no column of text holds."""
+    if path.suffix.lower() != ".parquet":
+        return
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = name.encode(errors="backslashreplace").decode()
+            raise UserError(
+                f"The name {shown} is no UTF-8, which {path.name} would need; rename it, or take a file that ends in "
+                ".npz."
+            ) from None
 
 
 def _pyarrow(path: Path) -> Any:

@@ -27,7 +27,7 @@ from iwm.evaluation.uncertainty import accuracy_errors, is_unbalanced, majority_
 from iwm.run_folder import identity_if_any, plain_name
 from iwm.runtime.console import console
 from iwm.runtime.devices import Session
-from iwm.runtime.drawing import blank
+from iwm.runtime.drawing import blank, drawable
 from iwm.runtime.errors import UserError
 from iwm.verbs.probe import GALLERY, Probe, ProbeSettings
 from iwm.verbs.shared import LEARNING_RATES, Source
@@ -281,13 +281,14 @@ def raw_pixels(splits: LabelledSplits, size: int, settings: ProbeSettings, sessi
 def confusion_matrix(numbers: Mapping[str, Any], classes: Sequence[str], title: str) -> Figure:
     """The "confusion" among a classifier's `scores`: rows are the truth, shaded by the share of the class."""
     confusion, count = np.array(numbers["confusion"]), len(classes)
+    classes = [drawable(name) for name in classes]
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = min(16.0, 2.5 + 0.42 * count)
     figure = blank(side, side)
     figure.set_layout_engine("constrained")
     axes = figure.add_subplot()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_title(title, fontsize=9)
+    axes.set_title(drawable(title), fontsize=9)
     axes.set_xlabel("predicted")
     axes.set_ylabel("truth")
     if count <= 50:
