@@ -115,7 +115,7 @@ def _imagine(o: Demo, plan: Plan) -> None:
     """The shipped model imagines changes of the photos."""
     console.rule("1: the model in the package imagines changes of photos, without training")
     whose = "embedded photos that it was not trained on" if o.photos == EMBEDDED else o.photos
-    console.print(f"It sees photos ({whose}) and is told a change of each; what would they look like?", markup=False)
+    console.print(f"It sees photos ({whose}) and is told a change of each; what would they look like?")
     content = changes.imagine_changes(Changes(run=SHIPPED, photos=o.photos, out=str(plan.shipped), seed=o.seed))
     report = page.write(SHIPPED, results=str(plan.shipped))
     console.print(f"[bold]See {Path(content['path']).with_suffix('.png')}, and {report}", soft_wrap=True)
@@ -184,7 +184,7 @@ def _say_what_it_says(plan: Plan) -> None:
     training = verdict.judge_training(folder.metric_lines(), folder.objective_kind())
     for finding in (training, *verdict.judge_results(folder.results())):
         mark = {True: "+", False: "-", None: "?"}[finding.good]
-        console.print(f"{mark} {finding.title}: {finding.sentence}", markup=False)
+        console.print(f"{mark} {finding.title}: {finding.sentence}")
 
 
 def _say_what_next(o: Demo, plan: Plan, report: Path) -> None:
@@ -208,4 +208,4 @@ def _say_what_next(o: Demo, plan: Plan, report: Path) -> None:
     elif not o.full:
         lines.append(f"Twins, probes, finetuning: iwm demo {shlex.quote(o.photos)} --out {run} --full")
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)

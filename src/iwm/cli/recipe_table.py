@@ -107,7 +107,7 @@ def settings_of(name: str) -> list[dict[str, Any]]:
 
 def _print_settings(name: str, rows: list[dict[str, Any]]) -> None:
     """What a recipe is, then every setting, marked where it differs from the paper's, and below it what it does."""
-    console.print(f"{name}: {_words_of(name)}".rstrip(": ") + "\n", markup=False)
+    console.print(f"{name}: {_words_of(name)}".rstrip(": ") + "\n")
     group = ""
     for row in rows:
         before, group = group, row["setting"].split(".")[0]

@@ -33,13 +33,13 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
         run = loop.pretrain(settings, source, callbacks)
         if source is None and _labels_of(settings) is None:
             print_instances(run, settings)
-    console.print(f"Written to {run}; on one page: iwm report {shlex.quote(str(run))}", markup=False, soft_wrap=True)
+    console.print(f"Written to {run}; on one page: iwm report {shlex.quote(str(run))}", soft_wrap=True)
     where = launch.place()
     if settings.run.report_to and where.size == 1:
         send_report(run, settings)
     elif settings.run.report_to and where.rank == 0:
         words = shlex.join(["iwm", "report", as_text(run), "--report-to", settings.run.report_to])
-        console.print(f"The report, one process sends: {words}", markup=False, soft_wrap=True)
+        console.print(f"The report, one process sends: {words}", soft_wrap=True)
     return run
 
 
@@ -67,7 +67,7 @@ def print_instances(run: Path, settings: config.Config) -> None:
         except UserError as error:
             if not distributed.all_complain(str(error)):
                 raise
-            console.print(f"What the encoder knows was not measured. {error}", markup=False)
+            console.print(f"What the encoder knows was not measured. {error}")
             return
         _print(numbers)
 

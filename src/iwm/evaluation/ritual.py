@@ -166,7 +166,7 @@ class Evaluation:
         content.print = lambda: _print(content, print_content)
         path = Path(content["path"])
         pictures = "".join(f", {_picture(path, ending).name}" for ending in outcome.figures)
-        console.print(f"Written to {path}{pictures}", soft_wrap=True, markup=False)
+        console.print(f"Written to {path}{pictures}", soft_wrap=True)
         return content
 
     def write(self, outcome: Outcome) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def export(o: Export) -> Content:
     result.print = lambda: show(result, [*kind.usage(out, payload)])
     if tables_are_printed():
         result.print()
-    console.print(f"Written to {out}", soft_wrap=True, markup=False)
+    console.print(f"Written to {out}", soft_wrap=True)
     return result
 
 
@@ -85,7 +85,7 @@ def remove_earlier(out: Path, before: Mapping[str, Any], now: Mapping[str, int])
             path.unlink()
         else:
             console.print(
-                f"{path} is of an earlier export and was changed since; it is kept.", markup=False, soft_wrap=True
+                f"{path} is of an earlier export and was changed since; it is kept.", soft_wrap=True
             )
 
 
@@ -112,7 +112,7 @@ def show(content: Content, usage: list[str]) -> None:
         ]
         console.print(table(f"Compared with the model, images at once: {batches}", columns, rows))
     for line in usage:
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def _shapes(tensors: dict[str, list[Any]]) -> str:

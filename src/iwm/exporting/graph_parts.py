@@ -98,10 +98,10 @@ def _usual(request: Request, available: list[str], places: Mapping[str, list[Pat
     usual = [name for name in available if len(places.get(name, ())) <= 1]
     for name in set(available) - set(usual):
         listed = ", ".join(map(str, places[name]))
-        console.print(f"Left out: the {len(places[name])} {name}s; give one of them as RUN: {listed}.", markup=False)
+        console.print(f"Left out: the {len(places[name])} {name}s; give one of them as RUN: {listed}.")
     if "encoder" in usual and request.encoder_is_published:
         name = request.meta["settings"]["encoder"]["name"]
-        console.print(f"Left out: the encoder, {name} as it is published; --part encoder exports it too.", markup=False)
+        console.print(f"Left out: the encoder, {name} as it is published; --part encoder exports it too.")
         usual.remove("encoder")
     return usual
 

@@ -91,12 +91,12 @@ def write_strip(model: ImageWorldModel, folder: Path, count: int) -> str:
         return ""
     if not model.decodes:
         console.print(
-            "The strip shows no imagined pictures: no pixel decoder was fitted (iwm decoder RUN).", markup=False
+            "The strip shows no imagined pictures: no pixel decoder was fitted (iwm decoder RUN)."
         )
     try:
         figure = imagined(model, count)
     except UserError as reason:
-        console.print(f"The card has no strip of pictures: {reason}", markup=False)
+        console.print(f"The card has no strip of pictures: {reason}")
         return ""
     drawing.save(figure, folder / STRIP)
     (folder / ATTRIBUTION.name).write_bytes(ATTRIBUTION.read_bytes())

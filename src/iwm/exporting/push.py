@@ -136,9 +136,9 @@ def _send(name: str, folder: Path, o: Push) -> dict[str, Any]:
     send = partial(api.upload_folder, repo_id=name, folder_path=folder, commit_message=message)
     done = _asking(f"send to {name}", lambda: send(delete_patterns=earlier or None))
     if earlier:
-        console.print(f"Deleted there, of an earlier model: {', '.join(earlier)}.", markup=False)
+        console.print(f"Deleted there, of an earlier model: {', '.join(earlier)}.")
     url = str(done.commit_url)
-    console.print(f"Sent: {url}", soft_wrap=True, markup=False)
+    console.print(f"Sent: {url}", soft_wrap=True)
     return result | {"url": url}
 
 

@@ -71,7 +71,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 def _say_where(o: App, port: int, answers: Answers) -> None:
     name = f"[{o.host}]" if ":" in o.host else o.host
-    console.print(f"The page is at http://{name}:{port} (Ctrl-C ends it).", soft_wrap=True, markup=False)
+    console.print(f"The page is at http://{name}:{port} (Ctrl-C ends it).", soft_wrap=True)
     if o.host not in LOCAL:
         console.print(
             f"[yellow]Everyone who reaches {name} can use it and see the images of {answers.folder.name}: there is no "
@@ -79,4 +79,4 @@ def _say_where(o: App, port: int, answers: Answers) -> None:
             soft_wrap=True,
         )
     if not answers.model.decodes:
-        console.print(f"To see the imagined picture, fit a decoder first: iwm decoder {o.run}", markup=False)
+        console.print(f"To see the imagined picture, fit a decoder first: iwm decoder {o.run}")

@@ -30,7 +30,7 @@ def report(o: Report) -> Path:
         for sender in senders:
             sender.close()
         raise
-    console.print(f"Written to {path}", soft_wrap=True, markup=False)
+    console.print(f"Written to {path}", soft_wrap=True)
     if senders:
         send(RunFolder.of(o.run), senders, path)
     return path

@@ -24,11 +24,11 @@ def sweep(o: Sweep) -> dict[str, Any]:
     for cell in cells:
         settings, images = _pretraining(study, cell)
         if is_trained(study.run_of(cell), settings):
-            console.print(f"{cell.name}: trained already", markup=False)
+            console.print(f"{cell.name}: trained already")
             continue
         rows.append(estimate.pretrain(settings, images))
         views.append(repr((cell.settings.data, cell.settings.actions, cell.settings.encoder)))
-        console.print(f"{cell.name}: {rows[-1]['steps_left']:,} steps, {rows[-1]['time']}", markup=False)
+        console.print(f"{cell.name}: {rows[-1]['steps_left']:,} steps, {rows[-1]['time']}")
     tokens = {view: row.get("tokens_gb", 0) for view, row in zip(views, rows, strict=True)}  # cells share them
     seconds = [row["seconds"] for row in rows]
     known = None if None in seconds else sum(seconds)

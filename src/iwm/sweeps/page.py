@@ -129,8 +129,8 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
     console.print(table("Sweep", ("run", "MRR", "linear", "attentive", "finetuned", "doctor"), rows))
     warn_of_precision(content)
     for finding in content["guidance"]:
-        console.print(f"{finding['title']} {finding['sentence']}", markup=False)
-    console.print(f"Open {shlex.quote(str(folder / 'sweep.html'))}", soft_wrap=True, markup=False)
+        console.print(f"{finding['title']} {finding['sentence']}")
+    console.print(f"Open {shlex.quote(str(folder / 'sweep.html'))}", soft_wrap=True)
 
 
 def warn_of_precision(content: Mapping[str, Any]) -> None:

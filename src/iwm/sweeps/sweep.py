@@ -156,7 +156,7 @@ def _start(cell: Cell, log: Path, jobs: int, words: Sequence[str]) -> subprocess
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=share | os.environ, start_new_session=True)
-    console.print(f"{cell.name} started; {log}", soft_wrap=True, markup=False)
+    console.print(f"{cell.name} started; {log}", soft_wrap=True)
     return process
 
 

@@ -245,7 +245,7 @@ def embed(o: Embed) -> Embedding:
         if left_out:
             console.print(f"[yellow]{left_out} broken image{'s were' if left_out > 1 else ' was'} left out.")
         if path:
-            console.print(f"Written to {path}", soft_wrap=True, markup=False)
+            console.print(f"Written to {path}", soft_wrap=True)
     return embedding
 
 

@@ -58,7 +58,7 @@ def _show(lines: list[dict[str, str]], images: ImageSet, classifier: Classifier,
     left_out = len(images) - len(lines)
     if left_out:
         console.print(f"[yellow]{left_out} broken image{'s were' if left_out > 1 else ' was'} left out.")
-    console.print(f"Written to {path}", soft_wrap=True, markup=False)
+    console.print(f"Written to {path}", soft_wrap=True)
 
 
 def classify(classifier: Classifier, images: ImageSet, session: Session) -> list[dict[str, str]]:
