@@ -8,7 +8,7 @@ Positions are fixed (frozen) 2-D sin-cos vectors kept in `pos_embed`, resampled 
 deviation of the pixels are part of the module but not of its state dict, which *is* a timm state dict.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,6 @@ from iwm import config
 from iwm.model.architecture import layer_number
 from iwm.model.vit import (
     Grid,
-    block_outputs,
     gather_tokens,
     initialise,
     patch_product,
@@ -98,9 +97,15 @@ class PatchEncoder(nn.Module):
         raise NotImplementedError
 
     @property
+    def final_norm(self) -> nn.Module | None:
+        """The norm behind the last block."""
+        raise NotImplementedError
+
+    @property
     def behind(self) -> list[nn.Module]:
         """What lies behind block `layer`, the final norm too: nothing where that is the last block."""
-        raise NotImplementedError
+        norm = [] if self.final_norm is None else [self.final_norm]
+        return [] if self.layer == self.depth else [*self.stack[self.layer :], *norm]
 
     @property
     def alike(self) -> list[int]:
@@ -141,20 +146,41 @@ class PatchEncoder(nn.Module):
         `average` = 1 gives them as `intermediates` does; more, the mean over the last `average` blocks' outputs up to
         that one, each LayerNormed without affine (data2vec).
         """
-        raise NotImplementedError
+        if average == 1:
+            (x,) = self._outputs(images, [self.layer], keep)
+            return self._normed(x, self.layer)
+        outputs = self._outputs(images, range(self.layer - average + 1, self.layer + 1), keep)
+        return sum((without_affine(x.float()) for x in outputs), start=self.mean.new_zeros(())) / average
 
     def tokens_and_last(
         self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], keep: Int64[Tensor, "b k"] | None = None
     ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b k d"]]:
         """`tokens`, and those of the last block after the final norm, in one pass."""
-        raise NotImplementedError
+        outputs = list(self._outputs(images, sorted({self.layer, self.depth}), keep))
+        return self._normed(outputs[0], self.layer), self._normed(outputs[-1], self.depth)
 
     def intermediates(
         self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], numbers: Sequence[int], affine: bool = True
     ) -> list[Float[Tensor, "b n d"]]:
-        """Tokens of all patches after the blocks of these numbers (see `vit.block_outputs`); without `affine` the last
-        block's too go through a LayerNorm that has none."""
+        """Tokens of all patches after the blocks of these numbers, from 1: the last block's after the final norm, an
+        earlier one's, and without `affine` the last one's too, after a LayerNorm without affine."""
+        unique = sorted(set(numbers))
+        outputs = dict(zip(unique, self._outputs(images, unique), strict=True))
+        return [self._normed(outputs[number], number, affine) for number in numbers]
+
+    def _outputs(
+        self,
+        images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"],
+        numbers: Sequence[int],
+        keep: Int64[Tensor, "b k"] | None = None,
+    ) -> Iterable[Float[Tensor, "b k d"]]:
+        """Tokens of the kept patches as they leave the blocks of these numbers (rising)."""
         raise NotImplementedError
+
+    def _normed(self, x: Float[Tensor, "b k d"], number: int, affine: bool = True) -> Float[Tensor, "b k d"]:
+        """What block `number` gave, normed."""
+        norm = self.final_norm if affine and number == self.depth else None
+        return without_affine(x) if norm is None else norm(x)
 
 
 def require_whole_patches(patch: int, image_size: int) -> None:
@@ -218,8 +244,8 @@ class Encoder(PatchEncoder, VisionTransformer):
         return list(self.blocks)
 
     @property
-    def behind(self) -> list[nn.Module]:
-        return [] if self.layer == self.depth else [*self.blocks[self.layer :], self.norm]
+    def final_norm(self) -> nn.Module:
+        return self.norm
 
     @property
     def timm_model(self) -> nn.Module:
@@ -254,47 +280,14 @@ class Encoder(PatchEncoder, VisionTransformer):
         registers = self.reg_token.expand(patches.shape[0], -1, -1)  # len() would fix the batch of an exported graph
         return torch.cat([registers, patches], dim=1)
 
-    def _of_patches(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b k d"]:
-        """The tokens without those of the registers."""
-        return tokens if self.reg_token is None else tokens[:, self.num_prefix_tokens :]
-
-    def tokens(
+    def _outputs(
         self,
         images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"],
+        numbers: Sequence[int],
         keep: Int64[Tensor, "b k"] | None = None,
-        average: int = 1,
-    ) -> Float[Tensor, "b k d"]:
+    ) -> Iterable[Float[Tensor, "b k d"]]:
         x = self.norm_pre(self.embed(images, keep))
-        if average == 1:
-            x = self._of_patches(self._up_to_layer(x))
-            return self.norm(x) if self.layer == self.depth else without_affine(x)
-        total, first = torch.zeros((), device=x.device), self.layer - average
-        for number, block in enumerate(self.blocks[: self.layer]):
+        for number, block in enumerate(self.blocks[: max(numbers)], start=1):
             x = block(x)
-            if number >= first:
-                total = total + without_affine(self._of_patches(x).float())
-        return total / average
-
-    def tokens_and_last(
-        self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], keep: Int64[Tensor, "b k"] | None = None
-    ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b k d"]]:
-        x = self._up_to_layer(self.norm_pre(self.embed(images, keep)))
-        if self.layer == self.depth:
-            last = self.norm(self._of_patches(x))
-            return last, last
-        last = x
-        for block in self.blocks[self.layer :]:
-            last = block(last)
-        return without_affine(self._of_patches(x)), self.norm(self._of_patches(last))
-
-    def _up_to_layer(self, x: Float[Tensor, "b k d"]) -> Float[Tensor, "b k d"]:
-        for block in self.blocks[: self.layer]:
-            x = block(x)
-        return x
-
-    def intermediates(
-        self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], numbers: Sequence[int], affine: bool = True
-    ) -> list[Float[Tensor, "b n d"]]:
-        norm = self.norm if affine else without_affine
-        outputs = block_outputs(self.norm_pre(self.embed(images)), self.blocks, numbers, norm)
-        return [self._of_patches(output) for output in outputs]
+            if number in numbers:
+                yield x if self.reg_token is None else x[:, self.num_prefix_tokens :]

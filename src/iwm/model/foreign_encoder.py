@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from iwm import config
 from iwm.model import architecture
 from iwm.model.encoder import Encoder, PatchEncoder, require_whole_patches
-from iwm.model.vit import gather_tokens, without_affine
+from iwm.model.vit import gather_tokens
 from iwm.runtime.errors import UserError
 
 
@@ -76,19 +75,17 @@ class ForeignEncoder(PatchEncoder):
         """What `encoder.train` lets learn up to block `layer`. Raises UserError for more blocks than are."""
         if not self.trained:
             return []
-        norm, whole = getattr(self.body, "norm", None), self.layer == self.depth
-        upper: list[nn.Module | nn.Parameter] = [norm] if isinstance(norm, nn.Module) else []
         count = architecture.last_blocks(self.settings.train)
         if count is None:
-            unused = [] if whole else [*self.stack[self.layer :], *upper]
-            after = {id(p) for part in unused for p in part.parameters()}
+            after = {id(p) for part in self.behind for p in part.parameters()}
             return [p for p in self.body.parameters() if id(p) not in after]
         if count > self.layer:
             raise UserError(
                 f"encoder.train {self.settings.train} asks for more than the {self.layer} blocks up to encoder.layer; "
                 f"give at most last-{self.layer}."
             )
-        return [*self.stack[self.layer - count : self.layer], *(upper if whole else [])]
+        norm = [self.final_norm] if self.final_norm is not None and self.layer == self.depth else []
+        return [*self.stack[self.layer - count : self.layer], *norm]
 
     def train(self, mode: bool = True) -> "ForeignEncoder":
         """Training mode, except for what keeps running statistics; none at all for one that stands still."""
@@ -108,56 +105,24 @@ class ForeignEncoder(PatchEncoder):
 
     @property
     def beneath(self) -> list[nn.Module | nn.Parameter]:
-        blocks = {id(p) for block in self.stack for p in block.parameters()}
-        norm = getattr(self.body, "norm", None)
-        blocks |= {id(p) for p in norm.parameters()} if isinstance(norm, nn.Module) else set()
-        return [p for p in self.body.parameters() if id(p) not in blocks]
+        norm = [] if self.final_norm is None else [self.final_norm]
+        above = {id(p) for part in [*self.stack, *norm] for p in part.parameters()}
+        return [p for p in self.body.parameters() if id(p) not in above]
 
     @property
-    def behind(self) -> list[nn.Module]:
+    def final_norm(self) -> nn.Module | None:
         norm = getattr(self.body, "norm", None)
-        last = [norm] if isinstance(norm, nn.Module) else []
-        return [] if self.layer == self.depth else [*self.stack[self.layer :], *last]
+        return norm if isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity) else None
 
     @property
     def alike(self) -> list[int]:
         # Stages of maps grow coarser on the way up.
         return list(range(1, self.depth + 1)) if self.layout == "NLC" else [self.layer]
 
-    def tokens(
-        self,
-        images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"],
-        keep: Int64[Tensor, "b k"] | None = None,
-        average: int = 1,
-    ) -> Float[Tensor, "b k d"]:
-        if average == 1:
-            return self._normed(self._outputs(images, [self.layer], keep)[0], self.layer)
-        outputs = self._outputs(images, list(range(self.layer - average + 1, self.layer + 1)), keep)
-        return torch.stack([F.layer_norm(x.float(), x.shape[-1:]) for x in outputs]).mean(dim=0)
-
-    def tokens_and_last(
-        self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], keep: Int64[Tensor, "b k"] | None = None
-    ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b k d"]]:
-        outputs = self._outputs(images, sorted({self.layer, self.depth}), keep)
-        return self._normed(outputs[0], self.layer), self._normed(outputs[-1], self.depth)
-
-    def intermediates(
-        self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], numbers: Sequence[int], affine: bool = True
-    ) -> list[Float[Tensor, "b n d"]]:
-        unique = sorted(set(numbers))
-        outputs = dict(zip(unique, self._outputs(images, unique), strict=True))
-        return [self._normed(outputs[number], number, affine) for number in numbers]
-
-    def _normed(self, x: Float[Tensor, "b k d"], number: int, affine: bool = True) -> Float[Tensor, "b k d"]:
-        norm = getattr(self.body, "norm", None)
-        if affine and number == self.depth and norm is not None and not isinstance(norm, nn.Identity):
-            return norm(x)
-        return without_affine(x)
-
     def _outputs(
         self,
         images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"],
-        numbers: list[int],
+        numbers: Sequence[int],
         keep: Int64[Tensor, "b k"] | None = None,
     ) -> list[Float[Tensor, "b k d"]]:
         """Patch tokens after the blocks of these numbers (rising), as timm gives them."""
