@@ -134,7 +134,7 @@ def pictures_per_core(count: int = 256) -> tuple[float, float]:
             for step in range(32 + count):
                 since = time.process_time() if step == 32 else since
                 row = np.array([step % 16])
-                random_crops([images.load_reduced(step % 16, least_side(224, area))], 224, area, 0.5, 0, step, row, "c")
+                random_crops([images.load(step % 16, least_side(224, area))], 224, area, 0.5, 0, step, row, "c")
             return count / (time.process_time() - since), size
 
 

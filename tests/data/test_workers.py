@@ -62,10 +62,10 @@ def test_a_process_that_waits_for_a_disk_ends_with_its_loader(tmp_path: Path, mo
     real = images.load
     trainer = os.getpid()
 
-    def stuck(index: int) -> torch.Tensor:
+    def stuck(index: int, least: int) -> torch.Tensor:
         if os.getpid() != trainer and (tmp_path / "stuck").exists():
             time.sleep(60)
-        return real(index)
+        return real(index, least)
 
     monkeypatch.setattr(images, "load", stuck)
     loading = loader(images, 2)

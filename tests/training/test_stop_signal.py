@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 def stopping(monkeypatch: pytest.MonkeyPatch, images: ImageSet, step: int, flag: Path) -> None:
     """From step `step` on no image can be read, and half a second later SIGTERM comes."""
-    real_step, real_load = Training.step, images.load_reduced
+    real_step, real_load = Training.step, images.load
 
     def at_step(self: Training, batch: object) -> object:
         if batch.step == step:  # pyright: ignore[reportAttributeAccessIssue]
@@ -41,7 +41,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, images: ImageSet, step: int, flag:
         return real_load(index, least)
 
     monkeypatch.setattr(Training, "step", at_step)
-    monkeypatch.setattr(images, "load_reduced", load)
+    monkeypatch.setattr(images, "load", load)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -40,25 +40,20 @@ class ImageSet:
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """Decode one image (a channels-last view, which resizes fastest). Raises BrokenImage."""
+    def load(self, index: int, least: int = 0) -> UInt8[Tensor, "3 h w"]:
+        """Decode one image (a channels-last view, which resizes fastest). Raises BrokenImage.
+
+        Where no more than `least` px of the shorter side are needed, a larger photo may come at a half, a quarter or an
+        eighth of its size, never below `least`.
+        """
         raise NotImplementedError
 
-    def load_reduced(self, index: int, least: int) -> UInt8[Tensor, "3 h w"]:
-        """The same for a use that needs no more than `least` px of the shorter side: a larger photo may come at a half,
-        a quarter or an eighth of its size, never below `least`. Raises BrokenImage."""
-        return self.load(index)
-
-    def reduced_dimensions(self, index: int, least: int) -> tuple[int, int]:
-        """Height and width of `load_reduced` without decoding. Raises BrokenImage."""
-        return self.dimensions(index)
+    def dimensions(self, index: int, least: int = 0) -> tuple[int, int]:
+        """Height and width of what `load` gives, without decoding. Raises BrokenImage."""
+        raise NotImplementedError
 
     def path(self, index: int) -> str:
         """A name of the picture that a person can find it by."""
-        raise NotImplementedError
-
-    def dimensions(self, index: int) -> tuple[int, int]:
-        """Height and width without decoding. Raises BrokenImage."""
         raise NotImplementedError
 
 
@@ -80,16 +75,10 @@ class Files(ImageSet):
     def path(self, index: int) -> str:
         return str(self.root / self.names[index])
 
-    def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        return decode(self.read(index), self.path(index), ranges=self.ranges)
-
-    def load_reduced(self, index: int, least: int) -> UInt8[Tensor, "3 h w"]:
+    def load(self, index: int, least: int = 0) -> UInt8[Tensor, "3 h w"]:
         return decode(self.read(index), self.path(index), least, self.ranges)
 
-    def dimensions(self, index: int) -> tuple[int, int]:
-        return self.reduced_dimensions(index, 0)
-
-    def reduced_dimensions(self, index: int, least: int) -> tuple[int, int]:
+    def dimensions(self, index: int, least: int = 0) -> tuple[int, int]:
         try:
             with Image.open(io.BytesIO(self.read(index))) as picture:
                 return drafted_size(picture, least)
@@ -137,10 +126,10 @@ class Arrays(ImageSet):
     def path(self, index: int) -> str:
         return f"{self.where}[{index}]"
 
-    def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
+    def load(self, index: int, least: int = 0) -> UInt8[Tensor, "3 h w"]:
         return torch.from_numpy(self.images[index].copy()).permute(2, 0, 1)
 
-    def dimensions(self, index: int) -> tuple[int, int]:
+    def dimensions(self, index: int, least: int = 0) -> tuple[int, int]:
         return self.images.shape[1], self.images.shape[2]
 
 
@@ -157,10 +146,10 @@ class _Photos(ImageSet):
     def path(self, index: int) -> str:
         return f"sample/{self.names[index]}"
 
-    def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
+    def load(self, index: int, least: int = 0) -> UInt8[Tensor, "3 h w"]:
         return torch.from_numpy(np.array(self.pictures[index])).permute(2, 0, 1)
 
-    def dimensions(self, index: int) -> tuple[int, int]:
+    def dimensions(self, index: int, least: int = 0) -> tuple[int, int]:
         return self.pictures[index].height, self.pictures[index].width
 
 
@@ -177,14 +166,34 @@ class _Scenes(ImageSet):
     def path(self, index: int) -> str:
         return f"sample-objects/{self.split}/{index}"
 
-    def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
+    def load(self, index: int, least: int = 0) -> UInt8[Tensor, "3 h w"]:
         return torch.from_numpy(samples.scene(self.split, index, self.size).image).permute(2, 0, 1)
 
-    def dimensions(self, index: int) -> tuple[int, int]:
+    def dimensions(self, index: int, least: int = 0) -> tuple[int, int]:
         return self.size, self.size
 
 
-class _Mix(ImageSet):
+class _Composite(ImageSet):
+    """Images of other sets."""
+
+    def member(self, index: int) -> tuple[ImageSet, int]:
+        """The set that an image is of, and its place there."""
+        raise NotImplementedError
+
+    def path(self, index: int) -> str:
+        images, place = self.member(index)
+        return images.path(place)
+
+    def load(self, index: int, least: int = 0) -> UInt8[Tensor, "3 h w"]:
+        images, place = self.member(index)
+        return images.load(place, least)
+
+    def dimensions(self, index: int, least: int = 0) -> tuple[int, int]:
+        images, place = self.member(index)
+        return images.dimensions(place, least)
+
+
+class _Mix(_Composite):
     """Several sets one after the other. Labels stay when all members have the same classes."""
 
     def __init__(self, members: Sequence[ImageSet], split: str):
@@ -198,32 +207,12 @@ class _Mix(ImageSet):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def _member(self, index: int) -> tuple[ImageSet, int]:
+    def member(self, index: int) -> tuple[ImageSet, int]:
         which = int(np.searchsorted(self.ends, index, side="right"))
         return self.members[which], index - (int(self.ends[which - 1]) if which else 0)
 
-    def path(self, index: int) -> str:
-        member, within = self._member(index)
-        return member.path(within)
 
-    def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        member, within = self._member(index)
-        return member.load(within)
-
-    def load_reduced(self, index: int, least: int) -> UInt8[Tensor, "3 h w"]:
-        member, within = self._member(index)
-        return member.load_reduced(within, least)
-
-    def reduced_dimensions(self, index: int, least: int) -> tuple[int, int]:
-        member, within = self._member(index)
-        return member.reduced_dimensions(within, least)
-
-    def dimensions(self, index: int) -> tuple[int, int]:
-        member, within = self._member(index)
-        return member.dimensions(within)
-
-
-class Subset(ImageSet):
+class Subset(_Composite):
     """Some images of a set, in the given order."""
 
     def __init__(self, images: ImageSet, indices: Int64[np.ndarray, " m"], split: str | None = None):
@@ -234,20 +223,8 @@ class Subset(ImageSet):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def path(self, index: int) -> str:
-        return self.images.path(int(self.indices[index]))
-
-    def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        return self.images.load(int(self.indices[index]))
-
-    def load_reduced(self, index: int, least: int) -> UInt8[Tensor, "3 h w"]:
-        return self.images.load_reduced(int(self.indices[index]), least)
-
-    def reduced_dimensions(self, index: int, least: int) -> tuple[int, int]:
-        return self.images.reduced_dimensions(int(self.indices[index]), least)
-
-    def dimensions(self, index: int) -> tuple[int, int]:
-        return self.images.dimensions(int(self.indices[index]))
+    def member(self, index: int) -> tuple[ImageSet, int]:
+        return self.images, int(self.indices[index])
 
 
 def require_batch(batch_size: int, count: int, name: str) -> None:

@@ -254,7 +254,7 @@ class _Maker(Dataset[Part]):
                     return candidate, image
             elif candidate not in self._known_broken:
                 try:
-                    return candidate, self.images.load_reduced(candidate, self.least)
+                    return candidate, self.images.load(candidate, self.least)
                 except BrokenImage as error:
                     self._known_broken[candidate] = error
                     broken.append(error)
@@ -278,7 +278,7 @@ def _decode_all(
         done: list[Tensor | BrokenImage] = []
         for index in range(start, min(start + CHUNK, count)):
             try:
-                done.append(keep(images.load_reduced(index, least), index))
+                done.append(keep(images.load(index, least), index))
             except BrokenImage as error:
                 done.append(error)
             distributed.advance()
@@ -382,11 +382,11 @@ def load_one(path: str, size: int) -> UInt8[Tensor, "1 3 {size} {size}"]:
 
 
 def decoded_bytes(images: ImageSet, least: int = 0) -> int:
-    """Estimated size of all decoded images (`least`: of `load_reduced`), from the headers of 64 of them."""
+    """Estimated size of all images as `load` decodes them, from the headers of 64 of them."""
     sizes = []
     for index in np.unique(np.linspace(0, len(images) - 1, 64).astype(int)):
         try:
-            height, width = images.reduced_dimensions(int(index), least)
+            height, width = images.dimensions(int(index), least)
         except BrokenImage:
             continue  # it is named when it is decoded
         sizes.append(3 * height * width)

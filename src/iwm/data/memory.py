@@ -138,7 +138,7 @@ class _Pictures(ImageSet):
         item = self.items[index] if isinstance(self.items, list) else None
         return str(Path(item)) if isinstance(item, str | os.PathLike) else f"{self.name}[{index}]"
 
-    def load(self, index: int) -> UInt8[Tensor, "3 h w"]:
+    def load(self, index: int, least: int = 0) -> UInt8[Tensor, "3 h w"]:
         try:
             with self.lock:
                 item = self.items[index]
@@ -148,7 +148,7 @@ class _Pictures(ImageSet):
         except (OSError, ValueError, SyntaxError) as error:
             raise BrokenImage(self.path(index), reason(error)) from error
 
-    def dimensions(self, index: int) -> tuple[int, int]:
+    def dimensions(self, index: int, least: int = 0) -> tuple[int, int]:
         _, height, width = self.load(index).shape
         return height, width
 

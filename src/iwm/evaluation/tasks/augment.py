@@ -42,7 +42,7 @@ class Maker:
     def view(self, index: int, number: int) -> UInt8[Tensor, "3 s s"]:
         """A crop of the image, decoded anew; `number` from 1. Raises BrokenImage."""
         o = self.settings
-        image = self.images.load_reduced(index, least_side(self.size, o.crop_area))
+        image = self.images.load(index, least_side(self.size, o.crop_area))
         crop = random_crop(image, self.size, o.crop_area, o.flip, o.seed, number, index)
         if o.augment == "crops":
             return crop
