@@ -4,12 +4,14 @@ the same check must fail at learning rate 0 and with shuffled actions. `make tes
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny
 
 from iwm import config, run_folder
 from iwm.actions.views import make_views
+from iwm.data.image_sets import Subset
 from iwm.data.loader import load_all
 from iwm.data.sources import open_images
 from iwm.evaluation.world import mrr
@@ -43,7 +45,7 @@ def learned(out: Path) -> list[str]:
     line = RunFolder(out).metric_lines()[-1]
     model = run_folder.load_model(str(out))
     held_out = open_images("sample", "val")
-    pixels, _ = load_all(held_out, 32, limit=IMAGES)
+    pixels, _ = load_all(Subset(held_out, np.arange(IMAGES)), 32)
     result = mrr.measure(model, pixels, BANK)
     random = mrr.measure(step.build(model.settings, torch.device("cpu")).eval(), pixels, BANK)
     print(line["health_loss"], line["position_mean_loss"], result["mrr"], random["mrr"], result["mrr_shuffled"])

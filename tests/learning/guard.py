@@ -12,9 +12,11 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from iwm import config, recipe_book, run_folder
+from iwm.data.image_sets import Subset
 from iwm.data.loader import load_all
 from iwm.data.sources import open_images
 from iwm.evaluation.world import mrr
@@ -44,7 +46,7 @@ def measure(run: Path) -> dict[str, float]:
     gain over the encoder as it was drawn."""
     model = run_folder.load_model(str(run))
     size = model.settings.data.image_size
-    pixels, _ = load_all(open_images("sample-objects", "val"), size, limit=IMAGES)
+    pixels, _ = load_all(Subset(open_images("sample-objects", "val"), np.arange(IMAGES)), size)
     world = mrr.measure(model, pixels, BANK)
     last = RunFolder(run).metric_lines()[-1]
     probe = OnlineProbe.for_run(open_images("sample-objects", "train"), model.settings)

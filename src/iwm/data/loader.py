@@ -36,9 +36,6 @@ CROPS = ("crop", "other crop")
 CHUNK = 256
 """Most images one task of a decoding process holds: bounds both latency and memory at large batches."""
 
-Progress = Callable[[int, int], None]
-"""Called with (done, of) while images are decoded."""
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -75,7 +72,6 @@ class Loader:
         speed: config.Speed,
         start_step: int = 0,
         steps: int | None = None,
-        progress: Progress | None = None,
         pairs: bool = False,
         rows: Sequence[range] | None = None,
         device: torch.device | None = None,
@@ -100,7 +96,7 @@ class Loader:
         self._workers = max(1, devices.cores() - 1) if speed.workers < 0 else speed.workers
         self._running: Iterator[Batch] | None = None
         if self.in_memory:
-            self._maker.decoded = _decode_all(images, len(images), lambda image, _: image, self._maker.least, progress)
+            self._maker.decoded = _decode_all(images, self._maker.least)
             self._note([image for image in self._maker.decoded if isinstance(image, BrokenImage)])
             if len(self.broken) == len(images):
                 raise UserError(none_left(images, self._maker.decoded))
@@ -268,15 +264,13 @@ def order_of_epoch(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " n"]
 
 
 def _decode_all(
-    images: ImageSet, count: int, keep: Callable[[Tensor, int], Tensor], least: int, progress: Progress | None
+    images: ImageSet, least: int, keep: Callable[[Tensor, int], Tensor] = lambda image, _: image
 ) -> list[Tensor | BrokenImage]:
-    """`keep` of each of the first `count` images and its index, or why there is none.
-
-    `least` px of the shorter side will do."""
+    """`keep` of each image and its index, or why there is none; `least` px of the shorter side will do."""
 
     def some(start: int) -> list[Tensor | BrokenImage]:
         done: list[Tensor | BrokenImage] = []
-        for index in range(start, min(start + CHUNK, count)):
+        for index in range(start, min(start + CHUNK, len(images))):
             try:
                 done.append(keep(images.load(index, least), index))
             except BrokenImage as error:
@@ -284,30 +278,20 @@ def _decode_all(
             distributed.advance()
         return done
 
-    decoded: list[Tensor | BrokenImage] = []
     with ThreadPoolExecutor(devices.cores()) as threads:
-        for part in threads.map(some, range(0, count, CHUNK)):
-            decoded += part
-            if progress:
-                progress(len(decoded), count)
-    return decoded
+        return [image for part in threads.map(some, range(0, len(images), CHUNK)) for image in part]
 
 
-def _decode_squared(
-    images: ImageSet, count: int, size: int, progress: Progress | None = None
-) -> list[Tensor | BrokenImage]:
-    return _decode_all(images, count, lambda image, _: center(image, size).contiguous(), size, progress)
+def _decode_squared(images: ImageSet, size: int) -> list[Tensor | BrokenImage]:
+    return _decode_all(images, size, lambda image, _: center(image, size).contiguous())
 
 
-def load_all(
-    images: ImageSet, size: int, limit: int | None = None, progress: Progress | None = None
-) -> tuple[UInt8[Tensor, "n 3 {size} {size}"], Int64[np.ndarray, " n"]]:
-    """Every image (or the first `limit`), squared by `center`, and the indices kept: broken ones are skipped and named.
+def load_all(images: ImageSet, size: int) -> tuple[UInt8[Tensor, "n 3 {size} {size}"], Int64[np.ndarray, " n"]]:
+    """Every image, squared by `center`, and the indices kept: broken ones are skipped and named.
 
     Raises UserError when none is left.
     """
-    count = len(images) if limit is None else min(limit, len(images))
-    whole, kept = readable(images, _decode_squared(images, count, size, progress))
+    whole, kept = readable(images, _decode_squared(images, size))
     return torch.stack(whole), kept
 
 
@@ -321,7 +305,7 @@ def load_chunks(
     any_image, broken = False, []
     for start in range(0, len(images), at_once):
         rows = np.arange(start, min(len(images), start + at_once))
-        decoded = _decode_squared(Subset(images, rows), len(rows), size)
+        decoded = _decode_squared(Subset(images, rows), size)
         whole, kept = without_broken(decoded)
         broken = broken or decoded
         if whole:
@@ -343,7 +327,7 @@ def load_with_crops(
         crop = random_crops([image], size, area, 0.5, seed, 0, numbers[index : index + 1], "query")[0]
         return torch.stack([center(image, size), crop])
 
-    pairs, kept = readable(images, _decode_all(images, len(images), both, least_side(size, area), None))
+    pairs, kept = readable(images, _decode_all(images, least_side(size, area), both))
     whole, crops = torch.stack(pairs).unbind(1)
     return whole.contiguous(), crops.contiguous(), kept
 
@@ -354,7 +338,7 @@ def load_whole(
     """Some images, not squared, and which of the rows they are: broken ones are skipped and named.
 
     `least` px of the shorter side will do."""
-    whole, kept = without_broken(_decode_all(Subset(images, rows), len(rows), lambda image, _: image, least, None))
+    whole, kept = without_broken(_decode_all(Subset(images, rows), least))
     return whole, rows[kept]
 
 
@@ -365,8 +349,7 @@ def load_pairs(
 
     Raises UserError when none is left.
     """
-    least = least_side(data.image_size, data.crop_area)
-    whole, kept = readable(images, _decode_all(images, len(images), lambda image, _: image, least, None))
+    whole, kept = readable(images, _decode_all(images, least_side(data.image_size, data.crop_area)))
     first, second = (
         random_crops(whole, data.image_size, data.crop_area, data.flip, seed, step, kept, purpose) for purpose in CROPS
     )
