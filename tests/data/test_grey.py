@@ -11,7 +11,7 @@ from iwm.runtime.errors import UserError
 
 
 def survey_of(*values: object, dtype: str) -> Survey:
-    survey = Survey.empty()
+    survey = Survey()
     for one in values:
         survey.add(Image.fromarray(np.array([one], dtype=dtype)), b"")
     return survey

@@ -9,8 +9,8 @@ A file `grey_range.txt` in the source gives both numbers. Without one, up to 64 
     anything else           the smallest .. the largest value (Hounsfield units, say)
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,20 +25,8 @@ LOOKED_AT = 64
 """Images of a source that are looked at."""
 DEPTHS = (8, 10, 12, 14, 16)
 DEEP = (
-    ".png",
-    ".apng",
-    ".tif",
-    ".tiff",
-    ".jp2",
-    ".j2k",
-    ".j2c",
-    ".jpc",
-    ".jpf",
-    ".jpx",
-    ".pgm",
-    ".pnm",
-    ".ppm",
-    ".pfm",
+    *(".png", ".apng", ".tif", ".tiff", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    *(".pgm", ".pnm", ".ppm", ".pfm"),
 )
 """Types that may have more than 8 bits a value."""
 FRAMES = (".gif", ".tif", ".tiff", ".webp", ".avif")
@@ -95,10 +83,10 @@ def parse_range(text: str, where: Path | str) -> GreyRanges:
 class Survey:
     """What up to LOOKED_AT images of a source hold."""
 
-    low: dict[str, float]
+    low: dict[str, float] = field(default_factory=dict)
     """Smallest value by kind, "F" or "I"."""
-    high: dict[str, float]
-    counts: dict[str, int]
+    high: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     looked_at: int = 0
     with_frames: int = 0
     deep_colour: int = 0
@@ -106,10 +94,6 @@ class Survey:
     brightest_colour: int = 0
     """Largest byte among those."""
     without_number: bool = False
-
-    @classmethod
-    def empty(cls) -> "Survey":
-        return cls({}, {}, {})
 
     def add(self, picture: Image.Image, head: bytes) -> None:
         """Look at one image; `head` are the first bytes of its file."""
@@ -133,10 +117,7 @@ class Survey:
         if kind not in self.low:
             return None
         low, high = self.low[kind], self.high[kind]
-        if kind == "I":
-            tops: Iterable[int] = (2**depth - 1 for depth in DEPTHS)
-        else:
-            tops = (1, 255)
+        tops = [2**depth - 1 for depth in DEPTHS] if kind == "I" else [1, 255]
         top = next((top for top in tops if high <= top), None)
         return GreyRange(low, high) if low < 0 or top is None else GreyRange(0, top)
 

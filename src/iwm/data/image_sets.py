@@ -87,7 +87,7 @@ class Files(ImageSet):
 
     def survey(self) -> Survey:
         """What the images hold that a header alone does not say: grey values, frames. Broken ones are passed over."""
-        survey = Survey.empty()
+        survey = Survey()
         rows = [row for row, name in enumerate(self.names) if name.lower().endswith((*DEEP, *FRAMES))]
         for place in np.unique(np.linspace(0, len(rows) - 1, LOOKED_AT).astype(int)) if rows else ():
             try:

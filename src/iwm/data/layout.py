@@ -25,16 +25,8 @@ UNLABELLED = ("unlabeled", "unlabelled", "nolabel", "nolabels", "unsup", "unsupe
 PICTURES = ("images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "leftimg8bit", "original", "rgb")
 MASKS = (
     *("annotations", "annotation", "annots", "annot", "anno", "masks", "mask", "labels", "label", "groundtruth", "gt"),
-    *(
-        "gts",
-        "gtfine",
-        "gtcoarse",
-        "segmentationclass",
-        "segmentationclassraw",
-        "segmentationclassaug",
-        "segmentations",
-    ),
-    *("segmentation", "seg", "segs", "trimaps", "labelids", "mattes"),
+    *("gts", "gtfine", "gtcoarse", "segmentationclass", "segmentationclassraw", "segmentationclassaug"),
+    *("segmentations", "segmentation", "seg", "segs", "trimaps", "labelids", "mattes"),
 )
 INSTANCES = ("segmentationobject", "instances")
 """Masks that number objects and no classes: no pictures, and no masks of `iwm segment` either."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -155,8 +154,6 @@ def in_words(value: Any) -> str:
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def show(title: str, values: Mapping[str, Any], path: Path | None = None) -> None:
-    """Print one result as a two-column table, and where it was written."""
+def show(title: str, values: Mapping[str, Any]) -> None:
+    """Print one result as a two-column table."""
     console.print(table(title, ["what", "value"], values.items()))
-    if path:
-        console.print(f"Written to {path}", soft_wrap=True)
