@@ -125,4 +125,4 @@ def test_intermediates_are_the_queries_after_a_block(kind):
     first, last = predictor.intermediates(tokens, action, [1, 2], grid=(3, 4))
     torch.testing.assert_close(first, torch.nn.functional.layer_norm(seen[0][:, :12], (32,)))
     torch.testing.assert_close(last, predictor.norm(seen[1][:, :12]))
-    assert torch.equal(last, predictor.features(tokens, action, grid=(3, 4)))
+    assert torch.equal(predictor.project(last), predictor(tokens, action, grid=(3, 4)))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from iwm import config
 from iwm.model.conditioning import conditioning_of
-from iwm.model.vit import Grid, block_outputs, gather_tokens, initialise, rescale_residuals, sincos_positions
+from iwm.model.vit import Grid, gather_tokens, initialise, rescale_residuals, sincos_positions, without_affine
 from iwm.runtime.errors import UserError
 
 
@@ -87,21 +87,9 @@ class Predictor(nn.Module):
         tokens that tell which task is meant; they take part in the attention, their outputs are discarded. The output
         is in target space (see `iwm.model.objectives.target_norm`).
         """
-        return self.project(self.features(tokens, action, context=context, queries=queries, grid=grid, task=task))
-
-    def features(
-        self,
-        tokens: Float[Tensor, "b c d"],
-        action: Float[Tensor, "b k"],
-        *,
-        context: Int64[Tensor, "b c"] | None = None,
-        queries: Int64[Tensor, "b q"] | None = None,
-        grid: Grid | None = None,
-        task: Float[Tensor, "b t w"] | None = None,
-    ) -> Float[Tensor, "b q w"]:
-        """The queries after the final norm, before the projection to target space."""
         last = [len(self.blocks)]
-        return self.intermediates(tokens, action, last, context=context, queries=queries, grid=grid, task=task)[0]
+        (x,) = self.intermediates(tokens, action, last, context=context, queries=queries, grid=grid, task=task)
+        return self.project(x)
 
     def intermediates(
         self,
@@ -114,7 +102,8 @@ class Predictor(nn.Module):
         grid: Grid | None = None,
         task: Float[Tensor, "b t w"] | None = None,
     ) -> list[Float[Tensor, "b q w"]]:
-        """The queries after the blocks of these numbers (see `vit.block_outputs`)."""
+        """The queries after the blocks of these numbers, from 1: the last block's after the final norm, an earlier
+        one's after a LayerNorm without affine."""
         positions = self.positions_of(grid or self.grid)
         x = self.embed(tokens) + (positions if context is None else positions[context])
         asked = None if self.settings.residual else queries
@@ -130,8 +119,13 @@ class Predictor(nn.Module):
         x = torch.cat([part.to(x.dtype) for part in parts], dim=1)
         blocks = self.conditioning.blocks(self, action)
         blocks[-1] = partial(blocks[-1], count=count)  # nothing looks at what the last one would say of the others
-        outputs = [output[:, :count] for output in block_outputs(x, blocks, numbers, self.norm)]
-        return [gather_tokens(output, queries) for output in outputs] if self.settings.residual else outputs
+        outputs: dict[int, Tensor] = {}
+        for number, block in enumerate(blocks[: max(numbers)], start=1):
+            x = block(x)
+            if number in numbers:
+                outputs[number] = (self.norm if number == len(blocks) else without_affine)(x)[:, :count]
+        where = queries if self.settings.residual else None
+        return [gather_tokens(outputs[number], where) for number in numbers]
 
     def _in_place(
         self, query: Float[Tensor, "b n w"], seen: Float[Tensor, "b c w"], context: Int64[Tensor, "b c"] | None

@@ -4,7 +4,7 @@ A block is timm's: x + Attention(LN(x)), then x + MLP(LN(x)).
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -52,26 +52,6 @@ def gather_tokens(tokens: Float[Tensor, "b n d"], indices: Int64[Tensor, "b k"] 
     if indices is None:
         return tokens
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-
-
-def block_outputs(
-    x: Float[Tensor, "b n d"],
-    blocks: Iterable[Callable[[Tensor], Tensor]],
-    numbers: Sequence[int],
-    norm: Callable[[Tensor], Tensor],
-) -> list[Float[Tensor, "b _q d"]]:
-    """Outputs of the blocks of these numbers (from 1, in rising order, repeats allowed).
-
-    The last block's goes through `norm`, which was fitted to it, an earlier one's through a LayerNorm without affine.
-    """
-    outputs: list[Tensor] = []
-    stack = list(blocks)
-    for number, block in enumerate(stack[: max(numbers)], start=1):
-        x = block(x)
-        if number in numbers:
-            normed = norm(x) if number == len(stack) else F.layer_norm(x, x.shape[-1:])
-            outputs += [normed] * list(numbers).count(number)
-    return outputs
 
 
 def without_affine(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
