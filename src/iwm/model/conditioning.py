@@ -209,14 +209,7 @@ CONDITIONINGS = Registry(
     Conditioning, "predictor.conditioning", "register_conditioning", NoConditioning, ActionTokens, FeatureMLP, AdaLN
 )
 """Every conditioning by its name, in the order of the paper's table 1."""
-
-
-def register_conditioning(own: type[Conditioning]) -> type[Conditioning]:
-    """Let `predictor.conditioning` name a class of your own, which inherits from `iwm.Conditioning`.
-
-    Raises UserError when it does not, or when its name is missing or a built-in one's.
-    """
-    return CONDITIONINGS.register(own)
+register_conditioning = CONDITIONINGS.register
 
 
 def conditioning_of(settings: config.Predictor, actions: int) -> Conditioning:

@@ -21,7 +21,8 @@ class Registry(dict[str, type[T]], Generic[T]):
         self.built_in = tuple(self)
 
     def register(self, own: type[T]) -> type[T]:
-        """Add a class, which comes back, so that this is a decorator; one of the same name is replaced.
+        """Let the setting name a class of your own, which comes back, so that this is a decorator; one of the same name
+        is replaced.
 
         Raises UserError when it is no class of the right kind, or its name is missing or a built-in one's.
         """

@@ -148,14 +148,7 @@ class MuonForBlocks(Optimiser):
 
 OPTIMISERS = Registry(Optimiser, "optim.kind", "register_optimiser", AdamWAlone, MuonForBlocks)
 """Every optimiser by its name."""
-
-
-def register_optimiser(own: type[Optimiser]) -> type[Optimiser]:
-    """Let `optim.kind` name a class of your own, which inherits from `iwm.Optimiser`.
-
-    Raises UserError when it does not, or when its name is missing or a built-in one's.
-    """
-    return OPTIMISERS.register(own)
+register_optimiser = OPTIMISERS.register
 
 
 def make_optimisers(model: nn.Module, settings: Optim, dtype: torch.dtype) -> list[torch.optim.Optimizer]:

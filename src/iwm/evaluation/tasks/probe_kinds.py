@@ -240,11 +240,7 @@ def knn_scores(
 
 PROBES = Registry(FeatureProbe, "--kind", "register_probe", Knn, LinearProbe, AttentiveProbe, InstanceProbe)
 """Every kind of probe by its name."""
-
-
-def register_probe(own: type[FeatureProbe]) -> type[FeatureProbe]:
-    """Let `iwm probe --kind` name a class of your own. Raises UserError as `Registry.register` does."""
-    return PROBES.register(own)
+register_probe = PROBES.register
 
 
 def probe_of(settings: ProbeSettings, session: Session) -> FeatureProbe:

@@ -12,14 +12,7 @@ __all__ = ["OBJECTIVES", "Objective", "PatchPrediction", "objective_of", "regist
 
 OBJECTIVES = Registry(Objective, "objective.kind", "register_objective", Latent, Pixels, Joint)
 """Every objective by its name."""
-
-
-def register_objective(own: type[Objective]) -> type[Objective]:
-    """Let `objective.kind` name a class of your own, which inherits from `iwm.Objective`.
-
-    Raises UserError when it does not, or when its name is missing or a built-in one's.
-    """
-    return OBJECTIVES.register(own)
+register_objective = OBJECTIVES.register
 
 
 def objective_of(settings: Config) -> Objective:
