@@ -87,6 +87,7 @@ def test_help_is_tyros_page_with_the_verbs_sentence(capsys):
         ("sweep", "lower optim.batch_size, or keep it and raise optim.accumulate, so that each part is smaller."),
         ("finetune", "lower --batch-size or --size."),
         ("segment", "lower --batch-size or --size."),
+        ("probe", "lower --size."),  # its batch size cannot be typed
         ("world", "lower --bank or --images."),
         ("imagine", "lower --bank."),
         ("look", "lower --images."),

@@ -11,8 +11,8 @@ from typing import Annotated, Any, NoReturn, TypeVar, cast
 import tyro
 from tyro.conf import arg
 
-from iwm.runtime import fields
 from iwm.runtime.errors import UserError
+from iwm.runtime.options import options
 from iwm.verbs import Verb
 from iwm.verbs.shared import manners_of
 
@@ -93,7 +93,8 @@ def _misfit(complaint: str) -> str:
 
 def out_of_memory(verb: Verb | None) -> str:
     """What to lower so that a verb needs less memory, by the names of its own options."""
-    names = fields.typed_names(verb.options) if verb else []
+    typed = [one.flags[0] for one in options(verb.options) if one.flags] if verb else []
+    names = [flag.removeprefix("--").replace("-", "_") for flag in typed]
     batch = next((name for name in names if name.split(".")[-1] == "batch_size"), "")
     if "optim.accumulate" in names:
         parts = "keep it and raise optim.accumulate, so that each part is smaller"

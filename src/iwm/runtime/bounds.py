@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iwm.runtime.errors import UserError
+from iwm.runtime.fields import extras
 
 
 class Bound:
@@ -135,12 +136,8 @@ def check(options: Any, prefix: str = "") -> None:
 def _bounds(kind: type) -> list[tuple[str, Bound]]:
     """Field and bound of every bounded field; a field that a subclass defines anew keeps its bounds."""
     hints = [typing.get_type_hints(base, include_extras=True) for base in reversed(kind.__mro__)]
-    metadata = [(name, extra) for each in hints for name, hint in each.items() for extra in _extras(hint)]
+    metadata = [(name, extra) for each in hints for name, hint in each.items() for extra in extras(hint)]
     return list(dict.fromkeys((name, bound) for name, bound in metadata if isinstance(bound, Bound)))
-
-
-def _extras(hint: Any) -> tuple[Any, ...]:
-    return getattr(hint, "__metadata__", ())
 
 
 def _numbers(one: str, several: str, values: tuple[float, ...]) -> str:

@@ -8,8 +8,6 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional
-
 from iwm.runtime.errors import UserError, did_you_mean
 
 T = typing.TypeVar("T")
@@ -64,7 +62,7 @@ def with_changes(kind: type[T], values: Mapping[str, Any], caller: str, base: T 
     unknown, ill-typed or missing.
     """
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind)) if field.init}
-    defaults = {name: getattr(base, name) if base else _default(field) for name, field in fields.items()}
+    defaults = {name: getattr(base, name) if base else default_of(field) for name, field in fields.items()}
     built = _changed(kind, defaults, values, caller)
     missing = [name for name, value in built.items() if value is dataclasses.MISSING]
     if missing:
@@ -72,24 +70,11 @@ def with_changes(kind: type[T], values: Mapping[str, Any], caller: str, base: T 
     return kind(**built)
 
 
-def _default(field: "dataclasses.Field[Any]") -> Any:
+def default_of(field: "dataclasses.Field[Any]") -> Any:
+    """The default of a dataclass's field; dataclasses.MISSING where it has none."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
-
-
-def typed_names(kind: Any) -> list[str]:
-    """A dataclass's options by the names that the command line has for them: those of a group with a dot
-    ("speed.threads") unless the group is bare. Positions, which have no name there, are left out."""
-    hints, annotated = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
-    names: list[str] = []
-    for name, hint in hints.items():
-        bare = any(getattr(one, "name", None) == "" for one in extras(annotated[name]))
-        if dataclasses.is_dataclass(hint):
-            names += [inner if bare else f"{name}.{inner}" for inner in typed_names(hint)]
-        elif Positional[Any].__metadata__[0] not in extras(annotated[name]):
-            names.append(name)
-    return names
 
 
 def _bare(kind: Any) -> dict[str, str]:

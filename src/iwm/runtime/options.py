@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from tyro.conf import Fixed, FlagCreatePairsOff, Positional
 
-from iwm.runtime.fields import extras
+from iwm.runtime.fields import default_of, extras
 
 ONE_WAY = typing.cast(Any, FlagCreatePairsOff[bool]).__metadata__[0]
 """The mark of a switch that has no --no-SWITCH."""
@@ -69,7 +69,7 @@ def options(kind: type, default: Any = None, prefix: str = "", bare: str = "") -
         if Fixed[Any].__metadata__[0] in marks:
             continue
         plain = typing.get_args(hints[field.name])[0] if marks else hints[field.name]
-        value = getattr(default, field.name) if default is not None else _default(field)
+        value = getattr(default, field.name) if default is not None else default_of(field)
         name, flag = f"{prefix}{field.name}", f"{bare}{field.name.replace('_', '-')}"
         if dataclasses.is_dataclass(plain):
             unnamed = any(getattr(mark, "name", None) == "" for mark in marks)
@@ -142,7 +142,3 @@ def _choices(kind: Any) -> tuple[str, ...]:
             return ("None", "True", "False")
         return tuple(choice for part in parts for choice in _choices(part))
     return ()
-
-
-def _default(field: "dataclasses.Field[Any]") -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -76,8 +76,10 @@ class Verb:
     def positions(self) -> tuple[str, ...]:
         """Options that need no name: those that have none on the command line, then those without a default."""
         hints = typing.get_type_hints(self.options, include_extras=True)
-        bare = [name for name, hint in hints.items() if Positional[Any].__metadata__[0] in _extras(hint)]
-        required = [field.name for field in dataclasses.fields(self.options) if _default(field) is dataclasses.MISSING]
+        bare = [name for name, hint in hints.items() if Positional[Any].__metadata__[0] in fields.extras(hint)]
+        required = [
+            field.name for field in dataclasses.fields(self.options) if fields.default_of(field) is dataclasses.MISSING
+        ]
         return tuple(dict.fromkeys((*bare, *required)))
 
     def fill(self, *values: Any, **keywords: Any) -> Any:
@@ -166,9 +168,9 @@ def _signature(verb: Verb) -> inspect.Signature:
     changeable = [
         field
         for field in dataclasses.fields(verb.options)
-        if Fixed[Any].__metadata__[0] not in _extras(hints[field.name])
+        if Fixed[Any].__metadata__[0] not in fields.extras(hints[field.name])
     ]
-    defaults = {field.name: _default(field) for field in changeable}
+    defaults = {field.name: fields.default_of(field) for field in changeable}
     names = dict.fromkeys((*verb.positions, *defaults))
     parameters = [inspect.Parameter(name, bare if name in verb.positions else named) for name in names]
     return inspect.Signature(
@@ -185,16 +187,6 @@ def _function(place: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
         return place
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def _default(field: "dataclasses.Field[Any]") -> Any:
-    """The default of an option; dataclasses.MISSING where there is none."""
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def _extras(hint: Any) -> tuple[Any, ...]:
-    """The markers of an annotated type."""
-    return getattr(hint, "__metadata__", ())
 
 
 def _modules() -> list[str]:
