@@ -11,7 +11,7 @@ from PIL import Image
 
 from iwm import config
 from iwm.actions import camera
-from iwm.actions.action_space import ActionSpace, reference_space
+from iwm.actions.action_space import ActionSpace, bank_ranges, reference_actions, reference_space
 from iwm.runtime.errors import UserError
 
 SPACE = ActionSpace.from_config(config.Actions(set="camera"), 32)
@@ -139,7 +139,9 @@ def test_the_spec_travels_and_the_bank_is_the_cameras():
     assert again.spec() == space.spec()
     assert again.transformations == space.transformations
     assert reference_space(again, 32).set == "camera"
-    assert reference_space(again, 32).transformations == SPACE.transformations
+    reference = ActionSpace.from_config(reference_actions("camera"), 32)
+    assert reference_space(again, 32).transformations == reference.transformations
+    assert bank_ranges(reference) == bank_ranges(SPACE)
 
 
 def test_autocast_does_not_reach_the_operations():

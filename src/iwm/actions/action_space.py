@@ -344,12 +344,18 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return ""
 
 
+def reference_actions(name: str) -> config.Actions:
+    """The settings behind `reference_space`, of the action set of that name: the level `destructive`, every image
+    jittered."""
+    return config.Actions(set=name, jitter_probability=1.0)
+
+
 def reference_space(space: ActionSpace, image_size: int) -> ActionSpace:
-    """The bank's action space, common to every model of a built-in set: the `destructive` level's ranges. For a set of
-    the user's, the model's own."""
+    """The action space that every model of a built-in set is measured in, whatever changes it was trained on. For a set
+    of the user's, the model's own."""
     if space.set not in BUILT_IN:
         return space
-    reference = ActionSpace.from_config(config.Actions(set=space.set), image_size)
+    reference = ActionSpace.from_config(reference_actions(space.set), image_size)
     return reference if reference.names == space.names else space
 
 

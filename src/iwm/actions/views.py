@@ -17,8 +17,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from iwm import config
-from iwm.actions.action_sets import BUILT_IN
-from iwm.actions.action_space import ActionSpace, Parameters
+from iwm.actions.action_space import ActionSpace, Parameters, reference_actions, reference_space
 from iwm.runtime.algebra import joined
 from iwm.runtime.devices import upload
 from iwm.runtime.randomness import seed_of, uniforms
@@ -104,16 +103,9 @@ def reference_views(
     indices: Int64[np.ndarray, " b"],
     device: torch.device | str,
 ) -> Views:
-    """Views as the small recipes show them, at the level `destructive` and every one jittered, whatever changes a run
-    itself is shown: runs are compared on these. For a set of the user's, views of the model's own space."""
-    cfg = reference_actions(space.set)
-    shown = ActionSpace.from_config(cfg, crops.shape[-1]) if space.set in BUILT_IN else space
-    return make_views(crops, shown, cfg, seed, step, indices, device)
-
-
-def reference_actions(name: str) -> config.Actions:
-    """The settings behind `reference_views`, of the action set of that name."""
-    return config.Actions(set=name, jitter_probability=1.0)
+    """Views of the `reference_space`: runs are compared on these."""
+    shown = reference_space(space, crops.shape[-1])
+    return make_views(crops, shown, reference_actions(space.set), seed, step, indices, device)
 
 
 def make_independent_views(

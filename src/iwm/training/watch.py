@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iwm.actions.views import reference_actions, reference_views
+from iwm.actions.action_space import reference_actions
+from iwm.actions.views import reference_views
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all, load_pairs
 from iwm.model.masks import sample_masks
