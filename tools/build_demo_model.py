@@ -50,7 +50,7 @@ def build(run: Path, folder: Path, evaluation: Path, data: str, head: str, train
     model.require_predictor()
     steps = int(source.metric_lines()[-1]["step"])
     model.settings = replace(model.settings, run=replace(model.settings.run, out=PLACE))
-    weights.export_small(model, folder, step=steps)
+    weights.export(model, folder, rounded=True, step=steps)
     shared: dict[str, Any] = {"run": str(folder), "out": str(evaluation), "data": data, "seed": seed}
     verbs.call("decoder", images=FITTED, changes=CHANGES, head=head, test_images=IMAGES, **shared)
     place = folder / weights.DECODER

@@ -16,7 +16,7 @@ from iwm.evaluation.tasks.classifier import load_classifier
 from iwm.evaluation.tasks.segmenter import load_segmenter
 from iwm.model import weights
 from iwm.model.vit import Attention
-from iwm.model.weights import export, export_small, write_weights
+from iwm.model.weights import export, write_weights
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
@@ -60,7 +60,7 @@ def test_a_small_export_is_the_same_model_rounded_and_without_its_student(tmp_pa
     model.encoder.load_state_dict(made(seed=4).encoder.state_dict())
     model.target_norm.mean += 0.1234567
     export(model, tmp_path / "whole")
-    export_small(model, tmp_path / "small")
+    export(model, tmp_path / "small", rounded=True)
     sizes = [(tmp_path / name / weights.TENSORS).stat().st_size for name in ("whole", "small")]
     assert sizes[1] < sizes[0] / 2.5
     small = run_folder.load_model(tmp_path / "small")

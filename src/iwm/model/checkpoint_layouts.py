@@ -82,7 +82,9 @@ def load(body: nn.Module, path: Path, name: str) -> None:
     state = encoder_weights(read(path))
     own = body.state_dict()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(BESIDE)}
-    if not {key for key in state if key in own} or any(_shape(own, key) != _shape(state, key) for key in own):
+    if not {key for key in state if key in own} or any(
+        key not in state or state[key].shape != value.shape for key, value in own.items()
+    ):
         state = _converted(state, body, name)
     classifier = getattr(body, "pretrained_cfg", {}).get("classifier") or "head"
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
@@ -100,10 +102,6 @@ def load(body: nn.Module, path: Path, name: str) -> None:
                 "they are of."
             )
     body.load_state_dict(state)
-
-
-def _shape(state: Mapping[str, Tensor], key: str) -> torch.Size | None:
-    return state[key].shape if key in state else None
 
 
 def _converted(state: dict[str, Tensor], body: nn.Module, name: str) -> dict[str, Tensor]:

@@ -79,25 +79,18 @@ def require_known_format(meta: dict[str, Any], whose: str) -> None:
         raise UnknownFormat(f"{whose} of format {number!r}, this iwm reads formats up to {FORMAT}; update iwm.")
 
 
-def export(model: ImageWorldModel, folder: Path, **extra: Any) -> None:
-    """Write a model for use: its weights, settings and action space. All ranks must call it; rank 0 writes."""
+def export(model: ImageWorldModel, folder: Path, *, rounded: bool = False, **extra: Any) -> None:
+    """Write a model for use: its weights (`rounded`: `small` ones), settings and action space. All ranks must call it;
+    rank 0 writes."""
     meta = {"settings": fields.to_dict(model.settings), "actions": model.space.spec(), **extra}
     tensors = shards.gathered(model.state_dict())
     if distributed.rank() == 0:
-        write_weights(folder, tensors, meta)
-
-
-def export_small(model: ImageWorldModel, folder: Path, **extra: Any) -> None:
-    """Write a model for use only, in a quarter of the bytes: no student, all in bf16 but the target statistics.
-
-    `read_model` gives it back in fp32, rounded, and without a student.
-    """
-    meta = {"settings": fields.to_dict(model.settings), "actions": model.space.spec(), "student": False, **extra}
-    write_weights(folder, small(model.state_dict()), meta)
+        write_weights(folder, small(tensors) if rounded else tensors, meta | ({"student": False} if rounded else {}))
 
 
 def small(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A world model's tensors without the student's, in bf16 all but the target statistics."""
+    """A world model's tensors for use only, in a quarter of the bytes: no student, all in bf16 but the target
+    statistics. `read_model` gives them back in fp32."""
     return {
         name: value.bfloat16() if value.is_floating_point() and not name.startswith("target_norm.") else value
         for name, value in tensors.items()

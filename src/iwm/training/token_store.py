@@ -13,10 +13,9 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -270,15 +269,10 @@ def _encode(
         images = pixels.to(session.device).float() / 255
         for view in range(plan.views):
             changed = model.space.apply(images, plan.parameters(rows, crop, view))
-            for start, batch in _batches(changed):
+            for start, batch in zip(range(0, len(changed), BATCH), changed.split(BATCH), strict=True):
                 distributed.advance()
                 with session.autocast():
                     values = model.target_encoder.tokens(batch)
                 tokens[start : start + len(batch), crop, view] = values.half().cpu().numpy()
     with files.replacing(path) as part, part.open("wb") as file:
         np.save(file, tokens)
-
-
-def _batches(images: Tensor) -> Iterator[tuple[int, Any]]:
-    for start in range(0, len(images), BATCH):
-        yield start, images[start : start + BATCH]

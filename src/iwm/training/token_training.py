@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from iwm import config
 from iwm.actions.action_space import Parameters
@@ -93,14 +92,10 @@ class TokenLoader:
         choices = plan.targets - (sources < plan.targets)
         targets = (numbers[:, 2] * choices).astype(np.int64)
         targets += (sources < plan.targets) & (targets >= sources)
-        action = self._action(images, crops, sources, targets)
+        action = plan.space.difference(*(self._parameters(images, crops, views) for views in (sources, targets)))
         tokens = (self.store.take(rows, crops, views) for views in (sources, targets))
         source, target = (devices.upload(each, self.device).float() for each in tokens)
         return TokenViews(source, target, devices.upload(action, self.device), images)
-
-    def _action(self, images: np.ndarray, crops: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> Tensor:
-        first, second = (self._parameters(images, crops, views) for views in (sources, targets))
-        return self.store.plan.space.difference(first, second)
 
     def _parameters(self, images: np.ndarray, crops: np.ndarray, views: np.ndarray) -> Parameters:
         """The parameters of one view of each image."""
