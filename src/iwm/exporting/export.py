@@ -84,9 +84,7 @@ def remove_earlier(out: Path, before: Mapping[str, Any], now: Mapping[str, int])
         if path.stat().st_size == before[name]:
             path.unlink()
         else:
-            console.print(
-                f"{path} is of an earlier export and was changed since; it is kept.", soft_wrap=True
-            )
+            console.print(f"{path} is of an earlier export and was changed since; it is kept.", soft_wrap=True)
 
 
 def sizes_of(folder: Path) -> dict[str, int]:

@@ -90,9 +90,7 @@ def write_strip(model: ImageWorldModel, folder: Path, count: int) -> str:
     if not count or not model.objective.predicts:
         return ""
     if not model.decodes:
-        console.print(
-            "The strip shows no imagined pictures: no pixel decoder was fitted (iwm decoder RUN)."
-        )
+        console.print("The strip shows no imagined pictures: no pixel decoder was fitted (iwm decoder RUN).")
     try:
         figure = imagined(model, count)
     except UserError as reason:

@@ -8,7 +8,7 @@ Positions are fixed (frozen) 2-D sin-cos vectors kept in `pos_embed`, resampled 
 deviation of the pixels are part of the module but not of its state dict, which *is* a timm state dict.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -156,7 +156,7 @@ class PatchEncoder(nn.Module):
         self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], keep: Int64[Tensor, "b k"] | None = None
     ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b k d"]]:
         """`tokens`, and those of the last block after the final norm, in one pass."""
-        outputs = list(self._outputs(images, sorted({self.layer, self.depth}), keep))
+        outputs = self._outputs(images, sorted({self.layer, self.depth}), keep)
         return self._normed(outputs[0], self.layer), self._normed(outputs[-1], self.depth)
 
     def intermediates(
@@ -173,7 +173,7 @@ class PatchEncoder(nn.Module):
         images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"],
         numbers: Sequence[int],
         keep: Int64[Tensor, "b k"] | None = None,
-    ) -> Iterable[Float[Tensor, "b k d"]]:
+    ) -> list[Float[Tensor, "b k d"]]:
         """Tokens of the kept patches as they leave the blocks of these numbers (rising)."""
         raise NotImplementedError
 
@@ -285,9 +285,10 @@ class Encoder(PatchEncoder, VisionTransformer):
         images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"],
         numbers: Sequence[int],
         keep: Int64[Tensor, "b k"] | None = None,
-    ) -> Iterable[Float[Tensor, "b k d"]]:
-        x = self.norm_pre(self.embed(images, keep))
+    ) -> list[Float[Tensor, "b k d"]]:
+        x, outputs = self.norm_pre(self.embed(images, keep)), []
         for number, block in enumerate(self.blocks[: max(numbers)], start=1):
             x = block(x)
             if number in numbers:
-                yield x if self.reg_token is None else x[:, self.num_prefix_tokens :]
+                outputs.append(x if self.reg_token is None else x[:, self.num_prefix_tokens :])
+        return outputs
