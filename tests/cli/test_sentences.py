@@ -5,6 +5,7 @@ import pytest
 from iwm import verbs
 from iwm.cli.sentences import out_of_memory, parse, sentence
 from iwm.runtime.errors import UserError
+from iwm.runtime.options import options
 
 BOX = """\x1b[31m╭─ Parsing error ──────────────╮
 │ Unrecognized options: --hlep │
@@ -78,6 +79,18 @@ def test_help_is_tyros_page_with_the_verbs_sentence(capsys):
     assert printed.startswith("usage: iwm world")
     assert verb.sentence in printed
     assert "--bank" in printed
+
+
+def test_help_breaks_the_text_of_an_option_only_where_a_line_is_full(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    verb = verbs.find("finetune")
+    with pytest.raises(SystemExit):
+        parse(verb.options, ["--help"], verb)
+    lines = capsys.readouterr().out.splitlines()
+    options_of_verb = options(verb.options)
+    assert any(option.name.startswith("speed.") for option in options_of_verb)
+    for option in options_of_verb:
+        assert any(option.sentence in line for line in lines), option.name
 
 
 @pytest.mark.parametrize(

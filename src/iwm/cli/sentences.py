@@ -5,14 +5,16 @@ import dataclasses
 import io
 import os
 import re
+import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn, TypeVar, cast
 
 import tyro
+from typing_extensions import Doc
 from tyro.conf import arg
 
 from iwm.runtime.errors import UserError
-from iwm.runtime.options import options
+from iwm.runtime.options import docstrings, options
 from iwm.verbs import Verb
 from iwm.verbs.shared import manners_of
 
@@ -43,10 +45,23 @@ def parse(kind: type[T], words: Sequence[str], verb: Verb, default: T | None = N
         raise UserError(sentence(complaint.getvalue(), verb.name)) from None
 
 
+def _document(kind: type) -> None:
+    """Give tyro the text of every field on one line; the text it finds itself keeps the line breaks of the source."""
+    sentences = docstrings(kind)
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        plain = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+        if dataclasses.is_dataclass(plain):
+            _document(cast(type, plain))
+        if name in sentences:
+            kind.__annotations__[name] = Annotated[hint, Doc(sentences[name])]
+
+
 def _print_help(kind: type, verb: Verb, default: Any) -> NoReturn:
     """Print tyro's page of a verb's options and those of all verbs, with the verb's example, and exit."""
     own = (default,) if default is not None else ()
     of_all = manners_of(verb.plan)
+    _document(kind)
+    _document(of_all)
     parts = [
         ("of_verb", Annotated[kind, arg(name="")], *own),
         ("of_all", Annotated[of_all, arg(name="")], of_all()),
