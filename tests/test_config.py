@@ -18,7 +18,7 @@ def test_yaml_round_trip(name, tmp_path):
 def test_a_crash_while_saving_leaves_the_old_settings(tmp_path, monkeypatch):
     """A run whose config.yaml is torn can be neither resumed nor shown."""
 
-    def torn(path: Path, text: str) -> None:
+    def torn(path: Path, text: str, **_: str) -> None:
         path.write_bytes(text[:20].encode())
         raise OSError("No space left on device")
 

@@ -210,7 +210,7 @@ def test_the_page_of_a_run_that_may_only_be_read_goes_elsewhere(tmp_path: Path) 
     assert write(run, path) == path
     Page(path.read_text())
     assert not RunFolder(Path(run)).report.exists()
-    with pytest.raises(UserError, match=r"is a folder; give --out FILE\.html"):
+    with pytest.raises(UserError, match=r"is a folder; give --out another FILE\.html"):
         write(run, tmp_path)
 
 

@@ -222,7 +222,7 @@ def test_names_and_libraries_are_checked_before_any_work(settings, monkeypatch, 
         name, library = "absent", "no_such_library"
 
     monkeypatch.setitem(TRACKERS, "absent", Absent)
-    with pytest.raises(UserError, match=r"names absent, whose library is not installed: pip install 'iwm\[track\]'"):
+    with pytest.raises(UserError, match=r"names absent, whose library is not installed; install: pip install no_such"):
         loop.pretrain(with_run(settings, report_to="absent"))
     assert not (tmp_path / "run").exists()
 

@@ -33,8 +33,9 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
         run = loop.pretrain(settings, source, callbacks)
         if source is None and _labels_of(settings) is None:
             print_instances(run, settings)
-    console.print(f"Written to {run}; on one page: iwm report {shlex.quote(str(run))}", soft_wrap=True)
     where = launch.place()
+    if where.rank == 0:
+        console.print(f"Written to {run}; on one page: iwm report {shlex.quote(str(run))}", soft_wrap=True)
     if settings.run.report_to and where.size == 1:
         send_report(run, settings)
     elif settings.run.report_to and where.rank == 0:
