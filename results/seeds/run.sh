@@ -4,6 +4,7 @@
 # CIFAR-10: 4,000 steps (2.6 passes of 50,000), finetuned with 5,000 labels.
 #   sh results/seeds/run.sh path/to/eurosat.zip path/to/cifar10.zip
 # A recipe with -held behind it learns changes by its predictor alone, the encoder from unchanged crops (cifar10-held);
+# -whole shows whole sources in half of the steps instead of a quarter (cifar10-whole);
 # ijepa-world-cifar10 and -eurosat are a third longer, so that as many steps as I-JEPA-style's teach their encoders;
 # ijepa-world-all-cifar10 and -eurosat are these, asked for visible positions too.
 # One core, 15 to 30 minutes a run; stopped and started again, it goes on where it was. SEEDS and RECIPES choose some.
@@ -21,6 +22,7 @@ for seed in ${SEEDS:-0 1 2}; do
         at=runs/seeds/$recipe-seed$seed change= base=${recipe%-held}
         case $recipe in
         *-held) change="--actions.clean both --objective.whole-gradient 0" ;;
+        *-whole) base=${recipe%-whole} change="--masks.whole 0.5" ;;
         ijepa-world-all-*) base=ijepa-world-${recipe##*-} change="--masks.predict all --masks.queries 0.375" ;;
         esac
         case $recipe in
