@@ -15,7 +15,7 @@ from tyro.conf import arg
 
 from iwm.runtime.errors import UserError
 from iwm.runtime.options import docstrings, options
-from iwm.verbs import Verb
+from iwm.verbs import Verb, without_help
 from iwm.verbs.shared import manners_of
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ def parse(kind: type[T], words: Sequence[str], verb: Verb, default: T | None = N
     `--help` prints tyro's page and exits.
     """
     name: dict[str, Any] = {"default": cast(Any, default), "prog": f"iwm {verb.name}"}
-    if "--help" in words or "-h" in words:
+    if without_help(words) != list(words):
         _print_help(kind, verb, default)
     complaint = io.StringIO()
     try:
