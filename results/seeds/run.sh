@@ -19,9 +19,9 @@ test -e $part || python "$here/../small-data/part.py" "$cifar10" $part 5000 0
 . "$here/../once.sh"
 for seed in ${SEEDS:-0 1 2}; do
     for recipe in ${RECIPES:-eurosat ijepa-style-eurosat eurosat-inv cifar10 ijepa-style-cifar10 cifar10-inv}; do
-        at=runs/seeds/$recipe-seed$seed change= base=${recipe%-held}
+        at=runs/seeds/$recipe-seed$seed change= base=$recipe
         case $recipe in
-        *-held) change="--actions.clean both --objective.whole-gradient 0" ;;
+        *-held) base=${recipe%-held} change="--actions.clean both --objective.whole-gradient 0" ;;
         *-whole) base=${recipe%-whole} change="--masks.whole 0.5" ;;
         ijepa-world-all-*) base=ijepa-world-${recipe##*-} change="--masks.predict all --masks.queries 0.375" ;;
         esac
