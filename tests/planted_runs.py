@@ -41,6 +41,8 @@ def save(
 
 WORLD = {"mrr": 0.42, "mrr_standard_error": 0.01, "mrr_chance": 0.024, "mrr_shuffled": 0.025, "mrr_null": 0.024}
 PROBE = {"kind": "linear", "top1": 0.46, "random_encoder_top1": 0.28, "raw_pixels_top1": 0.33, "n_val": 2000}
+SEGMENT = {"file": "segment-head-linear-rooms", "data": "rooms", "train": "head", "head": "linear", "miou": 0.4}
+SEGMENT |= {"majority_miou": 0.1, "miou_standard_error": 0.02}
 
 
 def hold(run: str, mark: str) -> None:

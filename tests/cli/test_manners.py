@@ -126,6 +126,18 @@ def test_a_complaint_leaves_standard_output_empty(capsys):
     assert "absent is not a run" in said.err
 
 
+# ---- the verdict ---------------------------------------------------------------------------------------------------
+
+
+def test_a_measurement_ends_with_what_it_says_beside_its_controls(run, source, tmp_path, capsys):
+    folder = ["--out", str(tmp_path / "results")]
+    assert cli.main(["world", run, "--data", source, *WORLD, *folder]) == 0
+    lines = re.sub(r"\s+", " ", capsys.readouterr().out.split("Written to")[1])
+    assert re.search(r"(follows? the action|BELOW chance): MRR 0\.\d+ against 0\.\d+ for chance", lines)
+    assert cli.main(["infer", run, "--data", source, "--images=2", *folder]) == 0
+    assert "Written to" in capsys.readouterr().out.splitlines()[-1], "no judge knows it"
+
+
 # ---- quiet ---------------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from iwm import verbs
 from iwm.runtime import launch
-from iwm.runtime.console import hushed, show, tables_returned
+from iwm.runtime.console import console, hushed, show, tables_returned
 from iwm.runtime.errors import UserError
 from iwm.runtime.options import options
 from iwm.verbs.shared import Manners
@@ -53,7 +53,9 @@ def take(words: Sequence[str], verb: verbs.Verb) -> tuple[list[str], Manners]:
 def perform(verb: verbs.Verb, chosen: Any, how: Manners) -> int:
     """Do a verb's work, or say what it would cost; returns the exit code. Raises UserError."""
     if not (how.json or how.quiet or how.dry_run):
-        return _code(verb.run(chosen))
+        value = verb.run(chosen)
+        _say_verdict(value)
+        return _code(value)
     with _elsewhere(how):
         value = verb.estimate(chosen) if how.dry_run else verb.run(chosen)
         result = dict(value) if how.dry_run else _result(verb.name, chosen, value)
@@ -66,6 +68,18 @@ def perform(verb: verbs.Verb, chosen: Any, how: Manners) -> int:
     elif result is not None:
         print(_text(verb.name, result))
     return _code(value)
+
+
+def _say_verdict(value: Any) -> None:
+    """What a result says beside its controls, where a judge knows its verb."""
+    from iwm.evaluation.ritual import Content
+    from iwm.reports.verdict import judge_result
+    from iwm.run_folder import RunFolder
+
+    if isinstance(value, Content) and launch.place().rank == 0:
+        path = Path(value["path"])
+        for finding in judge_result(path.stem, RunFolder(path.parent.parent).results()):
+            console.print(finding.sentence)
 
 
 def document(result: Any) -> Any:
