@@ -24,6 +24,9 @@ def test_cells_and_steps_and_nothing_written(tmp_path, monkeypatch, capsys):
     assert plan["steps"] == 8 * len(plan["cells"])
     assert plan["seconds"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["p.npz"]
+    assert len(plan["cells"]) > 1
+    assert cli.main([*argv, "--dry-run", "--optim.warmup-epochs", "100"]) == 0
+    assert capsys.readouterr().err.count("still rises") == 1, "said of every cell"
 
 
 def test_fewer_images_are_fewer_steps(tmp_path, monkeypatch, capsys):

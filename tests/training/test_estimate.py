@@ -38,7 +38,7 @@ def test_it_says_what_does_nothing_as_training_does(settings, capsys):
         settings, masks=replace(settings.masks, ratio=0.5), optim=replace(settings.optim, warmup_epochs=2)
     )
     estimate.pretrain(settings)
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().err.split())
     assert "masks.sampler is exact, so nothing is changed by masks.ratio." in said
     assert "The learning rate still rises when training ends" in said
 

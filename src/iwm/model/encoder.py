@@ -187,8 +187,8 @@ def require_whole_patches(patch: int, image_size: int) -> None:
     """Raises UserError when the image size is smaller than a patch or not divisible by it."""
     if image_size < patch or image_size % patch:
         raise UserError(
-            f"Images of {image_size} px do not divide into patches of {patch} px; choose an image_size that is a "
-            f"multiple of {patch}, or another encoder.patch_size."
+            f"Images of {image_size} px do not divide into patches of {patch} px; choose a size that is a multiple of "
+            f"{patch}, or train with another encoder.patch_size."
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from iwm.evaluation.world import mrr
 from iwm.reports.finding import Result, data_of, join, number, settings_of, verb_of
 from iwm.run_folder import EARLIER, RunFolder, plain_name
 from iwm.runtime import fields
@@ -22,11 +23,7 @@ HIGHER = (
 LOWER = ("inferred_action_error",)
 """Metrics with a best value; controls (chance, baselines) and costs have none."""
 SHOWN: dict[str, tuple[str, ...]] = {
-    "world": (
-        "mrr", "mrr_chance", "mrr_shuffled", "mrr_null", "frozen_random_twin_mrr", "mrr_calibrated",
-        "mrr_common", "mrr_common_limit", "frozen_random_twin_mrr_common", "hits_at_1", "hits_at_5", "hits_at_10",
-        "action_sensitivity", "slope", "action_correlation", "inferred_action_error",
-    ),
+    "world": mrr.SHOWN,
     "probe": (
         "top1", "top5", "balanced_top1", "random_encoder_top1", "last_block_top1", "random_encoder_last_block_top1",
         "raw_pixels_top1", "crop_top1", "crop_mrr", "mrr", "random_encoder_crop_top1", "raw_pixels_crop_top1",

@@ -60,8 +60,7 @@ def send(run: RunFolder, senders: list[Sender], path: Path) -> None:
     """
     lines = run.metric_lines()
     step = lines[-1]["step"] if lines else 0
-    finding = judge_training(lines, run.objective_kind())
-    words = finding.sentence if finding else "No line of metrics yet."
+    words = judge_training(lines, run.objective_kind()).sentence
     present, earlier = run.results_of_weights()
     results = [read(run.eval / f"{result['file']}.json") for result in present]
     if earlier:

@@ -5,7 +5,7 @@ from typing import Any
 
 from iwm.config import Config
 from iwm.runtime import pace
-from iwm.runtime.console import console
+from iwm.runtime.console import console, warnings_once
 from iwm.sweeps.axes import Cell
 from iwm.sweeps.study import Study, is_trained
 from iwm.sweeps.sweep import require_sense
@@ -19,6 +19,12 @@ def sweep(o: Sweep) -> dict[str, Any]:
     require_sense(study)
     study.require_same()
     study = study.prepare(dry_run=True)
+    with warnings_once():
+        return _plan(study, o)
+
+
+def _plan(study: Study, o: Sweep) -> dict[str, Any]:
+    """The sum of the cells' plans."""
     cells = [cell for cell in study.cells if o.cell in ("", cell.name) and not study.is_finished(cell)]
     rows, views = [], []
     for cell in cells:

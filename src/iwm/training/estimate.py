@@ -17,7 +17,7 @@ from iwm.data.splits import share_of_each_class
 from iwm.model.cost import at_start, cost
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import pace
-from iwm.runtime.console import console
+from iwm.runtime.console import warn_once
 from iwm.runtime.devices import Session
 from iwm.runtime.pace import Pace
 from iwm.training import loop, token_store
@@ -44,7 +44,7 @@ def pretrain(settings: config.Config, images: int = 0) -> dict[str, Any]:
     steps = schedule.steps
     loop.require_steps_left(settings, run, start, steps)
     for sentence in loop.remarks(settings, schedule):
-        console.print(sentence)
+        warn_once(sentence)
     left = steps - start
     size = cost(settings)
     writes, tokens = [run.config, run.metrics, run.checkpoints, run.model], 0
