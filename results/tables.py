@@ -85,10 +85,6 @@ UNEQUAL: dict[str, tuple[str, Callable[[Result], bool]]] = {
         "from scratch the layer decay of finetuning (.65) held the first blocks back",
         lambda result: result.get("train") == "encoder" and "random_encoder_layer_decay" not in result,
     ),
-    "twins": (
-        "single-task twins took a third of the shared predictor's updates",
-        lambda result: "average_single_task_equal_updates_top1" not in result,
-    ),
 }
 """What was not the same for all that a table compares, and which results were measured so; newer ones tell by a key."""
 
@@ -104,123 +100,6 @@ def table(title: str, columns: list[str], rows: Iterable[list[str]], *notes: str
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return f"## {title}\n\n" + "\n".join(lines) + "".join(f"\n\n{note}" for note in notes if note) + "\n"
-
-
-def world() -> str:
-    rows = []
-    for result in read("world-*"):
-        rows.append(
-            [
-                result["folder"],
-                result["data"],
-                cell(result, "mrr", "mrr_standard_error"),
-                number(result["mrr_shuffled"]),
-                number(result["mrr_null"]),
-                cell(*_twin(result)),
-                number(result["hits_at_1"]),
-                number(result["action_sensitivity"]),
-                ".79",
-            ]
-        )
-    columns = ["run", "data", "MRR", "shuffled actions", "null action", "frozen random twin", "hits@1", "sensitivity"]
-    note = (
-        "Bank of 256, chance .024. *Frozen random twin*: the same predictor trained on an encoder that never learns.\n"
-    )
-    note += "It is ranked in its own target space, so its MRR does not compare with the run's; the common MRR does\n"
-    note += "([concepts.md](concepts.md#numbers)), and has not been measured for `cifar10-cpu`."
-    return table("How good is the world model? (tables 1 and 2)", [*columns, "paper (feature, 18 layers)"], rows, note)
-
-
-def _twin(result: Result) -> tuple[Result | None, str]:
-    """The twin's result and its key: in the run's own file, or measured by itself (FOLDER/twin)."""
-    alone = HERE / result["folder"] / "twin" / "eval" / result["path"].name
-    if result.get("frozen_random_twin_mrr") is None and alone.exists():
-        return loaded(alone), "mrr"
-    return result, "frozen_random_twin_mrr"
-
-
-def probes() -> str:
-    rows = []
-    of_classes = [r for r in read("probe-*") if r["kind"] != "instance"]
-    runs = sorted({(r["folder"], r["data"]) for r in of_classes})
-    for folder, data in runs:
-        kinds = {r["kind"]: r for r in of_classes if (r["folder"], r["data"]) == (folder, data)}
-        row = [folder, data]
-        for kind in ("linear", "attentive", "knn"):
-            found = kinds.get(kind)
-            row.append(cell(found))
-            row.append(number(found.get("random_encoder_top1")) if found else "")
-        best = kinds.get("linear") or next(iter(kinds.values()))
-        rows.append([*row, number(best.get("raw_pixels_top1")), ".675 / .745", ".751 / .770"])
-    columns = ["run", "data", "linear", "random encoder", "attentive", "random encoder", "kNN", "random encoder"]
-    columns += ["raw pixels", "paper linear (equi / inv)", "paper attentive"]
-    return table("What does the encoder know? (probes)", columns, rows, unequal(read("probe-*"), "attentive"))
-
-
-def finetuning() -> str:
-    rows = []
-    everything = read("finetune-*")
-    for folder, data in sorted({(r["folder"], r["data"]) for r in everything}):
-        own = [r for r in everything if (r["folder"], r["data"]) == (folder, data)]
-
-        head, encoder, both = (seeds(r for r in own if r["train"] == way) for way in ("head", "encoder", "both"))
-        predictors = [r for r in own if r["train"] == "predictor"]
-        random, pretrained = (
-            seeds(r for r in predictors if r["predictor"] == start) for start in ("random", "pretrained")
-        )
-        scratch = [number(r.get("random_encoder_top1")) for r in own if r["train"] == "encoder"] or [""]
-        rows.append([folder, data, head, scratch[0], encoder, random, pretrained, both, ".829 / .815 / .833 / .844"])
-    columns = ["run", "data", "attentive head", "from scratch", "encoder", "random predictor", "pretrained predictor"]
-    columns += ["end to end"]
-    note = (
-        "The encoder is frozen except in *from scratch* (finetuning it with nothing pretrained), *encoder* and *end to "
-        "end*. Both predictors: one learning-rate grid; several numbers are seeds. End to end goes on from the "
-        "finetuned predictor: 3 epochs on top of its 6 (CIFAR-10) and 4 (EuroSAT), where the encoder has 6."
-    )
-    return table(
-        "Finetuning (tables 3 and 4)",
-        [*columns, "paper IWM equi (the last four)"],
-        rows,
-        note,
-        unequal(everything, "views", "scratch"),
-    )
-
-
-def efficiency() -> str:
-    rows = []
-    for result in read("efficiency-*"):
-        for point in sorted(result["points"], key=lambda point: point["trainable_parameters"]):
-            linked = {**point, "path": result["path"]}
-            rows.append([result["folder"], point["what"], f"{point['trainable_parameters']:,}", cell(linked)])
-    columns = ["run", "what is finetuned", "parameters", "top-1"]
-    note = (
-        "The paper's figure 3 has no numbers to put beside these; its predictors lie above the encoder's last blocks."
-    )
-    return table("What does each finetuned parameter bring? (figure 3)", columns, rows, note)
-
-
-def multitask() -> str:
-    rows = []
-    for result in read("multitask-*"):
-        for name, task in result["tasks"].items():
-            linked = {**task, "path": result["path"]}
-            twins = [number(task.get(f"{twin}_top1")) for twin in ("single_task", "single_task_equal_updates")]
-            rows.append([result["folder"], name, cell(linked), *twins, number(task["chance"]), ""])
-        shared = [task["top1"] for task in result["tasks"].values()]
-        alone = [task["single_task_top1"] for task in result["tasks"].values()]
-        means = [number(sum(values) / len(values)) for values in (shared, alone)]
-        means.append(number(result.get("average_single_task_equal_updates_top1")))
-        rows.append([result["folder"], "**mean**", *means, "", ".735 / .734"])
-    columns = [
-        "run",
-        "task",
-        "one predictor for all",
-        "one each, equal total steps",
-        "one each, equal updates",
-        "chance",
-    ]
-    columns += ["paper's mean"]
-    return table("One predictor, several tasks (multitask)", columns, rows, unequal(read("multitask-*"), "twins"))
 
 
 def spectrum() -> str:
@@ -633,7 +512,7 @@ def arm_rows(arms: Arms, pairs: Iterable[tuple[str, str]], key: str = "top1") ->
     """A row an arm, each seed's number and their mean; then a row a pair, differences taken seed by seed."""
     rows = []
     for arm, runs in arms.items():
-        rows.append([arm, ", ".join(cell(run, key) for run in runs.values())])
+        rows.append([arm, ", ".join(cell(run, key) + AT_END * bool(run.get("at_grid_end")) for run in runs.values())])
         rows[-1].append(mean_and_error([run[key] for run in runs.values()]))
     for one, other in pairs:
         differences = [run[key] - arms[other][seed][key] for seed, run in arms[one].items() if seed in arms[other]]
@@ -642,6 +521,15 @@ def arm_rows(arms: Arms, pairs: Iterable[tuple[str, str]], key: str = "top1") ->
 
 
 ARM_COLUMNS = ["finetuned", "seeds 0, 1, 2", "mean"]
+AT_END = " †"
+"""Behind a result whose learning rate is the lowest or highest that was tried."""
+
+
+def arm_table(title: str, arms: Arms, pairs: Iterable[tuple[str, str]], note: str, key: str = "top1") -> str:
+    """The table of `arm_rows`."""
+    at_end = any(run.get("at_grid_end") for runs in arms.values() for run in runs.values())
+    end = "†: the rate chosen is the lowest or highest of those tried, so another may be better." if at_end else ""
+    return table(title, ARM_COLUMNS, arm_rows(arms, pairs, key), note, end)
 
 
 def in_seeds(name: str, pattern: str) -> Iterable[tuple[str, Result]]:
@@ -661,13 +549,13 @@ def tuning() -> str:
             arms[TUNED["scratch"]][seed] = result | {"top1": result["random_encoder_top1"]}
     pairs = [("predictor", "encoder"), ("both", "predictor"), ("both", "encoder"), ("encoder", "encoder from scratch")]
     note = (
-        "The equivariant recipe's pretrainings of the table above, finetuned with EuroSAT's 5,000 labels: fresh crops, "
+        "The equivariant recipe's pretrainings, finetuned with EuroSAT's 5,000 labels: fresh crops, "
         "14 epochs, four learning rates tried on a tenth ([tuning.sh](../results/seeds/tuning.sh)). *Predictor*: on "
         "the frozen encoder. *Both* has 14 epochs more, those of the predictor that it begins from. Layer decay is .65 "
         "for a pretrained encoder, none from scratch. The errors are over seeds (their number); the choice of the "
         "1,000 test images adds ± .010."
     )
-    return table("Predictor, encoder or both, over pretraining seeds", ARM_COLUMNS, arm_rows(arms, pairs), note)
+    return arm_table("Predictor, encoder or both, over pretraining seeds", arms, pairs, note)
 
 
 ASKED = {
@@ -690,8 +578,58 @@ def asking() -> str:
         "([task.sh](../results/seeds/task.sh)). Errors are over seeds; the 1,000 test images add ± .012 "
         "to an accuracy."
     )
-    rows = arm_rows(arms, [(name, usual) for name in ASKED.values()])
-    return table("What a finetuned predictor is asked (table 3)", ARM_COLUMNS, rows, note)
+    pairs = [(name, usual) for name in ASKED.values()]
+    return arm_table("What a finetuned predictor is asked (table 3)", arms, pairs, note)
+
+
+def efficiency() -> str:
+    """Accuracy against the number of finetuned parameters, over the pretraining seeds of one recipe."""
+    arms: Arms = {}
+    for seed, result in in_seeds("efficiency", "efficiency-*"):
+        for point in sorted(result["points"], key=lambda point: point["trainable_parameters"]):
+            arm = f"{point['what']} ({point['trainable_parameters'] / 1e6:.1f} M)"
+            arms.setdefault(arm, {})[seed] = point | {"path": result["path"]}
+    named = {arm.rpartition(" (")[0]: arm for arm in arms}
+    whole, half = "{} predictor, 2 of 2 blocks", "{} predictor, 1 of 2 blocks"
+    encoder = "last 4 of 4 encoder blocks"
+    pairs = [(half.format("pretrained"), encoder), (whole.format("pretrained"), encoder)]
+    pairs += [(how.format("pretrained"), how.format("random")) for how in (half, whole)]
+    note = (
+        "The equivariant recipe's pretrainings, finetuned with EuroSAT's 5,000 labels: fresh crops for all, 4 epochs, "
+        "four learning rates tried on a tenth ([efficiency.sh](../results/seeds/efficiency.sh)); M: millions of "
+        "finetuned parameters, the head's among them. Errors are over seeds; the 1,000 test images add ± .012. The "
+        "paper's figure 3 has no numbers to put beside these; its predictors lie above the encoder's last blocks."
+    )
+    pairs = [(named[one], named[other]) for one, other in pairs if {one, other} <= named.keys()]
+    return arm_table("What does each finetuned parameter bring? (figure 3)", arms, pairs, note)
+
+
+SHARED = {
+    "one for all": "top1",
+    "one each, as many updates each": "single_task_equal_updates_top1",
+    "one each, as many in all": "single_task_top1",
+}
+
+
+def multitask() -> str:
+    """One predictor for several tasks beside one each, over the pretraining seeds of one recipe."""
+    arms: Arms = {}
+    pairs: dict[tuple[str, str], None] = {}
+    for seed, result in in_seeds("multitask", "multitask-*"):
+        mean = {key: result[f"average_{key}"] for key in SHARED.values()}
+        for name, task in {**result["tasks"], "mean": mean}.items():
+            for what, key in SHARED.items():
+                arms.setdefault(f"{name}: {what}", {})[seed] = {"top1": task[key], "path": result["path"]}
+                if key != "top1":
+                    pairs[f"{name}: one for all", f"{name}: {what}"] = None
+    note = (
+        "One predictor on the frozen encoder of the equivariant recipe's pretrainings on EuroSAT, for three tasks in "
+        "turn, and one each: 5,000 labels of CIFAR-10, 5,000 of EuroSAT, the package's objects, all at 32 px, 4 "
+        "epochs, three learning rates tried on a tenth ([multitask.sh](../results/seeds/multitask.sh)). *As many "
+        "updates each*: each has as many steps as the shared one; *as many in all*: a third of them. Errors are over "
+        "seeds. The paper's means are .735 for one and .734 for one each."
+    )
+    return arm_table("One predictor, several tasks (multitask)", arms, pairs, note)
 
 
 SEGMENTED = {
@@ -706,20 +644,22 @@ SEGMENTED = {
 
 def segmentation() -> str:
     """Segmentation by each part that can be finetuned, over the pretraining seeds of one recipe."""
-    arms: Arms = {name: {} for name in SEGMENTED.values()}
-    for seed, result in in_seeds("segment", "segment-*"):
-        arms[SEGMENTED[result["train"], result["predictor"]]][seed] = result
-        if result["train"] == "encoder":
+    longer = ("predictor, 40 epochs", "encoder, 40 epochs")
+    arms: Arms = {name: {} for name in (*SEGMENTED.values(), *longer)}
+    for folder, result in in_seeds("segment", "segment-*"):
+        seed, long = folder.removesuffix("-long"), folder.endswith("-long")
+        arms[SEGMENTED[result["train"], result["predictor"]] + ", 40 epochs" * long][seed] = result
+        if result["train"] == "encoder" and not long:
             arms["encoder from scratch"][seed] = result | {"miou": result["random_encoder_miou"]}
-    pairs = [("predictor", "encoder"), ("predictor", "random predictor"), ("both", "predictor"), ("both", "encoder")]
-    pairs += [("encoder", "encoder from scratch")]
+    pairs = [("predictor", "encoder"), ("predictor", "random predictor"), ("encoder", "encoder from scratch")]
+    pairs += [("both", arm) for arm in longer]
     note = (
         "mIoU of 11 classes on CamVid's 101 validation images at 160 x 120 px, by the equivariant recipe's "
         "pretrainings on EuroSAT, which never saw a street: linear head, fresh crops of 64 px for all, 20 epochs, four "
         "learning rates tried on a tenth ([segment.sh](../results/seeds/segment.sh)). *Both* has the predictor's 20 "
-        "epochs before its own. Errors are over seeds. The paper on ADE20k: encoder .442, predictor .468, both .470."
+        "epochs before its own 20. Errors are over seeds. The paper on ADE20k: encoder .442, predictor .468, both .470."
     )
-    return table("Segmentation", ARM_COLUMNS, arm_rows(arms, pairs, "miou"), note)
+    return arm_table("Segmentation", arms, pairs, note, "miou")
 
 
 def acting() -> str:
@@ -776,21 +716,25 @@ def spread(values: list[float]) -> str:
 
 def page() -> str:
     """The whole page."""
-    parts = [world(), probes(), finetuning(), efficiency(), multitask(), segmentation(), spectrum()]
-    parts += [spectrum_seeds(), equal_budget()]
-    parts += [
+    parts = [
         pretraining_seeds("Over pretraining seeds", "eurosat", "seeds"),
         pretraining_seeds("Over pretraining seeds, on a GPU", "eurosat", "gpu/short"),
         pretraining_seeds("Over pretraining seeds, CIFAR-10", "cifar10", "seeds"),
         pretraining_seeds("Over pretraining seeds, CIFAR-10, on a GPU", "cifar10", "gpu/short"),
-        tuning(),
-        asking(),
+        spectrum_seeds(),
         dial(),
-        long(),
-        frontier(),
-        small_scale(),
+        tuning(),
+        efficiency(),
+        asking(),
+        multitask(),
+        segmentation(),
         acting(),
         undoing(),
+        long(),
+        equal_budget(),
+        frontier(),
+        small_scale(),
+        spectrum(),
     ]
     return "\n".join(map(narrow, "\n".join([INTRODUCTION, *filter(None, parts)]).split("\n")))
 

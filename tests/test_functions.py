@@ -85,10 +85,14 @@ def test_a_result_holds_what_its_file_holds_prints_and_draws(trained, arrays, ca
         result.figure("other")
 
 
-COMMITTED = sorted(path for path in (Path(__file__).parent.parent / "results").glob("*-cpu/eval/*.json"))
+COMMITTED = [
+    path
+    for pattern in ("demo-model/eval/*.json", "long/*/eval/*.json", "seeds/*/seed0/*.json")
+    for path in sorted((Path(__file__).parent.parent / "results").glob(pattern))
+]
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
 def test_results_written_before_are_objects_too(path):
     result = iwm.read_result(path)
     content = json.loads(path.read_text())

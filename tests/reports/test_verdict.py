@@ -172,4 +172,4 @@ def test_one_result_is_judged_by_itself_and_a_finetuning_with_its_seeds(tmp_path
     for name in ("finetune-predictor-pretrained-seed1-objects", "finetune-predictor-random-objects"):
         (finding,) = judge_result(name, results)
         assert "+2.0 points, over 2 seeds" in finding.sentence
-    assert judge_result("look-objects", [{"file": "look-objects"}]) == []
+    assert judge_result("look-objects", [{"file": "look-objects"}]) == judge_result("export", results) == []

@@ -52,11 +52,12 @@ def judge_results(results: Sequence[Result]) -> list[Finding]:
 
 def judge_result(name: str, results: Sequence[Result]) -> list[Finding]:
     """The findings of one of a RUN's results, by the name of its file; of a finetuning all its seeds and their control
-    are judged together, where they are there. None for a verb that has no judge."""
-    (result,) = (one for one in results if one["file"] == name)
-    alike = [one for one in results if verb_of(one) == "finetune" and weights_of(one) == weights_of(result)]
-    pairs = [one for one in alike if _tuning(one) == _tuning(result)]
-    return _judge_same_weights(pairs if verb_of(result) == "finetune" else [result])
+    are judged together, where they are there. None where there is no such result, or no judge of its verb."""
+    for result in (one for one in results if one["file"] == name):
+        alike = [one for one in results if verb_of(one) == "finetune" and weights_of(one) == weights_of(result)]
+        pairs = [one for one in alike if _tuning(one) == _tuning(result)]
+        return _judge_same_weights(pairs if verb_of(result) == "finetune" else [result])
+    return []
 
 
 def _judge_same_weights(results: Sequence[Result]) -> list[Finding]:
