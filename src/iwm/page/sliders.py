@@ -12,6 +12,7 @@ from torch import Tensor
 from iwm.actions.action_space import ActionSpace
 from iwm.actions.transformation import Transformation
 from iwm.model.action_search import bounds, flag_choices
+from iwm.runtime.bounds import finite
 from iwm.runtime.errors import UserError
 
 STEPS = 40
@@ -81,7 +82,7 @@ def read_action(space: ActionSpace, changes: Any) -> Float[Tensor, " k"]:
     known = {slider.name: slider for slider in sliders_of(space)}
     values = {}
     for name, value in changes.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if finite(value) is None:
             raise UserError(f"Action '{name}' is {value!r}; give a finite number.")
         slider = known.get(str(name))
         if slider is None:

@@ -1,12 +1,12 @@
 """A finding, one comparison with its controls, and what is read of the results that it is made from."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from iwm.run_folder import EARLIER, weights_of
+from iwm.runtime.bounds import finite
 
 Result = dict[str, Any]
 OF_EARLIER = " (of earlier weights)"
@@ -35,10 +35,7 @@ class Finding:
 
 def number(result: Mapping[str, Any], key: str) -> float | None:
     """A finite number of a result, else None."""
-    value = result.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+    return finite(result.get(key))
 
 
 def numbers(result: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from iwm.reports import page
-from iwm.reports.finding import join
+from iwm.reports.finding import join, numbers
 from iwm.reports.results import Result, read
 from iwm.reports.verdict import judge_training
 from iwm.run_folder import RunFolder
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
-from iwm.training.reporting import Sender, end, is_number
+from iwm.training.reporting import Sender, end
 from iwm.training.trackers import Tracker, trackers_of
 from iwm.verbs.report import Report
 
@@ -91,4 +91,4 @@ def _pictures(run: RunFolder, results: list[Result]) -> Iterator[tuple[str, Path
 def _numbers(result: Result) -> dict[str, float]:
     """The main numbers of a result."""
     own = {one.name for one in dataclasses.fields(result)} - {"path", "content", "live"}
-    return {f"{result.path.stem}/{name}": float(result[name]) for name in own if is_number(result.get(name))}
+    return numbers(result, {name: f"{result.path.stem}/{name}" for name in own})

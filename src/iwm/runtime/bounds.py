@@ -114,6 +114,13 @@ class DeviceName(Bound):
         return "" if fits else "give auto, cpu, mps, cuda or cuda:N"
 
 
+def finite(value: Any) -> float | None:
+    """The value where it is a finite number, else None; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
 def check(options: Any, prefix: str = "") -> None:
     """Check the fields of a dataclass against the bounds beside them; None is always allowed.
 

@@ -8,7 +8,6 @@ joins later is told everything from the first line on.
 
 import hashlib
 import json
-import math
 import threading
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from typing import Any
 from iwm import config
 from iwm.run_folder import RunFolder
 from iwm.runtime import files
+from iwm.runtime.bounds import finite
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 from iwm.runtime.fields import flatten, to_dict
@@ -109,7 +109,7 @@ class Sender:
         if step <= self.queued:
             return
         self.queued = step
-        values = {name: float(value) for name, value in line.items() if name != "step" and is_number(value)}
+        values = {name: value for name in line if name != "step" and (value := finite(line[name])) is not None}
 
         def send(tracker: Tracker) -> None:
             before, self.account.step = self.account.step, step
@@ -245,11 +245,6 @@ def mark_of(settings: config.Config) -> str:
     flat = flatten(to_dict(settings))
     learned = {k: v for k, v in flat.items() if k.split(".")[0] not in ("speed", "run") and k not in FREE}
     return hashlib.sha256(json.dumps({**learned, "seed": settings.run.seed}, sort_keys=True).encode()).hexdigest()
-
-
-def is_number(value: Any) -> bool:
-    """Whether a tracker can draw it."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _reason(error: Exception) -> str:

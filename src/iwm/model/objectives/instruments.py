@@ -1,23 +1,17 @@
 """What a line of metrics says of targets and of predicted changes, in words; a number it lacks is left out."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
+
+from iwm.runtime.bounds import finite
 
 TOO_LINEAR, TOO_FIXED, TOO_INVARIANT = 0.8, 0.5, 0.05
 """Pixel R2 and position share above, and photometric share below which doctor says what that means for the targets."""
 
 
-def _finite(value: Any) -> float | None:
-    """A finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
 def _values(line: Mapping[str, Any], *names: str) -> list[float | None]:
     """The finite numbers of these names; None for any other value."""
-    return [_finite(line.get(name)) for name in names]
+    return [finite(line.get(name)) for name in names]
 
 
 def of_targets(line: Mapping[str, Any]) -> list[str]:
@@ -28,7 +22,7 @@ def of_targets(line: Mapping[str, Any]) -> list[str]:
     parts, sentences = [], []
     if r2 is not None:
         blocks = line.get("target_pixel_r2_blocks")
-        numbers = [_finite(one) for one in blocks] if isinstance(blocks, list | tuple) else []
+        numbers = [finite(one) for one in blocks] if isinstance(blocks, list | tuple) else []
         by_block = " ".join("?" if one is None else f"{one:.2f}" for one in numbers)
         by_block = by_block and f" (block by block {by_block})"
         parts.append(f"R2 {r2:.2f} from position and the patch's own pixels by a linear map{by_block}")
