@@ -7,7 +7,7 @@ set -eu
 eurosat=${1:?give eurosat.zip}
 cifar10=${2:?give cifar10.zip}
 here=$(dirname "$0")
-how="--size 32 --epochs 4 --search-epochs 1 --views 4 --lrs 3e-4 1e-3 3e-3 --ratios 1 --speed.threads 1"
+how="--size 32 --epochs 4 --search-epochs 1 --views 4 --lrs 1e-4 3e-4 1e-3 3e-3 1e-2 --ratios 1 --speed.threads 1"
 for seed in ${SEEDS:-0 1 2}; do
     at=runs/multitask/seed$seed
     mkdir -p $at "$here/multitask/seed$seed"
