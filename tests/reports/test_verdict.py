@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from planted_runs import PROBE, SEGMENT, WORLD, hold, metrics, plant, save, tune
 
+from iwm.reports import results as readers
 from iwm.reports.finding import Finding
 from iwm.reports.verdict import headline, judge_result, judge_results, judge_training
 from iwm.run_folder import RunFolder
@@ -168,6 +169,7 @@ def test_one_result_is_judged_by_itself_and_a_finetuning_with_its_seeds(tmp_path
         tune(run, "random", 0.50 + seed / 100, seed)
     results = RunFolder(Path(run)).results()
     (finding,) = judge_result(small.stem, results)
+    assert readers.Result(path=small, content={}).verdict() == finding.sentence
     assert finding.good is False, "the better result of the same data is not asked"
     for name in ("finetune-predictor-pretrained-seed1-objects", "finetune-predictor-random-objects"):
         (finding,) = judge_result(name, results)

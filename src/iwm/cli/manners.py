@@ -54,7 +54,8 @@ def perform(verb: verbs.Verb, chosen: Any, how: Manners) -> int:
     """Do a verb's work, or say what it would cost; returns the exit code. Raises UserError."""
     if not (how.json or how.quiet or how.dry_run):
         value = verb.run(chosen)
-        _say_verdict(value)
+        if isinstance(value, Mapping) and "path" in value and launch.place().rank == 0:
+            _say_verdict(_result(verb.name, chosen, value))
         return _code(value)
     with _elsewhere(how):
         value = verb.estimate(chosen) if how.dry_run else verb.run(chosen)
@@ -70,16 +71,12 @@ def perform(verb: verbs.Verb, chosen: Any, how: Manners) -> int:
     return _code(value)
 
 
-def _say_verdict(value: Any) -> None:
+def _say_verdict(result: Any) -> None:
     """What a result says beside its controls, where a judge knows its verb."""
-    from iwm.evaluation.ritual import Content
-    from iwm.reports.verdict import judge_result
-    from iwm.run_folder import RunFolder
+    from iwm.reports.results import Result
 
-    if isinstance(value, Content) and launch.place().rank == 0:
-        path = Path(value["path"])
-        for finding in judge_result(path.stem, RunFolder(path.parent.parent).results()):
-            console.print(finding.sentence)
+    if isinstance(result, Result) and (words := result.verdict()):
+        console.print(words)
 
 
 def document(result: Any) -> Any:

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from iwm.evaluation.ritual import Content
 from iwm.reports.tables import MOST_ROWS, Rows, figure_of, html_of, picture_html, tables_of, text_of
-from iwm.run_folder import read_result
+from iwm.reports.verdict import judge_result
+from iwm.run_folder import RunFolder, read_result
 from iwm.runtime.console import in_words, text_printed
 from iwm.runtime.errors import UserError
 
@@ -69,6 +70,13 @@ class Result(Mapping[str, Any]):
             known = ", ".join(repr(one) for one in self.pictures) or "none"
             raise UserError(f"{self.path.stem} has no picture '{ending}' (there is {known}).")
         return figure_of(self.pictures[ending])
+
+    def verdict(self) -> str:
+        """What it says beside its controls, in words; of a finetuning, beside the others of its folder. Empty for a
+        verb whose results are not judged."""
+        folder = RunFolder(self.path.parent.parent)
+        findings = judge_result(self.path.stem, folder.results()) if self.path.parent == folder.eval else []
+        return "\n".join(finding.sentence for finding in findings)
 
     def __str__(self) -> str:
         if self.live is not None:
