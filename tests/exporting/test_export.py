@@ -74,6 +74,26 @@ def test_of_an_earlier_export_no_file_is_left(run, tmp_path, capsys):
     iwm.export(run, format="safetensors", out=out)
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_an_edited_model_card_is_not_written_over(run, tmp_path, older):
+    out = tmp_path / "out"
+    for _ in range(2):
+        iwm.export(run, format="hub", out=out, photos=0)
+    card, result = out / "README.md", out / "export.json"
+    text = card.read_text()
+    edited = text.upper() + "Mine." * older  # exports of earlier versions say how long the card was, and no more
+    if older:
+        content = json.loads(result.read_text())
+        result.write_text(json.dumps({name: content[name] for name in content if name != "card_sha256"}))
+    card.write_text(edited)
+    with pytest.raises(UserError, match=r"README\.md was edited since it was exported; move it away, or give a new"):
+        iwm.export(run, format="hub", out=out, photos=0)
+    assert card.read_text() == edited
+    card.rename(tmp_path / "mine.md")
+    iwm.export(run, format="hub", out=out, photos=0)
+    assert card.read_text() == text
+
+
 def test_what_fails_leaves_nothing_behind(run, tmp_path, monkeypatch):
     def broken(self: Any, request: Request, folder: Path) -> dict[str, Any]:
         (folder / "half").write_text("half")

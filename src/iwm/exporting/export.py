@@ -13,6 +13,7 @@ from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Content
 from iwm.exporting import FORMATS
 from iwm.exporting.format import Request
+from iwm.exporting.hub_folder import README
 from iwm.run_folder import read_result
 from iwm.runtime import files
 from iwm.runtime.console import console, table, tables_are_printed
@@ -22,6 +23,8 @@ from iwm.verbs.export import Export
 
 RESULT = "export.json"
 """What was written, beside it."""
+CARD = "card_sha256"
+"""Its entry that tells whether somebody has edited the model card since."""
 NO_FOLDER = (".onnx", ".pt2", ".safetensors", ".pt", ".pth", ".bin")
 """Endings of files, where a folder is asked for."""
 
@@ -30,8 +33,8 @@ def export(o: Export) -> Content:
     """Write a RUN into the folder `out`, in the format that the options name; returns the content of its `export.json`.
 
     Of an earlier export there, no file is left beside the new ones. Raises UserError for an unknown format, options it
-    has no use for, what the run does not have, a folder that holds something else, and a graph that does not compute
-    what the model does.
+    has no use for, what the run does not have, a folder that holds something else or an edited model card, and a graph
+    that does not compute what the model does.
     """
     kind, request, out = FORMATS.find(o.format)(), Request(o), Path(o.out).expanduser()
     kind.check(o)
@@ -39,19 +42,22 @@ def export(o: Export) -> Content:
     _ = request.meta  # whatever is wrong with RUN is said before anything is computed
     if out.resolve() == request.place.resolve():
         raise UserError(f"{out} holds the very weights that are exported; give another --out FOLDER.")
-    before = read_result(out / RESULT).get("files")
+    before = read_result(out / RESULT)
+    require_unedited(out, before)
     cpu = config.Speed(device="cpu", precision="fp32")
     with Session.open(cpu), torch.no_grad(), files.filling(out) as folder:
         payload: dict[str, Any] = {"format": o.format, **kind.write(request, folder)}
         payload["files"] = sizes_of(folder)
         payload["versions"] = {"torch": torch.__version__, "timm": timm.__version__}
+        if (folder / README).is_file():
+            payload[CARD] = files.sha256_of(folder / README)
         settings = {"run": o.run, "student": o.student, "size": o.size, "small": o.small}
         content = ritual.content_of(payload, settings)
         if o.format == "hub":  # goes to others: no command, no machine
-            content = {name: content[name] for name in ("format", "files", "versions", "date")}
+            content = {name: content[name] for name in ("format", "files", CARD, "versions", "date")}
         files.write_text(folder / RESULT, json.dumps(content, indent=1) + "\n")
         (folder / files.OUTPUT_MARK).touch()
-    remove_earlier(out, before if isinstance(before, dict) else {}, payload["files"])
+    remove_earlier(out, _files_of(before), payload["files"])
     result = Content(content | {"path": str(out / RESULT)})
     result.print = lambda: show(result, [*kind.usage(out, payload)])
     if tables_are_printed():
@@ -72,6 +78,22 @@ def require_place(out: Path, format: str) -> None:
     if before != format:
         raise UserError(f"{out} holds an export as {before}; give a new --out FOLDER.")
     files.require_writable(out, "The export", "give another --out FOLDER.")
+
+
+def require_unedited(out: Path, before: Mapping[str, Any]) -> None:
+    """Raises UserError where the model card of an earlier export has another text since, which would be lost."""
+    card = out / README
+    if README not in _files_of(before) or not card.is_file():
+        return
+    edited = files.sha256_of(card) != before[CARD] if CARD in before else card.stat().st_size != before["files"][README]
+    if edited:
+        raise UserError(f"{card} was edited since it was exported; move it away, or give a new --out FOLDER.")
+
+
+def _files_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The files {name: bytes} that an earlier export names; none where its result is damaged."""
+    names = result.get("files")
+    return names if isinstance(names, dict) else {}
 
 
 def remove_earlier(out: Path, before: Mapping[str, Any], now: Mapping[str, int]) -> None:
