@@ -91,6 +91,20 @@ def test_a_file_of_embeddings_gives_the_same_answer(run, folder, tmp_path, monke
         iwm.search(run, folder, features=str(file), **options, **SPEED)
 
 
+def test_a_file_of_embeddings_of_images_that_were_changed_since_is_refused(run, folder, tmp_path):
+    options, file = {"like": f"{folder}/a/003.png", "nearest": 5}, tmp_path / "f.npz"
+    iwm.embed(run, folder, out=file, **SPEED)
+    noise(Path(folder) / "c", 1)
+    with_new_one = iwm.search(run, folder, features=file, **options, **SPEED)
+    assert (with_new_one.searched, with_new_one["left_out"]) == (18, 1)
+    changed = Path(folder, "a", "001.png")
+    Image.new("RGB", (32, 32), "red").save(changed)
+    with pytest.raises(UserError, match=r"Images of .* were changed since .*f\.npz was written; run iwm embed again"):
+        iwm.search(run, folder, features=file, **options, **SPEED)
+    iwm.embed(run, folder, out=file, **SPEED)
+    assert iwm.search(run, folder, features=file, **options, **SPEED).searched == 19
+
+
 def test_an_action_finds_the_copy_that_was_changed_so(tmp_path):
     """Photos in the package, of which some have copies of two other hues: told which of the two is looked for, the
     model in the package finds it first; untold it cannot know which."""

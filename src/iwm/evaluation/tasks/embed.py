@@ -9,7 +9,7 @@ They are written a piece at a time (`embedding_parts`), so a set may be larger t
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +24,7 @@ from torch import Tensor
 from iwm.actions.action_text import parse_action
 from iwm.actions.pixel_search import reach_with_flags
 from iwm.data.decode import NothingReadable
+from iwm.data.file_states import files_mark
 from iwm.data.image_sets import UNLABELLED, ImageSet, Subset
 from iwm.data.shares import load_chunks, nothing_readable
 from iwm.data.sources import open_images, source_identity
@@ -262,7 +263,12 @@ def require_place(path: Path) -> None:
 def _facts(reader: Reader, images: ImageSet, o: Embed) -> dict[str, Any]:
     """The facts of a file: how the images were embedded, and what every result says."""
     settings = {"data": source_identity(o.data), "run": ritual.run_identity(o.run, "-")}
-    return ritual.content_of({**reader.facts(o), "data": images.name, "left_out": 0, "typed_in": os.getcwd()}, settings)
+    return ritual.content_of({**reader.facts(o), "data": images.name, "typed_in": os.getcwd()}, settings)
+
+
+def _of_rows(images: ImageSet, rows: Sequence[int]) -> dict[str, Any]:
+    """The facts that are known at the end: how many images are left out, and the state of the files of the others."""
+    return {"left_out": len(images) - len(rows), "images_mark": files_mark(Subset(images, np.array(rows)))}
 
 
 def _written(reader: Reader, images: ImageSet, o: Embed, path: Path) -> tuple[Embedding, int]:
@@ -291,7 +297,7 @@ def _written(reader: Reader, images: ImageSet, o: Embed, path: Path) -> tuple[Em
                 raise  # ranks were stopped at different places: `together` ends them all, and the parts are kept
             done = f"{embedding_parts.done_with(rows):,} of {len(images):,} images"
             raise Interrupted(f"Stopped after {done}; give the same command again, and it goes on there.") from None
-        facts["left_out"] = len(images) - len(rows)
+        facts |= _of_rows(images, rows)
         paths, classes = [images.path(row) for row in rows], [labels[row] for row in rows]
         if parts:
             with embedding_file.writing(path, facts) as writer:
@@ -307,7 +313,7 @@ def _written(reader: Reader, images: ImageSet, o: Embed, path: Path) -> tuple[Em
 def _kept(reader: Reader, images: ImageSet, o: Embed) -> Embedding:
     labels, parts = labels_of(images), list(reader.pieces(images))
     rows = np.concatenate([rows for rows, _ in parts]).tolist()
-    facts = {**_facts(reader, images, o), "left_out": len(images) - len(rows)}
+    facts = {**_facts(reader, images, o), **_of_rows(images, rows)}
     vectors = np.concatenate([vectors for _, vectors in parts])
     return Embedding([images.path(row) for row in rows], [labels[row] for row in rows], facts, None, vectors)
 

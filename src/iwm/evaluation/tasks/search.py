@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from iwm.data import memory
+from iwm.data.file_states import files_mark
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all, load_chunks, load_one
 from iwm.data.sources import EMBEDDED, open_images
@@ -50,7 +51,7 @@ def search(o: Search) -> dict[str, Any]:
 
     The image itself is left out where it lies in the source. Raises UserError for a RUN, a source, an image or an
     action that cannot be read, for a source without another image, for a model whose numbers are not finite, and for a
-    file of embeddings of another encoder or of other images.
+    file of embeddings of another encoder, of other images, or of images that were changed since.
     """
     with ritual.evaluation("search", o) as work:
         file = EmbeddingFile.open(Path(o.features).expanduser()) if o.features else None
@@ -158,13 +159,18 @@ class Gallery:
 
     @classmethod
     def of_file(cls, file: EmbeddingFile, images: ImageSet, source: str) -> "Gallery":
-        """The images of a file of embeddings. Raises UserError when one of them is not in the source."""
+        """The images of a file of embeddings. Raises UserError when one of them is not in the source, or was changed
+        since; files of earlier versions do not say how their images were."""
         places = {key_of(images.path(row), source): row for row in range(len(images))}
         keys = [key_of(path, source, file.facts["typed_in"]) for path in file.paths]
         strange = next((path for path, key in zip(file.paths, keys, strict=True) if key not in places), "")
         if strange:
             raise UserError(f"{file.path} holds {strange}, which {source} does not; give the source it was written of.")
-        return cls(file.pieces, [places[key] for key in keys], file.paths, file.labels, keys)
+        rows = [places[key] for key in keys]
+        mark = file.facts.get("images_mark")
+        if mark and mark != files_mark(Subset(images, np.array(rows))):
+            raise UserError(f"Images of {source} were changed since {file.path} was written; run iwm embed again.")
+        return cls(file.pieces, rows, file.paths, file.labels, keys)
 
     @classmethod
     def of_pixels(cls, images: ImageSet, gallery: "Gallery") -> "Gallery":
