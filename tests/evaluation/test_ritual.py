@@ -101,6 +101,9 @@ def test_names_are_fit_for_files(run: str) -> None:
     birds = [save(run, "probe", "\u9ce5" * 80 + end, {}, {"data": end}) for end in "ab"]
     assert birds[0] != birds[1]
     assert all(len(path.name.encode()) < 200 for path in birds)
+    likes = [save(run, "search", "\u9ce5" * 80, {}, {"like": end}, variant="\u9ce5" * 40 + end) for end in "ab"]
+    assert likes[0] != likes[1]
+    assert all(len(path.name.encode()) < 220 for path in likes)  # a file that is being written has 30 bytes more
 
 
 def test_an_evaluation_ends_with_json_pictures_weights_and_a_table(

@@ -44,6 +44,8 @@ USUAL = "fp32"
 """The precision that settings need not name, so that their fingerprint is that of older results."""
 LONGEST = 100
 """Bytes of the data's name in a file's name."""
+LONGEST_VARIANT = 80
+"""Bytes of the variant in it, which may hold the name of an image and an action."""
 
 
 @runtime_checkable
@@ -135,7 +137,8 @@ class Evaluation:
         replaceable = {fingerprint(way(each)) for each in (outcome.settings, *outcome.contains) for way in ways}
         # Disks take 255 bytes, what lies beside adds a few; names cut alike are told apart as other settings are.
         data = plain_name(outcome.data).encode()[:LONGEST].decode(errors="ignore")
-        variant = "-".join(word for word in outcome.variant if word)
+        variant = "-".join(plain_name(word) for word in outcome.variant if word)
+        variant = variant.encode()[:LONGEST_VARIANT].decode(errors="ignore")
         path = self.folder.eval
         for length in (0, 6, 12, 24, len(mark)):
             words = (self.verb, variant, mark[:length], data)
