@@ -55,6 +55,17 @@ def test_names_of_metrics_stay_whole_in_a_narrow_terminal(
     assert out.count("1.5 M") == out.count("0.414 G") == len(runs)
 
 
+def test_counts_are_whole_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = plant(tmp_path / "run")
+    save(run, "predict", "photos", {"images": 8, "share": 0.5, "data": "photos"}, {})
+    compare([run])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[1:4:2] for line in lines if "images" in line or "share" in line] == [
+        ["images", "8"],
+        ["share", "0.5000"],
+    ]
+
+
 def test_compare_shows_instance_probes_side_by_side(tmp_path: Path) -> None:
     one, two = (plant(tmp_path / name) for name in ("one", "two"))
     for run, top1, crop in ((one, 0.4, 0.7), (two, 0.45, 0.6)):
