@@ -91,4 +91,5 @@ def _pictures(run: RunFolder, results: list[Result]) -> Iterator[tuple[str, Path
 def _numbers(result: Result) -> dict[str, float]:
     """The main numbers of a result."""
     own = {one.name for one in dataclasses.fields(result)} - {"path", "content", "live"}
-    return numbers(result, {name: f"{result.path.stem}/{name}" for name in own})
+    values = numbers(result, {name: f"{result.path.stem}/{name}" for name in own})
+    return {name: float(value) for name, value in values.items()}

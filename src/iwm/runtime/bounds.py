@@ -115,10 +115,10 @@ class DeviceName(Bound):
 
 
 def finite(value: Any) -> float | None:
-    """The value where it is a finite number, else None; True and False are none."""
+    """The value where it is a finite number, so that counts stay whole; else None. True and False are none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
-    return float(value)
+    return value
 
 
 def check(options: Any, prefix: str = "") -> None:

@@ -109,7 +109,7 @@ class Sender:
         if step <= self.queued:
             return
         self.queued = step
-        values = {name: value for name in line if name != "step" and (value := finite(line[name])) is not None}
+        values = {name: float(value) for name in line if name != "step" and (value := finite(line[name])) is not None}
 
         def send(tracker: Tracker) -> None:
             before, self.account.step = self.account.step, step
