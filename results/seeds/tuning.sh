@@ -17,7 +17,7 @@ for seed in ${SEEDS:-0 1 2}; do
     started=$at/eval/finetune-predictor-pretrained-$suffix
     for train in ${PARTS:-head predictor encoder both}; do
         flags="--train $train --lrs 3e-4 1e-3 3e-3 1e-2"
-        test $train != head || flags="--train $train --lrs 1e-3 3e-3 1e-2 3e-2 1e-1"
+        test $train != head || flags="--train $train --lrs 3e-4 1e-3 3e-3 1e-2 3e-2"
         test $train != both || flags="$flags --start $started"
         test $train = encoder || flags="$flags --no-baselines"
         ls $at/eval/finetune-$train-*.json > /dev/null 2>&1 ||
