@@ -8,7 +8,8 @@
 set -eu
 camvid=${1:?give camvid.zip}
 here=$(dirname "$0")
-how="--head linear --size 64 --search-epochs 5 --views 0 --lrs 3e-4 1e-3 3e-3 1e-2 --ratios 1 --ignore-index 11 --speed.threads 1"
+how="--head linear --size 64 --search-epochs 5 --views 0 --ignore-index 11 --speed.threads 1"
+how="$how --lrs 3e-4 1e-3 3e-3 1e-2 --ratios 1"
 for seed in ${SEEDS:-0 1 2}; do
     at=runs/segment/seed$seed
     mkdir -p $at "$here/segment/seed$seed"

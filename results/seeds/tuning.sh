@@ -1,6 +1,6 @@
 #!/bin/sh
-# Head, predictor, encoder or both: what finetuning each brings, over three pretraining seeds of EuroSAT's recipe. All on
-# fresh crops, for 14 epochs, over one grid of learning rates, the head alone over higher ones; a network from scratch is
+# Head, predictor, encoder or both: what finetuning each brings, over three pretraining seeds of EuroSAT's recipe. All
+# on fresh crops, for 14 epochs, over one grid of learning rates, the head with one more; a network from scratch is
 # trained like the encoder, without layer decay.
 #   sh results/seeds/tuning.sh path/to/eurosat.zip
 # After run.sh, whose pretrainings it takes. One core, 45 minutes a seed; SEEDS chooses some.
