@@ -607,7 +607,7 @@ def efficiency() -> str:
         "finetuned parameters, the head's among them. Errors are over seeds; the 1,000 test images add ± .012. The "
         "paper's figure 3 has no numbers to put beside these; its predictors lie above the encoder's last blocks."
     )
-    pairs = [(named[one], named[other]) for one, other in pairs if {one, other} <= named.keys()]
+    pairs = [(named[one], named[other]) for one, other in pairs]
     return arm_table("What does each finetuned parameter bring? (figure 3)", arms, pairs, note)
 
 

@@ -7,7 +7,8 @@
 set -eu
 eurosat=${1:?give eurosat.zip}
 here=$(dirname "$0")
-how="--epochs 4 --search-epochs 1 --views 0 --lrs 3e-4 1e-3 3e-3 1e-2 --ratios 1 --depths 1 2 --blocks 4 --speed.threads 1"
+how="--epochs 4 --search-epochs 1 --views 0 --lrs 3e-4 1e-3 3e-3 1e-2 --ratios 1 --speed.threads 1"
+how="$how --depths 1 2 --blocks 4"
 for seed in ${SEEDS:-0 1 2}; do
     at=runs/efficiency/seed$seed
     mkdir -p $at "$here/efficiency/seed$seed"

@@ -13,7 +13,7 @@ for seed in ${SEEDS:-0 1 2}; do
     mkdir -p $at "$here/multitask/seed$seed"
     cp -r runs/seeds/eurosat-seed$seed/config.yaml runs/seeds/eurosat-seed$seed/model $at
     ls $at/eval/multitask-*.json > /dev/null 2>&1 ||
-        iwm multitask $at --task cifar10=runs/parts/cifar10-5000.npz --val cifar10="$cifar10" --task eurosat="$eurosat" \
-            --task objects=sample-objects --seed $seed $how
+        iwm multitask $at --task cifar10=runs/parts/cifar10-5000.npz --val cifar10="$cifar10" \
+            --task eurosat="$eurosat" --task objects=sample-objects --seed $seed $how
     cp $at/eval/*.json "$here/multitask/seed$seed"
 done

@@ -53,11 +53,13 @@ def judge_results(results: Sequence[Result]) -> list[Finding]:
 def judge_result(name: str, results: Sequence[Result]) -> list[Finding]:
     """The findings of one of a RUN's results, by the name of its file; of a finetuning all its seeds and their control
     are judged together, where they are there. None where there is no such result, or no judge of its verb."""
-    for result in (one for one in results if one["file"] == name):
-        alike = [one for one in results if verb_of(one) == "finetune" and weights_of(one) == weights_of(result)]
-        pairs = [one for one in alike if _tuning(one) == _tuning(result)]
-        return _judge_same_weights(pairs if verb_of(result) == "finetune" else [result])
-    return []
+    result = next((one for one in results if one["file"] == name), None)
+    if result is None:
+        return []
+    if verb_of(result) != "finetune":
+        return _judge_same_weights([result])
+    tunings = [one for one in results if verb_of(one) == "finetune" and weights_of(one) == weights_of(result)]
+    return _judge_same_weights([one for one in tunings if _tuning(one) == _tuning(result)])
 
 
 def _judge_same_weights(results: Sequence[Result]) -> list[Finding]:
