@@ -221,6 +221,35 @@ def test_segmentation_is_judged_beside_its_controls(random, good, said):
     assert found.bars[0] == ("this run", 0.4)
 
 
+@pytest.mark.parametrize(
+    ("train", "random", "pixels", "good", "said"),
+    [
+        (
+            "encoder",
+            0.7,
+            0.4,
+            True,
+            "Finetuning the encoder (80.0% right) is above nothing pretrained (70.0%) and above",
+        ),
+        (
+            "last-2",
+            0.79,
+            0.4,
+            False,
+            "Finetuning the encoder's last 2 blocks (80.0% right) is level with nothing pretrained",
+        ),
+        ("head", 0.7, 0.9, False, "above nothing pretrained (70.0%) and BELOW raw pixels (90.0%)"),
+        ("head", None, 0.4, None, "without baselines"),
+    ],
+)
+def test_a_finetuning_without_a_predictor_is_judged_beside_its_controls(train, random, pixels, good, said) -> None:
+    numbers = {"top1": 0.8, "n_val": 1000, "random_encoder_top1": random, "raw_pixels_top1": pixels}
+    (found,) = judge_results([{"file": "finetune-x-d", "data": "d", "train": train, "predictor": None, **numbers}])
+    assert found.good is good
+    assert said in found.sentence
+    assert found.bars[0] == ("this run", 0.8)
+
+
 def test_a_single_image_says_nothing_of_the_mrr() -> None:
     found = finding(WORLD, mrr_standard_error=None)
     assert found.good is None

@@ -1,6 +1,6 @@
 """What one verb's numbers say beside their controls, in words, with a sign whether it is good."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iwm.evaluation.uncertainty import (
@@ -241,6 +241,24 @@ def judge_finetuning(pretrained: Sequence[Result], random: Sequence[Result], oth
     return Finding(title, place == "above", words, bars)
 
 
+def judge_without_predictor(result: Result) -> Finding:
+    """A finetuned head or encoder against the same training with nothing pretrained, and against raw pixels."""
+    train = str(result.get("train") or "encoder")
+    part = f"encoder's last {train.removeprefix('last-')} blocks" if train.startswith("last-") else train
+    title, top1 = f"Finetuning the {part} on {data_of(result)}", number(result, "top1")
+    if top1 is None:
+        return Finding(title, False, "The accuracy is not finite.")
+    names = {"random_encoder_top1": "nothing pretrained", "raw_pixels_top1": "raw pixels"}
+    controls = numbers(result, names)
+    bars = (("this run", top1), *controls.items(), *numbers(result, {"chance": "chance"}).items())
+    ours = f"Finetuning the {part} ({top1:.1%} right)"
+    if len(controls) < len(names):
+        return Finding(title, None, f"{ours} was measured without baselines, so it cannot be judged.", bars)
+    places = {name: standing(top1, value, _error(top1, value, result)) for name, value in controls.items()}
+    words, good = _of_use(places, {name: f"{value:.1%}" for name, value in controls.items()})
+    return Finding(title, good, f"{ours} is {words}", bars)
+
+
 TWINS = {"single_task": "equal total steps", "single_task_equal_updates": "equal updates"}
 """The predictors of a task of its own, by the beginning of their keys."""
 
@@ -282,10 +300,15 @@ def judge_segmentation(result: Result) -> Finding:
     error = number(result, "miou_standard_error") or 0.0
     error = combined_error(error, error)
     places = {name: standing(miou, value, error) for name, value in controls.items()}
-    words = f"mIoU {miou:.3f} is " + join([f"{place} {name} ({controls[name]:.3f})" for name, place in places.items()])
-    behind = [name for name, place in places.items() if place != "above"]
-    words += ": pretraining is of use here." if not behind else ": no use of pretraining can be shown here."
-    return Finding(title, not behind, words, bars)
+    words, good = _of_use(places, {name: f"{value:.3f}" for name, value in controls.items()})
+    return Finding(title, good, f"mIoU {miou:.3f} is {words}", bars)
+
+
+def _of_use(places: Mapping[str, str], shown: Mapping[str, str]) -> tuple[str, bool]:
+    """Where a number stands beside each control, and whether that shows pretraining to be of use: above all of them."""
+    words = join([f"{place} {name} ({shown[name]})" for name, place in places.items()])
+    good = all(place == "above" for place in places.values())
+    return words + (": pretraining is of use here." if good else ": no use of pretraining can be shown here."), good
 
 
 def _error(a: float, b: float, result: Result) -> float:

@@ -15,6 +15,7 @@ from iwm.reports.judges import (
     judge_multitask,
     judge_probe,
     judge_segmentation,
+    judge_without_predictor,
     judge_world,
     what_is_read,
 )
@@ -78,6 +79,8 @@ def _judge_same_weights(results: Sequence[Result]) -> list[Finding]:
         random = [r for r in tuned if r.get("predictor") == "random" and _tuning(r) == _tuning(group[0])]
         plain = [r for r in tuned if not r.get("predictor") and data_of(r) == data_of(group[0])]
         findings.append(judge_finetuning(sorted(group, key=plainest), random, plain))
+    for group in groups([r for r in tuned if not r.get("predictor")], _tuning):
+        findings.append(judge_without_predictor(min(group, key=plainest)))
     many = [r for r in results if verb_of(r) == "multitask"]
     for group in groups(many, lambda r: (data_of(r), r.get("predictor"))):
         findings.append(judge_multitask(min(group, key=lambda r: len(r["file"]))))

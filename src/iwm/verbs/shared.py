@@ -119,7 +119,7 @@ class Measured(Computation):
     seed: Annotated[int, Seed()] = 0
     """Seed of every random draw."""
     out: str = ""
-    """Folder of the results where RUN is not a local run folder."""
+    """Folder of the results; by default the local run's own, and ./iwm-eval/NAME for another RUN."""
 
 
 @dataclass(frozen=True, kw_only=True)
