@@ -289,38 +289,28 @@ def long() -> str:
     return table("Wider and for longer", columns, rows, note) if rows else ""
 
 
-DIAL = {
-    "recipe": "the recipe: last block predicted",
-    "w0": "block 2 predicted, weight 0",
-    "w0.1": "weight 0.1",
-    "w1": "weight 1",
-    "w10": "weight 10",
-}
-
-
 def dial() -> str:
-    """From equivariant to invariant by the weight of the last block's invariance term."""
-    rows = []
-    for arm, name in DIAL.items():
-        folder = HERE / "dial" / arm
-        found = {path.name: loaded(path) for path in folder.glob("*.json")}
-        if not found:
-            continue
-        world = found["world-32x256-seed0-eurosat.json"]
-        line = found["last-line.json"]
-        row = [name, number(line.get("photometric_share")), number(line.get("photometric_share_last"))]
-        row += [cell(world, key, f"{key}_standard_error") for key in ("mrr", "mrr_common")]
-        row += [cell(found.get(f"probe-linear{read}-eurosat.json")) for read in ("", "-layer2", "-layers4")]
-        rows.append(row)
-    columns = ["arm", "photometric share, predicted block", "last block", "MRR", "MRR, common space"]
-    columns += ["linear, last block", "block 2", "all blocks"]
+    """From equivariant to invariant by the weight of the last block's invariance term, over pretraining seeds."""
+    figures = runpy.run_path(str(HERE / "dial" / "figures.py"))
+    names, keys, rows = figures["ARMS"], list(figures["MEASURES"]), []
+    of_arm = {arm: figures["runs"](arm) for arm in names}
+    for arm, name in names.items():
+        places = {seed: f"../results/dial/{figures['folder_of'](arm, seed)}/config.yaml" for seed in of_arm[arm]}
+        links = ", ".join(f"[{seed}]({place})" for seed, place in places.items())
+        values = [[run[key] for run in of_arm[arm].values() if key in run] for key in keys]
+        rows.append([f"{name}: {links}", *map(mean_and_error, values)])
+    for one, other in (("w10", "w0"), ("w1", "w0"), ("w0.1", "w0"), ("w0", "recipe")):
+        pairs = [(run, of_arm[other][seed]) for seed, run in of_arm[one].items() if seed in of_arm[other]]
+        differences = [[a[key] - b[key] for a, b in pairs if key in a and key in b] for key in keys]
+        short = [names[arm].rpartition(", ")[2].partition(":")[0] for arm in (one, other)]
+        rows.append([" minus ".join(short), *map(mean_and_error, differences)])
     note = (
-        "EuroSAT, 4 passes over 5,000 images, 624 steps of 32, one pretraining each "
-        "([run.sh](../results/dial/run.sh)); of an accuracy the standard error is .013 to .015. All but the recipe "
-        "predict block 2 of 4 "
+        "EuroSAT, 4 passes over 5,000 images, 624 steps of 32 ([run.sh](../results/dial/run.sh)); behind an arm's name "
+        "its seeds, errors are over them (their number), differences are taken seed by seed; the 1,000 test images add "
+        "± .013 to .015 to an accuracy, the 32 of an MRR ± .02. All but the recipe predict block 2 of 4 "
         "(`encoder.layer 2`, `objective.target_layers 2`)."
     )
-    return table("From equivariant to invariant by a weight", columns, rows, note)
+    return table("From equivariant to invariant by a weight", ["arm: seeds", *keys], rows, note)
 
 
 def equal_budget() -> str:
@@ -509,14 +499,17 @@ Arms = dict[str, dict[str, Result]]
 
 
 def arm_rows(arms: Arms, pairs: Iterable[tuple[str, str]], key: str = "top1") -> list[list[str]]:
-    """A row an arm, each seed's number and their mean; then a row a pair, differences taken seed by seed."""
+    """A row an arm, each seed's number and their mean; then a row a pair, differences taken seed by seed. What has not
+    been measured has no row."""
     rows = []
-    for arm, runs in arms.items():
+    for arm, runs in ((arm, runs) for arm, runs in arms.items() if runs):
         rows.append([arm, ", ".join(cell(run, key) + AT_END * bool(run.get("at_grid_end")) for run in runs.values())])
         rows[-1].append(mean_and_error([run[key] for run in runs.values()]))
     for one, other in pairs:
-        differences = [run[key] - arms[other][seed][key] for seed, run in arms[one].items() if seed in arms[other]]
-        rows.append([f"{one} minus {other}", ", ".join(map(number, differences)), mean_and_error(differences)])
+        of_other = arms.get(other, {})
+        differences = [run[key] - of_other[seed][key] for seed, run in arms.get(one, {}).items() if seed in of_other]
+        if differences:
+            rows.append([f"{one} minus {other}", ", ".join(map(number, differences)), mean_and_error(differences)])
     return rows
 
 
@@ -546,21 +539,33 @@ TUNED = {
 }
 
 
+OTHERS_TUNED = {
+    "-long": ", 28 epochs",
+    "-ijepa-style": " of I-JEPA-style",
+    "-ijepa-world": " of `ijepa-world`",
+}
+"""What a folder's name has behind its seed, and how an arm of it is told from the recipe's."""
+
+
 def tuning() -> str:
-    """What finetuning each part brings, over the pretraining seeds of one recipe."""
+    """What finetuning each part brings, over the pretraining seeds of one recipe, and the predictors of two others."""
     arms: Arms = {name: {} for name in TUNED.values()}
-    for seed, result in in_seeds("tuning", "finetune-*"):
-        arms[TUNED[result["train"]]][seed] = result
-        if result["train"] == "encoder":
+    for folder, result in in_seeds("tuning", "finetune-*"):
+        seed = folder[: len("seed0")]
+        arms.setdefault(TUNED[result["train"]] + OTHERS_TUNED.get(folder.removeprefix(seed), ""), {})[seed] = result
+        if "random_encoder_top1" in result:
             arms[TUNED["scratch"]][seed] = result | {"top1": result["random_encoder_top1"]}
     pairs = [("predictor", "encoder"), ("both", "predictor"), ("both", "encoder"), ("encoder", "encoder from scratch")]
     pairs += [("predictor", "head")]
+    style, world = ("predictor" + OTHERS_TUNED[name] for name in ("-ijepa-style", "-ijepa-world"))
+    pairs += [("predictor", style), (world, style), (world, "predictor")]
+    pairs += [("both", part + OTHERS_TUNED["-long"]) for part in ("predictor", "encoder")]
     note = (
-        "The equivariant recipe's pretrainings, finetuned with EuroSAT's 5,000 labels: fresh crops, 14 epochs, four "
-        "learning rates tried on a tenth, for the head five ([tuning.sh](../results/seeds/tuning.sh)). *Head* and "
-        "*predictor*: on the frozen encoder. *Both* has 14 epochs more, those of the predictor that it begins from. "
-        "Layer decay is .65 for a pretrained encoder, none from scratch. The errors are over seeds (their number); the "
-        "choice of the 1,000 test images adds ± .010."
+        "The equivariant recipe's pretrainings, where no other is named, finetuned with EuroSAT's 5,000 labels: fresh "
+        "crops, 14 epochs, four learning rates tried on a tenth, for the head five "
+        "([tuning.sh](../results/seeds/tuning.sh)). *Head* and *predictor*: on the frozen encoder. *Both* has 14 "
+        "epochs more, those of the predictor that it begins from. Layer decay is .65 for a pretrained encoder, none "
+        "from scratch. The errors are over seeds (their number); the choice of the 1,000 test images adds ± .010."
     )
     return arm_table("Predictor, encoder or both, over pretraining seeds", arms, pairs, note)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from iwm.evaluation.uncertainty import accuracy_error, combined_error
 from iwm.runtime.drawing import BLUE, GREEN, GREY, INK, ORANGE, blank, save, style_axes
 
 HERE = Path(__file__).parent
@@ -72,7 +73,9 @@ def rows(data: str) -> list[Row]:
                 "path": path.relative_to(HERE.parent),
                 "steps": steps_of(data, arm),
                 "linear": probe["last_block_top1"],
+                "linear_error": accuracy_error(probe["last_block_top1"], probe["n_val"]),
                 "all": probe["top1"],
+                "all_error": accuracy_error(probe["top1"], probe["n_val"]),
                 "mrr": world["mrr"],
                 "mrr_error": world["mrr_standard_error"],
                 "common": world["mrr_common"],
@@ -83,23 +86,27 @@ def rows(data: str) -> list[Row]:
     return found
 
 
-def differences(data: str, key: str) -> dict[str, list[float]]:
-    """By arm, what it has more than the recipe of the same seed, a number a seed."""
-    of_recipe = {row["seed"]: row[key] for row in rows(data) if row["arm"] == "recipe"}
-    found: dict[str, list[float]] = {}
+def differences(data: str, key: str) -> list[tuple[str, float, float]]:
+    """(arm, what it has more than the recipe of the same seed, the error over images as if they were others) a run."""
+    of_recipe = {row["seed"]: row for row in rows(data) if row["arm"] == "recipe"}
+    found = []
     for row in rows(data):
-        if row["arm"] != "recipe" and row["seed"] in of_recipe:
-            found.setdefault(row["arm"], []).append(row[key] - of_recipe[row["seed"]])
+        recipe = of_recipe.get(row["seed"])
+        if recipe and row["arm"] != "recipe":
+            error = combined_error(row[f"{key}_error"], recipe[f"{key}_error"])
+            found.append((row["arm"], row[key] - recipe[key], error))
     return found
 
 
 def _draw(axes: Axes, key: str, arms: list[str]) -> None:
     for place, (data, (label, colour)) in enumerate(SETS.items()):
         untold = data.startswith("ijepa") and key in ("mrr", "common")  # no action to rank
-        moved = {} if untold else differences(data, key)
-        points = [(100 * value, arms.index(arm) + 0.2 * (1 - place)) for arm in moved for value in moved[arm]]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o", color=colour, label=label, markersize=5, alpha=0.85)
+        moved = [] if untold else differences(data, key)
+        if not moved:
+            continue
+        heights = [arms.index(arm) + 0.2 * (1 - place) for arm, _, _ in moved]
+        points, errors = ([100 * one[part] for one in moved] for part in (1, 2))
+        axes.errorbar(points, heights, xerr=errors, fmt="o", color=colour, label=label, markersize=5, elinewidth=0.8)
     axes.axvline(0, color=GREY, linewidth=1)
     axes.grid(axis="x", color="#EBEBEB", linewidth=0.7)
     axes.locator_params(axis="x", nbins=6)

@@ -1,28 +1,41 @@
 #!/bin/sh
-# Head, predictor, encoder or both: what finetuning each brings, over three pretraining seeds of EuroSAT's recipe. All
-# on fresh crops, for 14 epochs, over one grid of learning rates, the head with one more; a network from scratch is
-# trained like the encoder, without layer decay.
+# Head, predictor, encoder or both: what finetuning each brings, over three pretraining seeds of EuroSAT's recipe; and
+# the predictors of the I-JEPA-style recipe and of ijepa-world in the same way. All on fresh crops, for 14 epochs, over
+# one grid of learning rates, the head with one more; a network from scratch is trained like the encoder, without layer
+# decay. "Both" has the predictor's 14 epochs before its own, so predictor and encoder are finetuned for 28, too.
 #   sh results/seeds/tuning.sh path/to/eurosat.zip
-# After run.sh, whose pretrainings it takes. One core, 45 minutes a seed; SEEDS chooses some.
+# After run.sh, whose pretrainings it takes. One core, two hours a seed; SEEDS, RECIPES and PARTS choose some.
 set -eu
 eurosat=${1:?give eurosat.zip}
 here=$(dirname "$0")
-how="--epochs 14 --search-epochs 2 --views 0 --ratios 1 --speed.threads 1"
+how="--search-epochs 2 --views 0 --ratios 1 --speed.threads 1"
 for seed in ${SEEDS:-0 1 2}; do
-    at=runs/tuning/seed$seed
-    suffix=eurosat
-    test $seed = 0 || suffix=seed$seed-eurosat
-    mkdir -p $at
-    cp -r runs/seeds/eurosat-seed$seed/config.yaml runs/seeds/eurosat-seed$seed/model $at
-    started=$at/eval/finetune-predictor-pretrained-$suffix
-    for train in ${PARTS:-head predictor encoder both}; do
-        flags="--train $train --lrs 3e-4 1e-3 3e-3 1e-2"
-        test $train != head || flags="--train $train --lrs 3e-4 1e-3 3e-3 1e-2 3e-2"
-        test $train != both || flags="$flags --start $started"
-        test $train = encoder || flags="$flags --no-baselines"
-        ls $at/eval/finetune-$train-*.json > /dev/null 2>&1 ||
-            iwm finetune $at --data "$eurosat" --seed $seed $flags $how
+    for recipe in ${RECIPES:-eurosat ijepa-style-eurosat ijepa-world-eurosat}; do
+        case $recipe in
+        eurosat) name=seed$seed parts="head predictor encoder both predictor-long encoder-long" ;;
+        *) name=seed$seed-${recipe%-eurosat} parts=predictor ;;
+        esac
+        at=runs/tuning/$name
+        suffix=eurosat
+        test $seed = 0 || suffix=seed$seed-eurosat
+        mkdir -p $at
+        cp -r runs/seeds/$recipe-seed$seed/config.yaml runs/seeds/$recipe-seed$seed/model $at
+        for part in ${PARTS:-$parts}; do
+            train=${part%-long} out=$at
+            flags="--train $train --epochs 14 --lrs 3e-4 1e-3 3e-3 1e-2"
+            case $part in
+            head) flags="$flags 3e-2" ;;
+            both) flags="$flags --start $at/eval/finetune-predictor-pretrained-$suffix" ;;
+            *-long)
+                out=$at-long
+                flags="--train $train --epochs 28 --lrs 3e-4 1e-3 3e-3 1e-2 --out $out"
+                ;;
+            esac
+            test $part = encoder || flags="$flags --no-baselines"
+            ls $out/eval/finetune-$train-*.json > /dev/null 2>&1 ||
+                iwm finetune $at --data "$eurosat" --seed $seed $flags $how
+            mkdir -p "$here/tuning/${out##*/}"
+            cp $out/eval/*.json "$here/tuning/${out##*/}"
+        done
     done
-    mkdir -p "$here/tuning/seed$seed"
-    cp $at/eval/*.json "$here/tuning/seed$seed"
 done
