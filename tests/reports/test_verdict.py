@@ -175,3 +175,15 @@ def test_one_result_is_judged_by_itself_and_a_finetuning_with_its_seeds(tmp_path
         (finding,) = judge_result(name, results)
         assert "+2.0 points, over 2 seeds" in finding.sentence
     assert judge_result("look-objects", [{"file": "look-objects"}]) == judge_result("export", results) == []
+
+
+@pytest.mark.parametrize(("alone", "good"), [(0.7, True), (0.8, None), (0.9, False)])
+def test_one_predictor_for_all_counts_as_ahead_only_where_it_is_and_a_random_one_not_at_all(alone, good) -> None:
+    task = {"top1": 0.8, "single_task_top1": alone, "n_val": 1000}
+    numbers = {"average_top1": 0.8, "average_single_task_top1": alone, "tasks": {"a": task, "b": task}}
+    results = [
+        {"file": f"multitask-{predictor}-a+b", "data": "a+b", "predictor": predictor, **numbers}
+        for predictor in ("pretrained", "random")
+    ]
+    (found,) = judge_results(results)
+    assert found.good is good

@@ -265,7 +265,7 @@ TWINS = {"single_task": "equal total steps", "single_task_equal_updates": "equal
 
 def judge_multitask(result: Result) -> Finding:
     """One predictor for all tasks against the better of its twins, one for each task with as many steps in total or as
-    many updates: it does its work where it is not behind, for it is smaller."""
+    many updates: it does its work where it is not behind, for it is smaller, but beats them only where it is ahead."""
     tasks = result.get("tasks")
     of_tasks = [task for task in tasks.values() if isinstance(task, dict)] if isinstance(tasks, dict) else []
     title = f"One predictor, {len(of_tasks)} tasks"
@@ -282,7 +282,7 @@ def judge_multitask(result: Result) -> Finding:
     if sizes[0] and sizes[1]:
         words += f", with {sizes[0] / sizes[1]:.0%} of the trained parameters"
     bars = (("one for all", ours), ("one each", alone), *numbers(result, {"average_chance": "chance"}).items())
-    return Finding(title, place != "BELOW", words + ".", bars)
+    return Finding(title, {"above": True, "level with": None, "BELOW": False}[place], words + ".", bars)
 
 
 def judge_segmentation(result: Result) -> Finding:

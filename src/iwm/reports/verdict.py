@@ -81,8 +81,8 @@ def _judge_same_weights(results: Sequence[Result]) -> list[Finding]:
         findings.append(judge_finetuning(sorted(group, key=plainest), random, plain))
     for group in groups([r for r in tuned if not r.get("predictor")], _tuning):
         findings.append(judge_without_predictor(min(group, key=plainest)))
-    many = [r for r in results if verb_of(r) == "multitask"]
-    for group in groups(many, lambda r: (data_of(r), r.get("predictor"))):
+    many = [r for r in results if verb_of(r) == "multitask" and r.get("predictor") != "random"]
+    for group in groups(many, data_of):
         findings.append(judge_multitask(min(group, key=lambda r: len(r["file"]))))
     segmented = [r for r in results if verb_of(r) == "segment" and r.get("predictor") != "random"]
     for group in groups(segmented, lambda r: (data_of(r), r.get("train"), r.get("head"))):
