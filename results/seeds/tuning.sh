@@ -31,8 +31,9 @@ for seed in ${SEEDS:-0 1 2}; do
                 flags="--train $train --epochs 28 --lrs 3e-4 1e-3 3e-3 1e-2 --out $out"
                 ;;
             esac
-            test $part = encoder || flags="$flags --no-baselines"
-            ls $out/eval/finetune-$train-*.json > /dev/null 2>&1 ||
+            proof=top1
+            test $part = encoder && proof=random_encoder_top1 || flags="$flags --no-baselines"
+            grep -qs "\"$proof\"" $out/eval/finetune-$train-*.json ||
                 iwm finetune $at --data "$eurosat" --seed $seed $flags $how
             mkdir -p "$here/tuning/${out##*/}"
             cp $out/eval/*.json "$here/tuning/${out##*/}"

@@ -22,7 +22,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -171,6 +171,12 @@ class Evaluation:
         pictures = "".join(f", {_picture(path, ending).name}" for ending in outcome.figures)
         console.print(f"Written to {path}{pictures}", soft_wrap=True)
         return content
+
+    def with_controls(self, outcome: Outcome, measure: Callable[[], Mapping[str, Any]]) -> Outcome:
+        """The outcome with the numbers of its controls. It is written before they are measured, so that it is not lost
+        where that fails; a result of the same settings that is there already stays till the end."""
+        sharing.by_first(lambda: self.place(outcome).exists() or bool(self._write(outcome)))
+        return replace(outcome, payload={**outcome.payload, **measure()})
 
     def write(self, outcome: Outcome) -> dict[str, Any]:
         """Write the numbers, then weights and pictures; returns the content, with the file under "path". Of several

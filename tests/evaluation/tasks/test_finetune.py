@@ -290,6 +290,42 @@ def test_end_to_end_starts_only_from_this_runs_predictor_and_these_classes(run, 
             tune(run_of, data, "both", start=start)
 
 
+def test_end_to_end_starts_only_from_a_predictor_that_began_and_was_trained_as_its_control_is(run, source):
+    """Else a random predictor would be the pretrained one, and a control would have fewer updates, both in silence."""
+    first = tune(run, source)["weights"]
+    with pytest.raises(UserError, match="comes from a pretrained predictor, not from a random one"):
+        tune(run, source, "both", "random", start=first)
+    longer = replace(QUICK, schedule=replace(QUICK.schedule, epochs=QUICK.schedule.epochs + 1))
+    there = f"was trained with epochs {QUICK.schedule.epochs}, but the predictor of its control"
+    with pytest.raises(UserError, match=there):
+        tune(run, source, "both", settings=longer, start=first, baselines=True)
+    apart = tune(run, source, "both", settings=longer, start=first)
+    assert apart["settings"]["start_settings"] == {"epochs": QUICK.schedule.epochs}
+    assert "start_settings" not in tune(run, source, "both", start=first)["settings"]
+
+
+def test_a_finetuning_outlives_a_control_that_fails(run, source, monkeypatch):
+    fit = finetune.ClassificationWork.fit
+
+    def failing(self, model, settings, start="", title=""):
+        if title == "random encoder":
+            raise UserError("the control fails")
+        return fit(self, model, settings, start, title)
+
+    monkeypatch.setattr(finetune.ClassificationWork, "fit", failing)
+    with pytest.raises(UserError, match="the control fails"):
+        tune(run, source, baselines=True)
+    (path,) = (Path(run) / "eval").glob("finetune-*.json")
+    kept = json.loads(path.read_text())
+    assert "random_encoder_top1" not in kept
+    assert classifier.load_classifier(kept["weights"]).names
+    monkeypatch.setattr(finetune.ClassificationWork, "fit", fit)
+    whole = tune(run, source, baselines=True)
+    assert Path(whole["path"]) == path
+    assert whole["top1"] == kept["top1"]
+    assert "random_encoder_top1" in json.loads(path.read_text())
+
+
 def test_the_trials_of_end_to_end_training_begin_from_nothing_that_knows_the_tenth(run, source, tmp_path):
     """Labels at random can be learned by heart only: a trial that is right about the tenth has seen it."""
     arrays = dict(np.load(source[0]))

@@ -61,9 +61,8 @@ def finetune(o: Finetune) -> dict[str, Any]:
         start = start_of(o, finetune, load_classifier, lambda: build(model, o, splits.classes, size))
         task = ClassificationWork.prepare(splits, o, size, work.session)
         ours = task.fit(model, o, start, f"finetune {o.train}")
-        numbers = _numbers(task, ours) | (_baselines(task, model, splits, o) if o.baselines else {})
-        numbers |= accuracy_errors(numbers, numbers["n_val"])
-        settings, variant, data = ritual.settings_of(o, Classification), "-".join(o.words), splits.train.name
+        numbers, settings = _numbers(task, ours), ritual.settings_of(o, Classification)
+        variant, data = "-".join(o.words), splits.train.name
         caption = f"finetuned {variant}, {data}: {numbers['top1']:.1%}"
         outcome = Outcome(
             data=data,
@@ -78,6 +77,7 @@ def finetune(o: Finetune) -> dict[str, Any]:
             settings={
                 **settings,
                 **ritual.identities(data=o.data, val=o.val, start=start),
+                **tuning.settings_of_start(start, o),
                 "size": size,
                 "baselines": o.baselines,
             },
@@ -85,12 +85,16 @@ def finetune(o: Finetune) -> dict[str, Any]:
             figures={"": lambda: probes.confusion_matrix(numbers, splits.classes, caption)},
             weights=lambda folder: save_classifier(ours.model, model, folder, finetuned=settings),
         )
+        if o.baselines:
+            outcome = work.with_controls(outcome, lambda: _baselines(task, model, splits, o))
         return work.conclude(outcome, probes.printing(f"Finetuned {variant}, {data}", SHOWN))
 
 
 def _numbers(task: "ClassificationWork", ours: "Finetuning") -> dict[str, Any]:
+    found = scores(ours.logits, task.labels)
     return {
-        **scores(ours.logits, task.labels),
+        **found,
+        **accuracy_errors(found, len(task.labels)),
         **training_of(ours.model, ours.trained),
         "flops_are": "one image forward, encoder included, 2 per multiply-add, by torch.utils.flop_counter",
         **ours.feeding,
@@ -105,11 +109,12 @@ def _baselines(
     """The same training with nothing pretrained, and a linear classifier on raw pixels."""
     twin, settings = nothing_pretrained(model, o)
     control = task.fit(twin, settings, title="random encoder")
-    return {
+    found = {
         "random_encoder_top1": accuracy(control.logits, task.labels),
         **tuning.facts_of_control(settings, control.trained),
         **probes.raw_pixels(splits, task.size, ProbeSettings(kind="linear", seed=o.seed), task.session),
     }
+    return found | accuracy_errors(found, len(task.labels))
 
 
 # ---- training ------------------------------------------------------------------------------------------------------

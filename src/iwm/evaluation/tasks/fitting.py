@@ -391,4 +391,4 @@ def search_and_train(
     try:
         return train(choice), choice, tried
     except FloatingPointError:
-        raise UserError(f"Training the classifier diverged with {choice}; give lower learning rates.") from None
+        raise UserError(f"Training ({title}) diverged with {choice}; give lower learning rates.") from None

@@ -64,13 +64,12 @@ def segment(o: Segment) -> dict[str, Any]:
         start = start_of(o, segment, load_segmenter, lambda: build(model, o, splits.classes, window))
         task = SegmentationWork(splits, window, work.session)
         segmenter, trained, counts = task.fit(model, o, start, f"segment {o.train}")
-        numbers = _scores(counts, splits, o.seed) | (_baseline(task, model, o) if o.baselines else {})
         settings, words = ritual.settings_of(o, SegmentSettings), _words(o)
         outcome = Outcome(
             data=splits.train.name,
             payload={
                 **tuning.facts_of(o, start),
-                **numbers,
+                **_scores(counts, splits, o.seed),
                 **training_of(segmenter, trained),
                 **_facts(splits, window),
                 "head": o.head,
@@ -78,6 +77,7 @@ def segment(o: Segment) -> dict[str, Any]:
             settings={
                 **settings,
                 **ritual.identities(data=o.data, val=o.val, start=start),
+                **tuning.settings_of_start(start, o),
                 "size": o.size,
                 "baselines": o.baselines,
             },
@@ -85,6 +85,8 @@ def segment(o: Segment) -> dict[str, Any]:
             figures={"": lambda: overlays.overlays(_examples(segmenter, splits.val, work.session), splits.classes)},
             weights=lambda folder: save_segmenter(segmenter, model, folder, finetuned=settings),
         )
+        if o.baselines:
+            outcome = work.with_controls(outcome, lambda: _baseline(task, model, o))
         title = f"Segmented {'-'.join(words)}, {splits.train.name}"
         return work.conclude(outcome, lambda content: _show(content, title))
 

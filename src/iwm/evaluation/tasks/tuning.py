@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,18 +18,21 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from iwm import verbs
 from iwm.evaluation.tasks import features
 from iwm.evaluation.tasks.classifier import Headed
 from iwm.evaluation.tasks.fitting import Learner, Trained, TrainingSet, choose, decay_groups, fit, search_rows
 from iwm.model.encoder import Encoder, PatchEncoder
 from iwm.model.predictor import Predictor
 from iwm.model.vit import choose_attention
+from iwm.model.weights import read_meta
 from iwm.model.world_model import ImageWorldModel, for_tasks
+from iwm.runtime import fields
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.verbs.finetune import Finetune
-from iwm.verbs.segment import Segment
-from iwm.verbs.shared import Continuation, Tuning
+from iwm.verbs.segment import Segment, SegmentSettings
+from iwm.verbs.shared import Classification, Continuation, Tuning
 
 Model = TypeVar("Model", bound=Headed)
 Verb = TypeVar("Verb", Finetune, Segment)
@@ -184,13 +188,15 @@ def start_of(
 
     What is trained end to end starts from a finished predictor training, which `work` does first where none is given.
     Raises UserError unless the weights there are what `build` builds after training predictor and head: of this run's
-    encoder, for the same classes.
+    encoder, for the same classes, from a predictor that began as this one's; and, where a control is trained too, by
+    the settings by which the control's predictor is.
     """
     start = o.start
     if o.train == "both" and not start:
         start = work(replace(o, train="predictor", baselines=False))["weights"]
     if start:
         require_start(start, load(start), build())
+        require_settings(start, o)
     return start
 
 
@@ -202,6 +208,40 @@ def require_start(folder: str, start: Headed, fresh: Headed) -> None:
     fits = fits and {n: v.shape for n, v in there.items()} == {n: v.shape for n, v in wanted.items()}
     if not fits or not all(there[n].equal(v) for n, v in wanted.items() if n.startswith("encoder.")):
         raise UserError(f"{folder} does not hold a predictor trained on this run for these classes; give one that was.")
+
+
+def require_settings(folder: str, o: Verb) -> None:
+    """Raises UserError where the weights in `folder` come from another predictor than `o` names, or, with a control,
+    from a longer or otherwise different training than the control's."""
+    other = settings_of_start(folder, o).get("start_settings", {})
+    if "predictor" in other:
+        words = f"{folder} comes from a {other['predictor']} predictor, not from a {o.predictor} one"
+        raise UserError(f"{words}; give one that does, or leave out --start.")
+    if other and o.baselines:
+        how = ", ".join(f"{name} {value}" for name, value in other.items())
+        raise UserError(
+            f"{folder} was trained with {how}, but the predictor of its control would be trained as given here; give "
+            "the same settings, or --no-baselines."
+        )
+
+
+OWN_OF_BOTH = ("train", "start", "seed", "layer_decay")
+"""Settings in which end-to-end training may differ from the predictor training that it begins from."""
+IN_SHAPES = ("depth", "channels")
+"""Settings that are compared by the shapes of the weights."""
+
+
+def settings_of_start(folder: str, o: Verb) -> dict[str, dict[str, Any]]:
+    """Under "start_settings" those of the training in `folder` that differ from the settings by which `o` would train a
+    predictor first; {} where none do, without a folder, and for older weights, which do not name theirs."""
+    there = read_meta(Path(folder).expanduser()).get("finetuned") if folder else None
+    if not isinstance(there, dict):
+        return {}
+    kind = Classification if isinstance(o, Finetune) else SegmentSettings
+    old, new = (fields.flatten(settings) for settings in (there, fields.to_dict(kind(**verbs.part(o, kind)))))
+    compared = [name for name in new if name in old and name not in (*OWN_OF_BOTH, *IN_SHAPES)]
+    other = {name.removeprefix("schedule."): old[name] for name in compared if old[name] != new[name]}
+    return {"start_settings": other} if other else {}
 
 
 def facts_of_control(settings: Tuning, trained: Trained) -> dict[str, Any]:
