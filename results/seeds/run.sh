@@ -5,9 +5,11 @@
 #   sh results/seeds/run.sh path/to/eurosat.zip path/to/cifar10.zip
 # A recipe with -held behind it learns changes by its predictor alone, the encoder from unchanged crops (cifar10-held);
 # -whole shows whole sources in half of the steps instead of a quarter (cifar10-whole);
+# -deep has a predictor of four blocks instead of two, and as many steps as take the recipe's time (frontier.py's pace);
 # ijepa-world-cifar10 and -eurosat are a third longer, so that as many steps as I-JEPA-style's teach their encoders;
 # ijepa-world-all-cifar10 and -eurosat are these, asked for visible positions too.
-# One core, 15 to 30 minutes a run; stopped and started again, it goes on where it was. SEEDS and RECIPES choose some.
+# One core, 15 to 30 minutes a run; stopped and started again, it goes on where it was. SEEDS, RECIPES and PREDICTORS
+# choose some.
 set -eu
 eurosat=${1:?give eurosat.zip}
 cifar10=${2:?give cifar10.zip}
@@ -22,6 +24,7 @@ for seed in ${SEEDS:-0 1 2}; do
         at=runs/seeds/$recipe-seed$seed change= base=$recipe
         case $recipe in
         *-held) base=${recipe%-held} change="--actions.clean both --objective.whole-gradient 0" ;;
+        *-deep) base=${recipe%-deep} change="--predictor.depth 4" ;;
         *-whole) base=${recipe%-whole} change="--masks.whole 0.5" ;;
         ijepa-world-all-*) base=ijepa-world-${recipe##*-} change="--masks.predict all --masks.queries 0.375" ;;
         esac
@@ -33,6 +36,8 @@ for seed in ${SEEDS:-0 1 2}; do
         *) set=eurosat data=$eurosat labels=$eurosat named=eurosat length="--log-every 546 --probe-every 4" ;;
         esac
         case $recipe in
+        cifar10-deep) length="--optim.steps 2716 --probe-every 1" ;;
+        eurosat-deep) length="--optim.steps 1479 --log-every 546 --probe-every 4" ;;
         ijepa-world*-cifar10) length="--optim.steps 5333 --log-every 400 --probe-every 1" ;;
         ijepa-world*-eurosat) length="--optim.steps 2912 --log-every 546 --probe-every 1" ;;
         esac
@@ -40,7 +45,7 @@ for seed in ${SEEDS:-0 1 2}; do
         case $recipe in ijepa-style-*) ;; *) once world-$set.json iwm world $at --data "$data" $speed ;; esac
         once probe-linear-layers4-$set.json iwm probe $at --data "$data" --layers all --no-baselines $speed
         test $set = cifar10 || once probe-attentive-$set.json iwm probe $at --data "$data" --kind attentive --no-baselines $speed
-        for predictor in pretrained random; do
+        for predictor in ${PREDICTORS:-pretrained random}; do
             how=$predictor
             test $seed = 0 || how=$how-seed$seed
             once finetune-predictor-$how-$named.json iwm finetune $at --data $labels --train predictor --no-baselines \
