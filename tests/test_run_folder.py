@@ -14,7 +14,7 @@ from iwm import config, run_folder
 from iwm.evaluation import ritual
 from iwm.model import weights
 from iwm.model.world_model import ImageWorldModel
-from iwm.run_folder import RunFolder
+from iwm.run_folder import RunFolder, init_identity, same_init
 from iwm.runtime.errors import UserError
 from iwm.runtime.files import sha256_of
 
@@ -59,6 +59,22 @@ def test_a_run_below_the_home_folder(folder: RunFolder, tmp_path: Path, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     assert RunFolder.of("~/run") == folder
     assert RunFolder.of("~/run", "~/out").path == tmp_path / "out"
+
+
+def test_a_run_to_start_from_is_one_whatever_its_spelling(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for init in ("run", "./run/", "~/run", "run/model", str(folder.model)):
+        assert init_identity(init) == str(folder.path)
+        assert same_init(init, str(folder.path))
+    for init in ("", "demo", "timm:vit_tiny_patch16_224,weights=w.pth", "hf-hub:user/run", "gone/run"):
+        assert init_identity(init) == init
+        assert same_init(init, init)
+        assert same_init(init, str(folder.path)) is (init == "gone/run"), "moved"
+    (tmp_path / "other" / "run").mkdir(parents=True)
+    assert not same_init("other/run", "run"), "it is still there"
 
 
 def test_what_lies_in_a_run_lies_where_the_contract_says(folder: RunFolder) -> None:

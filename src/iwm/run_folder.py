@@ -224,6 +224,21 @@ def is_remote(run: str) -> bool:
     return run == SHIPPED or run.startswith(("hf-hub:", "timm:"))
 
 
+def init_identity(init: str) -> str:
+    """How a RUN to start from (`init`) is written down in settings: the absolute path of a local one, of RUN itself for
+    its model/; names, and what is not there, as they are."""
+    local = init and not is_remote(init) and Path(init).expanduser().exists()
+    return str(RunFolder.of(init).path.resolve()) if local else init
+
+
+def same_init(init: str, now_at: str) -> bool:
+    """Whether a RUN to start from is the one that is there now: in the same place, or moved and no longer there."""
+    if init_identity(init) == init_identity(now_at):
+        return True
+    moved = not is_remote(init) and not is_remote(now_at) and not Path(init).expanduser().exists()
+    return moved and Path(init).name == Path(now_at).name
+
+
 def plain_name(text: str) -> str:
     """A name fit for a file on any system: letters, digits, dot, plus, underscore and dash."""
     return re.sub(r"[^\w.+-]+", "-", text).strip("-.") or "unnamed"

@@ -89,6 +89,17 @@ def test_weights_count_only_with_the_same_settings(tmp_path):
     assert learned(cell.settings) != learned(with_run(cell.settings, seed=1))
 
 
+def test_a_run_that_cells_start_from_is_known_by_its_place(tmp_path, monkeypatch):
+    """Weights note where it lies; before, they noted what was typed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "first").mkdir()
+    (cell,) = study_of(tmp_path / "out", replace(tiny(), init="first"), **ONE).cells
+    for noted in (str(tmp_path / "first"), "first"):
+        weights.export(ImageWorldModel(replace(cell.settings, init=noted)), RunFolder(tmp_path / "cell").model)
+        assert is_trained(RunFolder(tmp_path / "cell"), cell.settings)
+        assert not is_trained(RunFolder(tmp_path / "cell"), replace(cell.settings, init="demo"))
+
+
 def test_a_finished_training_on_an_encoder_of_others_is_known_again(tmp_path):
     """Its export holds the sizes that the encoder brought."""
     encoder = replace(recipe_book.get("demo").encoder, name="timm:test_vit,weights=random", train="none")

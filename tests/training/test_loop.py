@@ -427,6 +427,27 @@ def test_init_starts_from_a_run(trained, tmp_path):
         loop.pretrain(with_run(other, out=str(tmp_path / "third")))
 
 
+def test_a_run_finds_what_it_started_from_again_from_any_folder(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    chosen = replace(settings(tmp_path, "second"), init="run/model")
+    chosen = replace(chosen, optim=replace(chosen.optim, epochs=1))
+    second = RunFolder(loop.pretrain(chosen))
+    assert second.settings().init == str(trained)
+    (tmp_path / "elsewhere").mkdir()
+    state = max(second.checkpoints.iterdir()) / "state.json"
+    for older in ("run", "run/model"):  # as it was written before
+        content = json.loads(state.read_text())
+        state.write_text(json.dumps(content | {"settings": content["settings"] | {"init": older}}))
+        loop.pretrain(replace(chosen, init="run"))
+        assert f"began with were at {older}, now they are at {trained}" in " ".join(capsys.readouterr().out.split())
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        loop.pretrain(replace(chosen, init=older))  # its config.yaml
+        assert "began with" not in " ".join(capsys.readouterr().out.split())
+        monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"holds a run with init = .*run.*, now it is 'demo'"):
+        loop.pretrain(replace(chosen, init="demo"))
+
+
 def test_what_changes_nothing_is_said(tmp_path, capsys):
     still = settings(tmp_path, objective=config.Objective(target_norm="batch", variance=0.1))
     loop.pretrain(replace(still, encoder=replace(still.encoder, train="none")))

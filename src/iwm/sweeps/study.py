@@ -20,7 +20,7 @@ from iwm.evaluation import ritual
 from iwm.model import weights
 from iwm.reports.finding import join, number
 from iwm.reports.verdict import judge_training
-from iwm.run_folder import RunFolder, read_result
+from iwm.run_folder import RunFolder, read_result, same_init
 from iwm.runtime import devices, fields, files
 from iwm.runtime.console import console
 from iwm.runtime.errors import Busy, UserError, is_out_of_memory
@@ -340,7 +340,8 @@ def is_trained(folder: RunFolder, settings: Config) -> bool:
     if not isinstance(trained_with, dict) or not weights.are_in(folder.model):
         return False
     # What is exported names the sizes of an encoder of others; a cell's settings leave them to its name.
-    return learned(fields.from_dict(Config, trained_with)) == learned(with_encoder(settings))
+    then, now = fields.from_dict(Config, trained_with), with_encoder(settings)
+    return same_init(then.init, now.init) and learned(replace(then, init="")) == learned(replace(now, init=""))
 
 
 def _reason(error: Exception, mend: str) -> str:

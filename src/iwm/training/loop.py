@@ -24,7 +24,7 @@ from iwm.model import pretrained, weights
 from iwm.model.cost import cost
 from iwm.model.encoder import Encoder
 from iwm.model.world_model import ImageWorldModel
-from iwm.run_folder import RunFolder, load_model
+from iwm.run_folder import RunFolder, init_identity, load_model, same_init
 from iwm.runtime import devices, distributed, fields, files
 from iwm.runtime.console import console
 from iwm.runtime.devices import Session
@@ -73,9 +73,9 @@ def _pretrain_together(settings: config.Config, source: ImageSet | None, callbac
 def checked(
     settings: config.Config, source: ImageSet | None = None, leads: bool = True
 ) -> tuple[config.Config, RunFolder, ImageSet]:
-    """The settings in full, with the source as anybody can find it again, the run's folder and the images, all fit for
-    training; only the rank that `leads` looks whether the folder can be written. Writes nothing. Raises UserError
-    naming what does not fit."""
+    """The settings in full, with source and init as anybody can find them again, the run's folder and the images, all
+    fit for training; only the rank that `leads` looks whether the folder can be written. Writes nothing. Raises
+    UserError naming what does not fit."""
     if not settings.run.out:
         raise UserError("Where should the run go? Give --out FOLDER.")
     run = RunFolder(Path(settings.run.out).expanduser())
@@ -93,8 +93,8 @@ def checked(
         files.require_writable(run.path, "The run", "give another --out FOLDER.")
     images = source or open_images(settings.data.source, "train", size=settings.data.image_size)
     # From whatever folder the run is replayed or resumed.
-    settings = replace(settings, data=replace(settings.data, source=source_identity(settings.data.source)))
-    return settings, run, images
+    data = replace(settings.data, source=source_identity(settings.data.source))
+    return replace(settings, init=init_identity(settings.init), data=data), run, images
 
 
 def _pretrain(
@@ -134,7 +134,7 @@ def _pretrain(
     now = State(run, training, source, start, steps)
     if start < steps:  # of a finished run nothing is left to do but the export
         _loop(now, loader, _callbacks(now, own))
-    weights.export(training.model, run.model, step=steps, precision=session.precision)
+    weights.export(training.model, run.model, step=steps, images=len(source), precision=session.precision)
     distributed.meet()  # whoever goes on may read what rank 0 has written
     _show_verdict(now, loader)
 
@@ -245,7 +245,8 @@ def _require_same_actions(old: Mapping[str, Any], settings: config.Config, out: 
 
 
 def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
-    """On resume only the speed and run groups, the number of epochs and the folder that the source lies in may differ.
+    """On resume only the speed and run groups, the number of epochs and the folder that source or init lies in may
+    differ.
 
     Raises UserError naming the first setting that drifted.
     """
@@ -260,6 +261,9 @@ def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
     elif source != now_at and same_names(source, now_at):
         console.print(f"The pictures of {out} were at {source}, now they are at {now_at}.")
         old = replace(old, data=replace(old.data, source=now_at))
+    if old.init != new.init and same_init(old.init, new.init):
+        console.print(f"The weights that {out} began with were at {old.init}, now they are at {new.init}.")
+        old = replace(old, init=new.init)
     was, now = fields.flatten(fields.to_dict(old)), fields.flatten(fields.to_dict(new))
     for name, value in now.items():
         group = name.split(".")[0]
