@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from iwm.config import Config, load
+from iwm.data.splits import Training
 from iwm.model import hub, pixel_decoder, weights
 from iwm.model.pixel_decoder import PixelDecoder
 from iwm.model.pretrained import is_timm
@@ -350,11 +351,26 @@ def open_world(run: str, session: Session) -> ImageWorldModel:
 
 def settings_of_weights(run: str) -> dict[str, Any]:
     """The settings that a RUN's weights were trained with, as they were written; empty where they cannot be read."""
+    settings = _meta_if_any(run).get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
+def trainings_of(run: str) -> list[Training]:
+    """What a RUN's weights note of the sources of which a tenth was held out by lot in their training; nothing of
+    older weights, of those of timm, and where there are none."""
+    meta = {} if is_timm(run) else _meta_if_any(run)
+    records = meta.get("training_images") or []
+    source = meta["settings"]["data"]["source"] if records else ""
+    sources = source.split(",") if len(records) > 1 else [source]  # one may have a comma in its name
+    return [Training(run, source, record) for source, record in zip(sources, records, strict=False) if record]
+
+
+def _meta_if_any(run: str) -> dict[str, Any]:
+    """What `config.json` of a RUN's weights holds; empty where it cannot be read."""
     try:
-        settings = weights.read_meta(find_weights(run)).get("settings")
+        return weights.read_meta(find_weights(run))
     except (UserError, OSError, ValueError):
         return {}
-    return settings if isinstance(settings, dict) else {}
 
 
 def identity(run: str) -> str:

@@ -1,6 +1,7 @@
 """Hold-outs and seeded choices: which images, evenly over classes, never the same image twice."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from picture_files import write
 
 from iwm.data import splits
 from iwm.data.image_sets import UNLABELLED, Arrays, require_labels
-from iwm.data.sources import open_images, open_splits
+from iwm.data.sources import open_images, open_splits, source_identity
+from iwm.runtime.errors import UserError
 
 
 def test_a_seeded_tenth_is_held_out(tmp_path):
@@ -27,6 +29,50 @@ def test_a_seeded_tenth_is_held_out(tmp_path):
     assert len(open_images(source, "all")) == 40
     other = open_images(source, "val", seed=2)
     assert held_out != {other.path(i) for i in range(4)}
+
+
+def test_the_record_is_of_the_names_of_what_is_trained_on(tmp_path):
+    for index in range(30):
+        write(tmp_path / "photos" / f"{index:02}.png")
+    write(tmp_path / "whole" / "train" / "0.png")
+    write(tmp_path / "whole" / "val" / "0.png")
+
+    def record(*sources):
+        return splits.training_record(open_images(",".join(str(tmp_path / name) for name in sources)))
+
+    first = record("photos")
+    assert first is not None
+    assert first[0] is not None
+    assert first[0]["images"] == 30
+    assert record("whole") is record("whole", "whole") is None, "nothing is held out by lot"
+    assert record("whole", "photos") == [None, *first]
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    assert record("moved") == first
+    held = open_images(str(tmp_path / "moved"), "val").path(0)
+    Path(held).rename(held.replace(".png", "-anew.png"))
+    assert record("moved") == first, "another image in the tenth was not trained on either"
+    write(tmp_path / "moved" / "30.png")
+    assert record("moved") != first
+    arrays = Arrays(np.zeros((30, 2, 2, 3), dtype=np.uint8), "arrays", "train", "arrays.npz")
+    assert splits.hold_out_images(arrays, 0)[0].record == splits.hold_out_images(arrays, 0)[0].record
+    assert splits.hold_out_images(arrays, 0)[0].record != splits.hold_out_images(arrays, 1)[0].record
+
+
+def test_what_is_measured_is_held_out_of_the_training_that_is_measured(tmp_path):
+    for index in range(30):
+        write(tmp_path / f"{index:02}.png")
+    source = str(tmp_path)
+    record = splits.training_record(open_images(source))
+    assert record is not None
+    assert record[0] is not None
+    write(tmp_path / "30.png")
+    with splits.measuring([splits.Training("runs/mine", source_identity(source), record[0])]):
+        for opened in (open_splits, lambda source: open_images(source, "val")):
+            with pytest.raises(UserError, match="held 30 images when runs/mine was trained and holds 31 now"):
+                opened(source)
+        open_images(source)  # as a twin does
+        open_images(source, "all")
+    open_splits(source)
 
 
 @pytest.mark.parametrize("others", [5, 30])

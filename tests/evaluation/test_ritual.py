@@ -3,10 +3,12 @@
 import errno
 import json
 import math
+import shutil
 import sys
 import threading
 import time
 import types
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -15,15 +17,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import tiny, trained_on
+from picture_files import noise
 from planted_runs import hold, save
 
-from iwm import config
+from iwm import config, verbs
+from iwm.data.sources import open_splits
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Evaluation, Outcome
 from iwm.run_folder import RunFolder
 from iwm.runtime import console, drawing, files
 from iwm.runtime.devices import CPU
 from iwm.runtime.errors import UserError
+from iwm.training import loop
+from iwm.verbs.probe import Probe
 from iwm.verbs.world import World
 
 
@@ -271,3 +278,95 @@ def test_an_older_result_is_found_by_the_precision_beside_its_settings(tmp_path:
     assert in_fp32.place(outcome) != path
     ritual.write(path, {}, settings)  # older still: its precision is not known
     assert in_fp32.place(outcome) == in_bf16.place(outcome) == path
+
+
+HELD_OUT = {
+    "world": {},
+    "infer": {},
+    "decoder": {},
+    "look": {},
+    "undo": {},
+    "probe": {"kind": "instance"},
+    "finetune": {},
+    "efficiency": {},
+}
+"""Verbs that measure on what is held out."""
+
+
+@pytest.fixture(scope="module")
+def _classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a folder of two classes without val/, both in one place."""
+    place = tmp_path_factory.mktemp("classes")
+    for name in "ab":
+        noise(place / "photos" / name, 30)
+    loop.pretrain(trained_on(tiny(), source=str(place / "photos"), out=str(place / "run")))
+    return place
+
+
+@pytest.fixture
+def classes(_classes: Path) -> Iterator[Path]:
+    """The place of the run; photos and weights are put back at the end."""
+    kept = _classes / "kept"
+    for name in ("photos", "run"):
+        shutil.copytree(_classes / name, kept / name)
+    yield _classes
+    for name in ("photos", "run"):
+        shutil.rmtree(_classes / name)
+        (kept / name).rename(_classes / name)
+    shutil.rmtree(kept)
+
+
+HERE = config.Speed(device="cpu", precision="fp32", workers=0)
+
+
+def open_in_evaluation(place: Path, data: str = "photos", **options: Any) -> None:
+    """Open what an evaluation of the run of that place measures on, a source beside it."""
+    probe = Probe(run=str(place / "run"), data=str(place / data), speed=HERE, **options)
+    with ritual.evaluation("probe", probe):
+        open_splits(probe.data, probe.val)
+
+
+@pytest.mark.parametrize("verb", HELD_OUT)
+def test_a_tenth_that_was_trained_on_is_not_measured_on(classes: Path, verb: str) -> None:
+    """One more image, and another tenth is held out: most of it was trained on."""
+    noise(classes / "photos" / "c", 1)
+    sentence = r"photos held 60 images when .*run was trained and holds 61 now, .* mostly trained on; put .* --val"
+    with pytest.raises(UserError, match=sentence):
+        verbs.call(verb, run=str(classes / "run"), data=str(classes / "photos"), speed=HERE, **HELD_OUT[verb])
+
+
+def test_what_was_not_trained_on_is_measured_on(classes: Path) -> None:
+    run, photos, others = (str(classes / name) for name in ("run", "photos", "kept/photos"))
+    assert verbs.call("world", run=run, data=photos, speed=HERE, images=1, bank=2)["images"] == 1, "nothing changed"
+    noise(classes / "photos" / "c", 1)
+    open_in_evaluation(classes, "kept/photos")
+    with pytest.raises(UserError, match="mostly trained on"):
+        open_in_evaluation(classes, f"kept/photos,{photos}")
+    open_in_evaluation(classes, val=others)
+    (classes / "photos" / "c" / "000.png").unlink()
+    open_in_evaluation(classes)
+    noise(classes / "photos" / "val" / "a", 3)
+    (classes / "photos" / "train").mkdir()
+    for name in "ab":
+        (classes / "photos" / name).rename(classes / "photos" / "train" / name)
+    open_in_evaluation(classes)
+
+
+def test_other_names_are_other_images(classes: Path) -> None:
+    (classes / "photos" / "a" / "003.png").rename(classes / "photos" / "b" / "zzz.png")
+    with pytest.raises(UserError, match=r"holds other images than when .* was trained"):
+        open_in_evaluation(classes)
+    older, newer = str(classes / "run"), str(classes / "newer")
+    loop.pretrain(trained_on(tiny(), source=str(classes / "photos"), out=newer))
+    probe = {"data": str(classes / "photos"), "kind": "instance", "speed": HERE}
+    with pytest.raises(UserError, match=f"holds other images than when {older} was trained"):
+        verbs.call("probe", run=newer, encoder=older, **probe)
+
+
+def test_older_weights_do_not_say_what_they_were_trained_on(classes: Path) -> None:
+    noise(classes / "photos" / "c", 1)
+    path = RunFolder(classes / "run").model / "config.json"
+    content = json.loads(path.read_text())
+    assert content.pop("training_images")[0]["images"] == 60
+    path.write_text(json.dumps(content))
+    open_in_evaluation(classes)

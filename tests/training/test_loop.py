@@ -15,7 +15,7 @@ import pytest
 import torch
 from actions.test_transformation import CODE
 from conftest import DEVICES, pictures_file, tiny, trained_on, with_run
-from picture_files import write
+from picture_files import noise, write
 from safetensors.torch import load_file
 
 from iwm import config, run_folder
@@ -536,6 +536,15 @@ def test_a_changed_source_is_named_on_resume(trained, tmp_path):
     chosen = settings(tmp_path)
     pictures_file(tmp_path / "pictures.npz", count=128)
     with pytest.raises(UserError, match=r"was trained on 64 images, 'pictures' now holds 128"):
+        loop.pretrain(replace(chosen, optim=replace(chosen.optim, epochs=3)))
+
+
+def test_other_images_of_the_source_are_named_on_resume(tmp_path):
+    source = noise(tmp_path / "photos", 40)
+    chosen = trained_on(tiny(), source=str(source), out=str(tmp_path / "run"))
+    loop.pretrain(chosen)
+    (source / "007.png").rename(source / "700.png")
+    with pytest.raises(UserError, match="was trained on other images of 'photos'; put them back"):
         loop.pretrain(replace(chosen, optim=replace(chosen.optim, epochs=3)))
 
 

@@ -24,7 +24,7 @@ from iwm.data.image_sets import (
     with_classes,
 )
 from iwm.data.layout import Named, part_masks, parts_of, read_layout
-from iwm.data.splits import hold_out_images
+from iwm.data.splits import Rest, hold_out_images, require_untrained
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 from iwm.runtime.fields import as_text
@@ -49,8 +49,7 @@ def open_images(
     for part in _present(as_text(source)):
         train, valid, _ = _open_one(part, size or 64)
         if valid is None and split != "all":
-            # Images in memory may be given with labels or without: the tenth must be the same.
-            train, valid = hold_out_images(train, seed, by_class=not memory.is_memory(part))
+            train, valid = _hold_out(part, train, seed, measured=split == "val")
         chosen = {"train": [train], "val": [valid], "all": [train, valid]}[split]
         members.append(_join([member for member in chosen if member is not None], split))
     return _join(members, split)
@@ -98,8 +97,7 @@ def open_splits(
     for part in _present(source):
         train, valid, parted = _open_one(part, size or 64)
         if not val and valid is None:
-            # Images in memory may be given with labels or without: the tenth must be the same.
-            train, valid = hold_out_images(train, seed, by_class=not memory.is_memory(part))
+            train, valid = _hold_out(part, train, seed)
             parted = f"a seeded tenth (seed {seed}) held out"
         how.append(f"{train.name}: {parted}")
         trains.append(train)
@@ -113,6 +111,16 @@ def open_splits(
         how = [f"{train.name} for training, {valid.name} for validation"]
     _share_classes(train, valid)
     return train, valid, "; ".join(how)
+
+
+def _hold_out(source: str, images: ImageSet, seed: int, *, measured: bool = True) -> tuple[Rest, ImageSet]:
+    """The images of one source without a seeded tenth, and the tenth. Raises UserError where it is `measured` on and
+    was trained on."""
+    # Images in memory may be given with labels or without: the tenth must be the same.
+    rest, tenth = hold_out_images(images, seed, by_class=not memory.is_memory(source))
+    if measured:
+        require_untrained(source_identity(source), rest)
+    return rest, tenth
 
 
 @dataclass(frozen=True)

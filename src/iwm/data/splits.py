@@ -3,27 +3,52 @@
 A source without val/ of its own leaves a tenth of its images for measuring (`hold_out_images`). Of the training images
 another tenth is left to choose a learning rate or a strength by (`tenth_of_each_class`, `tenth_of_rows`). Every choice
 is a pure function of its seed.
+
+The tenth is drawn by places in the list of the images: one image more or less, and it is another tenth, most of which
+was trained on. So weights record what they were trained on (`training_record`), and who measures them on what is held
+out of the same source is refused where that has changed (`measuring`).
 """
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from iwm.data.image_sets import UNLABELLED, ImageSet, Subset
+from iwm.data.image_sets import UNLABELLED, Files, ImageSet, Subset, _Mix
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation
 
 # ---- images to measure on ------------------------------------------------------------------------------------------
 
 
-def hold_out_images(images: ImageSet, seed: int, by_class: bool = True) -> tuple[ImageSet, ImageSet]:
+class Rest(Subset):
+    """A source's images without the tenth that was held out by lot."""
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """How many images the source holds ("images"), and a digest of the names of these ("sha256"); an array has
+        places for names."""
+        rows = self.indices.tolist()
+        names = [self.images.names[row] for row in rows] if isinstance(self.images, Files) else map(str, rows)
+        digest = hashlib.sha256("\n".join(names).encode(errors="surrogatepass")).hexdigest()
+        return {"images": len(self.images), "sha256": digest}
+
+
+def hold_out_images(images: ImageSet, seed: int, by_class: bool = True) -> tuple[Rest, ImageSet]:
     """A set without a seeded tenth, and that tenth; `by_class` draws it evenly from the classes, where there are some.
 
     Raises UserError when the set is a single image.
     """
     rest, tenth = hold_out_rows(len(images), images.name, seed, images.labels if by_class else None)
-    return Subset(images, rest, "train"), Subset(images, tenth, "val")
+    return Rest(images, rest, "train"), Subset(images, tenth, "val")
 
 
 def hold_out_rows(
@@ -43,6 +68,57 @@ def hold_out_rows(
     chosen = np.zeros(count, dtype=bool)
     chosen[order[4::10] if len(order) >= 10 else order[:1]] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+# ---- whether what is held out was trained on ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Training:
+    """A RUN's training on a source of which a tenth was held out by lot."""
+
+    run: str
+    source: str
+    """As `sources.source_identity` writes it."""
+    record: Mapping[str, Any]
+    """`Rest.record` of that time."""
+
+
+_trainings: ContextVar[Sequence[Training]] = ContextVar("trainings", default=())
+
+
+def training_record(images: ImageSet) -> list[dict[str, Any] | None] | None:
+    """What weights and checkpoints note of the images that they are trained on: of each source in turn its
+    `Rest.record`, or None where nothing was held out by lot; None where that is so of all."""
+    members = images.members if isinstance(images, _Mix) else [images]
+    records = [member.record if isinstance(member, Rest) else None for member in members]
+    return records if any(records) else None
+
+
+@contextmanager
+def measuring(trainings: Sequence[Training]) -> Iterator[None]:
+    """While the block runs, opening a held-out tenth of these sources is refused where it was trained on
+    (`require_untrained`)."""
+    token = _trainings.set(trainings)
+    try:
+        yield
+    finally:
+        _trainings.reset(token)
+
+
+def require_untrained(source: str, rest: Rest) -> None:
+    """Raises UserError where a RUN that is being measured was trained on other images of this source than the present
+    rest of it: then they are among the tenth that is held out now."""
+    for training in _trainings.get():
+        if training.source == source and training.record["sha256"] != rest.record["sha256"]:
+            before, now = training.record["images"], rest.record["images"]
+            then = f"held {before:,} images when {training.run} was trained and holds {now:,} now"
+            if before == now:
+                then = f"holds other images than when {training.run} was trained, by their names or classes"
+            raise UserError(
+                f"{source} {then}, so the tenth that is held out now was mostly trained on; put images that were never "
+                "trained on into a val/ in it, name some with --val, or train again."
+            )
 
 
 # ---- training images to choose by ----------------------------------------------------------------------------------

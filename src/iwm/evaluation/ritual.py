@@ -30,10 +30,11 @@ from typing import Any, Protocol, runtime_checkable
 from matplotlib.figure import Figure
 
 from iwm import config, verbs
+from iwm.data import splits
 from iwm.data.sources import source_identity
 from iwm.evaluation import grids
 from iwm.model.world_model import ImageWorldModel
-from iwm.run_folder import RunFolder, identity_if_any, is_remote, load_model, plain_name, read_result
+from iwm.run_folder import RunFolder, identity_if_any, is_remote, load_model, plain_name, read_result, trainings_of
 from iwm.runtime import devices, drawing, fields, files, sharing
 from iwm.runtime.console import console, hushed, show, tables_are_printed, warnings_once
 from iwm.runtime.devices import Session
@@ -213,14 +214,17 @@ def _print(content: Mapping[str, Any], print_content: Callable[[Mapping[str, Any
 def evaluation(verb: str, options: Options) -> Iterator[Evaluation]:
     """An evaluation on the device, in the precision and with the threads that the options ask for.
 
-    Several ranks share its images (`iwm.runtime.sharing`); the first alone prints and writes. Raises UserError where
-    its results could not be written.
+    Several ranks share its images (`iwm.runtime.sharing`); the first alone prints and writes. A held-out tenth that
+    RUN, or the encoder beside it, was trained on is refused when it is opened (`splits.measuring`). Raises UserError
+    where its results could not be written.
     """
     with Session.open(options.speed) as session, warnings_once():
         work = Evaluation(verb, options.run, options.out, session, identity_if_any(options.run))
         mend = "give another --out FOLDER." if options.out else "give --out FOLDER."
         sharing.by_first(lambda: files.require_writable(work.folder.eval, f"Results of {options.run}", mend))
-        yield work
+        beside = getattr(options, "encoder", "")
+        with splits.measuring([training for run in (work.run, beside) if run for training in trainings_of(run)]):
+            yield work
 
 
 def printing(title: str, names: Sequence[str]) -> Callable[[Mapping[str, Any]], None]:

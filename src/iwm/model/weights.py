@@ -150,7 +150,7 @@ def write_for_others(
 
     `meta` is `config.json`'s content; `rounded` weights are `small`.
     """
-    own = {name: value for name, value in meta.items() if name not in ("format", "sha256")}
+    own = {name: value for name, value in meta.items() if name not in ("format", "sha256", "training_images")}
     own |= {name: without_paths(own[name]) for name in ("settings", "finetuned") if name in own}
     held = dict(tensors)
     if is_published(own["settings"]["encoder"]) and any(name.startswith(TEACHER) for name in held):

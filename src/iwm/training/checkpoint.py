@@ -40,6 +40,8 @@ class Checkpoint:
     settings: config.Config
     actions: dict[str, Any] | None
     """`ActionSpace.spec()`; None in older checkpoints."""
+    training_images: list[dict[str, Any] | None] | None
+    """`splits.training_record`; None in older checkpoints too."""
     tensors: dict[str, Tensor]
     """Parts of the mapped file: it stays mapped as long as one of them is there."""
 
@@ -64,12 +66,14 @@ def save(
     keep: int,
     images: int,
     updates: int | None = None,
+    training_images: list[dict[str, Any] | None] | None = None,
 ) -> Path:
     """Write the state after `step` optimiser steps and delete all but the newest `keep` checkpoints.
 
     `images`, the size of the training set, is recorded: the order of the images depends on it; so is `updates`, how
-    many of the steps were finite (None: all): there the schedule goes on. Whatever lies there of later steps is a
-    damaged checkpoint that was passed over on resume, or half of one; it goes. All ranks must call it; rank 0 writes.
+    many of the steps were finite (None: all): there the schedule goes on; so is `training_images`, their
+    `splits.training_record`. Whatever lies there of later steps is a damaged checkpoint that was passed over on resume,
+    or half of one; it goes. All ranks must call it; rank 0 writes.
     """
     final = folder / f"step-{step:08d}"
     tensors = state_of(model, optimisers)
@@ -77,7 +81,8 @@ def save(
         return final
     part = folder / f".part-{step:08d}"
     meta: dict[str, Any] = {"format": FORMAT, "step": step, "updates": step if updates is None else updates}
-    meta |= {"images": images, "settings": fields.to_dict(model.settings), "actions": model.space.spec()}
+    meta |= {"images": images, "training_images": training_images}
+    meta |= {"settings": fields.to_dict(model.settings), "actions": model.space.spec()}
     with files.naming(final):
         try:
             _write(part, tensors, meta)
@@ -141,7 +146,7 @@ def read(path: Path) -> Checkpoint:
             raise UserError(f"Checkpoint {path} is damaged (its checksum does not match); delete that folder.")
         settings = fields.from_dict(config.Config, meta["settings"])
         updates = meta.get("updates", meta["step"])  # older checkpoints hold none: their schedule went by the step
-        own = (meta["step"], updates, meta["images"], settings, meta.get("actions"))
+        own = (meta["step"], updates, meta["images"], settings, meta.get("actions"), meta.get("training_images"))
         return Checkpoint(path, *own, load_file(file))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(

@@ -20,6 +20,7 @@ from iwm.data import memory
 from iwm.data.image_sets import ImageSet, require_batch
 from iwm.data.loader import Loader
 from iwm.data.sources import is_source, open_images, same_names, source_identity
+from iwm.data.splits import training_record
 from iwm.model import pretrained, weights
 from iwm.model.cost import cost
 from iwm.model.encoder import Encoder
@@ -134,7 +135,8 @@ def _pretrain(
     now = State(run, training, source, start, steps)
     if start < steps:  # of a finished run nothing is left to do but the export
         _loop(now, loader, _callbacks(now, own))
-    weights.export(training.model, run.model, step=steps, images=len(source), precision=session.precision)
+    seen = {"images": len(source), "training_images": training_record(source)}
+    weights.export(training.model, run.model, step=steps, precision=session.precision, **seen)
     distributed.meet()  # whoever goes on may read what rank 0 has written
     _show_verdict(now, loader)
 
@@ -227,6 +229,10 @@ def newest_state(run: RunFolder, settings: config.Config, source: ImageSet) -> C
         raise UserError(
             f"{run.path} was trained on {state.images:,} images, '{source.name}' now holds {len(source):,}; give the "
             "same pictures, or another --out."
+        )
+    if state and state.training_images and state.training_images != training_record(source):
+        raise UserError(
+            f"{run.path} was trained on other images of '{source.name}'; put them back, or give another --out."
         )
     if state and state.actions is not None:
         _require_same_actions(state.actions, settings, run.path)
@@ -379,11 +385,9 @@ def _loop(state: State, loader: Loader | TokenLoader, callbacks: Callbacks) -> N
 
 def _save(state: State) -> Path:
     """Write a checkpoint; returns its folder."""
-    training, keep = state.training, state.settings.run.keep
-    updates = training.updates.settle()
-    return checkpoint.save(
-        state.run.checkpoints, state.step, training.model, training.optimisers, keep, len(state.images), updates
-    )
+    training, keep, images = state.training, state.settings.run.keep, state.images
+    facts = (keep, len(images), training.updates.settle(), training_record(images))
+    return checkpoint.save(state.run.checkpoints, state.step, training.model, training.optimisers, *facts)
 
 
 def _show_verdict(state: State, loader: Loader | TokenLoader) -> None:
