@@ -220,5 +220,17 @@ def test_a_page_takes_the_place_of_pages_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"notes\.md holds something else than the page; give --out another FILE"):
         write(Path(run), out=notes)
     assert notes.read_text() == "# Mine\n"
+    own = tmp_path / "index.html"
+    content = "<!DOCTYPE html>\n<html><head><title>My site</title></head><body>Image world model</body></html>\n"
+    own.write_text(content)
+    with pytest.raises(UserError, match=r"index\.html holds something else than the page; give --out another FILE"):
+        write(Path(run), out=own)
+    assert own.read_text() == content
     for _ in range(2):
         assert write(Path(run), out=tmp_path / "page.html").is_file()
+    page = tmp_path / "page.html"
+    mark = "<!-- iwm report -->\n"
+    text = page.read_text()
+    assert text.startswith(f"<!DOCTYPE html>\n{mark}")
+    page.write_text(text.replace(mark, ""))
+    assert write(Path(run), out=page).read_text().count(mark) == 1, "pages of older versions have none"

@@ -50,8 +50,11 @@ STAGES = "Held-out photos, never trained on: what the model imagined before, hal
 Rows = list[list[str]]
 
 
-DOCTYPE = b"<!DOCTYPE html>"
+DOCTYPE = b"<!DOCTYPE html>\n"
+MARK = DOCTYPE + b"<!-- iwm report -->\n"
 """What a page begins with, so that it takes the place of none but an earlier one."""
+TITLE = b" - image world model</title>"
+"""What stands in the head of pages of versions that wrote no mark."""
 
 
 def write(run: str | Path, out: str | Path = "", results: str = "") -> Path:
@@ -66,9 +69,19 @@ def write(run: str | Path, out: str | Path = "", results: str = "") -> Path:
         raise UserError(f"Nothing has been measured on {run} here yet; do it with `iwm world {run} --data S`.")
     folder.require(*(("eval",) if elsewhere else ("config", "metrics")))
     path = Path(out).expanduser() if out else folder.report
-    files.require_file(path, "The page", "give --out another FILE.html.", DOCTYPE)
+    mark = b"" if _is_older_page(path) else MARK
+    files.require_file(path, "The page", "give --out another FILE.html.", mark)
     files.write_text(path, render("report.html.jinja", _content(folder, run if elsewhere else "")))
     return path
+
+
+def _is_older_page(path: Path) -> bool:
+    """Whether a file is the page of a run from before pages had a mark."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(4096)
+    return head.startswith(DOCTYPE) and TITLE in head
 
 
 # ---- what every page is made of ------------------------------------------------------------------------------------
