@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Fixed, Positional, Suppress, arg
 
 from iwm.runtime.bounds import AtLeast, Positives, Seed
+from iwm.runtime.errors import UserError
 from iwm.verbs.shared import LEARNING_RATES, Measured, Options, Schedule, Source, check_blocks
 
 GALLERY = 1000
@@ -60,7 +61,7 @@ class Probe(ProbeSettings, Measured, Source):
     size: Annotated[int, AtLeast(0)] = 0
     """Side of the pictures; 0: the run's."""
     gallery: Annotated[int, AtLeast(0)] = GALLERY
-    """Instance: largest number of held-out images, drawn by the seed; 0: all."""
+    """Instance: largest number of held-out images, drawn by the seed, 2 or more; 0: all."""
     undo: bool = False
     """Instance: also after the predictor has undone the change, which it is told, or which is inferred."""
     baselines: bool = True
@@ -71,6 +72,8 @@ class Probe(ProbeSettings, Measured, Source):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_blocks(self.layer, self.layers)
+        if self.gallery == 1:
+            raise UserError("--gallery 1: in one image there is none to look for; give 0, or 2 and more.")
 
 
 OPTIONS = Probe

@@ -273,6 +273,8 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, capsys):
     assert "--undo belongs to --kind instance; leave it out with --kind linear" in capsys.readouterr().err
     assert cli.main(["probe", run, "--data", source, "--kind", "knn", "--gallery", "9"]) == 2
     assert "--gallery belongs to --kind instance" in capsys.readouterr().err
+    assert cli.main(["probe", run, "--data", source, "--kind", "instance", "--gallery", "1"]) == 2
+    assert "--gallery 1: in one image there is none to look for; give 0, or 2 and more." in capsys.readouterr().err
     np.savez(tmp_path / "one.npz", images=np.load(source)["images"], val_images=np.load(val)["images"][:1])
     with pytest.raises(UserError, match="holds a single image, too few to look for one"):
         probe(run, str(tmp_path / "one.npz"))
