@@ -450,9 +450,9 @@ SEEDED_NOTES = {
         "(`--masks.whole 0.5`)."
     ),
     "{}-deep": (
-        " *Predictor of four blocks*: the equivariant recipe with `--predictor.depth 4` for as long by the clock, 2,716 "
-        "steps on CIFAR-10, 1,479 on EuroSAT ([frontier.py](../results/frontier/frontier.py) timed a step); finetuned, "
-        "its predictor has more parameters than the others."
+        " *Predictor of four blocks*: the equivariant recipe with `--predictor.depth 4` for as long by the clock, "
+        "2,716 steps on CIFAR-10, 1,479 on EuroSAT ([frontier.py](../results/frontier/frontier.py) timed a step); "
+        "finetuned, its predictor has more parameters than the others."
     ),
     "ijepa-world-{}": (
         " *I-JEPA-world* (`ijepa-world`; before the recipe had a name, its runs were called `beside`): the encoder "

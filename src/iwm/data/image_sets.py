@@ -193,7 +193,7 @@ class _Composite(ImageSet):
         return images.dimensions(place, least)
 
 
-class _Mix(_Composite):
+class Mix(_Composite):
     """Several sets one after the other. Labels stay when all members have the same classes."""
 
     def __init__(self, members: Sequence[ImageSet], split: str):

@@ -16,8 +16,8 @@ from iwm.data.image_sets import (
     UNLABELLED,
     Files,
     ImageSet,
+    Mix,
     Subset,
-    _Mix,
     _Photos,
     _Scenes,
     require_labels,
@@ -314,4 +314,4 @@ def _note_masks(name: str, masks: Sequence[Named]) -> None:
 
 
 def _join(members: Sequence[ImageSet], split: str) -> ImageSet:
-    return members[0] if len(members) == 1 else _Mix(members, split)
+    return members[0] if len(members) == 1 else Mix(members, split)

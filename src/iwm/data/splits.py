@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from iwm.data.image_sets import UNLABELLED, Files, ImageSet, Subset, _Mix
+from iwm.data.image_sets import UNLABELLED, Files, ImageSet, Mix, Subset
 from iwm.runtime.errors import UserError
 from iwm.runtime.randomness import permutation
 
@@ -90,7 +90,7 @@ _trainings: ContextVar[Sequence[Training]] = ContextVar("trainings", default=())
 def training_record(images: ImageSet) -> list[dict[str, Any] | None] | None:
     """What weights and checkpoints note of the images that they are trained on: of each source in turn its
     `Rest.record`, or None where nothing was held out by lot; None where that is so of all."""
-    members = images.members if isinstance(images, _Mix) else [images]
+    members = images.members if isinstance(images, Mix) else [images]
     records = [member.record if isinstance(member, Rest) else None for member in members]
     return records if any(records) else None
 
