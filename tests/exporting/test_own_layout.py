@@ -18,6 +18,7 @@ from iwm.evaluation.tasks.classifier import load_classifier
 from iwm.exporting.format import Request
 from iwm.exporting.own_layout import OwnLayout
 from iwm.model import architecture, pretrained, weights
+from iwm.run_folder import trainings_of
 from iwm.runtime.errors import UserError
 
 
@@ -42,8 +43,13 @@ def test_it_is_the_same_model_with_its_decoder_and_without_paths(tmp_path):
         data=config.Data(image_size=16, source=f"{secret}/eyes,{secret}/more.zip"),
         run=replace(tiny().run, out=str(secret)),
     )
+    noted = Path(run) / "model" / "config.json"
+    record = {"images": 40, "sha256": "ab"}
+    noted.write_text(json.dumps({**json.loads(noted.read_text()), "training_images": [record, None]}))
+    assert [(each.source, each.record) for each in trainings_of(str(run))] == [(f"{secret}/eyes", record)]
     folder = exported(run, tmp_path / "out")
     assert "clinic" not in (folder / "config.json").read_text()
+    assert trainings_of(str(folder)) == [], "of images whose place is left out"
     model, before = iwm.load(folder), iwm.load(run)
     assert same(model, before)
     assert model.has_student
