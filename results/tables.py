@@ -360,6 +360,7 @@ SEEDED = {
     "{}-held": "encoder held",
     "{}-whole": "half whole",
     "{}-deep": "predictor of four blocks",
+    "{}-deep-long": "the same, as many steps",
     "ijepa-world-{}": "I-JEPA-world",
     "ijepa-world-all-{}": "I-JEPA-world, all positions",
 }
@@ -372,6 +373,7 @@ SEEDED_PAIRS = (
     ("{}-held", "ijepa-style-{}"),
     ("{}-whole", "{}"),
     ("{}-deep", "{}"),
+    ("{}-deep-long", "{}"),
     ("ijepa-world-{}", "{}"),
     ("ijepa-world-{}", "ijepa-style-{}"),
     ("ijepa-world-{}", "ijepa-style-{}-long"),
@@ -452,7 +454,8 @@ SEEDED_NOTES = {
     "{}-deep": (
         " *Predictor of four blocks*: the equivariant recipe with `--predictor.depth 4` for as long by the clock, "
         "2,716 steps on CIFAR-10, 1,479 on EuroSAT ([frontier.py](../results/frontier/frontier.py) timed a step); "
-        "finetuned, its predictor has more parameters than the others."
+        "finetuned, its predictor has more parameters than the others. *The same, as many steps*: as many as the "
+        "recipe, which take half as much time again."
     ),
     "ijepa-world-{}": (
         " *I-JEPA-world* (`ijepa-world`; before the recipe had a name, its runs were called `beside`): the encoder "
@@ -488,7 +491,7 @@ def _seeded(folder: Path) -> dict[str, float]:
         elif "mrr" in result:
             found["MRR"], found["MRR, common space"] = result["mrr"], result["mrr_common"]
             share = SHARES.get(f"{folder.parent.name}/{folder.name}")
-            if share is None and re.fullmatch(r"(cifar10|eurosat)(-whole|-deep)?-seed\d", folder.name):
+            if share is None and re.fullmatch(r"(cifar10|eurosat)(-whole|-deep|-deep-long)?-seed\d", folder.name):
                 share = result["photometric_share"]
             if share is not None:
                 found["photometric share"] = share

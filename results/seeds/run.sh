@@ -6,6 +6,7 @@
 # A recipe with -held behind it learns changes by its predictor alone, the encoder from unchanged crops (cifar10-held);
 # -whole shows whole sources in half of the steps instead of a quarter (cifar10-whole);
 # -deep has a predictor of four blocks instead of two, and as many steps as take the recipe's time (frontier.py's pace);
+# -deep-long the same and as many steps as the recipe;
 # ijepa-world-cifar10 and -eurosat are a third longer, so that as many steps as I-JEPA-style's teach their encoders;
 # ijepa-world-all-cifar10 and -eurosat are these, asked for visible positions too.
 # One core, 15 to 30 minutes a run; stopped and started again, it goes on where it was. SEEDS, RECIPES and PREDICTORS
@@ -24,7 +25,7 @@ for seed in ${SEEDS:-0 1 2}; do
         at=runs/seeds/$recipe-seed$seed change= base=$recipe
         case $recipe in
         *-held) base=${recipe%-held} change="--actions.clean both --objective.whole-gradient 0" ;;
-        *-deep) base=${recipe%-deep} change="--predictor.depth 4" ;;
+        *-deep | *-deep-long) base=${recipe%%-deep*} change="--predictor.depth 4" ;;
         *-whole) base=${recipe%-whole} change="--masks.whole 0.5" ;;
         ijepa-world-all-*) base=ijepa-world-${recipe##*-} change="--masks.predict all --masks.queries 0.375" ;;
         esac
