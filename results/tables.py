@@ -454,9 +454,9 @@ SEEDED_NOTES = {
     "{}-deep": (
         " *Predictor of four blocks*: the equivariant recipe with `--predictor.depth 4` for as long by the clock, "
         "2,716 steps on CIFAR-10, 1,479 on EuroSAT ([frontier.py](../results/frontier/frontier.py) timed a step); "
-        "finetuned, its predictor has more parameters than the others. *The same, as many steps*: as many as the "
-        "recipe, which take half as much time again."
+        "finetuned, its predictor has more parameters than the others."
     ),
+    "{}-deep-long": (" *The same, as many steps*: as many as the recipe, which take half as much time again."),
     "ijepa-world-{}": (
         " *I-JEPA-world* (`ijepa-world`; before the recipe had a name, its runs were called `beside`): the encoder "
         "learns as I-JEPA-style's, for as many steps, and does not move in the steps on whole sources, which alone "
