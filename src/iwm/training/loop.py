@@ -136,8 +136,8 @@ def _pretrain(
     if start < steps:  # of a finished run nothing is left to do but the export
         _loop(now, loader, _callbacks(now, own))
     record = training_record(source)
-    seen = {"images": len(source), **({"training_images": record} if record else {})}
-    weights.export(training.model, run.model, step=steps, precision=session.precision, **seen)
+    facts = {"images": len(source), **({"training_images": record} if record else {})}
+    weights.export(training.model, run.model, step=steps, precision=session.precision, **facts)
     distributed.meet()  # whoever goes on may read what rank 0 has written
     _show_verdict(now, loader)
 

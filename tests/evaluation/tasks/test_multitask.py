@@ -305,7 +305,9 @@ def test_all_are_searched_on_one_grid(run, sources):
             assert set(task[f"{twin}_at_grid_end"]) == {"lr"}
 
 
-@pytest.mark.parametrize(("ours", "good", "word"), [(0.9, True, "above"), (0.8, None, "level with"), (0.6, False, "BELOW")])
+@pytest.mark.parametrize(
+    ("ours", "good", "word"), [(0.9, True, "above"), (0.8, None, "level with"), (0.6, False, "BELOW")]
+)
 def test_the_verdict_compares_with_the_twins(ours, good, word):
     task = {"top1": ours, "single_task_top1": 0.8, "n_val": 1000}
     finding = verdict.judge_multitask(

@@ -91,10 +91,10 @@ def finetune(o: Finetune) -> dict[str, Any]:
 
 
 def _numbers(task: "ClassificationWork", ours: "Finetuning") -> dict[str, Any]:
-    found = scores(ours.logits, task.labels)
+    accuracies = scores(ours.logits, task.labels)
     return {
-        **found,
-        **accuracy_errors(found, len(task.labels)),
+        **accuracies,
+        **accuracy_errors(accuracies, len(task.labels)),
         **training_of(ours.model, ours.trained),
         "flops_are": "one image forward, encoder included, 2 per multiply-add, by torch.utils.flop_counter",
         **ours.feeding,
@@ -109,12 +109,12 @@ def _baselines(
     """The same training with nothing pretrained, and a linear classifier on raw pixels."""
     twin, settings = nothing_pretrained(model, o)
     control = task.fit(twin, settings, title="random encoder")
-    found = {
+    numbers = {
         "random_encoder_top1": accuracy(control.logits, task.labels),
         **tuning.facts_of_control(settings, control.trained),
         **probes.raw_pixels(splits, task.size, ProbeSettings(kind="linear", seed=o.seed), task.session),
     }
-    return found | accuracy_errors(found, len(task.labels))
+    return numbers | accuracy_errors(numbers, len(task.labels))
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
