@@ -5,6 +5,7 @@ docs/results.md."""
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.axes import Axes
 
@@ -47,15 +48,14 @@ def runs(arm: str) -> dict[int, dict[str, float]]:
 
 
 def _draw(axes: Axes, measures: dict[str, str]) -> None:
-    """A line a seed for each measure, over the weights; the recipe's mean as a dashed line."""
+    """A line a seed for each measure, over the weights; the recipe's mean as a dotted line."""
     dialled = [arm for arm in ARMS if arm != "recipe"]
+    of_arm, of_recipe = [runs(arm) for arm in dialled], runs("recipe").values()
     for measure, colour in measures.items():
-        of_arm = [runs(arm) for arm in dialled]
         for seed in of_arm[0]:
             values = [run[seed][measure] if seed in run else float("nan") for run in of_arm]
             axes.plot(range(len(dialled)), values, "o-", color=colour, markersize=4, linewidth=1, alpha=0.8)
-        mean = [run[measure] for run in runs("recipe").values()]
-        axes.axhline(sum(mean) / len(mean), color=colour, linestyle=":", linewidth=1)
+        axes.axhline(fmean(run[measure] for run in of_recipe), color=colour, linestyle=":", linewidth=1)
         axes.plot([], [], "o-", color=colour, markersize=4, linewidth=1, label=measure)
     axes.set_xticks(range(len(dialled)), [arm.removeprefix("w") for arm in dialled])
     axes.set_xlabel("objective.invariance_weight; dotted: the recipe", fontsize=8.5, color=INK)

@@ -21,20 +21,16 @@ for seed in ${SEEDS:-0 1 2}; do
         mkdir -p $at
         cp -r runs/seeds/$recipe-seed$seed/config.yaml runs/seeds/$recipe-seed$seed/model $at
         for part in ${PARTS:-$parts}; do
-            train=${part%-long} out=$at
-            flags="--train $train --epochs 14 --lrs 3e-4 1e-3 3e-3 1e-2"
+            train=${part%-long} out=$at epochs=14 proof=top1 more=--no-baselines
             case $part in
-            head) flags="$flags 3e-2" ;;
-            both) flags="$flags --start $at/eval/finetune-predictor-pretrained-$suffix" ;;
-            *-long)
-                out=$at-long
-                flags="--train $train --epochs 28 --lrs 3e-4 1e-3 3e-3 1e-2 --out $out"
-                ;;
+            head) more="3e-2 $more" ;;
+            both) more="--start $at/eval/finetune-predictor-pretrained-$suffix $more" ;;
+            encoder) proof=random_encoder_top1 more= ;;
+            *-long) out=$at-long epochs=28 more="--out $at-long $more" ;;
             esac
-            proof=top1
-            test $part = encoder && proof=random_encoder_top1 || flags="$flags --no-baselines"
             grep -qs "\"$proof\"" $out/eval/finetune-$train-*.json ||
-                iwm finetune $at --data "$eurosat" --seed $seed $flags $how
+                iwm finetune $at --data "$eurosat" --seed $seed --train $train --epochs $epochs \
+                    --lrs 3e-4 1e-3 3e-3 1e-2 $more $how
             mkdir -p "$here/tuning/${out##*/}"
             cp $out/eval/*.json "$here/tuning/${out##*/}"
         done
