@@ -49,3 +49,18 @@ def clouds(count: int, width: int, classes: int, seed: int = 0) -> tuple[torch.T
     values = (centres[labels] + torch.randn(count, width, generator=generator)) @ mixing
     values[:, 3] = 7.0
     return values, labels
+
+
+def quadrants(folder: Path, count: int) -> str:
+    """A source of four classes: which quadrant is red. The same kind of pictures as `corners`, another question."""
+    generator = np.random.default_rng(7)
+    arrays = {}
+    for prefix, number in (("", count), ("val_", 80)):
+        images = generator.integers(90, 166, (number, 16, 16, 3), dtype=np.uint8)
+        labels = generator.integers(0, 4, number)
+        for image, label in zip(images, labels, strict=True):
+            top, left = 8 * (label // 2), 8 * (label % 2)
+            image[top : top + 8, left : left + 8] = (250, 20, 20)
+        arrays |= {f"{prefix}images": images, f"{prefix}labels": labels}
+    np.savez(folder / "quadrants.npz", **arrays)
+    return str(folder / "quadrants.npz")

@@ -270,10 +270,16 @@ def judge_multitask(result: Result) -> Finding:
     of_tasks = [task for task in tasks.values() if isinstance(task, dict)] if isinstance(tasks, dict) else []
     title = f"One predictor, {len(of_tasks)} tasks"
     kinds = [kind for kind in TWINS if number(result, f"average_{kind}_top1") is not None]
-    twin = max(kinds, key=lambda kind: number(result, f"average_{kind}_top1") or 0.0, default="single_task")
-    ours, alone = number(result, "average_top1"), number(result, f"average_{twin}_top1")
-    if ours is None or alone is None:
+    ours = number(result, "average_top1")
+    if ours is None:
         return Finding(title, False, "The accuracies are not finite.")
+    if not kinds:
+        sentence = (
+            f"{ours:.1%} right on average was measured without a predictor for each task, so it cannot be judged."
+        )
+        return Finding(title, None, sentence)
+    twin = max(kinds, key=lambda kind: number(result, f"average_{kind}_top1") or 0.0)
+    alone = number(result, f"average_{twin}_top1") or 0.0
     errors = [_error(number(t, "top1") or 0.0, number(t, f"{twin}_top1") or 0.0, t) for t in of_tasks]
     place = standing(ours, alone, average_error(errors))
     words = f"One predictor told the task by a token ({ours:.1%} right on average) is {place} one predictor a task "

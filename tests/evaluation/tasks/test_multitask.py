@@ -11,11 +11,10 @@ import torch
 from conftest import pictures_file
 from exporting.models import world
 
-from evaluation.planted import corners, exported
+from evaluation.planted import corners, exported, quadrants
 from iwm import cli, config, run_folder, verbs
-from iwm.evaluation.tasks import augment, finetune, multitask
+from iwm.evaluation.tasks import augment, finetune, multitask, shared_predictor
 from iwm.evaluation.tasks.classifier import AttentiveHead, load_classifier, predict, task_names
-from iwm.evaluation.tasks.probes import labelled_splits
 from iwm.reports import verdict
 from iwm.reports.page import write
 from iwm.runtime.devices import CPU
@@ -26,21 +25,6 @@ from iwm.verbs.shared import Classification, Schedule
 
 SPEED = config.Speed(precision="fp32", device="cpu", workers=0)
 QUICK = Classification(lrs=(3e-3,), ratios=(1.0,), views=1, schedule=Schedule(epochs=1, search_epochs=1, batch_size=48))
-
-
-def quadrants(folder: Path, count: int) -> str:
-    """A source of four classes: which quadrant is red. The same kind of pictures as `corners`, another question."""
-    generator = np.random.default_rng(7)
-    arrays = {}
-    for prefix, number in (("", count), ("val_", 80)):
-        images = generator.integers(90, 166, (number, 16, 16, 3), dtype=np.uint8)
-        labels = generator.integers(0, 4, number)
-        for image, label in zip(images, labels, strict=True):
-            top, left = 8 * (label // 2), 8 * (label % 2)
-            image[top : top + 8, left : left + 8] = (250, 20, 20)
-        arrays |= {f"{prefix}images": images, f"{prefix}labels": labels}
-    np.savez(folder / "quadrants.npz", **arrays)
-    return str(folder / "quadrants.npz")
 
 
 @pytest.fixture(scope="module")
@@ -157,79 +141,6 @@ def test_tokens_not_kept_give_the_same_training(run, sources, monkeypatch):
     assert second["average_top1"] == pytest.approx(first["average_top1"], abs=0.15)
 
 
-def ready(sources, settings=QUICK) -> list[multitask.Task]:
-    tasks = []
-    for name, val in (("equal", sources["equal-val"]), ("where", "")):
-        splits = labelled_splits(sources[name], val, size=16)
-        work = finetune.ClassificationWork.prepare(splits, settings, 16, CPU)
-        tasks.append(multitask.Task(name, splits, work))
-    return tasks
-
-
-def test_one_pass_for_all_equals_each_tasks_own(run, sources):
-    model, tasks = run_folder.load_model(run), ready(sources)
-    made = multitask.classifiers_of(model, tasks, QUICK)
-    assert made[0].predictor is made[1].predictor
-    assert made[0].encoder is made[1].encoder
-    assert made[0].token is not None
-    assert made[1].token is not None
-    assert not torch.equal(made[0].token, made[1].token)
-    images = [task.work.test[:6] for task in tasks]
-    with torch.no_grad():
-        together = multitask.logits_together(made, images, tokens_given=False)
-        for classifier, part, logits in zip(made, images, together, strict=True):
-            torch.testing.assert_close(classifier(part), logits, atol=1e-5, rtol=1e-5)
-
-
-def test_only_predictor_heads_and_tokens_are_trained(run, sources):
-    model = run_folder.load_model(run)
-    tasks = [
-        replace(task, work=task.work.encoded(model.target_encoder, model.target_encoder.layer))
-        for task in ready(sources)
-    ]
-    before = multitask.classifiers_of(model, tasks, QUICK)
-    after = multitask.Training(model, tasks, QUICK, tasks).run().classifiers
-    for old, new in zip(before, after, strict=True):
-        was, now = dict(old.named_parameters()), dict(new.named_parameters())
-        assert all(torch.equal(was[name], now[name]) for name in was if name.startswith("encoder."))
-        for name in ("token", "head.query", "head.linear.weight", "predictor.mask_token", "predictor.embed.weight"):
-            assert not torch.equal(was[name], now[name]), name
-
-
-def test_the_precision_of_a_users_machine_works_and_agrees(run, sources):
-    model, tasks = run_folder.load_model(run), ready(sources)
-    made = multitask.classifiers_of(model, tasks, QUICK)
-    kept = [task.work.encoded(model.target_encoder, model.target_encoder.layer).test[:6] for task in tasks]
-    with torch.no_grad():
-        plain = multitask.logits_together(made, kept, tokens_given=True)
-        with torch.autocast("cpu", torch.bfloat16):
-            coarse = multitask.logits_together(made, kept, tokens_given=True)
-    for ours, theirs in zip(plain, coarse, strict=True):
-        torch.testing.assert_close(ours, theirs.float(), atol=0.05, rtol=0.1)
-
-
-def test_the_batch_is_split_evenly_and_the_losses_are_averaged(run, sources, monkeypatch):
-    model, tasks = run_folder.load_model(run), ready(sources)
-    seen = []
-    real = multitask.stream
-
-    def spy(samples, rows, seed, batch, step):
-        seen.append((len(rows), batch))
-        return real(samples, rows, seed, batch, step)
-
-    monkeypatch.setattr(multitask, "stream", spy)
-    shared = multitask.Training(model, tasks, QUICK, tasks).run()
-    assert seen == [(96, 24), (48, 24)] * shared.steps
-    seen.clear()
-    twin = multitask.Training(model, tasks[1:], QUICK, tasks).run()
-    assert seen == [(48, 48)] * twin.steps
-    assert 2 * twin.steps == shared.steps
-    seen.clear()
-    twin = multitask.Training(model, tasks[1:], QUICK, tasks, equal_updates=True).run()
-    assert seen == [(48, 24)] * shared.steps
-    assert twin.steps == shared.steps
-
-
 def refused(capsys, *argv: str) -> str:
     assert cli.main(["multitask", *argv]) == 2
     said = capsys.readouterr().err.strip()
@@ -287,6 +198,27 @@ def test_a_task_must_be_named_and_exist(run, sources, tmp_path):
         load_classifier(single, task="where")
     with pytest.raises(UserError, match="no finetuned classifier"):
         task_names(tmp_path / "nothing")
+
+
+def test_a_twin_that_fails_leaves_what_was_measured_and_its_weights(run, sources, monkeypatch):
+    fit = shared_predictor.Training.run
+
+    def failing(self):
+        if len(self.tasks) == 1:
+            raise UserError("The training of the twin diverged.")
+        return fit(self)
+
+    monkeypatch.setattr(shared_predictor.Training, "run", failing)
+    with pytest.raises(UserError, match="twin diverged"):
+        tune(run, sources)
+    (path,) = (Path(run) / "eval").glob("multitask-*.json")
+    content = json.loads(path.read_text())
+    assert content["average_top1"] == sum(task["top1"] for task in content["tasks"].values()) / 2
+    assert task_names(content["weights"]) == ("equal", "where")
+    finding = verdict.judge_multitask(content)
+    assert finding.good is None
+    assert "cannot be judged" in finding.sentence
+    assert "cannot be judged" in write(Path(run)).read_text()
 
 
 def test_the_verdict_compares_with_the_better_twin():

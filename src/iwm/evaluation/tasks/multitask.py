@@ -1,42 +1,33 @@
-"""Many tasks with one predictor: a learned token tells it which one is meant (paper section 5, multitask tuning).
+"""One predictor for many tasks (`iwm.evaluation.tasks.shared_predictor`) beside one predictor for each.
 
-    y_t = head_t(p(f-bar(x), a = 0, token_t)),   loss = mean_t CE(y_t, label)     f-bar frozen, p shared by all t
-
-Every batch of b images is split evenly between the T tasks. The control is one predictor a task (no token), finetuned
-from the same start under the same grid of learning rates. Where the shared one takes S steps, a task has two twins:
+The control is one predictor a task, finetuned from the same start under the same grid of learning rates. Where the
+shared one takes S steps with batches of b images for T tasks, a task has two twins:
 
     equal total steps    S / T steps of b images each: as many steps in total, a T-th of the updates for each twin
     equal updates        S steps of b / T images each: as many updates as the shared predictor, T S steps in total
-
-Every twin is shown the very pictures, in the very order, that the shared predictor is shown of its task.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from matplotlib.figure import Figure
-from torch import Tensor, nn
 
 from iwm.data.sources import LabelledSplits, labelled_splits
 from iwm.evaluation import ritual
-from iwm.evaluation.grids import grid_ends, untried
+from iwm.evaluation.grids import grid_ends
 from iwm.evaluation.ritual import Outcome
-from iwm.evaluation.tasks import features, fitting
-from iwm.evaluation.tasks.classifier import Classifier, save_tasks
+from iwm.evaluation.tasks import features
+from iwm.evaluation.tasks.classifier import save_tasks
 from iwm.evaluation.tasks.finetune import ClassificationWork, build
-from iwm.evaluation.tasks.fitting import accuracy, cross_entropy, scores
+from iwm.evaluation.tasks.fitting import scores
 from iwm.evaluation.tasks.probes import facts_of_source
-from iwm.evaluation.tasks.streams import Rows, steps_of, stream
-from iwm.evaluation.tasks.tuning import grid_of, trainable_of
+from iwm.evaluation.tasks.shared_predictor import Task, Training, Tuned
 from iwm.evaluation.uncertainty import accuracy_errors, is_unbalanced
-from iwm.model.vit import choose_attention
 from iwm.model.world_model import ImageWorldModel
-from iwm.runtime import drawing, errors, sharing
+from iwm.runtime import drawing, errors
 from iwm.runtime.console import console, show, table
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
@@ -50,15 +41,6 @@ TWINS = {"single_task": False, "single_task_equal_updates": True}
 AVERAGES = ("top1", "single_task_top1", "single_task_equal_updates_top1", "chance")
 LONGEST = 100
 """Bytes of the tasks' names in a file's name; beyond, their number stands there."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A labelled source under the name a user gave it, in memory."""
-
-    name: str
-    splits: LabelledSplits
-    work: ClassificationWork
 
 
 def multitask(o: Multitask) -> dict[str, Any]:
@@ -75,7 +57,7 @@ def multitask(o: Multitask) -> dict[str, Any]:
         _ = build(model, o, ("", ""), size)  # what cannot be built is an error before any work
         splits = {name: _splits(name, source, vals.get(name, ""), size) for name, source in sources.items()}
         tasks = _prepare(model, splits, o, size, work.session)
-        classifiers, numbers = measure(model, tasks, o)
+        shared = Training(model, tasks, o, tasks).run()
         together = "+".join(sources)
         data = together if len(together.encode()) <= LONGEST else f"{len(sources)}-tasks"
         settings = ritual.settings_of(o, Classification)
@@ -84,7 +66,7 @@ def multitask(o: Multitask) -> dict[str, Any]:
             payload={
                 "data": data,
                 "predictor": o.predictor,
-                **numbers,
+                **measure(shared, tasks, o),
                 "encoder": features.name_of(o.student),
                 "image_size": size,
                 "augmentation": o.augmentation,
@@ -97,10 +79,12 @@ def multitask(o: Multitask) -> dict[str, Any]:
                 "size": size,
             },
             variant=[o.predictor, "student" * o.student, f"seed{o.seed}" if o.seed else ""],
-            figures={"": lambda: draw(numbers["tasks"])},
-            weights=lambda folder: save_tasks(classifiers, list(sources), model, folder, finetuned=settings),
+            weights=lambda folder: save_tasks(shared.classifiers, list(sources), model, folder, finetuned=settings),
         )
-        return work.conclude(outcome, _show)
+        rows = outcome.payload["tasks"]
+        outcome = work.with_controls(outcome, lambda: measure_twins(model, tasks, o, rows))
+        compared = outcome.payload["tasks"]
+        return work.conclude(replace(outcome, figures={"": lambda: draw(compared)}), _show)
 
 
 def parse_tasks(texts: Sequence[str], option: str = "--task") -> dict[str, str]:
@@ -162,190 +146,62 @@ def _prepare(
     return tokens if all(task.work.tokens_kept for task in tokens) else pictures
 
 
-# ---- training ------------------------------------------------------------------------------------------------------
-
-
-def classifiers_of(model: ImageWorldModel, tasks: Sequence[Task], settings: Classification) -> list[Classifier]:
-    """A fresh classifier for every task. Several share encoder and predictor and have a task token each; a single one
-    is an ordinary finetuning. Heads are drawn alike in both, the same for the same seed."""
-    classifiers = [task.work.build(model, settings) for task in tasks]
-    first = classifiers[0]
-    assert first.predictor is not None
-    if len(classifiers) > 1:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            for classifier in classifiers:
-                classifier.encoder, classifier.predictor = first.encoder, first.predictor
-                token = torch.empty(1, first.predictor.settings.width)
-                classifier.token = nn.Parameter(nn.init.trunc_normal_(token, std=0.02))
-    return classifiers
-
-
-def logits_together(
-    classifiers: Sequence[Classifier], inputs: Sequence[Tensor], tokens_given: bool
-) -> list[Float[Tensor, "_b _c"]]:
-    """Every task's logits of its own inputs, by one pass through what they share."""
-    first = classifiers[0]
-    assert first.predictor is not None
-    if tokens_given:
-        values = torch.cat([part.float() for part in inputs])  # autocast cannot join half-precision tensors on a CPU
-    else:
-        values = first.encoder.tokens(torch.cat(list(inputs)))
-    counts = [len(part) for part in inputs]
-    task = None
-    if len(classifiers) > 1:
-        own: list[Tensor] = [classifier.token for classifier in classifiers if classifier.token is not None]
-        task = torch.cat([token.expand(count, *token.shape) for token, count in zip(own, counts, strict=True)])
-    null = values.new_zeros(len(values), first.space.dim)
-    parts = first.predictor(values, null, grid=first.grid, task=task).split(counts)
-    return [classifier.head(part.float()) for classifier, part in zip(classifiers, parts, strict=True)]
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """Trained classifiers with how they came about."""
-
-    classifiers: list[Classifier]
-    choice: dict[str, Any]
-    tried: list[dict[str, Any]]
-    steps: int
-
-    @property
-    def trainable(self) -> int:
-        """Parameters that were trained, shared ones counted once."""
-        return trainable_of(nn.ModuleList(self.classifiers))
-
-
-@dataclass(frozen=True)
-class Training:
-    """The training of one predictor for `tasks`: all of `among`, or one of them, a twin.
-
-    In any case every task is shown equally many images.
-    """
-
-    model: ImageWorldModel
-    tasks: Sequence[Task]
-    settings: Classification
-    among: Sequence[Task]
-    equal_updates: bool = False
-    """Of a twin: as many steps as the shared predictor takes, with its share of the batch; else its share of the steps,
-    with the whole batch."""
-
-    @property
-    def title(self) -> str:
-        if len(self.tasks) > 1:
-            return f"all {len(self.tasks)} tasks"
-        return f"{self.tasks[0].name} alone" + (", equal updates" if self.equal_updates else "")
-
-    def run(self) -> Tuned:
-        """Choose learning rates on a tenth of every task and train."""
-        schedule = self.settings.schedule
-        split = {task.name: fitting.search_rows(task.work.samples, schedule, self.settings.seed) for task in self.among}
-        rests, tenths = ({name: rows[side] for name, rows in split.items()} for side in (0, 1))
-
-        def trial(choice: dict[str, Any], title: str) -> float:
-            classifiers, _ = self._fit(choice, schedule.search, rests, title)
-            right = []
-            for task, classifier in zip(self.tasks, classifiers, strict=True):
-                if len(tenth := tenths[task.name]):
-                    guesses = task.work.guess(classifier, task.work.samples.plain(tenth))
-                    right.append(accuracy(guesses, task.work.samples.labels[tenth]))
-            return sum(right) / len(right)
-
-        def train(choice: dict[str, Any]) -> tuple[list[Classifier], int]:
-            everything = {task.name: torch.arange(len(task.work.samples.labels)) for task in self.among}
-            return self._fit(choice, schedule.epochs, everything, self.title)
-
-        grid, judged = grid_of(self.settings), any(len(tenths[task.name]) for task in self.tasks)
-        grid = grid if judged else [untried(grid)]
-        (classifiers, steps), choice, tried = fitting.search_and_train(grid, trial, train, schedule, self.title)
-        return Tuned(classifiers, choice, tried, steps)
-
-    def _fit(
-        self, choice: dict[str, Any], epochs: int, rows: Mapping[str, Rows], title: str
-    ) -> tuple[list[Classifier], int]:
-        """Fresh classifiers trained on these rows of every task, and in how many steps."""
-        tasks, among, schedule, seed = self.tasks, self.among, self.settings.schedule, self.settings.seed
-        session, tokens_given = tasks[0].work.session, tasks[0].work.tokens_kept
-        each = schedule.batch_size // len(among)
-        among_whom = len(tasks) if self.equal_updates else len(among)
-        batch = each * among_whom // len(tasks)
-        classifiers = classifiers_of(self.model, tasks, self.settings)
-        for classifier in classifiers:
-            choose_attention(classifier.to(session.device), session.device, session.precision)
-        steps = steps_of([len(rows[task.name]) for task in among], epochs, each) * len(tasks) // among_whom
-
-        each_mine = sharing.rows_of_batch(batch)
-        mine = np.concatenate([number * batch + each_mine for number in range(len(tasks))])
-
-        def loss_of(step: int) -> Tensor:
-            pairs = [stream(task.work.samples, rows[task.name], seed, batch, step) for task in tasks]
-            inputs = [session.upload(values) for values, _ in pairs]
-            with session.autocast(), sharing.part_of_batch(len(tasks) * batch, mine):
-                logits = logits_together(classifiers, inputs, tokens_given)
-            losses = [
-                cross_entropy(guess.float(), session.upload(truth), schedule.smoothing)
-                for guess, (_, truth) in zip(logits, pairs, strict=True)
-            ]
-            return torch.stack(losses).mean()
-
-        modules = nn.ModuleList(classifiers).train()
-        groups = _groups(classifiers, schedule.weight_decay, **choice)
-        how: dict[str, Any] = {"seed": seed, "checked_every": max(1, steps // 20), "session": session, "title": title}
-        fitting.descend(groups, range(steps), loss_of, steps, schedule, **how)
-        modules.eval()
-        return classifiers, steps
-
-
-def _groups(classifiers: Sequence[Classifier], decay: float, lr: float, ratio: float) -> list[dict[str, Any]]:
-    """Parameter groups: heads and task tokens at `lr`, the predictor at `ratio` of it."""
-    first = classifiers[0]
-    assert first.predictor is not None
-    groups = fitting.decay_groups(nn.ModuleList([classifier.head for classifier in classifiers]), lr, decay)
-    tokens = [classifier.token for classifier in classifiers if classifier.token is not None]
-    if tokens:
-        groups.append({"params": tokens, "lr": lr, "weight_decay": 0.0})
-    return groups + fitting.decay_groups(first.predictor, lr * ratio, decay)
-
-
 # ---- the comparison ------------------------------------------------------------------------------------------------
 
 
-def measure(
-    model: ImageWorldModel, tasks: Sequence[Task], settings: Classification
-) -> tuple[list[Classifier], dict[str, Any]]:
-    """Train the shared predictor and every task's twins; returns the shared classifiers and the numbers of all."""
-    shared = Training(model, tasks, settings, tasks).run()
+def measure(shared: Tuned, tasks: Sequence[Task], settings: Classification) -> dict[str, Any]:
+    """What the shared predictor says of every task's test images."""
     rows: dict[str, dict[str, Any]] = {}
-    twins: dict[str, list[Tuned]] = {name: [] for name in TWINS}
     for task, classifier in zip(tasks, shared.classifiers, strict=True):
-        alone: dict[str, Any] = {}
-        for name, equal_updates in TWINS.items():
-            twin = Training(model, [task], settings, tasks, equal_updates).run()
-            alone |= _numbers_alone(name, task, twin)
-            twins[name].append(twin)
-        accuracies = scores(task.work.guess(classifier, task.work.test), task.work.labels) | alone
         rows[task.name] = {
-            **accuracies,
-            **accuracy_errors(accuracies, len(task.work.labels)),
+            **_with_errors(scores(task.work.guess(classifier, task.work.test), task.work.labels), task),
             "n_train": len(task.work.samples.labels),
             "n_val": len(task.work.labels),
             **facts_of_source(task.splits),
             "classes": list(task.splits.classes),
         }
-    numbers = {
+    return {
         "tasks": rows,
-        **{f"average_{k}": sum(row[k] for row in rows.values()) / len(rows) for k in (*AVERAGES, "majority_top1")},
+        **_averages(rows),
         "chosen": shared.choice,
         "tried": shared.tried,
         "at_grid_end": grid_ends(shared.choice, shared.tried),
         "trainable_parameters": shared.trainable,
-        "single_task_trainable_parameters": sum(twin.trainable for twin in twins["single_task"]),
         "iterations": shared.steps,
-        **{f"{name}_iterations": sum(twin.steps for twin in each) for name, each in twins.items()},
         "images_per_iteration": settings.schedule.batch_size // len(tasks) * len(tasks),
     }
-    return shared.classifiers, numbers
+
+
+def measure_twins(
+    model: ImageWorldModel, tasks: Sequence[Task], settings: Classification, rows: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Train every task's twins; returns the numbers that they add, those of every task to its own in `rows`."""
+    twins: dict[str, list[Tuned]] = {name: [] for name in TWINS}
+    beside: dict[str, dict[str, Any]] = {}
+    for task in tasks:
+        alone: dict[str, Any] = {}
+        for name, equal_updates in TWINS.items():
+            twin = Training(model, [task], settings, tasks, equal_updates).run()
+            alone |= _numbers_alone(name, task, twin)
+            twins[name].append(twin)
+        beside[task.name] = {**rows[task.name], **_with_errors(alone, task)}
+    return {
+        "tasks": beside,
+        **_averages(beside),
+        "single_task_trainable_parameters": sum(twin.trainable for twin in twins["single_task"]),
+        **{f"{name}_iterations": sum(twin.steps for twin in each) for name, each in twins.items()},
+    }
+
+
+def _with_errors(accuracies: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """Accuracies on a task's test images with their standard errors."""
+    return {**accuracies, **accuracy_errors(accuracies, len(task.work.labels))}
+
+
+def _averages(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the tasks of what all of them have."""
+    there = [key for key in (*AVERAGES, "majority_top1") if all(key in row for row in rows.values())]
+    return {f"average_{key}": sum(row[key] for row in rows.values()) / len(rows) for key in there}
 
 
 def _numbers_alone(name: str, task: Task, twin: Tuned) -> dict[str, Any]:
