@@ -17,7 +17,7 @@ A RUN may also be a name and no place on this disk: hf-hub:user/name, timm:NAME,
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -355,14 +355,19 @@ def settings_of_weights(run: str) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def trainings_of(run: str) -> list[Training]:
-    """What a RUN's weights note of the sources of which a tenth was held out by lot in their training; nothing of
-    older weights, of those of timm, and where there are none."""
+def trainings_of(run: str, later: Sequence[str] = ()) -> list[Training]:
+    """What a RUN's weights note of the sources of which a tenth was held out by lot in their training, and then what
+    those note that it began with, if they are there still; nothing of older weights, of those of timm, and where there
+    are none. The RUNs `later` began with it and are not asked again."""
     meta = {} if is_timm(run) else _meta_if_any(run)
     records = meta.get("training_images") or []
     source = meta["settings"]["data"]["source"] if records else ""
     sources = source.split(",") if len(records) > 1 else [source]  # one may have a comma in its name
-    return [Training(run, source, record) for source, record in zip(sources, records, strict=False) if record]
+    own = [Training(run, source, record) for source, record in zip(sources, records, strict=False) if record]
+    init = str(meta.get("settings", {}).get("init") or "")
+    if init and not is_remote(init) and init not in later:
+        own += trainings_of(init, (*later, init))
+    return own
 
 
 def _meta_if_any(run: str) -> dict[str, Any]:

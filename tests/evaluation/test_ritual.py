@@ -335,6 +335,17 @@ def test_a_tenth_that_was_trained_on_is_not_measured_on(classes: Path, verb: str
         verbs.call(verb, run=str(classes / "run"), data=str(classes / "photos"), speed=HERE, **HELD_OUT[verb])
 
 
+def test_what_a_run_began_with_was_trained_on_counts_too(classes: Path) -> None:
+    """The first run on 60 images, the second on 61: its own tenth was mostly trained on by the first."""
+    photos, second = classes / "photos", classes / "second"
+    noise(photos / "c", 1)
+    settings = trained_on(tiny(), source=str(photos), out=str(second))
+    loop.pretrain(replace(settings, init=str(classes / "run")))
+    with pytest.raises(UserError, match=r"held 60 images when .*run was trained and holds 61 now"):
+        verbs.call("world", run=str(second), data=str(photos), speed=HERE, images=1, bank=2)
+    shutil.rmtree(second)
+
+
 def test_what_was_not_trained_on_is_measured_on(classes: Path) -> None:
     run, photos, others = (str(classes / name) for name in ("run", "photos", "kept/photos"))
     assert verbs.call("world", run=run, data=photos, speed=HERE, images=1, bank=2)["images"] == 1, "nothing changed"
