@@ -110,13 +110,16 @@ def test_compare_says_when_a_result_is_of_another_precision(tmp_path: Path, caps
     assert "Not quite comparable, probe-objects was measured with different: precision (fp32 | bf16)." in said
 
 
-def test_compare_needs_runs_with_results(tmp_path: Path) -> None:
+def test_compare_needs_runs_with_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     run = plant(tmp_path / "run")
     (tmp_path / "photos").mkdir()
     with pytest.raises(UserError, match="no results"):
         compare([run])
     with pytest.raises(UserError, match="photos is not a run"):
         compare([run, str(tmp_path / "photos")])
+    with pytest.raises(UserError, match=r"measured on demo here yet; .* `iwm world demo"):
+        compare([run, "demo"])
     with pytest.raises(UserError, match="no run at"):
         compare([run, str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="Which runs"):

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iwm.evaluation.world import mrr
-from iwm.reports.finding import Result, data_of, join, number, settings_of, verb_of
+from iwm.reports.finding import Result, data_of, join, number, require_measured, settings_of, verb_of
 from iwm.run_folder import EARLIER, RunFolder, plain_name
 from iwm.runtime import fields
 from iwm.runtime.console import console, in_words, tables_are_printed
@@ -48,7 +48,10 @@ def compare(o: Compare) -> list[dict[str, Any]]:
     runs = list(dict.fromkeys(o.runs))
     if not runs:
         raise UserError("Which runs? Give `iwm compare RUN RUN...`.")
-    folders = {run: RunFolder.of(run).require("config", "metrics", "eval") for run in runs}
+    folders = {run: RunFolder.of(run) for run in runs}
+    for run, folder in folders.items():
+        require_measured(run, folder)
+        folder.require("config", "metrics", "eval")
     results = {run: {result["file"]: result for result in folder.results()} for run, folder in folders.items()}
     if not any(results.values()):
         raise UserError(f"There are no results in {join(runs)}; measure something first, say `iwm world RUN --data S`.")

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from iwm.run_folder import EARLIER, weights_of
+from iwm.run_folder import EARLIER, RunFolder, is_remote, weights_of
 from iwm.runtime.bounds import finite
+from iwm.runtime.errors import UserError
 
 Result = dict[str, Any]
 OF_EARLIER = " (of earlier weights)"
@@ -42,6 +43,12 @@ def numbers(result: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, fl
     """{name: value} of those keys ({key: name}) that the result holds."""
     values = {name: number(result, key) for key, name in names.items()}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def require_measured(run: str, folder: RunFolder) -> None:
+    """Raises UserError for a RUN trained elsewhere, on which nothing has been measured here yet."""
+    if is_remote(run) and not folder.eval.exists():
+        raise UserError(f"Nothing has been measured on {run} here yet; do it with `iwm world {run} --data S`.")
 
 
 def verb_of(result: Result) -> str:

@@ -18,7 +18,7 @@ from iwm.evaluation.tasks.multitask import AVERAGES
 from iwm.evaluation.world.infer import answers_of
 from iwm.model.objectives import OBJECTIVES, PatchPrediction
 from iwm.reports import figures
-from iwm.reports.finding import Finding, Result, data_of, note_of, number, verb_of
+from iwm.reports.finding import Finding, Result, data_of, note_of, number, require_measured, verb_of
 from iwm.reports.verdict import VERBS, headline, judge_results, judge_training
 from iwm.run_folder import EARLIER, RunFolder, is_remote, settings_of_weights
 from iwm.runtime import fields, files
@@ -65,8 +65,7 @@ def write(run: str | Path, out: str | Path = "", results: str = "") -> Path:
     when `run` is no run folder, and when the page cannot be written."""
     run = fields.as_text(run)
     elsewhere, folder = bool(results) or is_remote(run), RunFolder.of(run, results)
-    if is_remote(run) and not folder.eval.exists():
-        raise UserError(f"Nothing has been measured on {run} here yet; do it with `iwm world {run} --data S`.")
+    require_measured(run, folder)
     folder.require(*(("eval",) if elsewhere else ("config", "metrics")))
     path = Path(out).expanduser() if out else folder.report
     mark = b"" if _is_older_page(path) else MARK
