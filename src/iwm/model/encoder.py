@@ -160,13 +160,18 @@ class PatchEncoder(nn.Module):
         return self._normed(outputs[0], self.layer), self._normed(outputs[-1], self.depth)
 
     def intermediates(
-        self, images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"], numbers: Sequence[int], affine: bool = True
+        self,
+        images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"],
+        numbers: Sequence[int],
+        affine: bool | Sequence[bool] = True,
     ) -> list[Float[Tensor, "b n d"]]:
         """Tokens of all patches after the blocks of these numbers, from 1: the last block's after the final norm, an
-        earlier one's, and without `affine` the last one's too, after a LayerNorm without affine."""
+        earlier one's, and without `affine` (of all, or of each) the last one's too, after a LayerNorm without
+        affine."""
         unique = sorted(set(numbers))
         outputs = dict(zip(unique, self._outputs(images, unique), strict=True))
-        return [self._normed(outputs[number], number, affine) for number in numbers]
+        each = [affine] * len(numbers) if isinstance(affine, bool) else affine
+        return [self._normed(outputs[number], number, own) for number, own in zip(numbers, each, strict=True)]
 
     def _outputs(
         self,

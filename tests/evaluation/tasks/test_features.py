@@ -82,6 +82,16 @@ def test_several_layers_are_normed_and_pooled_each_for_itself_and_lie_side_by_si
         features.open_encoder(run, layers=3)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "2x2"])
+def test_the_last_block_alone_comes_behind_several_of_the_same_pass(run, images, pooling):
+    both = features.open_encoder(run, layers="all").reading(2, last_too=True)
+    found = features.apart(both, features.encode(both, images, pooling=pooling), pooling, CPU)
+    for name, layers in {"": 2, "last_block_": 0}.items():
+        alone = features.encode(both.reading(layers), images, pooling=pooling)
+        assert torch.equal(found[name], alone)
+    assert both.drawn_anew(1).last_too
+
+
 def test_quarters_are_pooled_each_for_itself(run, images):
     tokens = features.open_encoder(run)(images).unflatten(1, (4, 4))
     wanted = [tokens[:, top : top + 2, left : left + 2].mean((1, 2)) for top in (0, 2) for left in (0, 2)]
@@ -251,6 +261,10 @@ def test_the_last_layers_of_a_timm_model_may_have_grids_and_widths_of_their_own(
     halves = found.split((width - model.num_features, model.num_features), dim=1)
     for half in halves:
         assert half.mean(1).abs().max() < 1e-5, "every block is normed for itself"
+    both = encoder.reading(2, last_too=True)
+    parts = features.apart(both, features.encode(both, images), "mean", CPU)
+    assert torch.equal(parts[""], found)
+    assert torch.equal(parts["last_block_"], features.encode(encoder.reading(0), images))
     assert features.encode(encoder.drawn_anew(1), images).shape == (2, width)
 
 

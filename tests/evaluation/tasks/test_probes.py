@@ -14,6 +14,7 @@ import iwm
 from evaluation.planted import corners, exported
 from iwm import config
 from iwm.evaluation.tasks import probes
+from iwm.model.encoder import PatchEncoder
 from iwm.runtime.errors import UserError
 from iwm.verbs.probe import Probe
 from iwm.verbs.shared import Schedule
@@ -148,6 +149,21 @@ def test_several_layers_are_probed_beside_the_last_block(run, source, kind):
     beside = probe(run, source[0], kind, **options, layers=2, encoder=run, baselines=False)
     assert beside["other_encoder_top1"] == both["top1"]
     assert beside["other_encoder_last_block_top1"] == alone["top1"]
+
+
+def test_several_layers_and_the_last_block_are_read_in_one_pass(run, source, monkeypatch):
+    """An encoder runs once over the 96 + 40 images, not once for the layers and once for the last block."""
+    shown = []
+    read = PatchEncoder.intermediates
+
+    def counting(self, images, *rest, **more):
+        shown.append(len(images))
+        return read(self, images, *rest, **more)
+
+    monkeypatch.setattr(PatchEncoder, "intermediates", counting)
+    found = probe(run, source[0], "knn", val=source[1], layers="all", baselines=False)
+    count = found["n_train"] + found["n_val"]
+    assert count <= sum(shown) <= count + 2, "and an empty image a split, to see how wide the last block is"
 
 
 def test_quarters_have_a_name_of_their_own(run, source):

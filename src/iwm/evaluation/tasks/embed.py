@@ -32,7 +32,8 @@ from iwm.evaluation import ritual
 from iwm.evaluation.tasks import embedding_file, embedding_parts, features
 from iwm.evaluation.tasks.embedding_file import EmbeddingFile
 from iwm.evaluation.tasks.embedding_parts import Parts, Piece
-from iwm.evaluation.tasks.features import BATCH, FrozenEncoder, Pixels, Pooling, digest
+from iwm.evaluation.tasks.feature_cache import digest
+from iwm.evaluation.tasks.features import BATCH, FrozenEncoder, Pixels, Pooling
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import open_world
 from iwm.runtime import distributed, files, sharing

@@ -4,9 +4,10 @@ The folder (RUN/eval/cache) may be deleted at any time: what is missing is compu
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,6 +17,15 @@ from iwm.runtime.console import console
 
 LIMIT = 2**30
 """Bytes of an encoder's features of a whole set of images that are worth files."""
+
+
+def digest(tensors: Sequence[tuple[str, Tensor]]) -> str:
+    """Content hash of named tensors: names, types, shapes and bytes."""
+    mark = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors:
+        mark.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        mark.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return mark.hexdigest()
 
 
 class FeatureCache:

@@ -13,7 +13,6 @@ a world model's (EMA by default), any timm model's, one of the same architecture
 """
 
 import copy
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from iwm import run_folder
 from iwm.actions.action_space import ActionSpace
 from iwm.data.image_sets import ImageSet
 from iwm.data.shares import load_chunks, nothing_readable
-from iwm.evaluation.tasks.feature_cache import FeatureCache
+from iwm.evaluation.tasks.feature_cache import FeatureCache, digest
 from iwm.model import pretrained
 from iwm.model.architecture import layer_number, parsed, timm_model
 from iwm.model.encoder import PatchEncoder
@@ -54,15 +53,6 @@ CHUNK = 2**28
 """Bytes of decoded pixels held at once, and hashed and remembered together: small sets are one chunk."""
 
 
-def digest(tensors: Sequence[tuple[str, Tensor]]) -> str:
-    """Content hash of named tensors: names, types, shapes and bytes."""
-    mark = hashlib.blake2b(digest_size=16)
-    for name, tensor in tensors:
-        mark.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        mark.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return mark.hexdigest()
-
-
 class FrozenEncoder(nn.Module):
     """Images to tokens, without gradient: what probes look at.
 
@@ -76,6 +66,8 @@ class FrozenEncoder(nn.Module):
     layer: int
     depth: int
     layers: int = 0
+    last_too: bool = False
+    """Whether the last block as it is read alone comes behind the `layers`, of the same pass."""
     space: ActionSpace | None = None
     """What it was trained to see changed, where that is known."""
 
@@ -96,17 +88,17 @@ class FrozenEncoder(nn.Module):
         """The class token after every block that is read. Raises UserError where there is none."""
         raise UserError(f"The {self.name} has no class token; give another --pooling, as mean.")
 
-    def reading(self, layers: int) -> "FrozenEncoder":
+    def reading(self, layers: int, last_too: bool = False) -> "FrozenEncoder":
         """The same encoder, weights shared, of which the last `layers` blocks are read (0: block `layer`)."""
         other = copy.copy(self)
-        other.layers = layers
+        other.layers, other.last_too = layers, last_too
         return other
 
     def drawn_anew(self, seed: int) -> "FrozenEncoder":
         """The same architecture with fresh random weights, of which the same blocks are read."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.fresh().reading(self.layers)
+            return self.fresh().reading(self.layers, self.last_too)
 
     def fresh(self) -> "FrozenEncoder":
         """The same architecture with weights drawn from the global generator."""
@@ -116,7 +108,7 @@ class FrozenEncoder(nn.Module):
         """What its features depend on beside the pixels; empty: too cheap to be worth remembering."""
         # The pixels' mean and deviation are buffers outside the state; heads or activations are in no tensor at all.
         values = {**self.state_dict(), **dict(self.named_buffers())}
-        blocks = f"last {self.layers}" if self.layers else f"layer {self.layer}"
+        blocks = f"last {self.layers}" + " and alone" * self.last_too if self.layers else f"layer {self.layer}"
         return f"{self.architecture} {digest(list(values.items()))} {blocks} of {self.depth}"
 
 
@@ -132,7 +124,9 @@ class WorldEncoder(FrozenEncoder):
 
     @torch.no_grad()
     def outputs(self, images: Pixels) -> list[Float[Tensor, "b _n _d"]]:
-        return self.body.intermediates(images, self.blocks, affine=not self.layers)
+        numbers = self.blocks + [self.depth] * self.last_too
+        affine = [not self.layers] * len(self.blocks) + [True] * self.last_too
+        return self.body.intermediates(images, numbers, affine)
 
     def fresh(self) -> "WorldEncoder":
         body = encoder_of(self.body.settings, self.body.grid[0] * self.body.patch_size)
@@ -164,7 +158,8 @@ class TimmEncoder(FrozenEncoder):
     def outputs(self, images: Pixels) -> list[Float[Tensor, "b _n _d"]]:
         if self._after_norm:
             return [self._without_prefix(cast(Any, self.body).forward_features(self._normalised(images)))]
-        return [without_affine(self._without_prefix(tokens)) for tokens in self._intermediates(images)]
+        outputs = [without_affine(self._without_prefix(tokens)) for tokens in self._intermediates(images)]
+        return outputs + (self.reading(0).outputs(images) if self.last_too else [])
 
     @torch.no_grad()
     def class_tokens(self, images: Pixels) -> list[Float[Tensor, "b _d"]]:
@@ -174,7 +169,8 @@ class TimmEncoder(FrozenEncoder):
         if self._after_norm:
             return [body.forward_features(self._normalised(images))[:, 0]]
         outputs = self._intermediates(images, return_prefix_tokens=True)
-        return [without_affine(prefix)[:, 0] for _, prefix in outputs]
+        tokens = [without_affine(prefix)[:, 0] for _, prefix in outputs]
+        return tokens + (self.reading(0).class_tokens(images) if self.last_too else [])
 
     def _intermediates(self, images: Pixels, **options: Any) -> list[Any]:
         """Every block that is read as timm gives it, not normed."""
@@ -321,6 +317,17 @@ def extract(
         raise nothing_readable(images)
     labels = torch.from_numpy(np.asarray(images.labels)[rows.numpy()].astype(np.int64))
     return Labelled([each for each in features if each is not None], labels)
+
+
+def apart(
+    encoder: FrozenEncoder, values: Float[Tensor, "n *_d"], pooling: Pooling, session: Session
+) -> dict[str, Float[Tensor, "n *_e"]]:
+    """An encoder's features of the blocks that it reads, and those of the "last_block_" alone, if they come behind."""
+    if not encoder.last_too:
+        return {"": values}
+    one = torch.zeros(1, 3, encoder.size, encoder.size, dtype=torch.uint8)
+    width = encode_batch(prepared(encoder.reading(0), session), one, pooling, session).shape[1]
+    return {"": values[:, :-width], "last_block_": values[:, -width:]}
 
 
 def _with_part(whole: Tensor | None, part: Tensor, start: int, room: int) -> Tensor:

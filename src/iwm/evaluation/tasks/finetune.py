@@ -25,7 +25,7 @@ from iwm.data.shares import load_all
 from iwm.data.sources import LabelledSplits
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
-from iwm.evaluation.tasks import features, probes, tuning
+from iwm.evaluation.tasks import feature_cache, features, probes, tuning
 from iwm.evaluation.tasks.augment import Maker, draw, require_memory
 from iwm.evaluation.tasks.classifier import AttentiveHead, Classifier, MeanHead, load_classifier, save_classifier
 from iwm.evaluation.tasks.fitting import Samples, Trained, accuracy, logits_of, scores
@@ -193,7 +193,7 @@ class ClassificationWork:
 
         With the same weights as the last time, nothing is computed.
         """
-        mark = f"{features.digest(list(encoder.state_dict().items()))} layer {layer}"
+        mark = f"{feature_cache.digest(list(encoder.state_dict().items()))} layer {layer}"
         if mark not in self.tokens:
             self.tokens.clear()
             kept = frozen_tokens(encoder, self.samples.values, self.session, layer)

@@ -201,7 +201,8 @@ def _numbers(
     if baselines:
         seeds = {"tenth": way.settings.seed} | seeds | {"random_encoder": way.settings.seed + 1}
         encoders["random_encoder_"] = encoder.drawn_anew(seeds["random_encoder"])
-    encoders = features.with_last_blocks(encoders)
+    several = bool(encoder.layers)
+    encoders = {name: each.reading(each.layers, last_too=several) for name, each in encoders.items()}
     if way.pooling == "tokens":
         count = len(splits.train) + len(splits.val)
         features.require_memory(list(encoders.values()), count, way.session)
@@ -209,10 +210,15 @@ def _numbers(
         features.extract(list(encoders.values()), images, pooling=way.pooling, session=way.session, cache=cache)
         for images in (splits.train, splits.val)
     )
-    answers = {
-        name: way.evaluate(lessons, train.labels, exam, len(splits.classes))
-        for name, lessons, exam in zip(encoders, train.features, test.features, strict=True)
-    }
+    lessons, exams = (
+        {
+            name + part: values
+            for (name, each), whole in zip(encoders.items(), split.features, strict=True)
+            for part, values in features.apart(each, whole, way.pooling, way.session).items()
+        }
+        for split in (train, test)
+    )
+    answers = {name: way.evaluate(lessons[name], train.labels, exams[name], len(splits.classes)) for name in lessons}
     ours = answers.pop("")
     numbers = {
         **scores(ours.logits, test.labels),
