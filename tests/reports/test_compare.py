@@ -95,8 +95,15 @@ def test_compare_names_results_of_earlier_weights(tmp_path: Path, capsys: pytest
     for run in (one, two):
         save(run, "world", "objects", {**WORLD, "data": "objects", "run_weights": "ab"}, {"seed": 0})
         hold(run, "ab" if run == one else "cd")
-    compare([one, two])
-    said = re.sub(r"\s+", " ", capsys.readouterr().err)
+    three = plant(tmp_path / "three")
+    save(three, "world", "objects", {**WORLD, "data": "objects", "mrr": 0.9 * WORLD["mrr"]}, {"seed": 0})
+    row = next(row for row in compare([two, three]) if row["metric"] == "mrr")
+    assert (row["earlier"], row["best"]) == ([str(two)], []), "nothing newer stands beside it"
+    row = next(row for row in compare([one, two, three]) if row["metric"] == "mrr")
+    assert (row["earlier"], row["best"]) == ([str(two)], [str(one)])
+    printed = capsys.readouterr()
+    said = re.sub(r"\s+", " ", printed.err)
+    assert "(earlier)" in printed.out
     assert "two holds other weights now than world-objects measured; measure again to compare them." in said
     assert "one holds other weights" not in said
 

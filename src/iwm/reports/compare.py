@@ -42,7 +42,8 @@ SHOWN: dict[str, tuple[str, ...]] = {
 def compare(o: Compare) -> list[dict[str, Any]]:
     """Print the results of several runs in one table, the best value of a row marked, and which settings differ.
 
-    Returns the rows: {"result", "data", "metric", "values": {run: number or None}, "best": [runs]}. Raises UserError
+    Returns the rows: {"result", "data", "metric", "values": {run: number or None}, "earlier": [runs], "best": [runs]}.
+    What was measured on earlier weights than a run now holds is said to be so, and is never the best. Raises UserError
     naming the run that is none, and when none of them has results.
     """
     runs = list(dict.fromkeys(o.runs))
@@ -79,14 +80,16 @@ def compare(o: Compare) -> list[dict[str, Any]]:
 def _rows(file: str, results: Mapping[str, Mapping[str, Result]]) -> list[dict[str, Any]]:
     """The rows of the results of one name; `results` are those of every run, by their names."""
     here = {run: own[file] for run, own in results.items() if file in own}
+    earlier = [run for run, result in here.items() if result.get(EARLIER)]
     first = next(iter(here.values()))
     title, data = file.removesuffix("-" + plain_name(data_of(first))), data_of(first)
     rows = []
     for metric in SHOWN.get(verb_of(first)) or _metrics(here.values()):
         values = {run: number(here.get(run, {}), metric) for run in results}
         if any(value is not None for value in values.values()):
-            best = _best(metric, values)
-            rows.append({"result": title, "data": data, "metric": metric, "values": values, "best": best})
+            best = _best(metric, {run: value for run, value in values.items() if run not in earlier})
+            row = {"result": title, "data": data, "metric": metric, "values": values, "earlier": earlier, "best": best}
+            rows.append(row)
     return rows
 
 
@@ -127,7 +130,8 @@ def _table(rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Table:
         cells = []
         for run, value in row["values"].items():
             marked = run in row["best"]
-            text = "" if value is None else _value(row["metric"], value) + (" *" if marked else "")
+            mark = " *" if marked else " (earlier)" if run in row["earlier"] else ""
+            text = "" if value is None else _value(row["metric"], value) + mark
             cells.append(Text(text, "bold green" if marked else ""))
         table.add_row(Text(f"  {row['metric']}"), *cells)
         before = group
