@@ -105,6 +105,13 @@ def test_what_fails_leaves_nothing_behind(run, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_a_format_that_writes_folders_is_refused(run, tmp_path, monkeypatch):
+    """They could not be replaced by a second export."""
+    monkeypatch.setattr(FORMATS["timm"], "write", lambda self, request, folder: (folder / "graphs").mkdir() or {})
+    with pytest.raises(UserError, match="--format timm writes the folder graphs; an export holds files alone"):
+        iwm.export(run, format="timm", out=tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -16,8 +16,11 @@ from huggingface_hub import constants
 import iwm
 from exporting.models import world
 from iwm import cli
+from iwm.exporting import push
+from iwm.exporting.hub_folder import licence_of
 from iwm.run_folder import load_model
 from iwm.runtime.errors import UserError
+from iwm.verbs.push import Push
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the client's own uploads
 
@@ -155,6 +158,14 @@ def test_a_name_without_user_is_one_sentence(run, hub, capsys, name, sentence):
     assert cli.main(["push", str(run), name]) == 2
     assert sentence in capsys.readouterr().err
     assert hub.requests == []
+
+
+def test_both_cards_of_the_packages_model_name_its_licence():
+    for given, licence in {"": "apache-2.0", "mit": "mit"}.items():
+        options = Push(run="demo", repository="me/photos", encoder_as="me/encoder", license=given)
+        assert f"license: {licence}\n" in push._encoder_card(options)
+        assert licence_of("demo", given) == licence
+    assert licence_of("runs/mine", "") == ""
 
 
 def test_without_a_token_or_with_a_wrong_one_nothing_is_computed(run, hub, capsys, monkeypatch):

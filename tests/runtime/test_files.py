@@ -129,10 +129,31 @@ def test_a_folder_is_filled_whole_or_left_as_it_was(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     with files.filling(folder) as part:
         (part / "a").write_text("one")
-        assert not folder.exists()
+        assert not [path for path in folder.iterdir() if path != part]
     with pytest.raises(FileNotFoundError), files.filling(folder) as part:
         (part / "absent").rename(part / "a")
     with files.filling(folder) as part:
         (part / "b").write_text("two")
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "one", "b": "two"}
     assert list(folder.parent.iterdir()) == [folder]
+    with pytest.raises(ValueError, match="no"), files.filling(tmp_path / "failed"):
+        raise ValueError("no")
+    assert not (tmp_path / "failed").exists()
+
+
+def test_a_folder_is_filled_that_lies_on_another_disk_or_is_the_present_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is moved into place comes from inside the folder: from beside it nothing moves to another disk."""
+    moves, move = [], os.replace
+
+    def moving(source: Path, target: Path) -> None:
+        moves.append(Path(source).parent.parent == Path(target).parent)
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", moving)
+    monkeypatch.chdir(tmp_path)
+    with files.filling(Path()) as part:
+        (part / "a").write_text("one")
+    assert (tmp_path / "a").read_text() == "one"
+    assert moves == [True]

@@ -47,6 +47,8 @@ def export(o: Export) -> Content:
     cpu = config.Speed(device="cpu", precision="fp32")
     with Session.open(cpu), torch.no_grad(), files.filling(out) as folder:
         payload: dict[str, Any] = {"format": o.format, **kind.write(request, folder)}
+        if folders := [path.name for path in folder.iterdir() if path.is_dir()]:
+            raise UserError(f"--format {o.format} writes the folder {folders[0]}; an export holds files alone.")
         payload["files"] = sizes_of(folder)
         payload["versions"] = {"torch": torch.__version__, "timm": timm.__version__}
         if (folder / README).is_file():

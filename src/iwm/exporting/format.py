@@ -86,7 +86,7 @@ class ExportFormat(ABC):
 
     @abstractmethod
     def write(self, request: Request, folder: Path) -> dict[str, Any]:
-        """Write the files into an empty folder; returns what the result says beside their names and sizes."""
+        """Write files, no folders, into an empty folder; returns what the result says beside their names and sizes."""
 
     def usage(self, out: Path, result: dict[str, Any]) -> Sequence[str]:
         """How to load what was written to `out`, a line each."""

@@ -59,12 +59,17 @@ def write_folder(request: Request, folder: Path, about: Card) -> None:
     filled = Card(
         repository=about.repository,
         encoder_repository=about.encoder_repository,
-        licence=o.license or LICENCES.get(request.run, ""),
+        licence=licence_of(request.run, o.license),
         results=measured(request.run),
         strip=strip,
         own_text=own.read_text().strip().replace("# ", "### ", 1) if own.is_file() else "",
     )
     files.write_text(folder / README, card.text_of(model, filled))
+
+
+def licence_of(run: str, given: str) -> str:
+    """The licence of a RUN's weights: the one that is `given`, or that of the package's own; "" where it is unknown."""
+    return given or LICENCES.get(run, "")
 
 
 def measured(run: str) -> list[Measured]:

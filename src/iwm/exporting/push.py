@@ -21,7 +21,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from iwm import config, verbs
 from iwm.exporting.export import in_megabytes, sizes_of
 from iwm.exporting.format import Request
-from iwm.exporting.hub_folder import OPTIONAL, README, write_folder
+from iwm.exporting.hub_folder import OPTIONAL, README, licence_of, write_folder
 from iwm.exporting.timm_layout import TimmLayout, require_own_encoder
 from iwm.model.card import Card
 from iwm.runtime import files
@@ -107,7 +107,8 @@ def prepare(request: Request, o: Push, folder: Path) -> list[Path]:
 
 
 def _encoder_card(o: Push) -> str:
-    licence = f"license: {o.license}\n" if o.license else ""
+    licence = licence_of(o.run, o.license)
+    licence = f"license: {licence}\n" if licence else ""
     return (
         f"---\nlibrary_name: timm\n{licence}pipeline_tag: image-feature-extraction\ntags:\n- timm\n---\n\n"
         f"# {o.encoder_as.split('/')[-1]}\n\nThe encoder of the image world model "

@@ -65,18 +65,20 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def filling(folder: Path) -> Iterator[Path]:
     """Yields an empty folder to write files into; they lie in `folder`, beside what is there already, when the block
-    ends without an exception. Whatever fails, an OSError names `folder`."""
-    part = folder.with_name(f"{folder.name}.{os.getpid()}-{threading.get_ident()}.part")
+    ends without an exception. Whatever fails, an OSError names `folder`, and a new one is not left behind."""
+    part = folder / f".{os.getpid()}-{threading.get_ident()}.part"  # inside: it may be a link, or a disk of its own
     with naming(folder):
+        new = not folder.exists()
         part.mkdir(parents=True)
         try:
             yield part
-            folder.mkdir(exist_ok=True)
             for file in sorted(part.iterdir()):
                 sync(file)
                 os.replace(file, folder / file.name)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+            if new and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 @contextlib.contextmanager
