@@ -107,6 +107,16 @@ def test_images_in_memory_are_embedded(run):
     assert (embedding.embeddings.shape, embedding.labels.count("x")) == ((12, 32), 6)
 
 
+def test_a_file_written_again_is_not_taken_for_the_first(run, pictures, tmp_path):
+    first = iwm.embed(run, pictures, out=str(tmp_path / "f.npz"), **SPEED)
+    again = iwm.embed(run, pictures, out=str(tmp_path / "f.npz"), **SPEED)
+    np.testing.assert_array_equal(first.embeddings, again.embeddings)
+    first = iwm.embed(run, pictures, out=str(tmp_path / "f.npz"), **SPEED)
+    iwm.embed(run, pictures, out=str(tmp_path / "f.npz"), pooling="max", **SPEED)
+    with pytest.raises(UserError, match="written again since, with other embeddings"):
+        _ = first.embeddings
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [

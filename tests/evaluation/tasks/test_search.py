@@ -12,7 +12,7 @@ from PIL import Image
 import iwm
 from evaluation.planted import exported
 from iwm.data.sources import open_images
-from iwm.evaluation.tasks.search import Gallery, colours, cosines, key_of
+from iwm.evaluation.tasks.search import Gallery, colours, cosines, keys_of
 from iwm.run_folder import RunFolder
 from iwm.runtime.algebra import standardisation
 from iwm.runtime.errors import UserError
@@ -173,8 +173,23 @@ def test_a_model_whose_numbers_are_broken_finds_nothing_near(run, folder, monkey
 
 
 def test_embedded_images_keep_their_names():
-    assert key_of("sample/s1.jpg", "sample") == "sample/s1.jpg"
-    assert key_of("photos/1.jpg", "photos") == str(Path("photos/1.jpg").absolute())
+    assert keys_of(["sample/s1.jpg"], "sample") == ["sample/s1.jpg"]
+    assert keys_of(["photos/1.jpg"], "photos") == [str(Path("photos/1.jpg").absolute())]
+
+
+def test_the_image_itself_is_left_out_where_a_link_leads_to_it(run, folder, tmp_path):
+    """Of the folder, of one above it, and of a file of embeddings; images that are links are images of their own."""
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    like = f"{folder}/a/001.png"
+    assert iwm.search(run, str(link), like=like, **SPEED)["itself_in_the_source"]
+    file = tmp_path / "f.npz"
+    iwm.embed(run, folder, out=str(file), **SPEED)
+    assert iwm.search(run, str(link), like=like, features=str(file), **SPEED)["itself_in_the_source"]
+    first, second = (tmp_path / name for name in ("1.png", "2.png"))
+    for path in (first, second):
+        path.symlink_to(like)
+    assert len({*keys_of([str(first), str(second), like], folder)}) == 3
 
 
 @pytest.mark.parametrize(

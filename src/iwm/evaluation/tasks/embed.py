@@ -175,6 +175,13 @@ def _chunks(images: ImageSet, size: int, at_once: int, start: int) -> Iterator[t
         yield int(piece[-1]) + 1, pixels, piece[kept]
 
 
+MADE_BY = (
+    *("identity", "space", "action", "pooling", "student", "layer", "layers", "size", "image_size", "shape"),
+    "images_mark",
+)
+"""Facts that decide the numbers."""
+
+
 @dataclass(frozen=True, repr=False)
 class Embedding:
     """Embeddings of images in their order, `iwm.embed`'s answer: in memory, or in a file that is read when asked for.
@@ -192,11 +199,14 @@ class Embedding:
 
     @cached_property
     def embeddings(self) -> Float32[np.ndarray, "n *shape"]:
-        """Float32 [n, d]; [n, patches, d] with pooling "tokens"."""
+        """Float32 [n, d]; [n, patches, d] with pooling "tokens". Raises UserError where the file holds others now."""
         if self._held is not None:
             return self._held
         assert self.path is not None
-        return np.concatenate(list(EmbeddingFile.open(self.path).pieces()))
+        file = EmbeddingFile.open(self.path)
+        if file.paths != self.paths or any(file.facts.get(name) != self.facts.get(name) for name in MADE_BY):
+            raise UserError(f"{self.path} was written again since, with other embeddings; embed again.")
+        return np.concatenate(list(file.pieces()))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.embeddings, dtype=dtype, copy=copy)

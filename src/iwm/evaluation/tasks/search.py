@@ -60,9 +60,9 @@ def search(o: Search) -> dict[str, Any]:
         if file and file.facts["identity"] != reader.encoder.identity():
             raise UserError(f"{file.path} was written with other weights than {o.run} has; run iwm embed again.")
         images = open_images(o.data, "all", size=reader.encoder.size)
-        query, own = load_one(o.like, reader.encoder.size), key_of(o.like, o.data)
+        query, (own,) = load_one(o.like, reader.encoder.size), keys_of([o.like], o.data)
         if len(images) == 1:
-            require_others([key_of(images.path(0), o.data)], own, o)
+            require_others(keys_of([images.path(0)], o.data), own, o)
         start = time.perf_counter()
         gallery = Gallery.of_file(file, images, o.data) if file else Gallery.of_images(reader, images, o.data)
         require_others(gallery.keys, own, o)
@@ -127,11 +127,19 @@ def require_others(keys: Iterable[str], own: str, o: Search) -> None:
         raise UserError(f"{o.data} has no readable image beside {o.like} itself; give a source of more images.")
 
 
-def key_of(path: str, source: str, typed_in: str = "") -> str:
-    """What tells whether two paths mean the same image, whatever folder they were typed in."""
+def keys_of(paths: Iterable[str], source: str, typed_in: str = "") -> list[str]:
+    """What tells whether two paths mean the same image, whatever folder they were typed in and whatever links lead
+    there; of images that are links themselves each is its own."""
     if source in EMBEDDED or memory.is_memory(source):
-        return path
-    return os.path.abspath(os.path.join(typed_in, os.path.expanduser(path)))
+        return list(paths)
+    places: dict[str, str] = {}  # each folder is looked up once
+    keys = []
+    for path in paths:
+        folder, name = os.path.split(os.path.abspath(os.path.join(typed_in, os.path.expanduser(path))))
+        if folder not in places:
+            places[folder] = os.path.realpath(folder)
+        keys.append(os.path.join(places[folder], name))
+    return keys
 
 
 # ---- the gallery ---------------------------------------------------------------------------------------------------
@@ -154,15 +162,16 @@ class Gallery:
         parts = list(reader.pieces(images))
         rows = np.concatenate([rows for rows, _ in parts]).tolist()
         paths, labels = [images.path(row) for row in rows], labels_of(images)
-        keys = [key_of(path, source) for path in paths]
+        keys = keys_of(paths, source)
         return cls(lambda: (vectors for _, vectors in parts), rows, paths, [labels[row] for row in rows], keys)
 
     @classmethod
     def of_file(cls, file: EmbeddingFile, images: ImageSet, source: str) -> "Gallery":
         """The images of a file of embeddings. Raises UserError when one of them is not in the source, or was changed
         since; files of earlier versions do not say how their images were."""
-        places = {key_of(images.path(row), source): row for row in range(len(images))}
-        keys = [key_of(path, source, file.facts["typed_in"]) for path in file.paths]
+        here = keys_of((images.path(row) for row in range(len(images))), source)
+        places = {key: row for row, key in enumerate(here)}
+        keys = keys_of(file.paths, source, file.facts["typed_in"])
         strange = next((path for path, key in zip(file.paths, keys, strict=True) if key not in places), "")
         if strange:
             raise UserError(f"{file.path} holds {strange}, which {source} does not; give the source it was written of.")
