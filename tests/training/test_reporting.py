@@ -155,18 +155,52 @@ def test_a_failure_in_the_middle_is_said_once_and_made_good_with_the_next_line(s
     assert len(run.metric_lines()) == 4
 
 
-def test_what_is_never_sent_is_counted_and_comes_with_the_next_start(settings, planted, capsys):
-    planted.fails = {4, "close"}
+def test_what_is_refused_is_named_stops_nothing_else_and_comes_with_the_next_start(settings, planted, capsys):
+    planted.fails = {4, "gallery", "close"}
     loop.pretrain(settings)
-    assert planted.told == {"run 0": ["open", ("gallery", 0), 2]}
+    assert planted.told == {"run 0": ["open", 2, 6, 8]}
     printed = " ".join(capsys.readouterr().err.split())
-    assert "3 lines and pictures were not sent to planted (no network at close)" in printed
+    assert "2 lines and pictures were not sent to planted (no network at gallery): gallery, step 4; send" in printed
     assert f"iwm report {settings.run.out} --report-to planted" in printed
-    planted.fails = set()
-    sender = Sender(planted, RunFolder(Path(settings.run.out)), settings)
+    for fails, sent in (({4}, [("gallery", 0)]), (set(), [4]), (set(), [])):
+        planted.fails, before = fails, len(planted.told["run 0"])
+        sender = Sender(planted, RunFolder(Path(settings.run.out)), settings)
+        sender.begin()
+        sender.start()
+        assert sender.end(10).partition(";")[0] == (
+            "1 line or picture was not sent to planted (no network at 4): step 4" if fails else ""
+        )
+        assert planted.told["run 0"][before:] == ["open", *sent, "close"]
+
+
+def test_a_step_that_was_refused_and_is_done_again_is_sent_once(settings, planted, tmp_path):
+    """Step 4 was refused and 6 sent, then the run went on from a checkpoint before both."""
+    run = RunFolder(tmp_path / "run")
+    planted.fails = {4}
+    for steps in ((2, 4, 6), (4, 6, 8)):
+        sender = Sender(planted, run, settings)
+        sender.start()
+        for step in steps:
+            sender.line({"step": step, "loss": 1.0})
+        assert ("step 4" in sender.end(10)) == bool(planted.fails)
+        planted.fails = set()
+    assert planted.told == {"run 0": ["open", 2, 6, "close", "open", 4, 8, "close"]}
+    assert Account.read(run.tracker("planted")).missing == []
+
+
+def test_a_tracker_that_does_not_open_again_is_tried_once_at_the_end(settings, planted, tmp_path):
+    planted.fails = {"open"}
+    sender = Sender(planted, RunFolder(tmp_path / "run"), settings)
+    for step in range(2, 12, 2):
+        sender.line({"step": step, "loss": 1.0})
+    sender.ending = True
     sender.start()
-    assert sender.end(10) == ""
-    assert planted.told["run 0"][3:] == ["open", 4, 6, 8, "close"]
+    said = sender.end(10)
+    assert said.startswith(
+        "5 lines and pictures were not sent to planted (no network at open): step 2, step 4, step 6 "
+    )
+    assert "step 6 and 2 more; send them later" in said
+    assert sender.failures == 1
 
 
 def test_training_does_not_wait_for_a_tracker_that_hangs(settings, planted, monkeypatch, capsys):

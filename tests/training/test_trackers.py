@@ -89,6 +89,58 @@ def test_mlflow(run, tmp_path, monkeypatch):
     assert files == {"gallery.png", "report.html"}
 
 
+def mlflow_metrics(folder: Path) -> dict[str, list[float]]:
+    """The values of every curve, in order of the steps."""
+    metrics: dict[str, list[float]] = {}
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        for key, value in database.execute("select key, value from metrics order by step"):
+            metrics.setdefault(key, []).append(value)
+    return metrics
+
+
+NAMES = {
+    "acc@1": "acc_1_3",
+    "acc_1": "acc_1",
+    "acc+1": "acc_1_2",
+    "imagine-brightness-+0.3-00600/rank": "imagine-brightness-_0.3-00600/rank",
+    "précision 1:2": "pr_cision 1:2",
+    "/a//b/./c.d/.5/": "_/a/_/b/_/c.d/.5/_",
+    "../up": "_/up",
+    "..up": "_up",
+    "": "_",
+    "line\n": "line_",
+    "x" * 300: "x" * 250,
+    "x" * 301: "x" * 240 + "_2",
+    "y" * 249 + "/y": "y" * 249,
+}
+
+
+@needs("mlflow")
+@pytest.mark.filterwarnings("ignore")
+def test_names_that_mlflow_does_not_take_are_sent_under_others_which_stay_apart(run, tmp_path):
+    values: dict[str, float] = {name: float(number) for number, name in enumerate(NAMES)}
+    later: dict[str, float] = {name: value + 100 for name, value in reversed(values.items())}
+    for step, line in ((2, values), (4, {**later, "acc?1": 1.0})):  # of two processes
+        sender = Sender(TRACKERS.find("mlflow"), run, tiny())
+        sender.begin()
+        sender.start()
+        sender.line({"step": step, **line})
+        assert sender.end(60) == ""
+        assert sender.failures == 0, sender.reason
+    curves = mlflow_metrics(tmp_path)
+    assert curves == {NAMES[name]: [value, value + 100] for name, value in values.items()} | {"acc_1_4": [1.0]}
+
+
+@needs("mlflow")
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_is_sent_more_numbers_than_one_request_holds(run, tmp_path):
+    sender = Sender(TRACKERS.find("mlflow"), run, tiny())
+    sender.begin()
+    sender.tracker.scalars(2, {f"class {number}": 1.0 for number in range(1001)})
+    sender.close()
+    assert len(mlflow_metrics(tmp_path)) == 1001
+
+
 @needs("trackio")
 @pytest.mark.filterwarnings("ignore")
 def test_trackio(run, tmp_path):

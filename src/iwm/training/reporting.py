@@ -1,9 +1,9 @@
 """A run's lines of metrics and its pictures, sent to trackers while it is trained.
 
 Every tracker has a thread of its own, so training waits for none. What could not be sent is tried again with the next
-line, in order; a failure is said once and counted, and ends no training. RUN/trackers/NAME.json says up to which step a
-tracker was told: no step is sent twice, and a run that goes on goes on in the same run of the tracker. A tracker that
-joins later is told everything from the first line on.
+line, in order; a failure is said once and counted, and ends no training. At the end what is refused is set aside, and
+the rest is sent. RUN/trackers/NAME.json says which steps a tracker was told: no step is sent twice, and a run that goes
+on goes on in the same run of the tracker. A tracker that joins later is told everything from the first line on.
 """
 
 import hashlib
@@ -44,6 +44,8 @@ class Account:
     """The tracker's own, as the id of its run."""
     step: int = -1
     """The last step that was sent."""
+    missing: list[int] = field(default_factory=list)
+    """Steps up to that one which could not be sent."""
     files: dict[str, str] = field(default_factory=dict)
     """What else was sent, by name: the content's hash."""
 
@@ -76,8 +78,10 @@ class Sender:
         self.account.settings = self.account.settings or mark
         self.name, self.run = kind.name, run
         self.tracker = kind(run, settings, self.account.memory)
-        self.waiting: deque[Job] = deque()
-        self.queued = self.account.step  # the last step that is sent or waits
+        self.waiting: deque[tuple[str, Job]] = deque()  # each with its name
+        self.refused: list[tuple[str, str]] = []  # what was set aside at the end, and why
+        self.queued = self.account.step  # the last step that is sent or waits,
+        self.absent = set(self.account.missing)  # but for these
         self.failures, self.reason = 0, ""
         self.opened = self.ending = False
         self.wake = threading.Condition()
@@ -106,22 +110,25 @@ class Sender:
     def line(self, line: Mapping[str, Any]) -> None:
         """Send the finite numbers of a line of metrics, unless its step was sent before."""
         step = line["step"]
-        if step <= self.queued:
+        if step <= self.queued and step not in self.absent:
             return
-        self.queued = step
+        self.queued = max(self.queued, step)
+        self.absent.discard(step)
         values = {name: float(value) for name in line if name != "step" and (value := finite(line[name])) is not None}
 
         def send(tracker: Tracker) -> None:
-            before, self.account.step = self.account.step, step
-            self.account.write()  # first: killed in between, a step is missing there, but none is sent twice
+            account = self.account
+            before, missing = account.step, [one for one in account.missing if one != step]
+            account.step, account.missing = max(before, step), missing
+            account.write()  # first: killed in between, a step is missing there, but none is sent twice
             try:
                 tracker.scalars(step, values)
             except BaseException:
-                self.account.step = before
-                self.account.write()
+                account.step, account.missing = before, [*missing, step]
+                account.write()
                 raise
 
-        self._add(send)
+        self._add(f"step {step}", send)
 
     def file(self, name: str, path: Path, send: Job) -> None:
         """Do `send` unless the file was sent under this name with the same content."""
@@ -134,7 +141,7 @@ class Sender:
             self.account.files[name] = mark
             self.account.write()
 
-        self._add(once)
+        self._add(name, once)
 
     def end(self, seconds: float) -> str:
         """Let the thread send what waits, for some time at most, and close the tracker; says what was not sent."""
@@ -142,18 +149,21 @@ class Sender:
             self.ending = True
             self.wake.notify()
         self.thread.join(seconds)
-        left = len(self.waiting)
+        with self.wake:
+            left = [*(name for name, _ in self.refused), *(name for name, _ in self.waiting)]
         if not left and not self.thread.is_alive():
             return ""
-        why = self.reason or f"not done within {seconds:.0f} s"
+        why = self.refused[0][1] if self.refused else self.reason or f"not done within {seconds:.0f} s"
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
         return (
-            f"{left} {'line or picture was' if left == 1 else 'lines and pictures were'} not sent to {self.name} "
-            f"({why}); send them later with `iwm report {self.run.path} --report-to {self.name}`."
+            f"{len(left)} {'line or picture was' if len(left) == 1 else 'lines and pictures were'} not sent to "
+            f"{self.name} ({why}): {', '.join(left[:3])}{more}; send them later with `iwm report {self.run.path} "
+            f"--report-to {self.name}`."
         )
 
-    def _add(self, job: Job) -> None:
+    def _add(self, name: str, job: Job) -> None:
         with self.wake:
-            self.waiting.append(job)
+            self.waiting.append((name, job))
             self.wake.notify()
 
     # ---- the thread ----
@@ -177,15 +187,22 @@ class Sender:
                 return
 
     def _send_waiting(self) -> bool:
-        """Send what waits, in order; False at the first failure, after which it goes on waiting."""
+        """Send what waits, in order; False at the first failure, after which it goes on waiting. At the end what is
+        refused is set aside, and the others are tried."""
         while self.waiting:
+            name, job = self.waiting[0]
+            refused = []
             try:
                 self._open()
-                self.waiting[0](self.tracker)
+                job(self.tracker)
             except Exception as error:  # whatever the library raises; training goes on
                 self._failed(error)
-                return False
-            self.waiting.popleft()
+                if not (self.opened and self.ending):
+                    return False
+                refused = [(name, self.reason)]
+            with self.wake:
+                self.refused += refused
+                self.waiting.popleft()
         return True
 
     def close(self) -> None:

@@ -9,9 +9,10 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +29,8 @@ PROJECT = "iwm"
 """Project, or experiment, unless the library's own environment variable names another."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Has MLflow's page show the experiment as training, not as an evaluation of language models."""
+NAME_LENGTH = 250
+"""Characters that MLflow takes of a name."""
 
 
 class Tracker:
@@ -213,9 +216,24 @@ class MLflow(Tracker):
             self.client.log_batch(self.memory["id"], params=named[start : start + 100])
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        now = int(time.time() * 1000)
-        metrics = [self.entities.Metric(name, value, now, step) for name, value in values.items()]
-        self.client.log_batch(self.memory["id"], metrics=metrics)
+        now, names = int(time.time() * 1000), self._names(values)
+        metrics = [self.entities.Metric(names[name], value, now, step) for name, value in values.items()]
+        for start in range(0, len(metrics), 1000):  # of one request
+            self.client.log_batch(self.memory["id"], metrics=metrics[start : start + 1000])
+
+    def _names(self, values: Iterable[str]) -> dict[str, str]:
+        """What each is called at MLflow, the same in every line; where two would become one, the later one is
+        numbered."""
+        owners = self.memory.setdefault("names", {})
+        names = {owner: name for name, owner in owners.items()}
+        for owner in sorted(set(values) - set(names), key=lambda one: (one != mlflow_name(one), one)):
+            plain = name = mlflow_name(owner)
+            number = 1
+            while name in owners:
+                number += 1
+                name = f"{plain[: NAME_LENGTH - 10]}_{number}"
+            owners[name], names[owner] = owner, name
+        return names
 
     def picture(self, name: str, path: Path, step: int) -> None:
         self.client.log_artifact(self.memory["id"], str(path), "pictures")
@@ -226,6 +244,13 @@ class MLflow(Tracker):
 
     def close(self) -> None:
         self.client.set_terminated(self.memory["id"])
+
+
+def mlflow_name(name: str) -> str:
+    """A name of a number as MLflow takes it, other characters as `_`: ASCII letters and digits, `_`, `-`, `.`, `:`,
+    spaces, and `/` as in a path, between parts that are not empty, not `.`, and do not begin with `..`."""
+    parts = re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII).split("/")
+    return "/".join(re.sub(r"^\.\.|^\.?$", "_", part) for part in parts)[:NAME_LENGTH].rstrip("/")
 
 
 TRACKERS: Registry[Tracker] = Registry(
