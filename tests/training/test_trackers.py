@@ -7,6 +7,7 @@ import sqlite3
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,36 @@ def mlflow_metrics(folder: Path) -> dict[str, list[float]]:
         for key, value in database.execute("select key, value from metrics order by step"):
             metrics.setdefault(key, []).append(value)
     return metrics
+
+
+@needs("mlflow")
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_has_all_settings_after_a_failure_while_the_run_is_begun(run, tmp_path, monkeypatch):
+    """The run goes on with other epochs, of which MLflow keeps the first."""
+    client: Any = importlib.import_module("mlflow").MlflowClient
+    real, requests = client.log_batch, []
+
+    def fails_once(self, *place, **content):
+        requests.append(content)
+        if len(requests) == 2:
+            raise ConnectionError("no network")
+        real(self, *place, **content)
+
+    monkeypatch.setattr(client, "log_batch", fails_once)
+    sender = Sender(TRACKERS.find("mlflow"), run, tiny())
+    with pytest.raises(UserError, match=r"mlflow cannot begin \(no network\)"):
+        sender.begin()
+    sender.begin()
+    sender.close()
+    del sender.account.memory["settings"]  # as written before it was noted
+    sender.account.write()
+    again = Sender(TRACKERS.find("mlflow"), run, replace(tiny(), optim=replace(tiny().optim, epochs=9)))
+    again.begin()
+    again.close()
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        params = dict(database.execute("select key, value from params").fetchall())
+        assert database.execute("select count(*) from runs").fetchone() == (1,)
+    assert params == {name: json.dumps(value) for name, value in sender.tracker.plain_settings().items()}
 
 
 NAMES = {

@@ -203,17 +203,28 @@ class MLflow(Tracker):
         self.client = mlflow.MlflowClient(tracking_uri=place)
         if "id" in self.memory:
             self.client.update_run(self.memory["id"], status="RUNNING")
-            return
+        else:
+            self.memory["id"] = self.client.create_run(self._experiment(mlflow), run_name=self.run.name).info.run_id
+        if not self.memory.get("settings"):
+            self._send_settings()
+            self.memory["settings"] = True
+
+    def _experiment(self, mlflow: Any) -> str:
+        """The id of the experiment, which is made where there is none."""
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         known = self.client.get_experiment_by_name(title)
         try:
-            experiment = known.experiment_id if known else self.client.create_experiment(title, tags=KIND)
+            return known.experiment_id if known else self.client.create_experiment(title, tags=KIND)
         except mlflow.exceptions.MlflowException:  # another run has made it meanwhile
-            experiment = self.client.get_experiment_by_name(title).experiment_id
-        self.memory["id"] = self.client.create_run(experiment, run_name=self.run.name).info.run_id
-        named = [mlflow.entities.Param(name, json.dumps(value)) for name, value in self.plain_settings().items()]
-        for start in range(0, len(named), 100):  # of one request
-            self.client.log_batch(self.memory["id"], params=named[start : start + 100])
+            return self.client.get_experiment_by_name(title).experiment_id
+
+    def _send_settings(self) -> None:
+        """The settings that the run lacks: an attempt before may have sent some, and none may change its value."""
+        present = self.client.get_run(self.memory["id"]).data.params
+        lacking = {name: value for name, value in self.plain_settings().items() if name not in present}
+        params = [self.entities.Param(name, json.dumps(value)) for name, value in lacking.items()]
+        for start in range(0, len(params), 100):  # of one request
+            self.client.log_batch(self.memory["id"], params=params[start : start + 100])
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         now, names = int(time.time() * 1000), self._names(values)
