@@ -105,6 +105,11 @@ def test_what_fails_leaves_nothing_behind(run, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_what_a_killed_export_left_is_no_hindrance(run, tmp_path):
+    (tmp_path / "out" / ".12-34.part").mkdir(parents=True)
+    assert (iwm.export(run, format="timm", out=tmp_path / "out").path).is_file()
+
+
 def test_a_format_that_writes_folders_is_refused(run, tmp_path, monkeypatch):
     """They could not be replaced by a second export."""
     monkeypatch.setattr(FORMATS["timm"], "write", lambda self, request, folder: (folder / "graphs").mkdir() or {})

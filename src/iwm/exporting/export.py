@@ -74,7 +74,8 @@ def require_place(out: Path, format: str) -> None:
         raise UserError(f"--out {out} is the name of a file; give a folder, which files are written into.")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give another --out FOLDER.")
-    if out.exists() and any(out.iterdir()) and not (out / RESULT).is_file():
+    others = out.exists() and any(path.suffix != files.PART for path in out.iterdir())
+    if others and not (out / RESULT).is_file():
         raise UserError(f"{out} holds something else than an export; give a new --out FOLDER.")
     before = read_result(out / RESULT).get("format", format)
     if before != format:

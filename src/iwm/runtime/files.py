@@ -42,6 +42,10 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+PART = ".part"
+"""End of the names of what is being written; killed, a process leaves it behind."""
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields the path to write to; it takes the place of `path` when the block ends without an exception.
@@ -49,7 +53,7 @@ def replacing(path: Path) -> Iterator[Path]:
     The name is this thread's own, so two may write the same file at once and the later one wins. Whatever fails, an
     OSError names `path`. A device or a pipe is refused: it would be gone, and a file in its place.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{PART}")
     with naming(path):
         if path.exists() and not path.is_file() and not path.is_dir():
             raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -66,7 +70,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def filling(folder: Path) -> Iterator[Path]:
     """Yields an empty folder to write files into; they lie in `folder`, beside what is there already, when the block
     ends without an exception. Whatever fails, an OSError names `folder`, and a new one is not left behind."""
-    part = folder / f".{os.getpid()}-{threading.get_ident()}.part"  # inside: it may be a link, or a disk of its own
+    part = folder / f".{os.getpid()}-{threading.get_ident()}{PART}"  # inside: it may be a link, or a disk of its own
     with naming(folder):
         new = not folder.exists()
         part.mkdir(parents=True)
