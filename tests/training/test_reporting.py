@@ -28,6 +28,8 @@ class Planted(Tracker):
     fails: ClassVar[set[Any]] = set()
     """What it raises at: "open", "close", steps and names of pictures."""
     waits: ClassVar[threading.Event] = threading.Event()
+    ends: ClassVar[list[bool]] = []
+    """Whether training was complete, of every close."""
 
     def open(self):
         self._maybe("open")
@@ -50,6 +52,7 @@ class Planted(Tracker):
     def close(self):
         self._maybe("close")
         self.told[self.memory["id"]].append("close")
+        self.ends.append(self.complete)
 
     def _maybe(self, what):
         assert self.waits.wait(30)
@@ -62,6 +65,7 @@ def planted(monkeypatch):
     monkeypatch.setitem(TRACKERS, "planted", Planted)
     monkeypatch.setattr(Planted, "told", {})
     monkeypatch.setattr(Planted, "fails", set())
+    monkeypatch.setattr(Planted, "ends", [])
     Planted.waits.set()
     return Planted
 
@@ -224,6 +228,52 @@ def test_a_run_that_begins_says_that_a_tracker_cannot(settings, planted):
         UserError, match=r"planted cannot begin \(no network at open\); plant it again, or leave it out"
     ):
         loop.pretrain(settings)
+
+
+def test_a_tracker_is_closed_when_another_one_cannot_begin(settings, planted, monkeypatch):
+    class Absent(Planted):
+        name = "absent"
+
+        def open(self):
+            raise ConnectionError("no network")
+
+    monkeypatch.setitem(TRACKERS, "absent", Absent)
+    with pytest.raises(UserError, match="absent cannot begin"):
+        loop.pretrain(with_run(settings, report_to="planted,absent"))
+    assert planted.told == {"run 0": ["open", "close"]}
+    assert planted.ends == [False]
+
+
+def test_a_tracker_is_told_whether_the_last_step_was_reached(settings, planted, monkeypatch):
+    """By training, and by `iwm report` of a run that was stopped, or whose last line ended it as diverged."""
+
+    class Diverges(iwm.Callback):
+        def on_log(self, state, line):
+            if state.final:
+                raise UserError("Training diverged")
+
+    def closed_by_a_report():
+        run = RunFolder(Path(settings.run.out))
+        sender = Sender(planted, run, run.settings())
+        sender.begin()
+        sender.close()
+
+    stopped_at(monkeypatch, 4)
+    with pytest.raises(Interrupted):
+        loop.pretrain(settings)
+    closed_by_a_report()
+    with pytest.raises(UserError, match="diverged"):
+        loop.pretrain(settings, callbacks=[Diverges()])
+    closed_by_a_report()
+    assert planted.ends == [False] * 4
+    loop.pretrain(settings)
+    closed_by_a_report()
+    assert planted.ends[4:] == [True, True]
+    stopped_at(monkeypatch, 10)
+    with pytest.raises(Interrupted):
+        loop.pretrain(replace(settings, optim=replace(settings.optim, epochs=3)))
+    closed_by_a_report()
+    assert planted.ends[6:] == [False, False]
 
 
 def test_a_run_that_goes_on_does_so_without_its_tracker(settings, planted, monkeypatch):

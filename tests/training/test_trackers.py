@@ -46,7 +46,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def told_in_two_parts(name: str, run: RunFolder) -> None:
-    """Two processes of a run, of which the second does step 4 again, then the report."""
+    """Two processes of a run, of which the first is stopped, and the second does step 4 again, then the report."""
     for lines in (LINES[:2], LINES[1:]):
         sender = Sender(TRACKERS.find(name), run, tiny(), anew=lines[0]["step"] == 2)
         sender.begin()
@@ -55,6 +55,7 @@ def told_in_two_parts(name: str, run: RunFolder) -> None:
             sender.line(line)
         if lines[-1]["step"] == 8:
             sender.file("report", run.report, lambda tracker: tracker.page(run.report, "healthy: it learns", 8))
+        sender.tracker.complete = lines[-1]["step"] == 8
         assert sender.end(60) == ""
         assert sender.failures == 0, sender.reason
 
@@ -127,6 +128,22 @@ def test_mlflow_has_all_settings_after_a_failure_while_the_run_is_begun(run, tmp
         params = dict(database.execute("select key, value from params").fetchall())
         assert database.execute("select count(*) from runs").fetchone() == (1,)
     assert params == {name: json.dumps(value) for name, value in sender.tracker.plain_settings().items()}
+
+
+@needs("mlflow")
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_shows_a_run_as_killed_until_it_goes_on(run, tmp_path):
+    def status():
+        with sqlite3.connect(tmp_path / "mlflow.db") as database:
+            return database.execute("select status from runs").fetchall()
+
+    for complete, end in ((False, "KILLED"), (True, "FINISHED")):
+        sender = Sender(TRACKERS.find("mlflow"), run, tiny())
+        sender.begin()
+        assert status() == [("RUNNING",)]
+        sender.tracker.complete = complete
+        sender.close()
+        assert status() == [(end,)]
 
 
 NAMES = {
@@ -215,7 +232,7 @@ def whole_wandb_file(path: Path, messages: Any) -> list[Any]:
 def test_wandb(run):
     told_in_two_parts("wandb", run)
     messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
-    lines, ids = [], set()
+    lines, ids, codes = [], set(), []
     for path in sorted(run.path.glob("wandb/offline-run-*/*.wandb")):
         for record in whole_wandb_file(path, messages):
             if record.WhichOneof("record_type") == "history":
@@ -223,11 +240,14 @@ def test_wandb(run):
                 lines.append((record.history.step.num, items))
             elif record.WhichOneof("record_type") == "run":
                 ids.add(record.run.run_id)
+            elif record.WhichOneof("record_type") == "exit":
+                codes.append(record.exit.exit_code)
     calls = [call for call, _ in lines]
     assert calls == sorted(set(calls)), "W&B drops what does not come with a larger number"
     assert [int(items["step"]) for _, items in lines if "loss" in items] == [2, 4, 6, 8]
     assert ids == {Sender(TRACKERS.find("wandb"), run, tiny()).account.memory["id"]}
     assert {"gallery", "report"} <= {key for _, items in lines for key in items}
+    assert codes == [1, 0], "the first process was stopped"
 
 
 @needs("mlflow")

@@ -11,7 +11,7 @@ from iwm.reports.verdict import judge_training
 from iwm.run_folder import RunFolder
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
-from iwm.training.reporting import Sender, end
+from iwm.training.reporting import Sender, begin, end
 from iwm.training.trackers import Tracker, trackers_of
 from iwm.verbs.report import Report
 
@@ -42,13 +42,7 @@ def open_senders(run: RunFolder, kinds: list[type[Tracker]]) -> list[Sender]:
     run.require("config")
     run.require("metrics")
     senders = [Sender(kind, run, run.settings()) for kind in kinds]
-    for sender in senders:
-        try:
-            sender.begin()
-        except UserError:
-            for other in senders:
-                other.close()
-            raise
+    begin(senders)
     return senders
 
 

@@ -11,13 +11,13 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from iwm import config
-from iwm.run_folder import RunFolder
+from iwm.run_folder import RunFolder, settings_of_weights
 from iwm.runtime import files
 from iwm.runtime.bounds import finite
 from iwm.runtime.console import console
@@ -78,6 +78,7 @@ class Sender:
         self.account.settings = self.account.settings or mark
         self.name, self.run = kind.name, run
         self.tracker = kind(run, settings, self.account.memory)
+        self.tracker.complete = is_complete(run, settings)
         self.waiting: deque[tuple[str, Job]] = deque()  # each with its name
         self.refused: list[tuple[str, str]] = []  # what was set aside at the end, and why
         self.queued = self.account.step  # the last step that is sent or waits,
@@ -230,14 +231,14 @@ class Reporting(Callback):
     def __init__(self, run: RunFolder, settings: config.Config) -> None:
         self.run, self.settings = run, settings
         self.senders: list[Sender] = []
+        self.complete = False
 
     def on_start(self, state: State) -> None:
         """Raises UserError where a tracker of a run that begins cannot; of one that goes on it is tried again later."""
         anew = state.step == 0
         kinds = trackers_of(self.settings.run.report_to)
         senders = [Sender(kind, self.run, self.settings, anew=anew) for kind in kinds]
-        for sender in senders if anew else []:
-            sender.begin()
+        begin(senders if anew else [])
         for sender in senders:
             sender.start()
         self.senders = senders
@@ -246,15 +247,37 @@ class Reporting(Callback):
         for sender in self.senders:
             sender.line(line)
 
+    def on_checkpoint(self, state: State, path: Path) -> None:
+        self.complete = state.final  # the last line may still have ended the run as diverged
+
     def on_end(self, state: State) -> None:
+        for sender in self.senders:
+            sender.tracker.complete = self.complete
         for sentence in end(self.senders):
             console.print(f"[yellow]{sentence}", soft_wrap=True)
+
+
+def begin(senders: Sequence[Sender]) -> None:
+    """Open all. Raises UserError when one cannot be opened; the others are closed then."""
+    for sender in senders:
+        try:
+            sender.begin()
+        except UserError:
+            for other in senders:
+                other.close()
+            raise
 
 
 def end(senders: Iterable[Sender]) -> list[str]:
     """End all, which together have PATIENCE seconds; says what was not sent."""
     until = time.monotonic() + PATIENCE
     return [sentence for sender in senders if (sentence := sender.end(max(1.0, until - time.monotonic())))]
+
+
+def is_complete(run: RunFolder, settings: config.Config) -> bool:
+    """Whether the run has got to the last step of these settings: then its weights are written, which hold theirs."""
+    length = settings_of_weights(str(run.path.absolute())).get("optim") or {}
+    return (length.get("epochs"), length.get("steps") or 0) == (settings.optim.epochs, settings.optim.steps)
 
 
 def mark_of(settings: config.Config) -> str:

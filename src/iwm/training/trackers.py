@@ -46,6 +46,8 @@ class Tracker:
     def __init__(self, run: RunFolder, settings: config.Config, memory: dict[str, Any]) -> None:
         """`memory` is kept in the run folder: what an earlier process of this run put there is there again."""
         self.run, self.settings, self.memory = run, settings, memory
+        self.complete = True
+        """Whether training has got to its last step, as known when the tracker is closed."""
 
     def open(self) -> None:
         """Begin a run at the tracker, or go on with the one that `memory` names."""
@@ -150,7 +152,7 @@ class WandB(Tracker):
         self.session.notes = words
 
     def close(self) -> None:
-        self.session.finish()
+        self.session.finish(exit_code=0 if self.complete else 1)  # which W&B shows as failed
 
 
 class Trackio(Tracker):
@@ -254,7 +256,7 @@ class MLflow(Tracker):
         self.client.set_tag(self.memory["id"], "mlflow.note.content", words)
 
     def close(self) -> None:
-        self.client.set_terminated(self.memory["id"])
+        self.client.set_terminated(self.memory["id"], "FINISHED" if self.complete else "KILLED")
 
 
 def mlflow_name(name: str) -> str:
