@@ -64,3 +64,9 @@ def quadrants(folder: Path, count: int) -> str:
         arrays |= {f"{prefix}images": images, f"{prefix}labels": labels}
     np.savez(folder / "quadrants.npz", **arrays)
     return str(folder / "quadrants.npz")
+
+
+def few_tasks(folder: Path) -> dict[str, str]:
+    """Sources of two tasks with few images, for what does not have to be learned."""
+    train, val = corners(folder, train=96, val=48)
+    return {"equal": train, "equal-val": val, "where": quadrants(folder, count=48)}

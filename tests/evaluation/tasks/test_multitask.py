@@ -11,7 +11,7 @@ import torch
 from conftest import pictures_file
 from exporting.models import world
 
-from evaluation.planted import corners, exported, quadrants
+from evaluation.planted import corners, exported, few_tasks, quadrants
 from iwm import cli, config, run_folder, verbs
 from iwm.evaluation.tasks import augment, finetune, multitask, shared_predictor
 from iwm.evaluation.tasks.classifier import AttentiveHead, load_classifier, predict, task_names
@@ -29,10 +29,7 @@ QUICK = Classification(lrs=(3e-3,), ratios=(1.0,), views=1, schedule=Schedule(ep
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Few images: for what does not have to be learned."""
-    folder = tmp_path_factory.mktemp("sources")
-    train, val = corners(folder, train=96, val=48)
-    return {"equal": train, "equal-val": val, "where": quadrants(folder, count=48)}
+    return few_tasks(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evaluation.planted import corners, exported, quadrants
+from evaluation.planted import exported, few_tasks
 from iwm import run_folder
 from iwm.data.sources import labelled_splits
 from iwm.evaluation.tasks import finetune, shared_predictor
@@ -17,9 +17,7 @@ QUICK = Classification(lrs=(3e-3,), ratios=(1.0,), views=1, schedule=Schedule(ep
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("sources")
-    train, val = corners(folder, train=96, val=48)
-    return {"equal": train, "equal-val": val, "where": quadrants(folder, count=48)}
+    return few_tasks(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture
