@@ -7,6 +7,8 @@
 # -whole shows whole sources in half of the steps instead of a quarter (cifar10-whole);
 # -deep has a predictor of four blocks instead of two, and as many steps as take the recipe's time (frontier.py's pace);
 # -deep-long the same and as many steps as the recipe;
+# -clean leaves one of the two views unchanged; -ema has a teacher's EMA from .98 (instead of .99); -half has MLPs half as
+# wide in the encoder, and as many steps as take the recipe's time. These three go together: eurosat-clean-ema;
 # ijepa-world-cifar10 and -eurosat are a third longer, so that as many steps as I-JEPA-style's teach their encoders;
 # ijepa-world-all-cifar10 and -eurosat are these, asked for visible positions too.
 # One core, 15 to 30 minutes a run; stopped and started again, it goes on where it was. SEEDS, RECIPES and PREDICTORS
@@ -29,6 +31,9 @@ for seed in ${SEEDS:-0 1 2}; do
         *-whole) base=${recipe%-whole} change="--masks.whole 0.5" ;;
         ijepa-world-all-*) base=ijepa-world-${recipe##*-} change="--masks.predict all --masks.queries 0.375" ;;
         esac
+        case $recipe in *-clean*) base=${base%%-clean*} change="$change --actions.clean either" ;; esac
+        case $recipe in *-ema*) base=${base%%-ema*} change="$change --optim.ema 0.98" ;; esac
+        case $recipe in *-half*) base=${base%%-half*} change="$change --encoder.mlp-ratio 2" ;; esac
         case $recipe in
         *cifar10*)
             set=cifar10 data=$cifar10 labels="$part --val $cifar10" named=cifar10-5000
@@ -38,6 +43,7 @@ for seed in ${SEEDS:-0 1 2}; do
         esac
         case $recipe in
         cifar10-deep) length="--optim.steps 2716 --probe-every 1" ;;
+        eurosat*-half) length="--optim.steps 2504 --log-every 546 --probe-every 4" ;;
         eurosat-deep) length="--optim.steps 1479 --log-every 546 --probe-every 4" ;;
         ijepa-world*-cifar10) length="--optim.steps 5333 --log-every 400 --probe-every 1" ;;
         ijepa-world*-eurosat) length="--optim.steps 2912 --log-every 546 --probe-every 1" ;;

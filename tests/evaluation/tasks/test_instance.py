@@ -128,19 +128,20 @@ def pictures(tmp_path: Path) -> Pictures:
 def test_a_perfect_encoder_finds_all_and_a_random_one_finds_none(pictures):
     count = len(pictures.gallery)
     assert count == 250
-    crops, changed = instance.look_for(Planted(pictures, perfect=True), pictures, "mean", CPU)
-    assert crops.first.mean() == changed.first.mean() == 1
-    for found in instance.look_for(Planted(pictures, perfect=False), pictures, "mean", CPU):
+    knows = instance.look_for(Planted(pictures, perfect=True), pictures, "mean", CPU)
+    assert knows.keys() == {"", "crop_"}
+    assert knows["crop_"].first.mean() == knows[""].first.mean() == 1
+    for found in instance.look_for(Planted(pictures, perfect=False), pictures, "mean", CPU).values():
         assert found.first.mean() < 1 / count + 3 * (1 / count / count) ** 0.5
         assert float(found.rank.mean()) == pytest.approx((count + 1) / 2, rel=0.15)
 
 
 def test_pixels_find_crops_and_fewer_changed_ones(pictures):
-    side, crops, changed = instance.look_by_pixels(pictures, 16, CPU)
+    side, looks = instance.look_by_pixels(pictures, 16, CPU)
     assert side in (8, 16)
-    for found in (crops, changed):
+    for found in looks.values():
         assert found.first.mean() > 10 / len(pictures.gallery)
-    assert crops.first.mean() > changed.first.mean()
+    assert looks["crop_"].first.mean() > looks[""].first.mean()
 
 
 # ---- pictures ------------------------------------------------------------------------------------------------------
@@ -258,7 +259,10 @@ def test_layers_student_and_another_encoder_go_with_it(folder, tmp_path):
     run = exported(tmp_path / "run")
     found = probe(run, folder, layers="all", encoder=run)
     assert Path(found["path"]).name == "probe-instance-layers2-beside-run-photos.json"
-    assert found["last_block_top1"] == probe(run, folder)["top1"]
+    alone = probe(run, folder)
+    for name in ("", "crop_", "random_encoder_", "random_encoder_crop_"):
+        blocks = name.replace("crop_", "") + "last_block_" + "crop_" * name.endswith("crop_")
+        assert found[f"{blocks}mrr"] == alone[f"{name}mrr"]
     assert found["other_encoder_top1"] == found["top1"]
     student = probe(run, folder, student=True, baselines=False)
     assert student["encoder"] == "student encoder"

@@ -14,7 +14,7 @@ a world model's (EMA by default), any timm model's, one of the same architecture
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -210,12 +210,6 @@ class RawPixels(FrozenEncoder):
 
     def identity(self) -> str:
         return ""
-
-
-def with_last_blocks(encoders: Mapping[str, FrozenEncoder]) -> dict[str, FrozenEncoder]:
-    """Encoders by the beginning of their keys, and where they read several blocks the last one of each alone."""
-    several = {name: each for name, each in encoders.items() if each.layers}
-    return {**encoders, **{f"{name}last_block_": each.reading(0) for name, each in several.items()}}
 
 
 def layer_count(layers: int | Literal["all"], depth: int) -> int:

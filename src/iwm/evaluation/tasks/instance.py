@@ -142,24 +142,27 @@ def retrieve(queries: Float[Tensor, "n d"], gallery: Float[Tensor, "n d"]) -> Re
     return Retrieval(torch.cat(ranks).double(), torch.cat(firsts).double(), torch.cat(nearest))
 
 
-def look_for(
-    encoder: FrozenEncoder, pictures: Pictures, pooling: Pooling, session: Session
-) -> tuple[Retrieval, Retrieval]:
-    """The images of the gallery looked for by their crops, and by their changed crops."""
-    gallery, *queries = (
-        features.encode(encoder, images, pooling=pooling, session=session)
+def look_for(encoder: FrozenEncoder, pictures: Pictures, pooling: Pooling, session: Session) -> dict[str, Retrieval]:
+    """The images of the gallery looked for by their changed crops, "", and by the crops as they were, "crop_"; where
+    several blocks are read by the last one alone, too: "last_block_", "last_block_crop_"."""
+    encoder = encoder.reading(encoder.layers, last_too=encoder.layers > 0)
+    gallery, crops, changed = (
+        features.apart(encoder, features.encode(encoder, images, pooling=pooling, session=session), pooling, session)
         for images in (pictures.gallery, pictures.crops, pictures.changed)
     )
-    crops, changed = (retrieve(each, gallery) for each in queries)
-    return crops, changed
+    retrievals: dict[str, Retrieval] = {}
+    for blocks, values in gallery.items():
+        retrievals[f"{blocks}crop_"] = retrieve(crops[blocks], values)
+        retrievals[blocks] = retrieve(changed[blocks], values)
+    return retrievals
 
 
-def look_by_pixels(pictures: Pictures, size: int, session: Session) -> tuple[int, Retrieval, Retrieval]:
+def look_by_pixels(pictures: Pictures, size: int, session: Session) -> tuple[int, dict[str, Retrieval]]:
     """`look_for` by pixels at 8, 16 or 32 px: the side that finds most changed crops, a choice in the control's
     favour."""
     sides = [side for side in RAW_SIZES if side <= size] or [size]
-    looks = [(side, *look_for(RawPixels(side, size), pictures, "mean", session)) for side in sides]
-    return max(looks, key=lambda look: float(look[2].first.mean()))
+    looks = [(side, look_for(RawPixels(side, size), pictures, "mean", session)) for side in sides]
+    return max(looks, key=lambda look: float(look[1][""].first.mean()))
 
 
 # ---- undoing the change --------------------------------------------------------------------------------------------
@@ -258,17 +261,15 @@ def measure(
         numbers["seeds"] |= {"random_encoder": o.seed + 1}
         encoders["random_encoder_"] = encoder.drawn_anew(o.seed + 1)
     retrievals: dict[str, Retrieval] = {}
-    for name, each in features.with_last_blocks(encoders).items():
-        retrievals[f"{name}crop_"], retrievals[name] = look_for(each, pictures, way.pooling, session)
+    for name, each in encoders.items():
+        retrievals |= _named(name, look_for(each, pictures, way.pooling, session))
     if o.baselines:
-        side, *by_pixels = look_by_pixels(pictures, size, session)
-        numbers["raw_pixels_side"] = side
-        retrievals["raw_pixels_crop_"], retrievals["raw_pixels_"] = by_pixels
+        numbers["raw_pixels_side"], by_pixels = look_by_pixels(pictures, size, session)
+        retrievals |= _named("raw_pixels_", by_pixels)
     if other is not None:
         shown = pictures if other.size == size else draw_pictures(held, o.gallery, space, other.size, o.seed)
         numbers |= {"other_encoder": o.encoder, "other_encoder_size": other.size}
-        for name, each in features.with_last_blocks({"other_encoder_": other}).items():
-            retrievals[f"{name}crop_"], retrievals[name] = look_for(each, shown, way.pooling, session)
+        retrievals |= _named("other_encoder_", look_for(other, shown, way.pooling, session))
     if model is not None:
         retrievals |= undo_on(o, model, train, pictures, session)
     numbers |= summary(retrievals, o.seed)
@@ -281,6 +282,11 @@ def measure(
             "nearest": lambda: draw_nearest(pictures, retrievals[""]),
         },
     )
+
+
+def _named(encoder: str, retrievals: Mapping[str, Retrieval]) -> dict[str, Retrieval]:
+    """The retrievals, the beginning of an encoder's keys in front of their names."""
+    return {f"{encoder}{name}": each for name, each in retrievals.items()}
 
 
 def summary(retrievals: Mapping[str, Retrieval], seed: int) -> dict[str, float]:
