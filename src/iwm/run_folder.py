@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from iwm.config import Config, load
-from iwm.data.splits import Training
+from iwm.data.splits import Training, records_by_source
 from iwm.model import hub, pixel_decoder, weights
 from iwm.model.pixel_decoder import PixelDecoder
 from iwm.model.pretrained import is_timm
@@ -357,17 +357,17 @@ def settings_of_weights(run: str) -> dict[str, Any]:
 
 def trainings_of(run: str, later: Sequence[str] = ()) -> list[Training]:
     """What a RUN's weights note of the sources of which a tenth was held out by lot in their training, and then what
-    those note that it began with, if they are there still; nothing of older weights, of those of timm, and where there
-    are none. The RUNs `later` began with it and are not asked again."""
+    those note that it began with (`trainings_before`); nothing of older weights, of those of timm, and where there are
+    none. The RUNs `later` began with it and are not asked again."""
     meta = {} if is_timm(run) else _meta_if_any(run)
-    records = meta.get("training_images") or []
-    source = meta["settings"]["data"]["source"] if records else ""
-    sources = source.split(",") if len(records) > 1 else [source]  # one may have a comma in its name
-    own = [Training(run, source, record) for source, record in zip(sources, records, strict=False) if record]
-    init = str(meta.get("settings", {}).get("init") or "")
-    if init and not is_remote(init) and init not in later:
-        own += trainings_of(init, (*later, init))
-    return own
+    source = meta["settings"]["data"]["source"] if meta.get("training_images") else ""
+    own = [Training(run, part, record) for part, record in records_by_source(source, meta.get("training_images"))]
+    return own + trainings_before(str(meta.get("settings", {}).get("init") or ""), later)
+
+
+def trainings_before(init: str, later: Sequence[str] = ()) -> list[Training]:
+    """`trainings_of` the weights that a run begins with (its `init`), while they are on this disk."""
+    return [] if not init or is_remote(init) or init in later else trainings_of(init, (*later, init))
 
 
 def _meta_if_any(run: str) -> dict[str, Any]:

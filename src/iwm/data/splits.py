@@ -95,6 +95,12 @@ def training_record(images: ImageSet) -> list[dict[str, Any] | None] | None:
     return records if any(records) else None
 
 
+def records_by_source(source: str, records: Sequence[dict[str, Any] | None] | None) -> list[tuple[str, dict[str, Any]]]:
+    """The parts of `data.source` of which a tenth was held out by lot, each with its entry of a `training_record`."""
+    sources = source.split(",") if len(records or []) > 1 else [source]  # one may have a comma in its name
+    return [(part, record) for part, record in zip(sources, records or [], strict=False) if record]
+
+
 @contextmanager
 def measuring(trainings: Sequence[Training]) -> Iterator[None]:
     """While the block runs, opening a held-out tenth of these sources is refused where it was trained on
@@ -106,17 +112,24 @@ def measuring(trainings: Sequence[Training]) -> Iterator[None]:
         _trainings.reset(token)
 
 
+def changed_since(training: Training, source: str, record: Mapping[str, Any]) -> str:
+    """How a source, of which a tenth is held out by lot, is other than it was in a training: then that one's images are
+    among the tenth that is held out now. Empty where it is the same, or another source."""
+    if training.source != source or training.record["sha256"] == record["sha256"]:
+        return ""
+    before, now = training.record["images"], record["images"]
+    if before == now:
+        return f"{source} holds other images than when {training.run} was trained, by their names or classes"
+    return f"{source} held {before:,} images when {training.run} was trained and holds {now:,} now"
+
+
 def require_untrained(source: str, rest: Rest) -> None:
     """Raises UserError where a RUN that is being measured was trained on other images of this source than the present
-    rest of it: then they are among the tenth that is held out now."""
+    rest of it (`changed_since`)."""
     for training in _trainings.get():
-        if training.source == source and training.record["sha256"] != rest.record["sha256"]:
-            before, now = training.record["images"], rest.record["images"]
-            then = f"held {before:,} images when {training.run} was trained and holds {now:,} now"
-            if before == now:
-                then = f"holds other images than when {training.run} was trained, by their names or classes"
+        if changed := changed_since(training, source, rest.record):
             raise UserError(
-                f"{source} {then}, so the tenth that is held out now was mostly trained on; put images that were never "
+                f"{changed}, so the tenth that is held out now was mostly trained on; put images that were never "
                 "trained on into a val/ in it, name some with --val, or train again."
             )
 

@@ -20,7 +20,7 @@ from iwm.runtime import pace
 from iwm.runtime.console import warn_once
 from iwm.runtime.devices import Session
 from iwm.runtime.pace import Pace
-from iwm.training import loop, token_store
+from iwm.training import loop, remarks, token_store
 from iwm.training.schedule import Schedule
 from iwm.training.step import Training
 from iwm.training.token_training import keeps_tokens, tokens_folder
@@ -43,7 +43,7 @@ def pretrain(settings: config.Config, images: int = 0) -> dict[str, Any]:
     schedule = Schedule(settings.optim, len(source) // settings.optim.batch_size)
     steps = schedule.steps
     loop.require_steps_left(settings, run, start, steps)
-    for sentence in loop.remarks(settings, schedule):
+    for sentence in remarks.before(settings, source, schedule):
         warn_once(sentence)
     left = steps - start
     size = cost(settings)

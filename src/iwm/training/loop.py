@@ -22,7 +22,6 @@ from iwm.data.loader import Loader
 from iwm.data.sources import is_source, open_images, same_names, source_identity
 from iwm.data.splits import training_record
 from iwm.model import pretrained, weights
-from iwm.model.cost import cost
 from iwm.model.encoder import Encoder
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder, init_identity, load_model, same_init
@@ -30,7 +29,7 @@ from iwm.runtime import devices, distributed, fields, files
 from iwm.runtime.console import console
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
-from iwm.training import checkpoint, health
+from iwm.training import checkpoint, health, remarks
 from iwm.training.callbacks import Callbacks, State, check_callbacks
 from iwm.training.checkpoint import Checkpoint
 from iwm.training.metrics import Metrics
@@ -41,7 +40,7 @@ from iwm.training.step import Training
 from iwm.training.stop_signal import StopSignal
 from iwm.training.token_training import TokenLoader, begin, keeps_tokens
 from iwm.training.trackers import trackers_of
-from iwm.training.validation import validate, with_encoder, without_effect
+from iwm.training.validation import validate, with_encoder
 from iwm.training.watch import HealthBatch, LineEnd, ProgressBar, Watch
 
 GO_ON = "the same command goes on from the last checkpoint."
@@ -130,7 +129,7 @@ def _pretrain(
         f"{len(source):,} images, {steps:,} steps of {settings.optim.batch_size}; {session.device.type} in "
         f"{session.precision}{ranks}, {loader.place}."
     )
-    for sentence in [*what_the_ends_learn(settings, training.model), *remarks(settings, training.schedule)]:
+    for sentence in remarks.before(settings, source, training.schedule):
         console.print(sentence)
     now = State(run, training, source, start, steps)
     if start < steps:  # of a finished run nothing is left to do but the export
@@ -140,17 +139,6 @@ def _pretrain(
     weights.export(training.model, run.model, step=steps, precision=session.precision, **facts)
     distributed.meet()  # whoever goes on may read what rank 0 has written
     _show_verdict(now, loader)
-
-
-def remarks(settings: config.Config, schedule: Schedule) -> list[str]:
-    """What of the settings does nothing, or not what one expects: sentences said before a training or its dry run."""
-    sentences = without_effect(settings)
-    if schedule.warmup >= schedule.steps:
-        sentences.append(
-            f"The learning rate still rises when training ends (optim.warmup_epochs {settings.optim.warmup_epochs:g} "
-            f"are {schedule.warmup:,.0f} steps); lower optim.warmup_epochs, or train longer."
-        )
-    return sentences
 
 
 def require_steps_left(settings: config.Config, run: RunFolder, start: int, steps: int) -> None:
@@ -190,23 +178,6 @@ def _loader(settings: config.Config, source: ImageSet, session: Session, start: 
     own = {"pairs": pairs, "rows": rows, "device": session.device}
     with distributed.share():  # small sets are decoded here
         return Loader(source, settings.data, count, settings.run.seed, settings.speed, start, steps, **own)
-
-
-def what_the_ends_learn(settings: config.Config, model: ImageWorldModel) -> list[str]:
-    """What happens behind the block that is predicted, and what the invariance term costs; nothing by default."""
-    encoder, weight = model.encoder, settings.objective.invariance_weight
-    if weight:
-        without = replace(settings, objective=replace(settings.objective, invariance_weight=0.0))
-        ratio = cost(settings).train_flops / cost(without).train_flops
-        return [
-            f"Block {encoder.layer} of {encoder.depth} is predicted, the last one made invariant (weight {weight:g}): "
-            f"{ratio:.1f} times the operations of a step without."
-        ]
-    if encoder.behind and not settings.encoder.name:
-        first, last = encoder.layer + 1, encoder.depth
-        blocks = f"Block {last} stays" if first == last else f"Blocks {first} to {last} stay"
-        return [f"{blocks} as drawn: nothing is asked there without objective.invariance_weight."]
-    return []
 
 
 # ---- beginning -----------------------------------------------------------------------------------------------------
