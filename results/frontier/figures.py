@@ -3,6 +3,7 @@
 frontier.png: what every change of the recipe moves at equal time. Numbers of the same runs stand in docs/results.md."""
 
 import json
+import math
 import runpy
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ MEASURES = {
     "mrr": "MRR",
     "common": "MRR, common space",
 }
+EDGES = {"linear": 5.5, "all": 5.5, "mrr": 11, "common": 22}
+"""Where the axis of each ends, in points; what lies beyond is an arrow with its number."""
 NAMES = {
     "wider": "encoder 256 wide, not 192",
     "deeper": "encoder of 6 blocks, not 4",
@@ -99,18 +102,40 @@ def differences(data: str, key: str) -> list[tuple[str, float, float]]:
 
 
 def _draw(axes: Axes, key: str, arms: list[str]) -> None:
+    edge = EDGES[key]
     for place, (data, (label, colour)) in enumerate(SETS.items()):
         untold = data.startswith("ijepa") and key in ("mrr", "common")  # no action to rank
         moved = [] if untold else differences(data, key)
-        if not moved:
-            continue
-        heights = [arms.index(arm) + 0.2 * (1 - place) for arm, _, _ in moved]
-        points, errors = ([100 * one[part] for one in moved] for part in (1, 2))
-        axes.errorbar(points, heights, xerr=errors, fmt="o", color=colour, label=label, markersize=5, elinewidth=0.8)
+        far = [(arm, value) for arm, value, _ in moved if abs(100 * value) > edge]
+        near = [one for one in moved if abs(100 * one[1]) <= edge]
+        if near:
+            heights = [_height(arms, arm, place) for arm, _, _ in near]
+            points, errors = ([100 * one[part] for one in near] for part in (1, 2))
+            axes.errorbar(
+                points, heights, xerr=errors, fmt="o", color=colour, label=label, markersize=5, elinewidth=0.8
+            )
+        for arm, value in far:
+            side = math.copysign(edge, value)
+            axes.plot(side, _height(arms, arm, place), marker="<" if value < 0 else ">", color=colour, markersize=6)
+            axes.annotate(
+                f"{100 * value:.0f}",
+                (side, _height(arms, arm, place)),
+                xytext=(-math.copysign(8, value), 0),
+                textcoords="offset points",
+                ha="left" if value < 0 else "right",
+                va="center",
+                fontsize=8,
+                color=colour,
+            )
     axes.axvline(0, color=GREY, linewidth=1)
+    axes.set_xlim(-1.06 * edge, 1.06 * edge)
     axes.grid(axis="x", color="#EBEBEB", linewidth=0.7)
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel("points more than the recipe", fontsize=8.5, color=INK)
+
+
+def _height(arms: list[str], arm: str, place: int) -> float:
+    return arms.index(arm) + 0.2 * (1 - place)
 
 
 def draw() -> None:
