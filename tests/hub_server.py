@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_stand-in-for-a-secret"
 LFS = (".safetensors", ".png")
@@ -24,6 +24,8 @@ LFS = (".safetensors", ".png")
 class Repository:
     private: bool
     files: dict[str, bytes] = field(default_factory=dict)
+    changes: dict[str, str] = field(default_factory=dict)
+    """The message of the last commit of each file, where it was another than the first."""
 
     @property
     def sha(self) -> str:
@@ -159,6 +161,11 @@ class _Handler(BaseHTTPRequestHandler):
                     self._commit(repository, [json.loads(line) for line in body.splitlines()])
                     where = f"{self.hub.address}/{user}/{name}/commit/{repository.sha}"
                     self._answer(200, {"commitUrl": where, "commitOid": repository.sha})
+            case ["api", "models", user, name, "paths-info", _]:
+                repository = self._repository(f"{user}/{name}")
+                if repository:
+                    wanted = parse_qs(body.decode())["paths"]
+                    self._answer(200, [_with_commit(path, repository) for path in wanted if path in repository.files])
             case _:
                 self._answer(404, {"error": f"the stand-in knows no {self.path}"})
 
@@ -178,8 +185,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {"url": f"{self.hub.address}/{name}", "name": name, "id": name})
 
     def _commit(self, repository: Repository, lines: list[dict[str, Any]]) -> None:
-        for line in lines:
+        summary = lines[0]["value"]["summary"]
+        for line in lines[1:]:
             value = line["value"]
+            repository.changes[value["path"]] = summary
             if line["key"] == "file":
                 repository.files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
@@ -195,3 +204,10 @@ def _entry(path: str, content: bytes) -> dict[str, Any]:
     if path.endswith(LFS):
         entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
     return entry
+
+
+def _with_commit(path: str, repository: Repository) -> dict[str, Any]:
+    """A file of a repository with its last commit, as the hub tells it to who asks for it."""
+    title = repository.changes.get(path, "initial commit")
+    commit = {"id": repository.sha, "title": title, "date": "2026-01-01T00:00:00.000Z"}
+    return {**_entry(path, repository.files[path]), "lastCommit": commit}

@@ -145,6 +145,28 @@ def test_a_repository_keeps_its_visibility(run, hub):
     assert [repository.private for repository in hub.repositories.values()] == [False, True, False]
 
 
+def test_a_card_that_was_edited_on_the_hub_is_not_written_over(run, hub, monkeypatch):
+    iwm.push(run, "me/photos", photos=0)
+    iwm.push(run, "me/photos", photos=0)
+    iwm.load(run).push_to_hub("me/photos")
+    iwm.push(run, "me/photos", photos=0)
+    photos = hub.repositories["me/photos"]
+    photos.files["README.md"] += b"More of mine."
+    photos.changes["README.md"] = "Update README.md"
+    with monkeypatch.context() as nothing_computed:
+        nothing_computed.setattr("iwm.exporting.push.prepare", None)
+        for names in ({"repository": "me/photos"}, {"repository": "me/new", "encoder_as": "me/photos"}):
+            with pytest.raises(
+                UserError, match=r"card of me/photos is not as iwm wrote it .*'Update README.md'.* delete"
+            ):
+                iwm.push(run, **names, photos=0)
+    assert photos.files["README.md"].endswith(b"More of mine.")
+    assert "me/new" not in hub.repositories
+    del photos.files["README.md"]
+    iwm.push(run, "me/photos", photos=0)
+    assert photos.changes["README.md"].startswith("Image world model, by iwm")
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [

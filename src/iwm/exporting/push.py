@@ -34,6 +34,10 @@ from iwm.verbs.shared import Published
 
 T = TypeVar("T")
 NAME = r"[A-Za-z0-9][\w.-]{0,94}"
+SENT = "Image world model, by iwm"
+"""How the message of a push's commit begins."""
+WRITTEN = (SENT, "Push model using huggingface_hub")
+"""How messages of commits begin that bring a card of ours: a push's, and that of `ImageWorldModel.push_to_hub`."""
 
 
 def push(o: Push) -> dict[str, Any]:
@@ -41,7 +45,8 @@ def push(o: Push) -> dict[str, Any]:
 
     Returns {"repository", "url", "private", "files": {name: bytes}}, and the same of the encoder under "encoder"; of a
     dry run "url" is empty. Raises UserError for a name without user, without a token, for a repository of another
-    visibility, and for what the hub refuses, before anything is computed where that can be known.
+    visibility or whose model card was edited, and for what the hub refuses, before anything is computed where that can
+    be known.
     """
     repositories = [name for name in (o.repository, o.encoder_as) if name]
     for name in repositories:
@@ -56,6 +61,7 @@ def push(o: Push) -> dict[str, Any]:
         require_token()
         for name in repositories:
             require_free(name, o.public)
+            require_unedited(name)
     with Session.open(config.Speed(device="cpu", precision="fp32")), tempfile.TemporaryDirectory() as temporary:
         folders = prepare(request, o, Path(temporary))
         sent = [_send(name, folder, o) for name, folder in zip(repositories, folders, strict=True)]
@@ -89,6 +95,25 @@ def require_free(name: str, public: bool) -> None:
         raise UserError(f"{name} exists and is public; add --public, or give another name.")
     if found_private and public:
         raise UserError(f"{name} exists and is private; leave out --public, or change it in its settings on the hub.")
+
+
+def require_unedited(name: str) -> None:
+    """Raises UserError where the repository's model card was last changed by other hands, whose text would be lost."""
+
+    def last_change() -> str:
+        try:
+            cards = HfApi().get_paths_info(name, README, expand=True)
+        except RepositoryNotFoundError:
+            return ""
+        commit = cards[0].last_commit if cards else None
+        return commit.title if commit else ""
+
+    title = _asking(f"ask for {name}", last_change)
+    if title and not title.startswith(WRITTEN):
+        raise UserError(
+            f"The model card of {name} is not as iwm wrote it (its last change: '{title}'); copy what you want to "
+            f"keep, delete {README} there, and push again."
+        )
 
 
 def prepare(request: Request, o: Push, folder: Path) -> list[Path]:
@@ -130,7 +155,7 @@ def _send(name: str, folder: Path, o: Push) -> dict[str, Any]:
     if o.dry_run:
         return result
     api = HfApi()
-    message = f"Image world model, by iwm {version('iwm')}"
+    message = f"{SENT} {version('iwm')}"
     _asking(f"make {name}", lambda: api.create_repo(name, private=not o.public, exist_ok=True))
     there = _asking(f"list {name}", lambda: api.list_repo_files(name))
     earlier = [file for file in OPTIONAL if file in there and file not in sizes]
