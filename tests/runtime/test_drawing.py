@@ -10,6 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from oracle import photo
 from PIL import Image
 
@@ -173,3 +174,38 @@ def test_a_name_that_is_no_utf_8_is_drawn(tmp_path: Path) -> None:
     drawing.put_words(figure, "b\udce4r", 0.1, 0.1)
     assert drawing.save(figure, tmp_path / "a.png").is_file()
     assert drawing.drawable("Bär 猫") == "Bär 猫"
+
+
+def names_drawn(name: str) -> tuple[Figure, bytes]:
+    figure = drawing.grouped_bars(name, "top-1", [name], {name: [0.5]})
+    return figure, drawing.png_of(figure)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_that_the_usual_font_lacks_is_drawn_with_one_that_has_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Bold script letters, which of matplotlib's own fonts those for formulas have."""
+    figure, png = names_drawn("𝓐")
+    assert not any(capsys.readouterr())
+    family = drawing._font_with("𝓐")
+    assert all(text.get_fontfamily()[-1] == family for text in figure.findobj(Text))
+    for text in figure.findobj(Text):
+        text.set_fontfamily(["DejaVu Sans"])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(drawing, "_choose_fonts", lambda figure: None)
+        assert drawing.png_of(figure) != png, "a box in its place"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_that_no_font_has_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(drawing, "_font_with", lambda character: "")
+    names_drawn("猫 and 犬")
+    words = " ".join(capsys.readouterr().err.split())
+    assert words == (
+        "No font on this machine has 犬猫, so pictures show boxes there; install one that does, such as Noto Sans CJK, "
+        "and measure again."
+    )
+
+
+def test_a_name_with_dollars_is_no_formula() -> None:
+    figure, _ = names_drawn(r"$\frac$ of $x_{$")
+    assert figure.axes[0].get_xticklabels()[0].get_text().startswith(r"$\frac$")

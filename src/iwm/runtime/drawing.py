@@ -7,19 +7,24 @@ Okabe and Ito, which people with any colour vision can tell apart.
 import io
 import math
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 
 from iwm.runtime import files
+from iwm.runtime.console import warn_once
 from iwm.runtime.errors import UserError
 
 BLUE, ORANGE, GREEN, GREY, INK, PALE = "#0072B2", "#D55E00", "#009E73", "#8A8A8A", "#222222", "#56B4E9"
@@ -29,15 +34,63 @@ DPI = 160
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, whole or not at all; returns the path."""
     with files.replacing(path) as part:
-        figure.savefig(part, format="png", dpi=DPI)
+        part.write_bytes(png_of(figure))
     return path
 
 
 def png_of(figure: Figure) -> bytes:
     """A figure as the content of a PNG file."""
+    _choose_fonts(figure)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # said by `_choose_fonts`, once
+        figure.savefig(file, format="png", dpi=DPI)
     return file.getvalue()
+
+
+# ---- the writing on a figure ---------------------------------------------------------------------------------------
+
+
+def _choose_fonts(figure: Figure) -> None:
+    """Let every text be drawn as it stands: no formulas, and with fonts of this machine for what the usual font lacks,
+    as Chinese names of classes. Where there is none it is said."""
+    for axes in figure.axes:  # the writing of ticks is made when it is asked for
+        axes.get_xticklabels()
+        axes.get_yticklabels()
+    texts: list[Text] = figure.findobj(Text)
+    characters = {character for text in texts for character in text.get_text() if character.isprintable()}
+    fonts = {character: _font_with(character) for character in characters if not _usual_font_has(character)}
+    for text in texts:
+        text.set_parse_math(False)
+        if fonts:
+            text.set_fontfamily([*text.get_fontfamily(), *sorted({*fonts.values()} - {""})])
+    if lacking := "".join(sorted(character for character, font in fonts.items() if not font)):
+        warn_once(
+            f"No font on this machine has {lacking}, so pictures show boxes there; install one that does, such "
+            "as Noto Sans CJK, and measure again."
+        )
+
+
+def _usual_font_has(character: str) -> bool:
+    return _has(font_manager.findfont(font_manager.FontProperties()), character)
+
+
+@cache
+def _font_with(character: str) -> str:
+    """The family of an installed font that has this character; empty where none has."""
+    fonts = [font for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name]  # which has but boxes
+    fonts.sort(key=lambda font: (font.style != "normal", font.name))
+    return next((font.name for font in fonts if _has(font.fname, character)), "")
+
+
+def _has(path: str, character: str) -> bool:
+    try:
+        return font_manager.get_font(path).get_char_index(ord(character)) > 0
+    except (OSError, RuntimeError):  # a font that cannot be read has nothing
+        return False
+
+
+# ---- blank figures and axes ----------------------------------------------------------------------------------------
 
 
 class ShownFigure(Figure):
