@@ -9,8 +9,9 @@ from planted_runs import save
 import iwm
 from iwm import cli
 from iwm.evaluation import after_pretraining
-from iwm.run_folder import identity
-from iwm.runtime.errors import UserError
+from iwm.run_folder import RunFolder, identity
+from iwm.runtime import files
+from iwm.runtime.errors import Busy, UserError
 from iwm.training.trackers import TRACKERS, Tracker
 
 
@@ -92,6 +93,19 @@ def test_what_cannot_be_sent_is_one_sentence_before_the_page(trained, told, tmp_
     with pytest.raises(UserError, match=r"FILE\.html"):
         iwm.report(trained, report_to="planted", out=str(tmp_path))
     assert told[-1] == "close", "a page that cannot be written leaves no tracker open"
+
+
+def test_a_run_that_is_being_trained_is_not_sent(trained, told, tmp_path):
+    """Training sends its lines itself: two that send would tell the tracker the same, or forget what they told it."""
+    page = tmp_path / "page.html"
+    with files.lock(RunFolder(trained).training_lock, "trained"):
+        with pytest.raises(Busy, match=r"is being trained, or sent to trackers, by process .* wait until it has ended"):
+            iwm.report(trained, report_to="planted", out=str(page))
+        assert told == []
+        assert not page.exists()
+        iwm.report(trained, out=str(page))
+    iwm.report(trained, report_to="planted")
+    assert told
 
 
 def test_pretraining_ends_with_the_report(pictures, tmp_path, told, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from iwm.reports.finding import join, numbers
 from iwm.reports.results import Result, read
 from iwm.reports.verdict import judge_training
 from iwm.run_folder import RunFolder
+from iwm.runtime import files
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 from iwm.training.reporting import Sender, begin, end
@@ -20,19 +21,28 @@ def report(o: Report) -> Path:
     """Write the page of a run and say where it lies; with `report_to` send it, too.
 
     Raises UserError when there is no such run, and for a tracker that is unknown or cannot be reached, before the page
-    is written.
+    is written; Busy while another process trains the run or sends it, which may tell the trackers the same.
     """
     kinds = trackers_of(o.report_to)
-    senders = open_senders(RunFolder.of(o.run), kinds) if kinds else []
-    try:
-        path = page.write(o.run, o.out)
-    except BaseException:
-        for sender in senders:
-            sender.close()
-        raise
+    if not kinds:
+        return write_page(o)
+    run = RunFolder.of(o.run)
+    with files.lock(run.training_lock, f"{run.path} is being trained, or sent to trackers,"):
+        senders = open_senders(run, kinds)
+        try:
+            path = write_page(o)
+        except BaseException:
+            for sender in senders:
+                sender.close()
+            raise
+        send(run, senders, path)
+    return path
+
+
+def write_page(o: Report) -> Path:
+    """Write the page of a run and say where it lies."""
+    path = page.write(o.run, o.out)
     console.print(f"Written to {path}", soft_wrap=True)
-    if senders:
-        send(RunFolder.of(o.run), senders, path)
     return path
 
 
