@@ -361,6 +361,8 @@ SEEDED = {
     "{}-whole": "half whole",
     "{}-deep": "predictor of four blocks",
     "{}-deep-long": "the same, as many steps",
+    "{}-clean": "one view unchanged",
+    "{}-clean-ema": "the same, EMA from .98",
     "ijepa-world-{}": "I-JEPA-world",
     "ijepa-world-all-{}": "I-JEPA-world, all positions",
 }
@@ -374,6 +376,8 @@ SEEDED_PAIRS = (
     ("{}-whole", "{}"),
     ("{}-deep", "{}"),
     ("{}-deep-long", "{}"),
+    ("{}-clean", "{}"),
+    ("{}-clean-ema", "{}"),
     ("ijepa-world-{}", "{}"),
     ("ijepa-world-{}", "ijepa-style-{}"),
     ("ijepa-world-{}", "ijepa-style-{}-long"),
@@ -457,6 +461,11 @@ SEEDED_NOTES = {
         "finetuned, its predictor has more parameters than the others."
     ),
     "{}-deep-long": (" *The same, as many steps*: as many as the recipe, which take half as much time again."),
+    "{}-clean": (
+        " *One view unchanged*: the equivariant recipe with source or target, by lot for every image, the unchanged "
+        "crop (`--actions.clean either`)."
+    ),
+    "{}-clean-ema": (" *The same, EMA from .98*: with `--optim.ema 0.98`, too."),
     "ijepa-world-{}": (
         " *I-JEPA-world* (`ijepa-world`; before the recipe had a name, its runs were called `beside`): the encoder "
         "learns as I-JEPA-style's, for as many steps, and does not move in the steps on whole sources, which alone "
@@ -491,7 +500,9 @@ def _seeded(folder: Path) -> dict[str, float]:
         elif "mrr" in result:
             found["MRR"], found["MRR, common space"] = result["mrr"], result["mrr_common"]
             share = SHARES.get(f"{folder.parent.name}/{folder.name}")
-            if share is None and re.fullmatch(r"(cifar10|eurosat)(-whole|-deep|-deep-long)?-seed\d", folder.name):
+            if share is None and re.fullmatch(
+                r"(cifar10|eurosat)(-whole|-deep|-deep-long|-clean|-clean-ema)?-seed\d", folder.name
+            ):
                 share = result["photometric_share"]
             if share is not None:
                 found["photometric share"] = share
