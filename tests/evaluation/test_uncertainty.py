@@ -24,10 +24,19 @@ def test_the_error_of_an_accuracy_is_the_scatter_of_many():
     assert uncertainty.difference_error(0.3, 0.6, 200) == pytest.approx((a - b).std(), rel=0.03)
 
 
+def test_few_images_that_are_all_right_or_all_wrong_are_not_certain():
+    for count, place in ((1, "level with"), (2, "level with"), (5, "above"), (1000, "above")):
+        assert uncertainty.standing(1.0, 0.0, uncertainty.difference_error(1.0, 0.0, count)) == place
+
+
 def test_every_accuracy_of_a_result_has_its_error():
     numbers = {"top1": 0.3, "single_top1": 0.6, "balanced_top1": 0.4, "top5": 0.9, "n_val": 200}
     wanted = {f"{key}_standard_error": uncertainty.accuracy_error(numbers[key], 200) for key in ("top1", "single_top1")}
     assert uncertainty.accuracy_errors(numbers, 200) == wanted
+
+
+def test_the_bootstrap_of_a_single_image_is_not_known():
+    assert math.isnan(uncertainty.bootstrap_error(lambda weights: weights @ np.ones(1), 1, 0))
 
 
 def test_the_bootstrap_of_a_mean_has_the_error_of_a_mean():

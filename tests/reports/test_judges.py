@@ -221,6 +221,13 @@ def test_segmentation_is_judged_beside_its_controls(random, good, said):
     assert found.bars[0] == ("this run", 0.4)
 
 
+def test_segmentation_of_a_single_image_is_not_judged():
+    for result in ({"miou_standard_error": None}, {"n_val": 1, "miou_standard_error": 5e-17}):
+        (found,) = judge_results([SEGMENT | {"random_encoder_miou": 0.3} | result])
+        assert found.good is None
+        assert "on a single image, so its error is not known" in found.sentence
+
+
 @pytest.mark.parametrize(
     ("train", "random", "pixels", "good", "said"),
     [

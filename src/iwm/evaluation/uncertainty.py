@@ -38,10 +38,13 @@ def accuracy_errors(numbers: Mapping[str, Any], count: float) -> dict[str, float
 def bootstrap_error(
     statistic: Callable[[Float[np.ndarray, "b n"]], Float[np.ndarray, " b"]], count: int, seed: int, draws: int = 200
 ) -> float:
-    """Of a statistic that is no mean over its `count` images: they are drawn anew with replacement, `draws` times.
+    """Of a statistic that is no mean over its `count` images: they are drawn anew with replacement, `draws` times; of
+    a single image it is not known (NaN).
 
     `statistic` is given how often each image counts, a row a draw.
     """
+    if count < 2:
+        return math.nan
     weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
     return float(statistic(weights.astype(np.float64)).std())
 
@@ -60,8 +63,13 @@ def average_error(errors: Sequence[float]) -> float:
 
 
 def difference_error(a: float, b: float, count: float) -> float:
-    """Of the difference of two accuracies over `count` images each."""
-    return combined_error(accuracy_error(a, count), accuracy_error(b, count))
+    """Of the difference of two accuracies over `count` images each, as judgements take it: few images of which all
+    or none are right are not certain, so each accuracy counts one more image right and one wrong (Laplace's rule), and
+    the variance is over count - 1. Of a single image infinite."""
+    if count <= 1:
+        return math.inf
+    smooth = [(top1 * count + 1) / (count + 2) for top1 in (a, b)]
+    return combined_error(*(accuracy_error(top1, count - 1) for top1 in smooth))
 
 
 def correlation_interval(r: float, count: int) -> tuple[float, float]:

@@ -302,8 +302,11 @@ def judge_segmentation(result: Result) -> Finding:
     bars = (("this run", miou), *controls.items())
     if len(controls) < len(names):
         return Finding(title, None, f"mIoU {miou:.3f} was measured without baselines, so it cannot be judged.", bars)
+    error = number(result, "miou_standard_error")
+    if error is None or number(result, "n_val") == 1:  # older results claim an error of 0
+        words = f"mIoU {miou:.3f}, on a single image, so its error is not known; measure on more."
+        return Finding(title, None, words, bars)
     # Of a difference, as if the control were measured on other images with the same error: on the safe side.
-    error = number(result, "miou_standard_error") or 0.0
     error = combined_error(error, error)
     places = {name: standing(miou, value, error) for name, value in controls.items()}
     words, good = _of_use(places, {name: f"{value:.3f}" for name, value in controls.items()})
