@@ -83,7 +83,7 @@ def test_for_pretraining_masks_are_no_pictures(root):
     assert all("annotations" not in opened.path(index) for index in range(5))
 
 
-def test_the_ignored_value_is_taken_out_of_the_classes(root):
+def test_the_ignored_value_is_taken_out_of_the_classes(root, caplog):
     for mask_path in root.rglob("annotations/*.png"):
         mask = np.array(Image.open(mask_path))
         mask[mask == 255] = 1
@@ -92,6 +92,7 @@ def test_the_ignored_value_is_taken_out_of_the_classes(root):
     splits = annotated_splits(str(root), ignore_index=1)
     assert splits.classes == ("wall", "door")
     assert splits.named
+    assert "of the pixels of its training masks hold 1 and are neither learned nor counted" in caplog.text
     _, mask = splits.train.load(1)  # halves of void and door
     assert mask.tolist() == [[IGNORED, IGNORED, 1, 1]] * 8
     assert splits.majority == 1
@@ -170,6 +171,11 @@ def test_the_embedded_objects_have_masks():
     assert (image.permute(1, 2, 0).numpy() == scene.image).all()
     assert (mask.numpy() == np.where(scene.mask, scene.label + 1, 0)).all()
     assert train.names[scene.label + 1] == train.images.classes[scene.label]  # pyright: ignore[reportOptionalSubscript]
+
+
+def test_the_embedded_photos_have_none():
+    with pytest.raises(UserError, match="photos of `sample` have no masks; give `sample-objects`, or"):
+        open_annotated("sample", 32)
 
 
 def test_examples_too_large_for_memory_are_read_again(root, monkeypatch):
@@ -257,6 +263,9 @@ def test_what_is_wrong_is_said(damage, sentence, root):
 def test_wrong_arrays_are_named(tmp_path):
     images = np.zeros((4, 6, 8, 3), dtype=np.uint8)
     path = tmp_path / "cells.npz"
+    np.savez(path, images=images, masks=np.zeros((4, 6, 8), np.uint8), classes=["a", "a"])
+    with pytest.raises(UserError, match="must name every class once"):
+        annotated_splits(str(path))
     for masks, sentence in (
         (None, "has no array `masks`"),
         (
@@ -345,6 +354,23 @@ def test_two_masks_for_an_image_are_refused(root):
     Image.fromarray(halves(0, 1)).save(root / "train" / "annotations" / "0_mask.png")
     with pytest.raises(UserError, match=r"has two masks for one image, train/annotations/0.png and"):
         annotated_splits(str(root))
+
+
+def test_two_images_for_a_mask_are_refused(root):
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(root / "train" / "images" / "0.jpg")
+    with pytest.raises(UserError, match=r"has two images for one mask, train/images/0\.\w+ and train/images/0\."):
+        annotated_splits(str(root))
+
+
+def test_a_third_grey_value_is_not_left_out_in_silence(tmp_path, caplog):
+    """Masks drawn as 0, 128 and 255: the last one is usually no class."""
+    for number in range(12):
+        pair(tmp_path, "train", str(number), np.array([[0, 128], [255, 255]], np.uint8).repeat(4, 0).repeat(4, 1))
+    splits = annotated_splits(str(tmp_path))
+    assert splits.classes == ("0", "128")
+    said = "50.0% of the pixels of its training masks hold 255 and are neither learned nor counted; --ignore-index -1"
+    assert said in caplog.text
+    assert annotated_splits(str(tmp_path), ignore_index=-1).classes == ("0", "128", "255")
 
 
 def test_masks_of_an_array_may_be_true_and_false(tmp_path):

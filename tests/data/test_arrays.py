@@ -108,6 +108,7 @@ def test_npz(tmp_path):
         ({"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.eye(3)[[[0, 1], [1, 2]]].sum(1)}, "several classes"),
         ({"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.array([0, 2]), "classes": ["a", "b"]}, "0 to 1"),
         ({"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": ["a", "c"], "classes": ["a", "b"]}, "holds 'c'"),
+        ({"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": [0, 1], "classes": ["a", "a"]}, "every class once"),
         ({"images": np.zeros((2, 4, 4, 3), np.uint16)}, r"is uint16 .*; scale the values to 0..255"),
         ({"images": np.zeros((2, 4, 4, 8), np.uint8)}, "of more channels choose three"),
         ({"images": np.array([None, 1], dtype=object)}, "not a readable .npz of plain arrays"),

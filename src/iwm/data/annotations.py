@@ -16,7 +16,7 @@ from jaxtyping import Int16, Int32, Int64, UInt8
 from torch import Tensor
 
 from iwm.data import file_index, memory, samples, sources
-from iwm.data.arrays import read_arrays
+from iwm.data.arrays import class_names, read_arrays
 from iwm.data.decode import BrokenImage
 from iwm.data.image_sets import Arrays, Files, ImageSet, Subset
 from iwm.data.layout import INSTANCES, Named, mask_key, parts_of, read_layout
@@ -85,6 +85,8 @@ def open_annotated(source: str, size: int) -> tuple[Annotated, Annotated | None,
     if source == "sample-objects":
         train, valid, how = sources.open_splits(source, size=size)
         return _scenes(train, size), _scenes(valid, size), how
+    if source == "sample":
+        raise UserError(f"The photos of `sample` have no masks; give `sample-objects`, or yours as {LAYOUT}.")
     if memory.is_memory(source):
         raise UserError("Masks are read from files; give a folder, or an .npz with `images` and `masks`.")
     path, name = file_index.locate(source)
@@ -118,7 +120,7 @@ def _scenes(scenes: ImageSet, size: int) -> Annotated:
 
 def _open_arrays(path: Path, name: str) -> tuple[Annotated, Annotated | None, str]:
     arrays = read_arrays(path)
-    names = tuple(arrays["classes"].astype(str).tolist()) if "classes" in arrays else None
+    names = class_names(arrays, path)
 
     def half(prefix: str, split: str) -> Annotated:
         shown, masks = arrays[f"{prefix}images"], arrays.get(f"{prefix}masks")
@@ -157,16 +159,18 @@ def _paired(
     root: Path, name: str, split: str, files: tuple[Sequence[Named], Sequence[Named]], names: tuple[str, ...] | None
 ) -> Annotated:
     """Images and masks of one split, by name."""
-    pictures = {mask_key(parts, is_mask=False): path for path, parts in files[0]}
-    masks: dict[str, str] = {}
-    for path, parts in files[1]:
-        if any(part.lower() in INSTANCES for part in parts_of(path)):
-            continue
-        other = masks.setdefault(mask_key(parts, is_mask=True), path)
-        if other != path:
-            raise UserError(
-                f"'{name}' ({split}) has two masks for one image, {other} and {path}; take one of them out."
-            )
+
+    def by_key(named: Sequence[Named], *, is_mask: bool) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for path, parts in named:
+            other = found.setdefault(mask_key(parts, is_mask=is_mask), path)
+            if other != path:
+                what = "two masks for one image" if is_mask else "two images for one mask"
+                raise UserError(f"'{name}' ({split}) has {what}, {other} and {path}; take one of them out.")
+        return found
+
+    of_classes = [one for one in files[1] if not any(part.lower() in INSTANCES for part in parts_of(one[0]))]
+    pictures, masks = by_key(files[0], is_mask=False), by_key(of_classes, is_mask=True)
     if not masks:
         raise UserError(f"'{root}' ({split}) has no masks; lay every split out as {LAYOUT}, or give an .npz with both.")
     lacking = [path for key, path in pictures.items() if key not in masks]

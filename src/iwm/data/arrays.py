@@ -5,6 +5,7 @@ The names of Keras (x_train, y_train, x_test, y_test) and MedMNIST (train_images
 
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def open_arrays(path: Path, name: str) -> tuple[ImageSet, ImageSet | None, str]:
         for prefix in prefixes
         if f"{prefix}labels" in arrays
     }
-    names = tuple(arrays["classes"].astype(str).ravel().tolist()) if "classes" in arrays else None
+    names = class_names(arrays, path)
     numbered = number_labels(labels, names, f"`labels` in '{path}'")
     sets = []
     for prefix, split in zip(prefixes, ("train", "val"), strict=False):
@@ -111,6 +112,16 @@ def open_arrays(path: Path, name: str) -> tuple[ImageSet, ImageSet | None, str]:
     if len(sets) == 1:
         return sets[0], None, "images"
     return sets[0], sets[1], "images and val_images"
+
+
+def class_names(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[str, ...] | None:
+    """The names of an .npz's classes, where it has an array `classes`. Raises UserError where they are no names."""
+    if "classes" not in arrays:
+        return None
+    names = tuple(arrays["classes"].astype(str).ravel().tolist())
+    if "" in names or len(set(names)) < len(names):
+        raise UserError(f"`classes` in '{path}' must name every class once; correct it.")
+    return names
 
 
 def _plain_labels(labels: Shaped[np.ndarray, "..."], count: int, where: str) -> np.ndarray:

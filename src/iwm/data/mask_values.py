@@ -120,6 +120,12 @@ def value_table(names: tuple[str, ...] | None, train: MaskSplit, val: MaskSplit,
     if ignore_index == 255 and 255 in train.values and len(others) == 1:
         note(train.name, f"the masks hold {others[0]} and 255 only, so 255 is a class and not ignored.")
         others, ignore_index = occurring, -1
+    if share := train.values.get(ignore_index, 0) / sum(train.values.values()):
+        note(
+            train.name,
+            f"{share:.1%} of the pixels of its training masks hold {ignore_index} and are neither learned nor counted; "
+            "--ignore-index -1 makes it a class.",
+        )
     if names is None:
         if len(others) > MOST_UNNAMED:
             raise UserError(
