@@ -64,8 +64,7 @@ def test_links_are_followed_and_a_loop_ends(tmp_path):
     os.symlink(tmp_path / "elsewhere" / "2.png", tmp_path / "set" / "3.png")
     os.symlink(tmp_path / "set", tmp_path / "set" / "a" / "loop")
     found = file_index.file_names(tmp_path / "set")
-    assert len(found) < 12
-    assert {"3.png", "a/1.png", "b/2.png"} <= set(found)
+    assert sorted(found) == ["3.png", "a/1.png", "b/2.png"], "no image twice: it might be held out, and trained on"
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def _archive_names(path: Path) -> list[str]:
 def _folder_names(root: Path) -> list[str]:
     """Paths of all files below a folder, links followed, without what iwm wrote there."""
     names, outputs = [], []
-    visits: set[str] = set()  # links are followed, but a loop only once
+    visits = {os.path.realpath(root)}  # links are followed, but no folder is entered twice
     for folder, below, files in os.walk(root, followlinks=True):
         inside = Path(folder).relative_to(root).as_posix()
         if OUTPUT_MARK in files and inside != ".":
