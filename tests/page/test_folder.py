@@ -90,6 +90,6 @@ def test_held_out_images_come_first(tmp_path: Path) -> None:
     assert {name[:3] for name in opened(tmp_path).names[:6]} == {"val"}
 
 
-@pytest.mark.parametrize("key", ["f99", "f-1", "x1", "", "f", "f²"])
+@pytest.mark.parametrize("key", ["f99", "f-1", "x1", "", "f", "f²", "f" + "9" * 5000])
 def test_a_key_of_no_image_is_none(key: str, tmp_path: Path) -> None:
     assert opened(folder_of(tmp_path, 12)).get(key) is None

@@ -54,6 +54,7 @@ def test_what_was_not_trained_has_no_slider() -> None:
         ({"brightnes": 0.1}, "did you mean 'brightness'"),
         ({"hue": "red"}, "finite number"),
         ({"hue": float("nan")}, "finite number"),
+        ({"hue": 10**400}, "finite number"),
         ({"grayscale": True}, "finite number"),
         ({"grayscale": 0.5}, "it is a flag"),
         ([0.1], "object of numbers"),

@@ -90,6 +90,11 @@ class ActionSpace:
         return tuple(transformation.name for transformation in self.transformations)
 
     @property
+    def amounts(self) -> list[int]:
+        """Places of the transformations that change a target by an amount; those without a range are left out."""
+        return [place for place, t in enumerate(self.transformations) if t.graded and t.both and t.range > 0]
+
+    @property
     def dim(self) -> int:
         """Length k of an action."""
         return len(self.transformations)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from iwm import config
-from iwm.data import workers
+from iwm.data import memory, workers
 from iwm.data.broken_images import name_broken, none_left, readable, without_broken
 from iwm.data.crops import center, crop_size, least_side, random_crops
 from iwm.data.decode import BrokenImage, NothingReadable
@@ -358,6 +359,8 @@ def load_pairs(
 
 def load_one(path: str, size: int) -> UInt8[Tensor, "1 3 {size} {size}"]:
     """The one image a path names, squared by `center`. Raises UserError when it names none, or several."""
+    if not memory.is_memory(path) and not Path(path).expanduser().exists():
+        raise UserError(f"There is no image '{path}'; give one image file.")
     opened = open_pictures(path, size)
     if len(opened) != 1:
         raise UserError(f"{path} holds {len(opened)} images; give one image file.")

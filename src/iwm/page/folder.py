@@ -5,6 +5,7 @@
 The query is what the model predicts of the changed image, the candidates are the source's images as they are.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -61,7 +62,7 @@ class Folder:
 
     def get(self, key: str) -> Picture | None:
         """The image of a key "f" and its place; None where there is none."""
-        place = int(key[1:]) if key[:1] == "f" and key[1:].isascii() and key[1:].isdigit() else -1
+        place = int(key[1:]) if re.fullmatch("f[0-9]{1,9}", key) else -1
         return Picture(self.pixels[place], self.names[place]) if 0 <= place < len(self.pixels) else None
 
     @torch.no_grad()

@@ -116,9 +116,12 @@ class DeviceName(Bound):
 
 def finite(value: Any) -> float | None:
     """The value where it is a finite number, so that counts stay whole; else None. True and False are none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # a whole number beyond all floats
+        return None
 
 
 def check(options: Any, prefix: str = "") -> None:

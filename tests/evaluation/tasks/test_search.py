@@ -195,7 +195,7 @@ def test_the_image_itself_is_left_out_where_a_link_leads_to_it(run, folder, tmp_
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"like": "nowhere.png"}, "There is no 'nowhere.png'"),
+        ({"like": "nowhere.png"}, "There is no image 'nowhere.png'"),
         ({"pooling": "tokens"}, "no single vector to search by"),
         ({"action": "hue"}, "'hue' is no change"),
         ({"features": "nowhere.npz"}, "There is no file nowhere.npz"),

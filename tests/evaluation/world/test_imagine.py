@@ -10,6 +10,7 @@ from oracle import REVERSIBLE, SPACE, Oracle, muted, photo
 from PIL import Image
 
 from iwm import config, verbs
+from iwm.actions.action_space import ActionSpace
 from iwm.actions.action_text import parse_action
 from iwm.evaluation.world import imagine
 from iwm.runtime.errors import UserError
@@ -55,6 +56,15 @@ def test_candidates_join_the_bank_as_their_own_images() -> None:
 def test_a_sweep_that_is_none_is_refused(name: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         imagine.sweep_changes(SPACE, name)
+
+
+def test_what_was_not_trained_with_is_not_swept() -> None:
+    still = config.Actions(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+    space = ActionSpace.from_config(still, 32)
+    with pytest.raises(UserError, match="trained without changes of hue"):
+        imagine.sweep_changes(space, "hue")
+    with pytest.raises(UserError, match="no range to sweep on a target; give --action grayscale=1"):
+        imagine.sweep_changes(space, "grayscale")
 
 
 @pytest.fixture

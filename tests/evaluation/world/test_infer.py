@@ -144,6 +144,16 @@ def test_the_measurement_is_written_with_its_picture(tmp_path: Path, monkeypatch
     assert apart["shift"] == 4
 
 
+def test_a_model_without_changes_of_an_amount_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still = ActionSpace.from_config(config.Actions(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0), 8)
+    monkeypatch.setattr(infer, "open_world", lambda run, session: Oracle(space=still, size=8))
+    monkeypatch.setattr(infer, "open_splits", lambda *words: pytest.fail("images were read"))
+    with pytest.raises(UserError, match="run was trained without changes of an amount"):
+        infer.infer(Infer(run="run", data="sample", out=str(tmp_path), speed=SPEED))
+
+
 def test_two_images_give_the_change_in_raw_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infer, "open_world", lambda run, session: oracle())
     clean = small(1)[0]

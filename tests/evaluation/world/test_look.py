@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import pictures_file
 from oracle import REVERSIBLE, Oracle, SeeingOracle, muted
+from PIL import Image
 
 from iwm import config
 from iwm.evaluation.world import look
@@ -85,6 +86,22 @@ def test_the_look_is_written_with_its_pictures(tmp_path: Path, monkeypatch: pyte
     assert written["composition"]["error"]["sum"] == pytest.approx(0, abs=1e-3)
     assert Path(found["path"]).with_suffix(".png").stat().st_size > 5_000
     assert (tmp_path / "eval" / "look-pictures-averaged.png").stat().st_size > 5_000
+
+
+def test_labels_of_validation_alone_are_left_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(look, "open_world", lambda run, session: Oracle(space=REVERSIBLE, size=8))
+    source = tmp_path / "mixed"
+    draw = np.random.default_rng(0)
+    held = [f"val/{kind}/{number}" for kind in "ab" for number in "12"]
+    for name in [*(f"train/{number}" for number in range(24)), *held]:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 255, (8, 8, 3), np.uint8)).save(source / f"{name}.png")
+    speed = config.Speed(precision="fp32")
+    found = look.look(Look(run="run", data=str(source), images=20, out=str(tmp_path), speed=speed))
+    assert "averaged" not in found
+    assert "averaging over actions is not probed" in " ".join(capsys.readouterr().out.split())
 
 
 def test_labels_that_will_not_do_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from iwm.actions.action_space import ActionSpace, Parameters, reference_space
-from iwm.actions.action_text import parse_action
+from iwm.actions.action_text import parse_action, require_possible
 from iwm.data.loader import load_one
 from iwm.data.shares import load_draw
 from iwm.data.sources import open_pictures
@@ -111,9 +111,12 @@ def sweep_changes(space: ActionSpace, name: str) -> list[float]:
     """
     space.encode(**{name: 0.0})  # says what it might have been called
     swept = space.transformations[space.names.index(name)]
-    if not (swept.graded and swept.both and swept.range > 0):
-        known = ", ".join(t.name for t in space.transformations if t.graded and t.both and t.range > 0)
-        raise UserError(f"'{name}' has no range to sweep on a target; sweep one of {known}, or give --action {name}=1.")
+    if swept.graded:
+        require_possible(space, {name: 1.0})  # says what was not trained with
+    if not (swept.graded and swept.both):
+        known = ", ".join(space.names[place] for place in space.amounts)
+        other = f"sweep one of {known}, or " if known else ""
+        raise UserError(f"'{name}' has no range to sweep on a target; {other}give --action {name}=1.")
     return torch.linspace(swept.low - swept.neutral, swept.high - swept.neutral, VALUES).tolist()
 
 

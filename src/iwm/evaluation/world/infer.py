@@ -36,6 +36,7 @@ from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import open_world, plain_name
 from iwm.runtime.console import console, progress, table
 from iwm.runtime.drawing import grouped_bars
+from iwm.runtime.errors import UserError
 from iwm.verbs.infer import Infer
 
 BATCH = 16
@@ -156,6 +157,11 @@ def residuals(
 
 def _over_source(o: Infer, model: ImageWorldModel, work: Evaluation) -> dict[str, Any]:
     size = model.settings.data.image_size
+    if not model.space.amounts:
+        raise UserError(
+            f"{o.run} was trained without changes of an amount, as of brightness, so there is no error to measure; "
+            "infer the change between two images, or train with some."
+        )
     train, held, how = open_splits(o.data, o.val, size=size + o.shift)
     lessons, exam = (
         load_draw(images, count, size + o.shift, o.seed)[0]
@@ -270,7 +276,7 @@ def measure(
     Images are larger than the model's by `shift` px.
     """
     space, size = model.space, model.settings.data.image_size
-    graded = [i for i, t in enumerate(space.transformations) if t.graded and t.both and t.range > 0]
+    graded = space.amounts
     # Of thousands of training images few are held as numbers at a time.
     batches = torch.arange(len(train)).split(PAIRS_READ)
     lessons = (change_pairs(space, train[batch], size, seed, batch) for batch in batches)

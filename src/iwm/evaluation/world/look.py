@@ -45,7 +45,10 @@ def look(o: Look) -> dict[str, Any]:
         size = model.settings.data.image_size
         train, held, how = open_splits(o.data, o.val, size=size)
         # Labels that will not do are an error before any work.
-        splits = labelled_splits(o.data, o.val, size=size) if held.labels is not None else None
+        labelled = train.labels is not None and held.labels is not None
+        splits = labelled_splits(o.data, o.val, size=size) if labelled else None
+        if held.labels is not None and not labelled:
+            console.print(f"{train.name} has labels to measure on only, so averaging over actions is not probed.")
         with work.session.autocast():
             lessons, _ = load_draw(train, o.images, size, o.seed)
             exam, _ = load_draw(held, max(o.shown, o.images // 10), size, o.seed)
