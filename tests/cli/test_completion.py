@@ -9,10 +9,13 @@ import pytest
 from iwm import cli, recipe_book, verbs
 from iwm.cli import completion
 from iwm.evaluation.tasks.probe_kinds import PROBES
+from iwm.exporting import FORMATS
 from iwm.model.conditioning import CONDITIONINGS
 from iwm.model.objectives import OBJECTIVES
 from iwm.runtime.options import options
+from iwm.sweeps.axes import LEVELS
 from iwm.training.optimisers import OPTIMISERS
+from iwm.training.trackers import TRACKERS
 
 bash = pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 
@@ -68,6 +71,17 @@ def test_bash_completes_values_and_leaves_the_rest_to_files(script):
     assert completed(script, "iwm", "completion", "z") == ["zsh"]
     assert completed(script, "iwm", "world", "runs/m") == []
     assert completed(script, "iwm", "world", "runs/mine", "--out", "") == []
+    assert completed(script, "iwm", "segment", "x", "--train", "") == ["head", "predictor", "encoder", "both"]
+    assert "last-1" in completed(script, "iwm", "finetune", "x", "--train", "")
+    assert completed(script, "iwm", "segment", "x", "--data", "") == ["sample-objects"]
+    assert completed(script, "iwm", "export", "x", "--format", "t") == ["timm", "torch"]
+
+
+@bash
+def test_bash_completes_behind_options_of_every_verb(script):
+    assert completed(script, "iwm", "--json", "wor") == ["world"]
+    assert completed(script, "iwm", "--json", "--quiet", "finetune", "x", "--predictor", "p") == ["pretrained"]
+    assert "demo" in completed(script, "iwm", "--json", "pretrain", "")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -105,9 +119,14 @@ def test_suggested_names_are_the_built_in_ones():
         "predictor.conditioning": CONDITIONINGS,
         "optim.kind": OPTIMISERS,
         "kind": PROBES,
+        "conditionings": CONDITIONINGS,
+        "format": FORMATS,
+        "report_to": TRACKERS,
     }.items():
         assert set(completion.SUGGESTED[name]) == set(registry.built_in), name
-    known = {option.name for name in verbs.names() for option in options(verbs.find(name).options)}
+    assert set(completion.SUGGESTED["levels"]) == set(LEVELS)
+    plain = {(verb, option.name) for verb in verbs.names() for option in options(verbs.find(verb).options)}
+    known = {name.removeprefix("settings.") for _, name in plain} | {f"{verb}.{name}" for verb, name in plain}
     assert set(completion.SUGGESTED) <= known
 
 

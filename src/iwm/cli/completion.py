@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from iwm import recipe_book, verbs
 from iwm.runtime.console import tables_are_printed
 from iwm.runtime.options import Option, options
+from iwm.verbs import segment
 from iwm.verbs.completion import Completion
 from iwm.verbs.shared import WAYS, manners_of
 
@@ -15,24 +16,35 @@ TAKE_RECIPE = ("pretrain", "sweep", "recipes")
 """Verbs whose first word is a recipe."""
 SAMPLES = ("sample", "sample-objects")
 """The sources in the package."""
+CONDITIONINGS = ("none", "sequence", "feature", "adaln")
+TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
 SUGGESTED: dict[str, tuple[str, ...]] = {
     "objective.kind": ("latent", "pixels", "joint"),
-    "predictor.conditioning": ("none", "sequence", "feature", "adaln"),
+    "predictor.conditioning": CONDITIONINGS,
+    "conditionings": CONDITIONINGS,
+    "levels": ("jitter", "destructive", "strong"),
+    "format": ("safetensors", "timm", "onnx", "torch", "hub"),
+    "report_to": TRACKERS,
+    "run.report_to": TRACKERS,
     "optim.kind": ("adamw", "muon"),
     "actions.set": ("photometric", "camera"),
     "encoder.train": ("all", "none", "last-1"),
     "speed.device": ("auto", "cpu", "cuda", "mps"),
     "kind": ("knn", "linear", "attentive", "instance"),
     "train": WAYS,
+    "segment.train": segment.WAYS,
     "data": SAMPLES,
+    "segment.data": ("sample-objects",),
     "data.source": SAMPLES,
 }
-"""Values of options that take others too: files, or names of a user's own."""
+"""Values of options that take others too: files, or names of a user's own; where a verb has some of its own, under
+VERB.OPTION."""
 
 
-def values_of(option: Option) -> tuple[str, ...]:
+def values_of(verb: verbs.Verb, option: Option) -> tuple[str, ...]:
     """The values to complete: all there are, or the built-in ones."""
-    return option.choices or SUGGESTED.get(option.name.removeprefix("settings."), ())
+    name = option.name.removeprefix("settings.")
+    return option.choices or SUGGESTED.get(f"{verb.name}.{name}") or SUGGESTED.get(name, ())
 
 
 def completion(o: Completion) -> str:
@@ -72,10 +84,12 @@ def _named() -> Iterator[tuple[verbs.Verb, list[Option]]]:
 BASH = """\
 # Completion of iwm for bash: eval "$(iwm completion bash)"
 _iwm() {{
-    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} verb=${{COMP_WORDS[1]}} words=
+    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} place=1 words= verb
+    while [[ ${{COMP_WORDS[place]}} == -* ]] && (( place < COMP_CWORD )); do (( place++ )); done  # iwm --json VERB
+    verb=${{COMP_WORDS[place]}}
     [[ $cur == = ]] && cur=
     [[ $prev == = ]] && prev=${{COMP_WORDS[COMP_CWORD-2]}}
-    if (( COMP_CWORD == 1 )); then
+    if (( COMP_CWORD == place )); then
         words="{verbs} --help --version"
     else
         case "$verb $prev" in
@@ -85,7 +99,7 @@ _iwm() {{
             case "$verb" in
 {flags}
             esac
-        elif [[ -z $words ]] && (( COMP_CWORD == 2 )); then
+        elif [[ -z $words ]] && (( COMP_CWORD == place + 1 )); then
             case "$verb" in
 {placed}
             esac
@@ -102,9 +116,9 @@ def bash() -> str:
     values, flags, placed = [], [], []
     for verb, named in _named():
         for option in named:
-            if values_of(option):
+            if known := values_of(verb, option):
                 pattern = " | ".join(f'"{verb.name} {flag}"' for flag in option.flags)
-                values.append(f'            {pattern}) words="{" ".join(values_of(option))}" ;;')
+                values.append(f'            {pattern}) words="{" ".join(known)}" ;;')
         every = " ".join(flag for option in named for flag in option.flags)
         flags.append(f'                {verb.name}) words="{every} --help" ;;')
         if placed_words(verb):
@@ -124,6 +138,7 @@ _iwm() {{
     verbs=(
 {verbs}
     )
+    while [[ $words[2] == -* ]] && (( CURRENT > 2 )); do shift words; (( CURRENT-- )); done  # iwm --json VERB
     if (( CURRENT == 2 )); then
         _describe verb verbs
         return
@@ -147,7 +162,7 @@ def zsh() -> str:
         specs = []
         for option in named:
             sentence = _plain(option.sentence)
-            value = "" if option.switch else _zsh_values(option)
+            value = "" if option.switch else _zsh_values(verb, option)
             specs += [f"            {_zsh_quoted(f'{flag}[{sentence}]{value}')}" for flag in option.flags]
         first = f"({' '.join(placed_words(verb))})" if placed_words(verb) else "_files"
         specs.append(f"            {_zsh_quoted(f'1:argument:{first}')}")
@@ -157,9 +172,9 @@ def zsh() -> str:
     return ZSH.format(verbs="\n".join(verb_lines), cases="\n".join(cases))
 
 
-def _zsh_values(option: Option) -> str:
+def _zsh_values(verb: verbs.Verb, option: Option) -> str:
     """What may follow an option: its values, those and files where it takes others too, or files."""
-    words = " ".join(values_of(option))
+    words = " ".join(values_of(verb, option))
     if option.choices:
         return f":value:({words})"
     return f":value:{{compadd {words}; _files}}" if words else ":value:_files"
@@ -190,7 +205,8 @@ def fish() -> str:
             second = f"{of_verb}; and __fish_is_nth_token 2"
             lines.append(f"complete -c iwm -n '{second}' -f -a '{' '.join(placed_words(verb))}'")
         for option in named:
-            words = f" -a '{' '.join(values_of(option))}'" if values_of(option) else ""
+            known = values_of(verb, option)
+            words = f" -a '{' '.join(known)}'" if known else ""
             value = "" if option.switch else f" {'-x' if option.choices else '-r'}{words}"
             for flag in option.flags:
                 sentence = _fish_quoted(option.sentence)
