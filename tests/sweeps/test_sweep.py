@@ -303,6 +303,8 @@ def test_the_list_does_the_foldersone_by_one_and_collects(tmp_path, source, caps
             ["demo", "--world-images=0", "--no-linear", "--attentive-epochs=0", "--finetune-epochs=0"],
             "Nothing is left to measure",
         ),
+        (["demo", "--no-resume"], "A sweep always goes on with what is there; leave out --no-resume"),
+        (["demo", "--list", "--cell", "adaln-destructive-2x32"], "give one of them"),
         (["demo", "--optim.batchsize", "3"], "did you mean --optim.batch-size?"),
         (["demo", "--optim.lr=-1"], "optim.lr is -1"),
     ],

@@ -85,6 +85,10 @@ def require_sense(study: Study) -> None:
         raise UserError("Where should the sweep go? Give --out DIR.")
     if is_source(study.folder, o.settings.data.source):
         raise UserError(f"--out {o.settings.run.out} is the source itself; give another folder.")
+    if not o.settings.run.resume:
+        raise UserError("A sweep always goes on with what is there; leave out --no-resume, and give another --out.")
+    if o.list and o.cell:
+        raise UserError("--list prints the commands of all cells, and --cell does one; give one of them.")
     if (o.list or o.jobs > 1) and not o.words:
         raise UserError("A process of its own repeats a command line; from Python leave out jobs and list.")
     if o.recipes and not o.words:

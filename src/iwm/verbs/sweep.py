@@ -111,7 +111,13 @@ EXAMPLE = "iwm sweep cifar10 --data.source path/to/images --out runs/sweep"
 def base(keywords: Mapping[str, Any]) -> Sweep:
     """The options on which Python's keywords build: the recipe's settings. Raises UserError for an unknown recipe."""
     recipe = keywords.get("recipe") or keywords.get("settings.recipe")
-    return Sweep(settings=recipe_book.get(recipe)) if recipe else Sweep()
+    return Sweep(settings=_recipe(recipe)) if recipe else Sweep()
+
+
+def _recipe(name: str) -> config.Config:
+    """A recipe's settings without the folder that it may name for a run: a sweep asks for one of its own."""
+    settings = recipe_book.get(name)
+    return replace(settings, run=replace(settings.run, out=""))
 
 
 def read(words: Sequence[str], parse: Parse) -> Sweep:
@@ -120,9 +126,9 @@ def read(words: Sequence[str], parse: Parse) -> Sweep:
     name = parse(Sweep, plain).settings.recipe
     if not name and plain == list(words):
         raise UserError("Which recipe? Give `iwm sweep RECIPE --data.source S --out DIR` (see `iwm recipes`).")
-    options = parse(Sweep, words, Sweep(settings=recipe_book.get(name)) if name else None)
+    options = parse(Sweep, words, Sweep(settings=_recipe(name)) if name else None)
     further = (word for word in dict.fromkeys(map(str.strip, options.recipes.split(","))) if word not in ("", name))
     others = tuple(
-        replace(parse(Sweep, words, Sweep(settings=recipe_book.get(other))).settings, recipe=other) for other in further
+        replace(parse(Sweep, words, Sweep(settings=_recipe(other))).settings, recipe=other) for other in further
     )
     return replace(options, others=others, words=tuple(words))
