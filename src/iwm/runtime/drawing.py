@@ -60,10 +60,11 @@ def _choose_fonts(figure: Figure) -> None:
     texts: list[Text] = figure.findobj(Text)
     characters = {character for text in texts for character in text.get_text() if character.isprintable()}
     fonts = {character: _font_with(character) for character in characters if not _usual_font_has(character)}
+    families = sorted({*fonts.values()} - {""})
     for text in texts:
         text.set_parse_math(False)
-        if fonts:
-            text.set_fontfamily([*text.get_fontfamily(), *sorted({*fonts.values()} - {""})])
+        if families:
+            text.set_fontfamily([*dict.fromkeys([*text.get_fontfamily(), *families])])
     if lacking := "".join(sorted(character for character, font in fonts.items() if not font)):
         warn_once(
             f"No font on this machine has {lacking}, so pictures show boxes there; install one that does, such "
