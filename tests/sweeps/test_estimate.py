@@ -58,12 +58,12 @@ def test_fewer_images_are_fewer_steps(tmp_path, monkeypatch, capsys):
 
 
 def test_a_cell_that_has_begun_goes_on_as_the_sweep_does(tmp_path, monkeypatch, capsys):
-    """On the images that were written for it, and without asking whether it may."""
+    """On the images that were written for it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("iwm.recipe_book.get", lambda name: tiny(recipe=name))
     source = str(pictures_file(tmp_path / "p.npz", labelled=True))
     argv = ["sweep", "demo", "--data.source", source, "--out", "out", "--conditionings", "none", "--levels", "jitter"]
-    argv += ["--predictors", "1x32", "--images", "48", "--no-linear", "--attentive-epochs", "0", "--no-resume"]
+    argv += ["--predictors", "1x32", "--images", "48", "--no-linear", "--attentive-epochs", "0"]
     argv += ["--finetune-epochs", "0", "--world-images", "8", "--bank", "4"]
     real = Training.step
 

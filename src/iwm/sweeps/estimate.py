@@ -54,6 +54,6 @@ def _plan(study: Study, o: Sweep) -> dict[str, Any]:
 def _pretraining(study: Study, cell: Cell) -> tuple[Config, int]:
     """The settings that a cell is pretrained with, and how many of their source's images: 0, all, where the sweep takes
     all or has chosen them before."""
-    run = replace(cell.settings.run, out=str(study.run_of(cell).path), resume=True)
+    run = replace(cell.settings.run, out=str(study.run_of(cell).path))
     chosen = study.source != study.base.data.source
     return replace(cell.settings, run=run), 0 if chosen else study.options.images

@@ -228,7 +228,7 @@ class Study:
         if self.is_finished(cell):
             return False
         console.rule(f"{cell.name} ({self.cells.index(cell) + 1} of {len(self.cells)})")
-        settings = replace(cell.settings, run=replace(cell.settings.run, out=str(folder.path), resume=True))
+        settings = replace(cell.settings, run=replace(cell.settings.run, out=str(folder.path)))
         record: dict[str, Any] = {name: self.record(cell).get(name) for name in self.evaluations(cell)}
         try:
             if not is_trained(folder, cell.settings):
