@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from iwm.data import memory
-from iwm.data.sources import open_images, open_pictures, open_splits
+from iwm.data.sources import labelled_splits, open_images, open_pictures, open_splits
 from iwm.runtime.errors import UserError
 
 
@@ -148,6 +148,56 @@ def test_texts_are_classes_and_a_dataset_brings_its_own_names(pixels):
     assert open_images(memory.source_of(dataset), "all").classes == ("x", "y", "z")
 
 
+def test_labels_are_read_as_those_of_a_file(pixels, tmp_path):
+    """Numbers with gaps, a column, and what has no label; a large number makes no classes below it."""
+    gaps = np.array([5, 2**40])[np.arange(30) % 2]
+    for labels in (gaps, gaps[:, None], np.where(np.arange(30) < 4, -1, gaps), np.array(["b", ""])[np.arange(30) % 2]):
+        np.savez(tmp_path / "a.npz", images=pixels, labels=labels)
+        sources = memory.source_of(pixels, labels), str(tmp_path / "a.npz")
+        held, file = (open_images(source, "all") for source in sources)
+        assert held.classes == file.classes
+        assert held.labels is not None
+        assert file.labels is not None
+        assert np.array_equal(held.labels, file.labels)
+
+
+def test_a_part_of_a_dataset_has_the_names_of_the_whole(pixels):
+    whole = TensorDataset(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(LABELS))
+    whole.classes = ["cat", "dog", "emu"]  # pyright: ignore[reportAttributeAccessIssue]
+    source = memory.source_of({"train": whole, "val": Subset(Subset(whole, range(20)), range(9))})
+    train, val, _ = open_splits(source)
+    assert train.classes == val.classes == ("cat", "dog", "emu")
+
+
+def test_an_item_or_a_batch_of_a_dataset_is_a_source(pixels):
+    one = open_images(memory.source_of({"image": pixels[3], "label": 1}), "all")
+    assert torch.equal(one.load(0), torch.from_numpy(pixels[3]).permute(2, 0, 1))
+    assert one.classes == ("1",)
+    batch = open_images(memory.source_of({"image": torch.from_numpy(pixels), "label": torch.from_numpy(LABELS)}), "all")
+    assert (len(batch), batch.classes) == (30, ("0", "1", "2"))
+
+
+def test_bfloat16_is_read_as_float32(pixels):
+    values = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).bfloat16()
+    half, full = (open_images(memory.source_of(each), "all") for each in (values, values.float()))
+    assert torch.equal(half.load(0), full.load(0))
+
+
+def test_without_labels_the_mend_is_that_of_a_session(pixels):
+    with pytest.raises(UserError, match=r"has no labels; give labels=, one of every image, or pairs"):
+        labelled_splits(memory.source_of(pixels))
+
+
+class Table:
+    """As a table of pandas: columns by their names, and a length."""
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, name: str) -> None:
+        raise KeyError(name)
+
+
 def test_grey_becomes_rgb_and_one_picture_is_a_source(pixels):
     grey = open_images(memory.source_of(pixels[..., 0]), "all")
     assert torch.equal(grey.load(2), torch.from_numpy(pixels[2, ..., 0]).expand(3, -1, -1))
@@ -179,9 +229,11 @@ def test_a_set_travels_to_decoding_processes(pixels):
         (lambda x: ["absent.png"], None, "no image file absent.png"),
         (lambda x: 5, None, "data is a int; give a path, a PyTorch dataset"),
         (lambda x: {"train": x, "extra": x}, None, "has the splits train, extra"),
-        (lambda x: x, LABELS[:4], "give 30 whole numbers or texts"),
-        (lambda x: x, LABELS / 2, "give 30 whole numbers or texts"),
-        (lambda x: x, LABELS - 1, "The label -1 is no class"),
+        (lambda x: x, LABELS[:4], "give 30 whole numbers or words"),
+        (lambda x: x, LABELS / 2, "give 30 whole numbers or words"),
+        (lambda x: x, LABELS - 2, "holds -2; labels are 0 or more, or -1"),
+        (lambda x: {"pixels": x[0], "label": 1}, None, "has the splits pixels, label; give two"),
+        (lambda x: Table(), None, r"data is a Table that gives no image 0 \(KeyError 0\); give a PyTorch dataset"),
         (lambda x: (x, LABELS), LABELS, "leave out labels="),
     ],
 )

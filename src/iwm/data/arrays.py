@@ -95,9 +95,7 @@ def open_arrays(path: Path, name: str) -> tuple[ImageSet, ImageSet | None, str]:
     arrays = read_arrays(path)
     prefixes = ("", "val_") if "val_images" in arrays else ("",)
     labels = {
-        prefix: _plain_labels(
-            arrays[f"{prefix}labels"], len(arrays[f"{prefix}images"]), f"`{prefix}labels` in '{path}'"
-        )
+        prefix: plain_labels(arrays[f"{prefix}labels"], len(arrays[f"{prefix}images"]), f"`{prefix}labels` in '{path}'")
         for prefix in prefixes
         if f"{prefix}labels" in arrays
     }
@@ -124,7 +122,7 @@ def class_names(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[str, ...]
     return names
 
 
-def _plain_labels(labels: Shaped[np.ndarray, "..."], count: int, where: str) -> np.ndarray:
+def plain_labels(labels: Shaped[np.ndarray, "..."], count: int, where: str) -> np.ndarray:
     """Labels as [n] whole numbers or words. Raises UserError."""
     complaint = UserError(
         f"{where} is {labels.dtype} {list(labels.shape)}; give {count} whole numbers or words, one an image (-1 or an "

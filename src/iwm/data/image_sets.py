@@ -36,6 +36,11 @@ class ImageSet:
     classes: tuple[str, ...] | None = None
     labels: Int64[np.ndarray, " n"] | None = None
     """Of every image its place in `classes`, or UNLABELLED."""
+    labelled_by: str = (
+        "put the images of each class into a folder of its own (CLASS/image.jpg, two classes or more), or give an .npz "
+        "with `images` and `labels`"
+    )
+    """How such a source comes to have labels."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -219,6 +224,7 @@ class Subset(_Composite):
         self.images, self.indices = images, indices
         self.name, self.split, self.classes = images.name, split or images.split, images.classes
         self.labels = None if images.labels is None else images.labels[indices]
+        self.labelled_by = images.labelled_by
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -239,10 +245,7 @@ def require_batch(batch_size: int, count: int, name: str) -> None:
 def require_labels(images: ImageSet) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]]:
     """Classes and labels of a set. Raises UserError when it has none."""
     if images.classes is None or images.labels is None:
-        raise UserError(
-            f"'{images.name}' has no labels; put the images of each class into a folder of its own (CLASS/image.jpg, "
-            "two classes or more), or give an .npz with `images` and `labels`."
-        )
+        raise UserError(f"'{images.name}' has no labels; {images.labelled_by}.")
     return images.classes, images.labels
 
 

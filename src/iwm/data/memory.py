@@ -21,6 +21,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from iwm.data.arrays import number_labels, plain_labels
 from iwm.data.decode import BrokenImage, decode, reason, rgb
 from iwm.data.image_sets import ImageSet
 from iwm.data.layout import TRAIN, VAL
@@ -121,6 +122,8 @@ def _both_splits(images: Mapping[str, Any], labels: Any) -> "tuple[_Pictures, _P
 class _Pictures(ImageSet):
     """Pictures of any of the kinds, each made RGB bytes when it is asked for."""
 
+    labelled_by = "give labels=, one of every image, or pairs of images and labels"
+
     def __init__(self, items: Any, count: int, labelled: bool) -> None:
         self.items, self.count, self.labelled, self.name, self.split = items, count, labelled, "memory", "train"
         self.lock = threading.Lock()  # a dataset may hold a file that two threads must not read at once
@@ -140,13 +143,20 @@ class _Pictures(ImageSet):
 
     def load(self, index: int, least: int = 0) -> UInt8[Tensor, "3 h w"]:
         try:
-            with self.lock:
-                item = self.items[index]
+            item = self._item(index)
             return pixels_of(_picture_in(item) if self.labelled else item, self.path(index))
         except (BrokenImage, UserError):
             raise
         except (OSError, ValueError, SyntaxError) as error:
             raise BrokenImage(self.path(index), reason(error)) from error
+
+    def _item(self, index: int) -> Any:
+        try:
+            with self.lock:
+                return self.items[index]
+        except (KeyError, TypeError, NotImplementedError) as error:
+            what, why = type(self.items).__name__, f"{type(error).__name__} {error}".strip()
+            raise UserError(f"data is a {what} that gives no image {index} ({why}); give {KINDS}.") from error
 
     def dimensions(self, index: int, least: int = 0) -> tuple[int, int]:
         _, height, width = self.load(index).shape
@@ -170,6 +180,8 @@ def _set_of(images: Any, labels: Any = None) -> _Pictures:
         if labels is not None:
             raise UserError("data brings labels of its own, (images, labels); leave out labels=.")
         images, labels = images
+    if isinstance(images, Mapping):
+        images, labels = _of_batch(images, labels)
     if isinstance(images, ImageSet):
         pictures = _Pictures(_Loaded(images), len(images), labelled=False)
         pictures.classes, pictures.labels = images.classes, images.labels
@@ -193,6 +205,17 @@ def _set_of(images: Any, labels: Any = None) -> _Pictures:
     return pictures
 
 
+def _of_batch(item: Mapping[str, Any], labels: Any) -> tuple[Any, Any]:
+    """Images and labels of a dataset's item or batch, {"image": ..., "label": ...}. Raises UserError."""
+    if not _is_one_item(item):
+        raise UserError(f"data is a mapping of {', '.join(map(str, item))}; give {KINDS}.")
+    picture = _picture_in(item)
+    labels = item.get("label") if labels is None else labels
+    if not (_is_picture(picture) or isinstance(picture, str | os.PathLike)):
+        return picture, labels
+    return [picture], labels if labels is None else np.asarray(labels).reshape(-1)
+
+
 class _Loaded:
     """The decoded images of another set, by index."""
 
@@ -205,7 +228,7 @@ class _Loaded:
 
 def _of_array(images: "np.ndarray | Tensor") -> _Pictures:
     """Images of one array: [n, h, w, 3], [n, 3, h, w] or grey [n, h, w]; of three dimensions also one picture."""
-    values = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
+    values = _numpy(images)
     if values.ndim == 3 and (values.shape[2] == 3 or values.shape[0] == 3) and values.dtype != object:
         values = values[None]
     if values.ndim not in (3, 4) or values.dtype.kind not in "uf":
@@ -234,12 +257,18 @@ def _of_dataset(dataset: Any, *, with_labels: bool) -> _Pictures:
         labels = [_item(dataset, index)["label"] for index in range(count)]
     else:
         return pictures
-    classes, numbers = _classes_and_labels(labels, count)
-    names = getattr(dataset, "classes", None)
-    if names is not None and isinstance(names, list | tuple) and len(names) >= len(classes) and classes[:1] == ("0",):
-        classes = tuple(map(str, names))
-    pictures.classes, pictures.labels = classes, numbers
+    pictures.classes, pictures.labels = _classes_and_labels(labels, count, _names_in(dataset))
     return pictures
+
+
+def _names_in(dataset: Any) -> tuple[str, ...]:
+    """What a dataset calls its classes, or the one that it is a part of; empty where neither does."""
+    while dataset is not None:
+        names = getattr(dataset, "classes", None)
+        if isinstance(names, list | tuple):
+            return tuple(map(str, names))
+        dataset = getattr(dataset, "dataset", None)
+    return ()
 
 
 def _item(dataset: Any, index: int) -> Any:
@@ -252,21 +281,18 @@ def _item(dataset: Any, index: int) -> Any:
         ) from error
 
 
-def _classes_and_labels(labels: Any, count: int) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]]:
-    """Class names and numbers of labels that are whole numbers or texts. Raises UserError."""
-    values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+def _classes_and_labels(
+    labels: Any, count: int, names: tuple[str, ...] = ()
+) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]] | tuple[None, None]:
+    """Class names and numbers of labels that are whole numbers or words, as of an .npz; `names` call whole numbers
+    where there are enough of them. Raises UserError."""
+    values = _numpy(labels) if isinstance(labels, Tensor) else np.asarray(labels)
     if values.dtype == object and values.size and all(isinstance(value, str) for value in values.flat):
         values = values.astype(str)
-    if values.shape != (count,) or values.dtype.kind not in "iuU":
-        raise UserError(
-            f"labels are {values.dtype} {list(values.shape)}; give {count} whole numbers or texts, one an image."
-        )
-    if values.dtype.kind == "U":
-        names, numbers = np.unique(values, return_inverse=True)
-        return tuple(names.tolist()), numbers.astype(np.int64)
-    if values.min() < 0:
-        raise UserError(f"The label {values.min()} is no class; number classes from 0, or leave labels out.")
-    return tuple(map(str, range(int(values.max()) + 1))), values.astype(np.int64)
+    plain = plain_labels(values, count, "`labels`")
+    named = plain.dtype.kind != "U" and plain.max(initial=-1) < len(names)
+    numbers, classes = number_labels({"": plain}, names if named else None, "`labels`").get("", (None, None))
+    return (None, None) if classes is None or numbers is None else (classes, numbers)
 
 
 # ---- one picture ---------------------------------------------------------------------------------------------------
@@ -309,8 +335,15 @@ def pixels_of(picture: Any, name: str = "image") -> UInt8[Tensor, "3 h w"]:
             raise UserError(f"{name} cannot be read: {error}.") from error
     if not isinstance(picture, np.ndarray | Tensor):
         raise UserError(f"{name} is a {type(picture).__name__}; give {KINDS}.")
-    values = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture
+    values = _numpy(picture)
     return torch.from_numpy(_bytes_of(_channels_last(values, name), name)).permute(2, 0, 1)
+
+
+def _numpy(values: "np.ndarray | Tensor") -> np.ndarray:
+    """An array of the same values; bfloat16, which NumPy lacks, as float32."""
+    if not isinstance(values, Tensor):
+        return values
+    return (values.float() if values.dtype == torch.bfloat16 else values).detach().cpu().numpy()
 
 
 def _channels_last(values: np.ndarray, name: str) -> np.ndarray:
