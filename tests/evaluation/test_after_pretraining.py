@@ -10,15 +10,17 @@ from iwm.evaluation import after_pretraining
 from iwm.run_folder import RunFolder
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_images_without_labels_are_probed_by_instances(tmp_path: Path, capsys, labelled: bool) -> None:
-    source = pictures_file(tmp_path / "pictures.npz", labelled=labelled)
+@pytest.mark.parametrize(("labelled", "count"), [(False, 64), (True, 64), (True, 128)])
+def test_without_enough_labels_instances_are_probed(tmp_path: Path, capsys, labelled: bool, count: int) -> None:
+    source = pictures_file(tmp_path / "pictures.npz", count, labelled=labelled)
     run = after_pretraining.pretrain(trained_on(tiny(), source=str(source), out=str(tmp_path / "run")))
     printed = " ".join(capsys.readouterr().out.split())
     results = [result["file"] for result in RunFolder(run).results()]
-    assert results == ([] if labelled else ["probe-instance-pictures"])
-    assert ("Without labels: of 16 held-out images" in printed) == (not labelled)
-    if not labelled:
+    online = ["probe_top1" in line for line in RunFolder(run).metric_lines()]
+    assert any(online) == (labelled and count == 128)
+    assert results == ([] if any(online) else ["probe-instance-pictures"])
+    assert ("Without labels: of 16 held-out images" in printed) == bool(results)
+    if results:
         assert "chance 6.2%)." in printed
     assert printed.endswith(f"on one page: iwm report {run}")
 

@@ -1,8 +1,8 @@
-"""Pretraining as a verb: training, then, where the source has no labels, one number that needs none, and the report for
-trackers.
+"""Pretraining as a verb: training, then, where the source has too few labels, one number that needs none, and the
+report for trackers.
 
-A source with labels has its online probe in every line of the metrics; without them the instance probe
-(`iwm.evaluation.tasks.instance`) says at the end what the encoder knows.
+A source with labels of 100 images or more has its online probe in every line of the metrics; of any other the instance
+probe (`iwm.evaluation.tasks.instance`) says at the end what the encoder knows.
 """
 
 import shlex
@@ -20,18 +20,20 @@ from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
 from iwm.runtime.fields import as_text
 from iwm.training import loop
+from iwm.training.online_probe import has_probe
 from iwm.verbs.probe import Probe
 
 
 def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks: Sequence[Any] = ()) -> Path:
-    """Train a world model, see `iwm.training.loop.pretrain`; without labels probe it by instances. Returns the run
-    folder. Images of your own, given as `source`, have no part that is held out, so nothing is measured on them.
+    """Train a world model, see `iwm.training.loop.pretrain`; without labels enough for the online probe, probe it by
+    instances. Returns the run folder. Images of your own, given as `source`, have no part that is held out, so nothing
+    is measured on them.
 
     Raises UserError for bad settings, Interrupted after Ctrl-C (saved).
     """
     with distributed.together(loop.GO_ON):  # until the end of it all, so that what is wrong on one rank ends all
         run = loop.pretrain(settings, source, callbacks)
-        if source is None and _labels_of(settings) is None:
+        if source is None and not has_probe(open_images(settings.data.source, "train", size=settings.data.image_size)):
             print_instances(run, settings)
     where = launch.place()
     if where.rank == 0:
@@ -42,10 +44,6 @@ def pretrain(settings: config.Config, source: ImageSet | None = None, callbacks:
         words = shlex.join(["iwm", "report", as_text(run), "--report-to", settings.run.report_to])
         console.print(f"The report, one process sends: {words}", soft_wrap=True)
     return run
-
-
-def _labels_of(settings: config.Config) -> Any:
-    return open_images(settings.data.source, "train", size=settings.data.image_size).labels
 
 
 def send_report(run: Path, settings: config.Config) -> None:

@@ -25,6 +25,8 @@ from iwm.runtime.algebra import best_strength, double, left_out, ridge, search, 
 from iwm.training.callbacks import Callback, State
 
 TRAIN, VAL = 2000, 1000
+LEAST = 100
+"""Images with labels, of which fewer say nothing."""
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """Penalties of the ridge that are tried, over the mean curvature."""
 
@@ -61,6 +63,11 @@ def pooled(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"]) -> Float[Te
     return model.target_encoder.intermediates(images, [model.target_encoder.depth])[0].mean(dim=1).float()
 
 
+def has_probe(source: ImageSet) -> bool:
+    """Whether enough training images have labels."""
+    return source.labels is not None and int((source.labels != UNLABELLED).sum()) >= LEAST
+
+
 class OnlineProbe(Callback):
     """Fixed train and validation subsets of a labelled source, as uint8 crops."""
 
@@ -71,8 +78,9 @@ class OnlineProbe(Callback):
     @classmethod
     def for_run(cls, source: ImageSet, settings: config.Config) -> "OnlineProbe | None":
         """None when the source has no labels or too few images. Subsets are of the training images, seeded."""
-        if source.labels is None or (source.labels != UNLABELLED).sum() < 100:
+        if not has_probe(source):
             return None
+        assert source.labels is not None
         labelled = np.flatnonzero(source.labels != UNLABELLED)
         chosen = labelled[shuffled_rows(TRAIN + VAL, len(labelled), settings.run.seed)]
         images, kept = load_all(Subset(source, chosen), settings.data.image_size)
