@@ -90,6 +90,16 @@ def test_compare_says_when_a_result_was_measured_otherwise(tmp_path: Path, capsy
     )
 
 
+def test_what_names_the_run_itself_is_no_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [plant(tmp_path / name) for name in ("one", "two")]
+    RunFolder(Path(runs[1])).config.unlink()  # as of a model in the package, or on the hub
+    for run in runs:
+        own = {"weights": f"of {run}", "start": f"{run}/eval/finetune-predictor", "run": run}
+        save(run, "world", "objects", {**WORLD, "data": "objects"}, own)
+    compare(runs)
+    assert "differ" not in capsys.readouterr().out
+
+
 def test_compare_names_results_of_earlier_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = (plant(tmp_path / name) for name in ("one", "two"))
     for run in (one, two):

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from iwm.evaluation.world import mrr
 from iwm.reports.finding import Result, data_of, join, number, require_measured, settings_of, verb_of
-from iwm.run_folder import EARLIER, RunFolder, plain_name
+from iwm.run_folder import EARLIER, RunFolder, plain_name, settings_of_weights
 from iwm.runtime import fields
 from iwm.runtime.console import console, in_words, tables_are_printed
 from iwm.runtime.errors import UserError
@@ -22,6 +22,8 @@ HIGHER = (
 )
 LOWER = ("inferred_action_error",)
 """Metrics with a best value; controls (chance, baselines) and costs have none."""
+OF_ONE_RUN = ("run.out", "run", "weights", "start")
+"""Settings of runs and results that say which run it is: they are others of any two."""
 SHOWN: dict[str, tuple[str, ...]] = {
     "world": mrr.SHOWN,
     "probe": (
@@ -69,8 +71,9 @@ def compare(o: Compare) -> list[dict[str, Any]]:
                 f"{names[run]} holds other weights now than {join(earlier)} measured; measure again to compare them."
             )
             console.print(Text(words, "yellow"), soft_wrap=True)
-    settings = {names[run]: fields.flatten(folder.settings_unchecked()) for run, folder in folders.items()}
-    _print_differences("Settings of the runs that differ", settings)
+    settings = {names[run]: folder.settings_unchecked() or settings_of_weights(run) for run, folder in folders.items()}
+    of_runs = {name: fields.flatten(own) for name, own in settings.items() if own}
+    _print_differences("Settings of the runs that differ", of_runs)
     for file in sorted({file for own in results.values() for file in own}):
         same = {names[run]: fields.flatten(settings_of(own[file])) for run, own in results.items() if file in own}
         _print_differences(f"Not quite comparable, {file} was measured with different", same)
@@ -151,7 +154,7 @@ def _print_differences(title: str, settings: Mapping[str, Mapping[str, Any]]) ->
     differences = []
     for name in names:
         values = [own.get(name) for own in settings.values()]
-        if name != "run.out" and any(value != values[0] for value in values):
+        if name not in OF_ONE_RUN and any(value != values[0] for value in values):
             differences.append(f"{name} ({' | '.join(in_words(value) for value in values)})")
     if differences:
         console.print(Text(f"{title}: {', '.join(differences)}."))
