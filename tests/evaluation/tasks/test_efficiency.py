@@ -43,7 +43,7 @@ def test_the_default_points(tmp_path):
             efficiency.points_of(model, Efficiency(run=run, data="any", **wrong))
 
 
-def test_points_are_measured_once_and_kept(tmp_path, monkeypatch):
+def test_points_are_measured_once_and_kept(tmp_path, monkeypatch, capsys):
     run = exported(tmp_path)
     train, val = corners(tmp_path, train=160, val=80)
     measured: list[str] = []
@@ -92,6 +92,13 @@ def test_points_are_measured_once_and_kept(tmp_path, monkeypatch):
     other = go(depths=(1,), seed=1)
     assert len(measured) == 4
     assert Path(other["path"]).name == "efficiency-seed1-corners.json"
+    capsys.readouterr()
+    measured.clear()
+    corners(tmp_path, train=170, val=80)
+    now = go(depths=(1,))["points"]
+    assert len(measured) == 4, "points of other images do not stand beside these"
+    assert [point["n_train"] for point in now] == [170] * 4
+    assert "6 of 6 points were measured on other images of corners" in " ".join(capsys.readouterr().out.split())
 
 
 def point(family: str, parameters: int, top1: float, blocks: int) -> dict[str, Any]:

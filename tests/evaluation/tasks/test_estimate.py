@@ -11,6 +11,7 @@ from iwm import verbs
 from iwm.evaluation.tasks import fitting
 from iwm.model import weights
 from iwm.model.world_model import ImageWorldModel
+from iwm.runtime.errors import UserError
 
 SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 8, "views": 1, "lrs": (1e-3, 3e-3), "ratios": (1.0,)}
 
@@ -67,6 +68,16 @@ def test_the_control_of_a_finished_start_has_its_predictor_trained_first_too(mod
     assert plan["steps"] == sum(later)
     ours = (len(later) - len(earlier)) // 2
     assert later[ours:] == earlier + later[:ours]
+
+
+def test_a_start_that_finetuning_refuses_is_refused_before(model, source):
+    with pytest.raises(UserError, match="There is no finetuned classifier in nowhere"):
+        plan_of("finetune", model, source, train="both", start="nowhere", **SHORT)
+    start = verbs.call("finetune", model, source, train="predictor", **SHORT, baselines=False)["weights"]
+    again: dict[str, Any] = {**SHORT, "baselines": False, "train": "both", "start": start, "size": 24}
+    for call in (plan_of, verbs.call):
+        with pytest.raises(UserError, match=r"was trained at 16 px, not at 24; give --size 16"):
+            call("finetune", model, source, **again)
 
 
 def test_steps_of_a_figure_of_efficiency(model, source, steps):

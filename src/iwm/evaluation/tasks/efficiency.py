@@ -94,7 +94,11 @@ def efficiency(o: Efficiency) -> dict[str, Any]:
         splits = open_labelled(o, size)
         outcome = _outcome(o, work, splits, size)
         there = sharing.by_first(lambda: read_result(work.place(outcome)).get("points", []))
-        points = {point["what"]: point for point in there}
+        counts = (len(splits.train), len(splits.val))
+        points = {point["what"]: point for point in there if (point["n_train"], point["n_val"]) == counts}
+        if changed := len(there) - len(points):
+            others = f"measured on other images of {splits.train.name} and are left out"
+            console.print(f"{changed} of {len(there)} points were {others}.")
         missing = [point for point in wanted if point.what not in points]
         if len(missing) < len(wanted):
             console.print(f"{len(wanted) - len(missing)} of {len(wanted)} points are there already.")

@@ -18,11 +18,11 @@ from iwm.evaluation.tasks import efficiency as points
 from iwm.evaluation.tasks import finetune as images
 from iwm.evaluation.tasks import multitask as tasks
 from iwm.evaluation.tasks import segmentation as pixels
-from iwm.evaluation.tasks.classifier import Headed
+from iwm.evaluation.tasks.classifier import Headed, load_classifier
 from iwm.evaluation.tasks.probes import open_labelled
-from iwm.evaluation.tasks.segmenter import Segmenter
+from iwm.evaluation.tasks.segmenter import Segmenter, load_segmenter
 from iwm.evaluation.tasks.streams import steps_of
-from iwm.evaluation.tasks.tuning import grid_of, trainable_of
+from iwm.evaluation.tasks.tuning import grid_of, require_usable, trainable_of
 from iwm.model.vit import choose_attention
 from iwm.runtime import pace
 from iwm.verbs.efficiency import Efficiency
@@ -62,6 +62,8 @@ def finetune(o: Finetune) -> dict[str, Any]:
         splits = open_labelled(o, size)
         count, held = len(splits.train), len(splits.val)
         classifier = images.build(model, o, splits.classes, size)
+        if o.start:
+            require_usable(o.start, o, load_classifier, lambda: classifier)
         views = o.views * count + held if o.reuses_tokens else 0
         training = _with_control(f"finetune {o.train}", classifier, o, count, views)
         return _summary(work, [training], count, held, size)
@@ -115,6 +117,8 @@ def segment(o: Segment) -> dict[str, Any]:
         splits = pixels.open_annotated(o, model.settings.data.image_size)
         window = o.size or pixels.window_of(splits, model.settings.data.image_size)
         segmenter = pixels.build(model, o, splits.classes, window)
+        if o.start:
+            require_usable(o.start, o, load_segmenter, lambda: segmenter)
         count, held = len(splits.train), len(splits.val)
         views = 0 if o.moves_encoder else o.views * count
         training = _with_control(f"segment {o.train}", segmenter, o, count, views)

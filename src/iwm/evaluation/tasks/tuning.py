@@ -195,9 +195,14 @@ def start_of(
     if o.train == "both" and not start:
         start = work(replace(o, train="predictor", baselines=False))["weights"]
     if start:
-        require_start(start, load(start), build())
-        require_settings(start, o)
+        require_usable(start, o, load, build)
     return start
+
+
+def require_usable(start: str, o: Verb, load: Callable[[str], Headed], build: Callable[[], Headed]) -> None:
+    """Raises UserError unless training by `o` can go on from the weights in the folder `start`, see `start_of`."""
+    require_start(start, load(start), build())
+    require_settings(start, o)
 
 
 def require_start(folder: str, start: Headed, fresh: Headed) -> None:
@@ -208,6 +213,9 @@ def require_start(folder: str, start: Headed, fresh: Headed) -> None:
     fits = fits and {n: v.shape for n, v in there.items()} == {n: v.shape for n, v in wanted.items()}
     if not fits or not all(there[n].equal(v) for n, v in wanted.items() if n.startswith("encoder.")):
         raise UserError(f"{folder} does not hold a predictor trained on this run for these classes; give one that was.")
+    if start.size != fresh.size:
+        mend = f"give --size {start.size}, or another --start"
+        raise UserError(f"{folder} was trained at {start.size} px, not at {fresh.size}; {mend}.")
 
 
 def require_settings(folder: str, o: Verb) -> None:
