@@ -10,6 +10,7 @@ import ranks
 import timm
 import torch
 from conftest import pictures_file, tiny
+from PIL import Image
 from tiny_encoders import SIZES
 
 from iwm import config, run_folder
@@ -197,6 +198,33 @@ def test_an_epochs_order_is_drawn_once_and_shows_every_image(tmp_path, monkeypat
     assert len(draws) == 2
     assert sorted(rows[:64]) == sorted(rows[64:]) == list(range(64))
     assert not np.array_equal(rows[:64], rows[64:])
+
+
+def test_broken_images_change_neither_the_steps_nor_the_order_of_the_others(tmp_path, capsys):
+    kind, folder = "tiny_registers", tmp_path / "photos"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(40):
+        Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
+    chosen = settings(tmp_path, kind, encoder={"views": 4}, residual=False)
+    chosen = replace(chosen, data=replace(chosen.data, source=str(folder)), optim=replace(chosen.optim, epochs=2))
+
+    def batches() -> tuple[token_training.TokenLoader, list[np.ndarray]]:
+        _, loader = token_training.begin(with_encoder(chosen), open_images(str(folder), "train"), tmp_path / "t", CPU)
+        return loader, [loader.pairs(step).indices for step in range(2 * loader.steps_per_epoch)]
+
+    whole, before = batches()
+    names = [whole_name for place in (5, 17) if (whole_name := open_images(str(folder), "train").path(place))]
+    for name in names:
+        Path(name).write_bytes(b"broken")
+    part, after = batches()
+    assert (whole.broken, part.broken) == ([], names)
+    assert part.steps_per_epoch == whole.steps_per_epoch
+    for old, new in zip(before, after, strict=True):
+        assert np.array_equal(new, np.where(np.isin(old, (5, 17)), old + 1, old))
+    capsys.readouterr()
+    loop.pretrain(chosen)
+    assert "2 broken images were skipped." in capsys.readouterr().err
 
 
 def test_settings_that_do_not_go_together_are_refused(tmp_path):

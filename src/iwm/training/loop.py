@@ -117,7 +117,6 @@ def _pretrain(
         training.updates = Updates(state.updates)
     del state  # its tensors keep the file of the checkpoint mapped
     steps = training.schedule.steps
-    require_steps_left(settings, run, start, steps)  # fewer, where images whose tokens are kept are broken
     saves = math.ceil((steps - start) / settings.run.save_every)
     if session.leads:
         checkpoint.require_space(run.checkpoints, training.model, min(settings.run.keep, saves) + 1)

@@ -51,18 +51,23 @@ class TokenBatch(Batch):
 
 
 class TokenLoader:
-    """Endless batches of pairs: batch `step` is a pure function of the store, the settings, seed and step. Of several
-    ranks each takes its rows of every micro-batch."""
+    """Endless batches of pairs: batch `step` is a pure function of the store, the settings, seed and step. For an image
+    that could not be read the next one stands in, so its number and order do not depend on which can. Of several ranks
+    each takes its rows of every micro-batch."""
 
     place = "tokens from the disk"
 
-    def __init__(self, store: TokenStore, settings: config.Config, start_step: int, device: torch.device) -> None:
-        batch, images = settings.optim.batch_size, len(store)
-        require_batch(batch, images, settings.data.source)
+    def __init__(
+        self, store: TokenStore, source: ImageSet, settings: config.Config, start_step: int, device: torch.device
+    ) -> None:
+        batch, self.count = settings.optim.batch_size, len(source)
+        require_batch(batch, len(store), settings.data.source)
         self.store, self.settings, self.start_step, self.device = store, settings, start_step, device
-        self.steps_per_epoch = images // batch
+        self.steps_per_epoch = self.count // batch
+        places = np.arange(self.count)
+        self.rows = np.searchsorted(store.images, places) % len(store)
         self.places = np.concatenate([np.array(part) for part in distributed.rows_of(batch, settings.optim.accumulate)])
-        self.broken: list[str] = []
+        self.broken = [source.path(int(place)) for place in np.setdiff1d(places, store.images)]
 
     def __iter__(self) -> Iterator[TokenBatch]:
         step = self.start_step
@@ -81,7 +86,7 @@ class TokenLoader:
         """The pairs of one step: rows in an order of the epoch's own, crop, source and target drawn for each."""
         seed, size = self.settings.run.seed, self.settings.optim.batch_size
         epoch, batch = divmod(step, self.steps_per_epoch)
-        rows = order_of_epoch(seed, epoch, len(self.store))[batch * size + self.places]
+        rows = self.rows[order_of_epoch(seed, epoch, self.count)[batch * size + self.places]]
         plan, images = self.store.plan, self.store.images[rows]
         numbers = uniforms(seed, "pairs", step, images, 3)
         crops = (numbers[:, 0] * plan.crops).astype(np.int64)
@@ -139,7 +144,7 @@ def begin(
         prepare(model)
     choose_attention(model, session.device, session.precision)
     store = token_store.build(model.eval(), source, tokens_folder(settings, out), session)
-    loader = TokenLoader(store, settings, start, session.device)
+    loader = TokenLoader(store, source, settings, start, session.device)
 
     def prepared(fresh: ImageWorldModel) -> None:
         fresh.load_state_dict(model.state_dict())
