@@ -16,7 +16,7 @@ from jaxtyping import Int16, Int32, Int64, UInt8
 from torch import Tensor
 
 from iwm.data import file_index, memory, samples, sources
-from iwm.data.arrays import class_names, read_arrays
+from iwm.data.arrays import class_names, read_arrays, require_one_name_each
 from iwm.data.decode import BrokenImage
 from iwm.data.image_sets import Arrays, Files, ImageSet, Subset
 from iwm.data.layout import INSTANCES, Named, mask_key, parts_of, read_layout
@@ -150,8 +150,7 @@ def _class_names(root: Path, below: Sequence[str]) -> tuple[str, ...] | None:
         return None
     text = Files(root, [file], "", "").read(0).decode("utf-8-sig", errors="replace")
     names = tuple(line.strip() for line in text.strip().splitlines())
-    if "" in names or len(set(names)) < len(names):
-        raise UserError(f"{root / file} must name every class once, one a line; correct it.")
+    require_one_name_each(names, f"{root / file} must name every class once, one a line")
     return names
 
 

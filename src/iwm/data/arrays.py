@@ -117,9 +117,14 @@ def class_names(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[str, ...]
     if "classes" not in arrays:
         return None
     names = tuple(arrays["classes"].astype(str).ravel().tolist())
-    if "" in names or len(set(names)) < len(names):
-        raise UserError(f"`classes` in '{path}' must name every class once; correct it.")
+    require_one_name_each(names, f"`classes` in '{path}' must name every class once")
     return names
+
+
+def require_one_name_each(names: tuple[str, ...], rule: str) -> None:
+    """Raises UserError with the rule where a class has no name, or that of another."""
+    if "" in names or len(set(names)) < len(names):
+        raise UserError(f"{rule}; correct it.")
 
 
 def plain_labels(labels: Shaped[np.ndarray, "..."], count: int, where: str) -> np.ndarray:

@@ -53,8 +53,10 @@ def _on_warmup(settings: config.Config, schedule: Schedule) -> list[str]:
 
 def _on_init(settings: config.Config, source: ImageSet) -> list[str]:
     """That the run that this one begins with was trained on what is held out now: whatever measures them refuses it."""
-    now = records_by_source(settings.data.source, training_record(source))
     then = trainings_before(settings.init)
+    if not then:  # a record is a digest of all names
+        return []
+    now = records_by_source(settings.data.source, training_record(source))
     changes = {changed for name, record in now for each in then if (changed := changed_since(each, name, record))}
     return [
         f"{changed}, so most of the tenth that is held out now was trained on and no command will measure this run on "

@@ -89,7 +89,7 @@ def changes_of(space: ActionSpace, count: int = SHOWN) -> Float[Tensor, "q k"]:
 
     Raises UserError for a space without such parameters.
     """
-    graded = [t for t in reversed(space.transformations) if t.graded and t.both and t.range > 0]
+    graded = [space.transformations[place] for place in reversed(space.amounts)]
     if not graded:
         raise UserError("This model's actions have no graded change to imagine; look at it with iwm world.")
     groups = list(combinations(graded, min(2, len(graded))))
