@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from iwm.data import memory
+from iwm.data.decode import BrokenImage
 from iwm.data.sources import labelled_splits, open_images, open_pictures, open_splits
 from iwm.runtime.errors import UserError
 
@@ -115,18 +116,48 @@ def test_the_tenth_is_the_same_with_labels_and_without(pixels):
     assert places[0] == places[1]
 
 
-def test_a_broken_file_of_a_dataset_is_named(pixels, tmp_path):
-    class Photos:
-        def __len__(self):
-            return 20
+class _Photos:
+    """A dataset whose seventh item raises, or has no label; it counts how often it is read."""
 
-        def __getitem__(self, index):
-            if index == 7:
-                raise OSError("truncated")
-            return Image.fromarray(pixels[0]), index % 2
+    def __init__(self, pixels, seventh, labelled=True):
+        self.pixels, self.seventh, self.labelled, self.reads = pixels, seventh, labelled, 0
 
-    with pytest.raises(UserError, match=r"Image 7 of the Photos cannot be read \(truncated\)"):
-        memory.source_of(Photos())
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if index == 7 and isinstance(self.seventh, Exception):
+            raise self.seventh
+        picture = Image.fromarray(self.pixels[index])
+        return (picture, None if index == 7 and self.seventh is None else index % 2) if self.labelled else picture
+
+
+@pytest.mark.parametrize(
+    ("seventh", "complaint"),
+    [
+        (OSError("truncated"), r"Image 7 of the _Photos cannot be read \(truncated\); leave it out"),
+        (ValueError("bad tile"), r"Image 7 of the _Photos cannot be read \(bad tile\); leave it out"),
+        (None, "Image 7 of the _Photos has no label; leave it out"),
+    ],
+)
+def test_an_image_of_a_dataset_without_its_label_is_named(pixels, seventh, complaint):
+    with pytest.raises(UserError, match=complaint):
+        memory.source_of(_Photos(pixels, seventh))
+
+
+def test_without_labels_a_broken_image_of_a_dataset_is_left_out_as_of_any_source(pixels):
+    images = open_images(memory.source_of(_Photos(pixels, OSError("truncated"), labelled=False)), "all")
+    with pytest.raises(BrokenImage, match="truncated"):
+        images.load(7)
+    assert images.load(8).shape == (3, 9, 7)
+
+
+def test_a_dataset_is_read_once_for_content_and_labels(pixels):
+    photos = _Photos(pixels, "whole")
+    source = memory.source_of(photos)
+    assert photos.reads <= len(photos) + 2 * memory.CHECKED
+    assert source == memory.source_of(pixels, np.arange(30) % 2)
 
 
 def test_two_paths_are_two_images(pixels, tmp_path):

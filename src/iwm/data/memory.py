@@ -87,8 +87,9 @@ def source_of(images: Any, labels: Any = None, name: str = "") -> str:
     for split, part in parts.items():
         part.split = split
         mark.update(f"{split} {len(part)} {part.classes}".encode())
-        for index in range(len(part)):
-            mark.update(part.fingerprint(index))
+        for one in part.marks or (part.mark_and_label(index)[0] for index in range(len(part))):
+            mark.update(one)
+        part.marks = []
         mark.update(b"" if part.labels is None else part.labels.tobytes())
     content = mark.hexdigest()[:16]
     for part in parts.values():
@@ -126,6 +127,7 @@ class _Pictures(ImageSet):
 
     def __init__(self, items: Any, count: int, labelled: bool) -> None:
         self.items, self.count, self.labelled, self.name, self.split = items, count, labelled, "memory", "train"
+        self.marks: list[bytes] = []  # of every image, where all have been read for their labels
         self.lock = threading.Lock()  # a dataset may hold a file that two threads must not read at once
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,35 +144,49 @@ class _Pictures(ImageSet):
         return str(Path(item)) if isinstance(item, str | os.PathLike) else f"{self.name}[{index}]"
 
     def load(self, index: int, least: int = 0) -> UInt8[Tensor, "3 h w"]:
-        try:
-            item = self._item(index)
-            return pixels_of(_picture_in(item) if self.labelled else item, self.path(index))
-        except (BrokenImage, UserError):
-            raise
-        except (OSError, ValueError, SyntaxError) as error:
-            raise BrokenImage(self.path(index), reason(error)) from error
+        return self.pixels_in(self.item(index), index)
 
-    def _item(self, index: int) -> Any:
+    def item(self, index: int) -> Any:
+        """What the pictures hold at a place, of a dataset an image and mostly its label. Raises BrokenImage, and
+        UserError where they hold nothing by number."""
         try:
-            with self.lock:
+            with self._broken(index), self.lock:
                 return self.items[index]
         except (KeyError, TypeError, NotImplementedError) as error:
             what, why = type(self.items).__name__, f"{type(error).__name__} {error}".strip()
             raise UserError(f"data is a {what} that gives no image {index} ({why}); give {KINDS}.") from error
 
+    def pixels_in(self, item: Any, index: int) -> UInt8[Tensor, "3 h w"]:
+        """The picture of the item at a place. Raises BrokenImage and UserError as `pixels_of`."""
+        with self._broken(index):
+            return pixels_of(_picture_in(item) if self.labelled else item, self.path(index))
+
+    @contextmanager
+    def _broken(self, index: int) -> Iterator[None]:
+        """What a reader raises on a file that it cannot read, as BrokenImage."""
+        try:
+            yield
+        except (BrokenImage, UserError):
+            raise
+        except (OSError, ValueError, SyntaxError) as error:
+            raise BrokenImage(self.path(index), reason(error)) from error
+
     def dimensions(self, index: int, least: int = 0) -> tuple[int, int]:
         _, height, width = self.load(index).shape
         return height, width
 
-    def fingerprint(self, index: int) -> bytes:
-        """Hash of an image's size and pixels; of a broken one, of its name."""
+    def mark_and_label(self, index: int) -> tuple[bytes, Any]:
+        """Hash of an image's size and pixels, of a broken one of its name; and its label, None where there is none."""
+        label = None
         try:
-            pixels = self.load(index)
+            item = self.item(index)
+            label = _label_in(item) if self.labelled else None
+            pixels = self.pixels_in(item, index)
         except BrokenImage as error:
-            return hashlib.sha256(str(error.name).encode()).digest()
+            return hashlib.sha256(str(error.name).encode()).digest(), label
         mark = hashlib.sha256(str(tuple(pixels.shape)).encode())
         mark.update(np.ascontiguousarray(pixels.numpy()).data)
-        return mark.digest()
+        return mark.digest(), label
 
 
 def _set_of(images: Any, labels: Any = None) -> _Pictures:
@@ -210,7 +226,7 @@ def _of_batch(item: Mapping[str, Any], labels: Any) -> tuple[Any, Any]:
     if not _is_one_item(item):
         raise UserError(f"data is a mapping of {', '.join(map(str, item))}; give {KINDS}.")
     picture = _picture_in(item)
-    labels = item.get("label") if labels is None else labels
+    labels = _label_in(item) if labels is None else labels
     if not (_is_picture(picture) or isinstance(picture, str | os.PathLike)):
         return picture, labels
     return [picture], labels if labels is None else np.asarray(labels).reshape(-1)
@@ -250,13 +266,15 @@ def _of_dataset(dataset: Any, *, with_labels: bool) -> _Pictures:
                 f"The {type(dataset).__name__} gives another image {index} when it is read again; leave out its random "
                 "transforms, training crops and changes the images itself."
             )
-    first = _item(dataset, 0) if count else None
-    if with_labels and (isinstance(first, tuple | list) and len(first) > 1):
-        labels = [_item(dataset, index)[1] for index in range(count)]
-    elif with_labels and isinstance(first, Mapping) and "label" in first:
-        labels = [_item(dataset, index)["label"] for index in range(count)]
-    else:
+    if not with_labels:
         return pictures
+    both = [pictures.mark_and_label(index) for index in range(count)]
+    pictures.marks, labels = [mark for mark, _ in both], [label for _, label in both]
+    unlabelled = [index for index, label in enumerate(labels) if label is None]
+    if len(unlabelled) == count:
+        return pictures
+    if unlabelled:
+        raise _complaint(pictures, unlabelled[0])
     pictures.classes, pictures.labels = _classes_and_labels(labels, count, _names_in(dataset))
     return pictures
 
@@ -271,14 +289,14 @@ def _names_in(dataset: Any) -> tuple[str, ...]:
     return ()
 
 
-def _item(dataset: Any, index: int) -> Any:
-    """An image and its label. Raises UserError when the image cannot be read, for then there is no label either."""
+def _complaint(pictures: _Pictures, index: int) -> UserError:
+    """Of a dataset's image that brings no label, where others do."""
     try:
-        return dataset[index]
-    except (OSError, SyntaxError) as error:
-        raise UserError(
-            f"Image {index} of the {type(dataset).__name__} cannot be read ({reason(error)}); leave it out."
-        ) from error
+        pictures.item(index)
+        why = "has no label"
+    except BrokenImage as error:
+        why = f"cannot be read ({error.reason})"
+    return UserError(f"Image {index} of the {type(pictures.items).__name__} {why}; leave it out.")
 
 
 def _classes_and_labels(
@@ -318,6 +336,13 @@ def _picture_in(item: Any) -> Any:
     if isinstance(item, Mapping):
         return item["image"] if "image" in item else item["img"]
     return item
+
+
+def _label_in(item: Any) -> Any:
+    """The label of a dataset's item: the second of a tuple, or what a mapping has under "label"; None without one."""
+    if isinstance(item, tuple | list):
+        return item[1] if len(item) > 1 else None
+    return item.get("label") if isinstance(item, Mapping) else None
 
 
 def pixels_of(picture: Any, name: str = "image") -> UInt8[Tensor, "3 h w"]:
