@@ -86,6 +86,14 @@ def test_steps_of_a_figure_of_efficiency(model, source, steps):
     assert len(plan["trainings"]) == 4
     verbs.call("efficiency", model, source, **how)
     assert plan["steps"] == sum(steps)
+    again = plan_of("efficiency", model, source, **how)
+    assert (again["trainings"], again["steps"], again["seconds"]) == ([], 0, 0), "all points are there"
+    del steps[:]
+    more = {**how, "depths": (1, 2)}
+    plan = plan_of("efficiency", model, source, **more)
+    assert plan["trainings"] == ["pretrained predictor, 2 of 2 blocks", "random predictor, 2 of 2 blocks"]
+    verbs.call("efficiency", model, source, **more)
+    assert plan["steps"] == sum(steps)
 
 
 @pytest.mark.parametrize("count", [2, 3])

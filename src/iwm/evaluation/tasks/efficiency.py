@@ -90,18 +90,9 @@ def efficiency(o: Efficiency) -> dict[str, Any]:
         model = work.world_model()
         model.require_predictor()
         size = o.size or model.settings.data.image_size
-        wanted = points_of(model, o)
         splits = open_labelled(o, size)
         outcome = _outcome(o, work, splits, size)
-        there = sharing.by_first(lambda: read_result(work.place(outcome)).get("points", []))
-        counts = (len(splits.train), len(splits.val))
-        points = {point["what"]: point for point in there if (point["n_train"], point["n_val"]) == counts}
-        if changed := len(there) - len(points):
-            others = f"measured on other images of {splits.train.name} and are left out"
-            console.print(f"{changed} of {len(there)} points were {others}.")
-        missing = [point for point in wanted if point.what not in points]
-        if len(missing) < len(wanted):
-            console.print(f"{len(wanted) - len(missing)} of {len(wanted)} points are there already.")
+        points, missing = points_left(o, work, splits, size, points_of(model, o))
         if missing:
             task = ClassificationWork.prepare(splits, o, size, work.session)
             for number, point in enumerate(missing, start=1):
@@ -110,6 +101,22 @@ def efficiency(o: Efficiency) -> dict[str, Any]:
                 work.write(_with_points(outcome, points))
         title = f"Finetuning efficiency of {work.folder.name} on {splits.train.name}"
         return work.conclude(_with_points(outcome, points), lambda content: _show(content, title))
+
+
+def points_left(
+    o: Efficiency, work: Evaluation, splits: LabelledSplits, size: int, wanted: Sequence[Point]
+) -> tuple[dict[str, dict[str, Any]], list[Point]]:
+    """The points that the file holds of the same images, by name, and those of `wanted` that it lacks; says both."""
+    there = sharing.by_first(lambda: read_result(work.place(_outcome(o, work, splits, size))).get("points", []))
+    counts = (len(splits.train), len(splits.val))
+    points = {point["what"]: point for point in there if (point["n_train"], point["n_val"]) == counts}
+    if changed := len(there) - len(points):
+        others = f"measured on other images of {splits.train.name} and are left out"
+        console.print(f"{changed} of {len(there)} points were {others}.")
+    missing = [point for point in wanted if point.what not in points]
+    if len(missing) < len(wanted):
+        console.print(f"{len(wanted) - len(missing)} of {len(wanted)} points are there already.")
+    return points, missing
 
 
 def _outcome(o: Efficiency, work: Evaluation, splits: LabelledSplits, size: int) -> Outcome:

@@ -70,7 +70,7 @@ def finetune(o: Finetune) -> dict[str, Any]:
 
 
 def efficiency(o: Efficiency) -> dict[str, Any]:
-    """What `iwm efficiency` would do and cost. Raises UserError as it does."""
+    """What `iwm efficiency` would do and cost for the points that are not there. Raises UserError as it does."""
     with ritual.evaluation("efficiency", o) as work:
         model = work.world_model()
         model.require_predictor()
@@ -78,7 +78,7 @@ def efficiency(o: Efficiency) -> dict[str, Any]:
         splits = open_labelled(o, size)
         count, held = len(splits.train), len(splits.val)
         trainings, encoded = [], False
-        for point in points.points_of(model, o):
+        for point in points.points_left(o, work, splits, size, points.points_of(model, o))[1]:
             views = o.views * count + held if point.settings.reuses_tokens else 0
             classifier = images.build(model, point.settings, splits.classes, size)
             once = 0 if encoded or not views else views
@@ -170,7 +170,7 @@ def _summary(work: Evaluation, trainings: Sequence[Training], count: int, held: 
         "trainings": [training.what for training in trainings],
         "learning_rates_tried": sum(max(1, len(grid_of(one.settings))) * one.copies for one in trainings),
         "steps": sum(training.steps * training.copies + training.begun for training in trainings),
-        "images_per_step": trainings[0].batch,
+        "images_per_step": max((one.batch for one in trainings), default=0),
         "trainable_parameters": [trainable_of(training.model) for training in trainings],
         "device": f"{work.session.device.type} in {work.session.precision}",
         "seconds": seconds,
