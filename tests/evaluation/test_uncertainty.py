@@ -74,6 +74,7 @@ def test_a_perfect_correlation_has_an_interval():
         (0.3, 0.5, 0.09, "BELOW"),
         (0.5, 0.5, math.nan, "level with"),
         (0.5, 0.3, 0.0, "above"),
+        (0.3397321105, 0.3397321429, 9e-9, "level with"),
     ],
 )
 def test_numbers_within_two_errors_are_level(value, control, error, place):

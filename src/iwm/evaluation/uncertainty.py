@@ -93,13 +93,17 @@ def t_quantile(count: int) -> float:
     return z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
 
 
+ROUNDING = 1e-6
+"""Numbers that are no further apart are the same: older results are means in single precision."""
+
+
 def standing(value: float, control: float, error: float, seeds: int = 0) -> str:
     """'above', 'level with' (the difference is within its 95 % interval of 0) or 'BELOW'.
 
     The interval reaches two standard errors, for errors over images; as far as `t_quantile` says where `error` is of a
-    mean over that many seeds.
+    mean over that many seeds. What differs by rounding alone is level, however small the error.
     """
-    if abs(value - control) <= (t_quantile(seeds) if seeds else 2) * error or value == control:
+    if abs(value - control) <= max(ROUNDING, (t_quantile(seeds) if seeds else 2) * error):
         return "level with"
     return "above" if value > control else "BELOW"
 
