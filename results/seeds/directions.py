@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import iwm
-from iwm.actions.action_space import reference_space
+from iwm.actions.reference import reference_space
 from iwm.data.loader import load_all
 from iwm.data.sources import open_images
 from iwm.evaluation.tasks.fitting import accuracy

@@ -11,7 +11,8 @@ from PIL import Image
 
 from iwm import config
 from iwm.actions import camera
-from iwm.actions.action_space import ActionSpace, bank_ranges, reference_actions, reference_space
+from iwm.actions.action_space import ActionSpace
+from iwm.actions.reference import bank_ranges, reference_actions, reference_space
 from iwm.runtime.errors import UserError
 
 SPACE = ActionSpace.from_config(config.Actions(set="camera"), 32)

@@ -49,7 +49,7 @@ def test_an_answer_depends_on_its_own_pair_alone() -> None:
 
 def test_flags_that_a_target_carries_are_found_and_what_only_a_source_carries_is_left() -> None:
     source = muted(3).float() / 255
-    action = torch.tensor([[0.4, -1.0, 0.0], [-0.7, 0.0, 0.0], [0.0, -1.0, 0.0]])
+    action = torch.tensor([[0.4, -1.0, 0.0], [-0.5, 0.0, 0.0], [0.0, -1.0, 0.0]])
     target = FLAGGED.apply(source, reach_with_flags(FLAGGED, action))
     torch.testing.assert_close(search_pixels(FLAGGED, source, target), action, atol=2e-3, rtol=0)
     undone = search_pixels(FLAGGED, 1 - source, source)
@@ -68,3 +68,14 @@ def test_histograms_are_sorted_values_of_channels_and_their_differences() -> Non
     values = histograms(images).view(2, 7, 20)
     torch.testing.assert_close(values[:, 1], images[:, 1].flatten(1).sort(dim=1).values)
     torch.testing.assert_close(values[:, 3], (images[:, 0] - images[:, 1]).flatten(1).sort(dim=1).values)
+
+
+def test_a_transformation_of_the_users_is_tried_within_its_range() -> None:
+    """Of an effect that is even in its number the sign cannot be seen, and its function may refuse a negative one."""
+    square = Transformation(
+        name="fog", apply=lambda x, value: x + value.square()[:, None, None, None] * (1 - x), graded=True, both=True,
+        low=0.0, high=1.0, neutral=0.0, probability=1.0,
+    )  # fmt: skip
+    space, source, action = ActionSpace((square,), set="fog"), muted(3).float() / 255, torch.tensor([[0.3], [0.5], [1]])
+    target = space.apply(source, space.reach(action))
+    torch.testing.assert_close(search_pixels(space, source, target), action, atol=2e-3, rtol=0)

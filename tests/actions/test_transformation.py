@@ -10,9 +10,10 @@ import torch
 from conftest import pictures_file, tiny, trained_on
 
 from iwm import cli, config, run_folder
-from iwm.actions import action_sets, action_space
+from iwm.actions import action_sets
 from iwm.actions.action_space import ActionSpace
 from iwm.actions.camera import CAMERA
+from iwm.actions.reference import reference_space
 from iwm.actions.transformation import read_transformations, set_name
 from iwm.evaluation.world import mrr
 from iwm.evaluation.world.strips import strip_rows
@@ -98,7 +99,7 @@ def test_predictions_mrr_and_strips_use_it(mine):
     settings = tiny(actions=config.Actions(set="mine.py:SET", jitter_probability=1.0))
     model = ImageWorldModel(settings).eval()
     assert model.action(gamma=0.75, fade=-0.4).tolist() == [0.5, -0.5]
-    assert action_space.reference_space(model.space, 16) is model.space
+    assert reference_space(model.space, 16) is model.space
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     measured = mrr.measure(model, images, bank=8)
     assert 0 < measured["mrr"] <= 1
@@ -141,6 +142,16 @@ def test_weights_older_than_the_sets_still_load():
         (("SET = (GAMMA, FADE)", "SET = 3"), "no iwm.Transformation"),
         (("def gamma", "import nowhere_to_be_found\ndef gamma"), "cannot be run .ModuleNotFoundError"),
         (("def gamma", "def 1gamma"), "cannot be run .SyntaxError"),
+        (("def gamma", "raise SystemExit(3)\ndef gamma"), "cannot be run .SystemExit: 3"),
+        (("neutral=1.0", "neutral=1.0, sample=lambda u: u.nothing"), "Sampling 'gamma' fails .AttributeError"),
+        (
+            (
+                "SET = (GAMMA",
+                "from dataclasses import replace\n"
+                "GAMMA, FADE = (replace(t, group='g', both=True) for t in (GAMMA, FADE))\nSET = (GAMMA",
+            ),
+            "of one group, 'g', .* probabilities 1 and 0.5",
+        ),
     ],
 )
 def test_what_cannot_join_is_one_sentence(mine, change, said):
@@ -156,6 +167,46 @@ def test_what_names_no_code(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"give (the )?PATH\.py:NAME"):
         read_transformations(text)
+
+
+def test_a_value_that_a_transformation_refuses_is_one_sentence(mine):
+    body = "return images ** value[:, None, None, None]"
+    mine.write_text(CODE.replace(body, f"assert bool((value <= 2).all()), 'too much'\n    {body}", 1))
+    action_sets.import_set(f"{mine}:SET")
+    space = ActionSpace.from_config(config.Actions(set="mine.py:SET"), 16)
+    reached = space.reach(space.encode(gamma=3.0)[None])
+    with pytest.raises(UserError, match=r"'gamma' with 4 to 4 fails .AssertionError: too much.* its range, 0\.5 to 2"):
+        space.apply(torch.rand(1, 3, 8, 8), reached)
+
+
+def test_a_small_change_of_a_small_range_is_told(mine):
+    mine.write_text(CODE.replace("low=0.0, high=0.8", "low=0.0, high=0.004"))
+    action_sets.import_set(f"{mine}:SET")
+    space = ActionSpace.from_config(config.Actions(set="mine.py:SET"), 16)
+    assert space.describe(space.encode(gamma=0.5, fade=-0.004)) == "gamma +0.50, fade -0.0040"
+    assert space.describe(space.encode()) == "as it is"
+
+
+def test_another_file_does_not_stand_for_the_set_that_trained(mine, tmp_path):
+    """Its transformations may have the same names and do something else."""
+    action_sets.import_set(f"{mine}:SET")
+    spec = ActionSpace.from_config(config.Actions(set="mine.py:SET"), 16).spec()
+    action_sets.USERS.clear()
+    other = tmp_path / "other.py"
+    other.write_text(CODE)
+    action_sets.import_set(f"{other}:SET")
+    with pytest.raises(UserError, match=r"'gamma', which is not known here.*PATH/mine\.py:SET"):
+        ActionSpace.from_spec(spec)
+
+
+def test_a_run_goes_on_from_wherever_the_file_of_its_set_lies(mine, tmp_path):
+    source, out = str(pictures_file(tmp_path / "pictures.npz")), str(tmp_path / "out")
+    action_sets.import_set(f"{mine}:SET")
+    for folder, epochs in ((str(tmp_path), 1), (".", 2)):
+        optim = replace(tiny().optim, epochs=epochs)
+        settings = tiny(actions=config.Actions(set=f"{folder}/mine.py:SET"), optim=optim)
+        loop.pretrain(trained_on(settings, source=source, out=out))
+    assert run_folder.RunFolder(Path(out)).settings().actions.set == "mine.py:SET"
 
 
 def test_a_set_that_was_not_loaded_is_named_before_training(tmp_path):

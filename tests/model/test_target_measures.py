@@ -6,7 +6,7 @@ import torch
 from conftest import tiny
 
 from iwm import config
-from iwm.actions.action_space import reference_actions
+from iwm.actions.reference import reference_actions
 from iwm.actions.views import make_views
 from iwm.model import target_measures as measures
 from iwm.model.world_model import ImageWorldModel

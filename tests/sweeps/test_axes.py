@@ -52,6 +52,16 @@ def test_a_joint_embedding_has_no_predictor_to_vary():
         axes.cells_of(recipe_book.get("moco-demo"), Axes())
 
 
+def test_by_default_a_sweep_has_the_levels_of_its_set():
+    own = tiny(actions=config.Actions(set="camera"))
+    assert {cell.settings.actions.level for cell in axes.cells_of(own, Axes())} == {"jitter", "destructive"}
+    assert {cell.settings.actions.level for cell in axes.cells_of(tiny(), Axes())} == {
+        "jitter",
+        "destructive",
+        "strong",
+    }
+
+
 def test_by_default_a_sweep_has_every_conditioning_that_is_known(monkeypatch):
     base = recipe_book.get("cifar10")
     assert {cell.settings.predictor.conditioning for cell in axes.cells_of(base, Axes())} == set(CONDITIONINGS)

@@ -61,6 +61,19 @@ def test_it_refuses_what_training_refuses(settings, tmp_path):
         estimate.pretrain(settings)
 
 
+def test_it_refuses_a_batch_that_several_ranks_cannot_share(settings, monkeypatch):
+    for name, value in {
+        "WORLD_SIZE": 3,
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": 1,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(UserError, match=r"a multiple of optim\.accumulate \(1\) times the 3 ranks"):
+        estimate.pretrain(settings)
+
+
 def test_it_refuses_a_folder_with_another_run_as_training_does(trained, tmp_path, monkeypatch):
     chosen = trained_on(tiny(), source=str(tmp_path / "pictures.npz"), out=str(trained))
     chosen = replace(chosen, optim=replace(chosen.optim, epochs=3))

@@ -8,6 +8,8 @@ from conftest import tiny
 
 import iwm
 from iwm import config, recipe_book
+from iwm.actions import action_sets
+from iwm.actions.transformation import Transformation
 from iwm.config import Config
 from iwm.model.conditioning import CONDITIONINGS
 from iwm.runtime import fields
@@ -303,6 +305,18 @@ JOINT |= {"objective.variance": 0.0, "objective.covariance": 0.0, "objective.tar
 def test_a_chosen_setting_that_changes_nothing_is_said(recipe, settings, sentence):
     validate(chosen(recipe, settings))
     assert without_effect(chosen(recipe, settings)) == [sentence]
+
+
+def test_what_a_set_of_ones_own_does_not_read_is_said(monkeypatch):
+    soft = Transformation(
+        name="soft", apply=lambda x, _: x, graded=True, both=True, low=0.0, high=1.0, neutral=0.0, probability=0.8
+    )
+    monkeypatch.setattr(action_sets, "USERS", {"mine.py:SET": (soft,)})
+    changed = {"actions.jitter_probability": 0.1, "actions.jitter_order": "random", "actions.level": "jitter"}
+    said = without_effect(chosen("demo", {"actions.set": "mine.py:SET", **changed}))
+    assert [sentence.rpartition(" ")[2] for sentence in said] == [f"{name}." for name in changed]
+    camera = {"actions.set": "camera", "actions.level": "jitter", "actions.jitter_probability": 0.1}
+    assert without_effect(chosen("demo", camera)) == []
 
 
 @pytest.mark.parametrize(

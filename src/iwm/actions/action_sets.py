@@ -86,11 +86,21 @@ def members_of(cfg: config.Actions, image_size: int) -> tuple[Transformation, ..
     if changed or cfg.level == "strong":
         name = f"actions.{changed[0]}" if changed else "actions.level strong"
         raise UserError(f"Setting '{name}' belongs to the photometric set, but actions.set is {cfg.set}; leave it out.")
+    return with_settings(members, cfg)
+
+
+def with_settings(members: Iterable[Transformation], cfg: config.Actions) -> tuple[Transformation, ...]:
+    """Transformations with what OF_ANY_SET says of their probabilities."""
     jitter = {"probability": cfg.jitter_probability}
     members = tuple(dataclasses.replace(m, **jitter) if m.group == "jitter" else m for m in members)
     if cfg.level == "jitter":
         members = tuple(m if m.both else dataclasses.replace(m, probability=0.0) for m in members)
     return members
+
+
+def plain_set(name: str) -> str:
+    """A set's name as weights and settings hold it: a built-in one, or FILE.py:NAME without the file's folder."""
+    return set_name(name) if ":" in name else name
 
 
 def origin_of(transformation: Transformation) -> str:
@@ -104,11 +114,13 @@ def origin_of(transformation: Transformation) -> str:
 
 
 def known_transformation(fields: dict[str, Any], named: str) -> Transformation:
-    """The code of a transformation of a saved space: of the built-in set it was trained with, else the user's own."""
+    """The code of a transformation of a saved space: of the built-in set it was trained with, else the user's own, of
+    the file that it came from."""
     name = fields["name"]
     # Weights older than the sets name no origin: what they call hue is the photometric one.
     built_in = BUILT_IN.get(fields.get("origin", "photometric"), ())
-    places: Iterable[Iterable[Transformation]] = (built_in, USERS.get(named, ()), REGISTERED.values(), *USERS.values())
+    others = () if ":" in named else USERS.values()  # where it was registered, in whatever file it is now
+    places: Iterable[Iterable[Transformation]] = (built_in, USERS.get(named, ()), REGISTERED.values(), *others)
     for member in itertools.chain.from_iterable(places):
         if member.name == name:
             return member

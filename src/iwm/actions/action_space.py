@@ -21,15 +21,23 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from iwm import config
-from iwm.actions.action_sets import BUILT_IN, bare, known_transformation, members_of, origin_of, registered
+from iwm.actions.action_sets import (
+    bare,
+    known_transformation,
+    members_of,
+    origin_of,
+    plain_set,
+    registered,
+    with_settings,
+)
 from iwm.actions.photometric import (
     gaussian_blur,
 )
 from iwm.actions.transformation import (
     Transformation,
+    amount,
     check,
     require_set,
-    set_name,
 )
 from iwm.runtime import errors
 from iwm.runtime.algebra import joined
@@ -106,10 +114,9 @@ class ActionSpace:
         Transformations added by `register` follow those of the set. Raises UserError when there is no such set, and
         on an impossible range or probability.
         """
-        members = (*members_of(cfg, image_size), *registered())
+        members = (*members_of(cfg, image_size), *with_settings(registered(), cfg))
         require_set(members, cfg.set)
-        adapted = tuple(_adapted(member) for member in members)
-        return cls(adapted, cfg.jitter_order == "random", cfg.set if cfg.set in BUILT_IN else set_name(cfg.set))
+        return cls(tuple(map(adapted, members)), cfg.jitter_order == "random", plain_set(cfg.set))
 
     def sample(
         self,
@@ -223,8 +230,8 @@ class ActionSpace:
         words = []
         for transformation, component in zip(self.transformations, action.tolist(), strict=True):
             if transformation.graded:
-                change = f"{component * transformation.range:+.2f}"
-                if change not in ("+0.00", "-0.00"):
+                change = amount(component * transformation.range, transformation.range)
+                if float(change):
                     words.append(f"{transformation.name} {change}")
             elif abs(component) >= 0.5:
                 words.append(f"{'undo' if component > 0 else 'add'} {transformation.name}")
@@ -252,7 +259,7 @@ class ActionSpace:
             for fields in spec["transformations"]:
                 known = known_transformation(fields, named)
                 values = {name: value for name, value in fields.items() if name != "origin"}
-                transformations.append(_adapted(dataclasses.replace(known, **values)))
+                transformations.append(adapted(dataclasses.replace(known, **values)))
             return cls(tuple(transformations), spec["random_order"], named)
         except (KeyError, TypeError) as error:
             raise UserError(
@@ -311,14 +318,30 @@ class ActionSpace:
                 where = upload(torch.from_numpy(np.flatnonzero(rows)), images.device)
                 picked, raw = images.index_select(0, where), values.index_select(0, where)
             for position, _ in run:
-                picked = self.transformations[position].apply(picked, raw[:, position])
+                picked = _changed(self.transformations[position], picked, raw[:, position])
             if where is None:
                 images.copy_(picked)
             else:
                 images.index_copy_(0, where, picked)
 
 
-def _adapted(transformation: Transformation) -> Transformation:
+def _changed(
+    transformation: Transformation, images: Float[Tensor, "b 3 h w"], values: Float[Tensor, " b"]
+) -> Float[Tensor, "b 3 h w"]:
+    """The images changed. Raises UserError where a transformation of the user's refuses these values."""
+    try:
+        return transformation.apply(images, values)
+    except Exception as error:  # it may be anybody's code
+        if origin_of(transformation) or isinstance(error, UserError) or errors.is_out_of_memory(error):
+            raise
+        low, high = float(values.min()), float(values.max())
+        raise UserError(
+            f"Applying '{transformation.name}' with {low:g} to {high:g} fails ({type(error).__name__}: {error}); stay "
+            f"within its range, {transformation.low:g} to {transformation.high:g}, or mend it."
+        ) from error
+
+
+def adapted(transformation: Transformation) -> Transformation:
     """Checked, and a blur made as wide as the largest sigma of the space needs: one image's blur must not depend on
     its batch."""
     check(transformation)
@@ -347,31 +370,3 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
             if was[name].get(field, value) != value:  # older ones may hold fewer
                 return f"with {field} = {was[name][field]!r} of '{name}', now it is {value!r}"
     return ""
-
-
-def reference_actions(name: str) -> config.Actions:
-    """The settings behind `reference_space`, of the action set of that name: the level `destructive`, every image
-    jittered."""
-    return config.Actions(set=name, jitter_probability=1.0)
-
-
-def reference_space(space: ActionSpace, image_size: int) -> ActionSpace:
-    """The action space that every model of a built-in set is measured in, whatever changes it was trained on. For a set
-    of the user's, the model's own."""
-    if space.set not in BUILT_IN:
-        return space
-    reference = ActionSpace.from_config(reference_actions(space.set), image_size)
-    return reference if reference.names == space.names else space
-
-
-def in_reference_units(space: ActionSpace, image_size: int) -> Float[Tensor, " k"]:
-    """What an action is multiplied by to count in shares of the reference's ranges: errors of models that were trained
-    on other ranges are then comparable. 1 for flags."""
-    reference = reference_space(space, image_size).transformations
-    pairs = zip(space.transformations, reference, strict=True)
-    return torch.tensor([t.range / r.range if t.graded and r.range > 0 else 1.0 for t, r in pairs])
-
-
-def bank_ranges(space: ActionSpace) -> list[tuple[str, float, float]]:
-    """What a bank's entries are drawn from: name and range of every graded transformation of both views."""
-    return [(t.name, t.low, t.high) for t in space.transformations if t.graded and t.both]

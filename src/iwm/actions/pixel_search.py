@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from iwm.actions.action_sets import origin_of
 from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.actions.transformation import Transformation
 
@@ -63,7 +64,8 @@ def search_pixels(
     """The action of every pair, on the host, by the mean squared difference of the features of apply(source) and
     target; images float in [0, 1].
 
-    Graded components lie in [-1, 1], flags are 0 or -1 (the target carries it), and what only a source carries is 0.
+    Graded components lie in [-1, 1], those of a transformation of the user's within its range of an untouched source;
+    flags are 0 or -1 (the target carries it), and what only a source carries is 0.
     """
     search = search or PixelSearch()
     at_once = max(1, PIXELS_AT_ONCE // (search.candidates * source.shape[-2] * source.shape[-1]))
@@ -108,6 +110,7 @@ def _descend(
     """The best action under these flags and its distance. All pairs share the random numbers of a round, so an answer
     depends on its own pair alone."""
     slides = torch.tensor([t.graded and t.both and t.range > 0 for t in space.transformations])
+    least, most = torch.tensor([_ends(t) for t in space.transformations]).unbind(1)
     count, pairs = search.candidates, len(source)
     mean = flags.repeat(pairs, 1)
     spread = (slides * search.spread).repeat(pairs, 1)
@@ -118,7 +121,7 @@ def _descend(
         noise = torch.randn(count, space.dim, generator=generator)
         noise[0] = 0  # the middle itself is a candidate
         tried = mean[:, None] + spread[:, None] * noise
-        tried = torch.where(slides, tried.clamp(-1, 1), flags)
+        tried = torch.where(slides, tried.clamp(least, most), flags)
         changed = space.apply(repeated, reach_with_flags(space, tried.flatten(0, 1)))
         difference = features(changed).unflatten(0, (pairs, count)) - wanted[:, None]
         distance = difference.square().mean(dim=2).nan_to_num(nan=torch.inf).cpu()
@@ -129,6 +132,14 @@ def _descend(
         action = torch.where((first < lowest)[:, None], elite[:, 0], action)
         lowest = torch.minimum(first, lowest)
     return action, lowest
+
+
+def _ends(t: Transformation) -> tuple[float, float]:
+    """The least and the largest component that is tried; functions of the user's have been tried in their range only,
+    those of the package take more."""
+    if origin_of(t) or t.range <= 0:
+        return -1.0, 1.0
+    return (t.low - t.neutral) / t.range, (t.high - t.neutral) / t.range
 
 
 def _flag_choices(space: ActionSpace) -> Float[Tensor, "c k"]:

@@ -5,6 +5,7 @@ a = (w(y) - w(x)) / (high - low)  graded          a = 1 where x carries it  a fl
 
 import difflib
 import importlib.util
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -66,6 +67,12 @@ class Transformation:
         return max(self.low, self.high, key=lambda value: abs(value - self.neutral))
 
 
+def amount(change: float, whole: float) -> str:
+    """A change as text: two digits behind the point, more where the whole range is below a tenth."""
+    digits = 2 if whole <= 0 else max(2, 1 - math.floor(math.log10(whole)))
+    return f"{change:+.{digits}f}"
+
+
 def per_image(value: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
     """One number an image, shaped to multiply pixels."""
     return value[:, None, None, None]
@@ -107,7 +114,7 @@ def read_transformations(text: str) -> tuple[Transformation, ...]:
     sys.modules[spec.name] = module  # where dataclasses and pickle look a module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # it is anybody's code
+    except (Exception, SystemExit) as error:  # it is anybody's code
         raise UserError(f"{path} cannot be run ({type(error).__name__}: {error}); mend it.") from error
     held = getattr(module, name, None)
     members = (held,) if isinstance(held, Transformation) else held
@@ -127,6 +134,14 @@ def require_set(members: tuple[Transformation, ...], name: str) -> None:
     twice = next((each for each in names if names.count(each) > 1), None)
     if twice is not None:
         raise UserError(f"The action set {name} has two transformations called '{twice}'; rename one.")
+    for one, other in itertools.combinations(members, 2):
+        together = one.group and one.group == other.group and one.both == other.both
+        if together and one.probability != other.probability:
+            raise UserError(
+                f"'{one.name}' and '{other.name}' of the action set {name} are of one group, '{one.group}', which is "
+                f"applied together or not at all, but have the probabilities {one.probability:g} and "
+                f"{other.probability:g}; give them the same."
+            )
     if not any(member.graded and member.both for member in members):
         raise UserError(
             f"The action set {name} has no graded transformation of both views, so a world model has nothing to "
@@ -147,8 +162,12 @@ def try_out(transformation: Transformation) -> None:
             f"The neutral value of '{name}' is {neutral:g}, outside its range {low:g} to {high:g}: actions would leave "
             "[-1, 1]; widen the range."
         )
-    samples = transformation.draw(np.array([0.0, 0.5, 1 - 1e-9]))
-    if not (np.shape(samples) == (3,) and np.all(samples >= low - 1e-6) and np.all(samples <= high + 1e-6)):
+    try:
+        samples = transformation.draw(np.array([0.0, 0.5, 1 - 1e-9]))
+        in_range = np.shape(samples) == (3,) and np.all(samples >= low - 1e-6) and np.all(samples <= high + 1e-6)
+    except Exception as error:  # it is anybody's code
+        raise UserError(f"Sampling '{name}' fails ({type(error).__name__}: {error}); mend it.") from error
+    if not in_range:
         raise UserError(f"What '{name}' samples is not within its range {low:g} to {high:g}; mend its sample.")
     images = torch.rand(3, 3, 16, 24, generator=torch.Generator().manual_seed(0))
     try:

@@ -17,7 +17,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from iwm import config
-from iwm.actions.action_space import ActionSpace, Parameters, reference_actions, reference_space
+from iwm.actions.action_space import ActionSpace, Parameters
+from iwm.actions.reference import reference_actions, reference_space
 from iwm.runtime.algebra import joined
 from iwm.runtime.devices import upload
 from iwm.runtime.randomness import seed_of, uniforms

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from iwm.actions.action_space import Parameters, reference_space
+from iwm.actions.action_space import Parameters
 from iwm.actions.pixel_search import reach_with_flags
+from iwm.actions.reference import reference_space
 from iwm.evaluation.world.imagine import source_to_undo
 from iwm.evaluation.world.strips import decibels
 from iwm.model.world_model import ImageWorldModel, Tokens

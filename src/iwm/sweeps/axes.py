@@ -17,6 +17,8 @@ from iwm.runtime.errors import UserError
 from iwm.verbs.sweep import Axes
 
 LEVELS: tuple[str, ...] = typing.get_args(typing.get_type_hints(config.Actions)["level"])
+OF_ANY_SET = tuple(level for level in LEVELS if level != "strong")
+"""Levels of an action set that is not the photometric one."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def cells_of(base: Config, axes: Axes, others: Sequence[Config] = ()) -> list[Ce
         choices(axes.conditionings or ",".join(CONDITIONINGS), list(CONDITIONINGS), "--conditionings"),
         base.predictor.conditioning,
     )
-    levels = _first(choices(axes.levels, LEVELS, "--levels"), base.actions.level)
+    known = LEVELS if base.actions.set == "photometric" else OF_ANY_SET
+    levels = _first(choices(axes.levels or ",".join(known), LEVELS, "--levels"), base.actions.level)
     dial = sorted(weights(axes.invariance, base.objective.invariance_weight))
     dial.sort(key=lambda weight: weight != base.objective.invariance_weight)
     ordered: list[tuple[tuple[float, ...], Cell]] = []

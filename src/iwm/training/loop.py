@@ -15,6 +15,7 @@ from typing import Any
 from rich.text import Text
 
 from iwm import config
+from iwm.actions.action_sets import plain_set
 from iwm.actions.action_space import ActionSpace, first_difference
 from iwm.data import memory
 from iwm.data.image_sets import ImageSet, require_batch
@@ -25,7 +26,7 @@ from iwm.model import pretrained, weights
 from iwm.model.encoder import Encoder
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import RunFolder, init_identity, load_model, same_init
-from iwm.runtime import devices, distributed, fields, files
+from iwm.runtime import devices, distributed, fields, files, launch
 from iwm.runtime.console import console
 from iwm.runtime.devices import Session
 from iwm.runtime.errors import UserError
@@ -80,7 +81,7 @@ def checked(
         raise UserError("Where should the run go? Give --out FOLDER.")
     run = RunFolder(Path(settings.run.out).expanduser())
     settings = with_encoder(settings)
-    validate(settings, distributed.size())
+    validate(settings, launch.place().size)  # of a dry run, which joins no others, too
     if run.path.exists() and not run.path.is_dir():
         raise UserError(f"{run.path} is a file; give a folder as --out.")
     if source is None and is_source(run.path, settings.data.source):
@@ -94,7 +95,8 @@ def checked(
     images = source or open_images(settings.data.source, "train", size=settings.data.image_size)
     # From whatever folder the run is replayed or resumed.
     data = replace(settings.data, source=source_identity(settings.data.source))
-    return replace(settings, init=init_identity(settings.init), data=data), run, images
+    actions = replace(settings.actions, set=plain_set(settings.actions.set))
+    return replace(settings, init=init_identity(settings.init), data=data, actions=actions), run, images
 
 
 def _pretrain(
@@ -241,6 +243,9 @@ def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
     if old.init != new.init and same_init(old.init, new.init):
         console.print(f"The weights that {out} began with were at {old.init}, now they are at {new.init}.")
         old = replace(old, init=new.init)
+    old = replace(
+        old, actions=replace(old.actions, set=plain_set(old.actions.set))
+    )  # older runs hold the file's folder
     was, now = fields.flatten(fields.to_dict(old)), fields.flatten(fields.to_dict(new))
     for name, value in now.items():
         group = name.split(".")[0]

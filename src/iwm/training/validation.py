@@ -64,9 +64,14 @@ def _unread(s: Config) -> list[tuple[str, Sequence[str]]]:
     """Settings that nothing looks at because of another one, each list after the words that say why."""
     jitter, independent = s.actions.level == "jitter", s.views.geometry == "independent"
     of_level = REPLACED[s.actions.level] if s.actions.set == "photometric" else ()
+    members = ActionSpace.from_config(s.actions, s.data.image_size).transformations
+    jittered, lone = any(t.group == "jitter" for t in members), any(not t.both for t in members)
     table = [
         (True, f"masks.sampler is {s.masks.sampler}", [f"masks.{name}" for name in UNREAD[s.masks.sampler]]),
         (True, f"actions.level is {s.actions.level}", [f"actions.{name}" for name in of_level]),
+        (not jittered, f"No change of {s.actions.set} is of the group jitter", ["actions.jitter_probability"]),
+        (not jittered, f"No order of {s.actions.set} is drawn", ["actions.jitter_order"]),
+        (not lone, f"No change of {s.actions.set} is of the source alone", ["actions.level"]),
         (not independent, "views.geometry is shared", ["views.blur", "views.solarize"]),
         (independent, "views.geometry is independent", ["actions.blur", "actions.solarize", "actions.source_from"]),
         (independent and jitter, "Views of actions.level jitter are not destroyed", ["views.blur", "views.solarize"]),

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iwm.actions.action_space import reference_actions
+from iwm.actions.reference import reference_actions
 from iwm.actions.views import reference_views
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.loader import load_all, load_pairs

@@ -19,8 +19,8 @@ class Axes:
 
     conditionings: str = ""
     """Conditionings, separated by commas; by default all, your own too."""
-    levels: str = "jitter,destructive,strong"
-    """Difficulties of the action, separated by commas."""
+    levels: str = ""
+    """Difficulties of the action, separated by commas; by default all that its set has: jitter,destructive,strong."""
     predictors: str = ""
     """Sizes, DEPTHxWIDTH (4x96,4x192); by default the recipe's own and one half as deep."""
     invariance: str = ""

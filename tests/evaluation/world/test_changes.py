@@ -10,6 +10,7 @@ from conftest import tiny
 from PIL import Image
 
 from iwm.actions.action_space import ActionSpace
+from iwm.actions.transformation import Transformation
 from iwm.evaluation.world import changes
 from iwm.evaluation.world.changes import Changes
 from iwm.model.pixel_decoder import PixelDecoder
@@ -28,6 +29,13 @@ def test_every_change_moves_two_parameters_to_opposite_ends_and_no_two_are_alike
         moved = action[graded][action[graded] != 0]
         assert sorted(moved.tolist()) == pytest.approx([-0.5, 0.5])
         assert int((action != 0).sum()) == 2
+
+
+def test_a_range_with_one_side_is_gone_half_of_the_way_where_the_other_end_is_no_change() -> None:
+    fog = Transformation(
+        name="fog", apply=lambda x, _: x, graded=True, both=True, low=0.0, high=2.0, neutral=0.0, probability=1.0
+    )
+    assert changes.changes_of(ActionSpace((fog,)), 4).flatten().tolist() == [1.0, 0.5, 1.0, 0.5]
 
 
 def test_a_model_that_is_told_is_compared_with_the_same_model_untold(images: torch.Tensor) -> None:

@@ -1,5 +1,6 @@
 """An oracle imagines the truth; what cannot be asked is refused in a sentence."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 from iwm import config, verbs
 from iwm.actions.action_space import ActionSpace
 from iwm.actions.action_text import parse_action
+from iwm.actions.transformation import Transformation
 from iwm.evaluation.world import imagine
 from iwm.runtime.errors import UserError
 from iwm.verbs.imagine import Imagine
@@ -29,6 +31,17 @@ def test_the_truth_is_nearest_to_an_oracles_prediction(text: str) -> None:
     clean = image[0].float() / 255
     assert torch.allclose(row.source, clean) != (text[-2:] == "=1"), "to be undone it must be there"
     assert torch.allclose(row.truth, clean) == (text[-2:] == "=1")
+
+
+def test_a_flag_that_a_target_may_carry_is_added_to_it() -> None:
+    mirror = Transformation(
+        name="mirror", apply=lambda x, _: x.flip(-1), graded=False, both=True,
+        low=1.0, high=1.0, neutral=0.0, probability=0.2,
+    )  # fmt: skip
+    space, image = dataclasses.replace(SPACE, transformations=(*SPACE.transformations, mirror), set="mine"), photo()
+    assert not imagine.source_to_undo(space, space.encode(mirror=-1)).applied.any()
+    (row,) = imagine.rank_truths(Oracle(space=space), image, space.encode(mirror=-1)[None], BANK)
+    torch.testing.assert_close(row.truth, image[0].flip(-1).float() / 255)
 
 
 def test_a_wrong_world_is_not_right() -> None:

@@ -131,6 +131,16 @@ def test_errors_count_in_the_references_range() -> None:
     assert always_zero("strong") == pytest.approx(always_zero("destructive"), rel=1e-5)
 
 
+def test_the_search_among_pictures_finds_the_same_whatever_the_model_was_trained_on() -> None:
+    """Pairs of the common range, of which a model of narrow changes knows a part."""
+
+    def errors(**changes: float) -> dict[str, float]:
+        space = ActionSpace.from_config(config.Actions(**changes), 8)  # pyright: ignore[reportArgumentType]
+        return infer.measure(Deaf(space=space, size=8), small(20), small(4))["pixel_search"]["components"]
+
+    assert errors(brightness=0.1, contrast=0.1) == pytest.approx(errors(), abs=1e-6)
+
+
 def test_the_measurement_is_written_with_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infer, "open_world", lambda run, session: oracle())
     np.savez(tmp_path / "pictures.npz", images=small(40).permute(0, 2, 3, 1).numpy())

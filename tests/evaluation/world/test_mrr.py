@@ -5,8 +5,8 @@ import torch
 from conftest import tiny
 
 from iwm import config
-from iwm.actions import action_space
 from iwm.actions.action_space import ActionSpace
+from iwm.actions.reference import bank_ranges
 from iwm.evaluation.world import mrr
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.runtime import algebra
@@ -72,7 +72,7 @@ def test_the_bank_is_the_same_for_every_seeded_call(model, images):
 
 def test_only_another_range_is_another_bank():
     def ranges(**changes):
-        return action_space.bank_ranges(ActionSpace.from_config(config.Actions(**changes), 32))
+        return bank_ranges(ActionSpace.from_config(config.Actions(**changes), 32))
 
     assert ranges(jitter_probability=1.0) == ranges(level="jitter") == ranges()
     assert ranges(level="strong") != ranges()

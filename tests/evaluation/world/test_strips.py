@@ -8,8 +8,8 @@ from oracle import SIZE, SPACE, Oracle, SeeingOracle, photo
 from torch import Tensor
 
 from iwm import config
-from iwm.actions import action_space
 from iwm.actions.action_space import ActionSpace
+from iwm.actions.reference import reference_space
 from iwm.evaluation.world import strips
 from iwm.model.world_model import Tokens
 from iwm.runtime import drawing
@@ -59,7 +59,7 @@ def test_a_tie_is_not_right(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_strips_ask_the_bank_that_is_ranked() -> None:
     image = photo()[0]
     row = asked(image[None])[0]
-    reference = action_space.reference_space(SPACE, SIZE)
+    reference = reference_space(SPACE, SIZE)
     parameters = reference.sample_bank(3, 0, BANK)
     entries = reference.apply((image[None].float() / 255).expand(BANK, -1, -1, -1), parameters)
     actions = SPACE.difference(SPACE.neutral(BANK), parameters)

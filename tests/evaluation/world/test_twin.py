@@ -10,6 +10,8 @@ import torch
 from conftest import pictures_file, tiny
 
 from iwm import config, run_folder
+from iwm.actions import action_sets
+from iwm.actions.transformation import Transformation
 from iwm.evaluation.world import mrr
 from iwm.evaluation.world.twin import train_twin
 from iwm.model import weights
@@ -108,6 +110,16 @@ def test_a_twin_that_was_trained_longer_than_the_run_is_named(trained):
         UserError, match=rf"twin in {twin.path} is another one .* delete that folder.* past the 4 steps"
     ):
         train_twin(str(trained), SPEED)
+
+
+def test_a_twin_that_would_learn_other_actions_is_refused(trained, monkeypatch):
+    shift = Transformation(
+        name="shift", apply=lambda x, _: x, graded=True, both=True, low=-0.3, high=0.3, neutral=0.0, probability=0.7
+    )
+    monkeypatch.setattr(action_sets, "REGISTERED", {"shift": shift})
+    with pytest.raises(UserError, match=r"trained without the transformation 'shift'.*leave out --frozen-random-twin"):
+        train_twin(str(trained), SPEED)
+    assert not RunFolder(trained).twin.path.exists()
 
 
 @pytest.mark.parametrize("noted", ["weights", "checkpoint"])

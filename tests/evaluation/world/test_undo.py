@@ -1,5 +1,6 @@
 """An oracle restores what a probe of clean images reads; a wrong world does not."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from oracle import REVERSIBLE, Oracle
 from tensor_memory import MemoryPeak
 
 from iwm import config
+from iwm.actions.transformation import Transformation
 from iwm.evaluation.world import undo
 from iwm.evaluation.world.strips import source_only
 from iwm.runtime.randomness import permutation
@@ -93,6 +95,17 @@ def test_twice_the_range_is_the_strong_level() -> None:
 
     strong, doubled = extremes("strong", "jitter"), extremes("destructive", "jitter, twice the range")
     torch.testing.assert_close(doubled[:, [0, 1, 3]], strong[:, [0, 1, 3]], atol=1e-5, rtol=0)
+
+
+def test_a_transformation_of_the_users_is_not_corrupted_beyond_its_range() -> None:
+    fog = Transformation(
+        name="fog", apply=lambda x, _: x, graded=True, both=True, low=0.0, high=1.0, neutral=0.0, probability=1.0
+    )
+    jitter = dataclasses.replace(fog, name="jitter", both=False)
+    kinds = undo.corruptions(undo.ActionSpace((fog, jitter), set="mine"), [1], 0)
+    assert list(kinds) == ["jitter alone", "jitter", "jitter, twice the range", "mixture"]
+    values = kinds["jitter, twice the range"](1000, "test").values[:, 0]
+    assert (float(values.amin()), float(values.amax())) == (pytest.approx(0, abs=0.01), 1.0)
 
 
 def test_corruptions_are_the_same_whatever_a_model_was_trained_on() -> None:

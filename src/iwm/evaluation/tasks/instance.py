@@ -27,7 +27,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from iwm import config
-from iwm.actions.action_space import ActionSpace, Parameters, reference_space
+from iwm.actions.action_space import ActionSpace, Parameters
+from iwm.actions.reference import reference_space
 from iwm.data.image_sets import ImageSet, Subset
 from iwm.data.shares import load_with_crops
 from iwm.data.sources import open_splits

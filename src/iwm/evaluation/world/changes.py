@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from iwm.actions.action_space import ActionSpace, reference_space
+from iwm.actions.action_space import ActionSpace
+from iwm.actions.reference import reference_space
+from iwm.actions.transformation import Transformation
 from iwm.data.image_sets import ImageSet
 from iwm.data.shares import load_draw
 from iwm.data.sources import EMBEDDED, open_images, open_pictures
@@ -98,8 +100,14 @@ def changes_of(space: ActionSpace, count: int = SHOWN) -> Float[Tensor, "q k"]:
         turn, place = divmod(number, len(groups))
         up = (turn + place) % 2 == 0
         ends = zip(groups[place], (up, not up), strict=False)
-        actions.append(space.encode(**{t.name: (t.high if up else t.low) - t.neutral for t, up in ends}))
+        actions.append(space.encode(**{t.name: _end(t, up) for t, up in ends}))
     return torch.stack(actions)
+
+
+def _end(t: Transformation, up: bool) -> float:
+    """The change of an untouched image to an end of the range; where that is no change, half of the way to the other
+    end."""
+    return ((t.high if up else t.low) - t.neutral) or ((t.low if up else t.high) - t.neutral) / 2
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from iwm.actions.action_space import reference_space
+from iwm.actions.reference import reference_space
 from iwm.evaluation.tasks.linear import Linear, choose_ridge
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.runtime.algebra import chance, ranks, squared_distances

@@ -21,7 +21,7 @@ from jaxtyping import Int64, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from iwm.actions.action_space import reference_space
+from iwm.actions.reference import reference_space
 from iwm.data.shares import load_draw
 from iwm.data.sources import open_splits
 from iwm.data.splits import tenth_of_rows

@@ -14,8 +14,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from iwm.actions.action_space import ActionSpace, Parameters, reference_space
+from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.actions.action_text import parse_action, require_possible
+from iwm.actions.pixel_search import reach_with_flags
+from iwm.actions.reference import reference_space
+from iwm.actions.transformation import amount
 from iwm.data.loader import load_one
 from iwm.data.shares import load_draw
 from iwm.data.sources import open_pictures
@@ -88,8 +91,10 @@ def _numbers(name: str, rows: Sequence[StripRow], changes: Sequence[float], swee
 
 def _show(numbers: Mapping[str, Any], sweep: str) -> None:
     show(f"Imagined of {numbers['data']}", {name: value for name, value in numbers.items() if name != "asked"})
-    for row in numbers.get("asked", ()):
-        console.print(f"  {sweep} {row[sweep]:+.2f}: the truth has rank {row['rank']:g}", highlight=False)
+    asked = numbers.get("asked", ())
+    for row in asked:
+        change = amount(row[sweep], asked[-1][sweep] - asked[0][sweep])
+        console.print(f"  {sweep} {change}: the truth has rank {row['rank']:g}", highlight=False)
     console.print(f"Rank of the really changed image: 1 is right, a guess has {(numbers['bank'] + 1) / 2:g}.")
 
 
@@ -127,7 +132,7 @@ def source_to_undo(space: ActionSpace, action: Float[Tensor, " k"]) -> Parameter
     """
     parameters = space.neutral(1)
     for position, (t, component) in enumerate(zip(space.transformations, action.tolist(), strict=True)):
-        if (t.graded and t.both) or not component:
+        if (t.both and (t.graded or component < 0)) or not component:  # the target's
             continue
         value = t.neutral - component * t.range if t.graded else t.strongest
         if (component < 0 and not t.graded) or not t.low - 1e-6 <= value <= t.high + 1e-6:
@@ -149,7 +154,7 @@ def rank_truths(
     space = model.space
     reference = reference_space(space, model.settings.data.image_size)
     clean = image.float() / 255
-    truths = space.apply(clean.expand(len(actions), -1, -1, -1), space.reach(actions))
+    truths = space.apply(clean.expand(len(actions), -1, -1, -1), reach_with_flags(space, actions))
     more = max(bank - len(actions), 1)
     parts = [truths, reference.apply(clean.expand(more, -1, -1, -1), reference.sample_bank(seed, 0, more))]
     if candidates is not None:

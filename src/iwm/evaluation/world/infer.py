@@ -22,8 +22,9 @@ from jaxtyping import Float, Int64, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from iwm.actions.action_space import ActionSpace, Parameters, in_reference_units, reference_space
+from iwm.actions.action_space import ActionSpace, Parameters
 from iwm.actions.pixel_search import PixelSearch, histograms, pixels, reach_with_flags, search_pixels
+from iwm.actions.reference import in_reference_units, reference_space, wider_space
 from iwm.data.loader import load_one
 from iwm.data.shares import load_draw
 from iwm.data.sources import open_splits
@@ -119,6 +120,7 @@ def _pixel_answer(
 ) -> dict[str, Any]:
     """What the search among pictures says, and the mean squared pixel difference that it leaves."""
     before, after = source.float() / 255, target.float() / 255
+    space = wider_space(space, source.shape[-1])  # a training with few changes does not narrow what pictures show
     action = search_pixels(space, before, after, PixelSearch(seed=seed))
     changed = space.apply(before, reach_with_flags(space, action))
     return {
@@ -314,8 +316,11 @@ def _searches(model: ImageWorldModel, exam: Pairs, seed: int, shift: int) -> dic
     actions = {name: torch.cat(parts) for name, parts in answers.items()}
     source, target = exam.source.to(model.device), exam.target.to(model.device)
     compared = {"pixel_search": pixels} | ({"histogram_search": histograms} if shift else {})
-    for name, features in compared.items():
-        actions[name] = search_pixels(model.space, source, target, PixelSearch(seed=seed), features)
+    size = model.settings.data.image_size
+    units, reference = in_reference_units(model.space, size), reference_space(model.space, size)
+    for name, features in compared.items():  # in the range that the pairs are of, so no training decides what it finds
+        found = search_pixels(reference, source, target, PixelSearch(seed=seed), features)
+        actions[name] = torch.where(units > 0, found / units, 0.0)
     return actions | {"always_zero": torch.zeros_like(exam.action)}
 
 

@@ -16,7 +16,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from iwm.actions.action_space import reference_space
+from iwm.actions.reference import reference_space
 from iwm.data.shares import load_draw
 from iwm.data.sources import LabelledSplits, labelled_splits, open_splits
 from iwm.evaluation import ritual

@@ -14,12 +14,13 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from iwm.actions.action_space import ActionSpace, bank_ranges, in_reference_units, reference_space
+from iwm.actions.action_space import ActionSpace
+from iwm.actions.reference import bank_ranges, in_reference_units, reference_space
 from iwm.data.shares import load_draw
 from iwm.data.sources import open_splits
 from iwm.evaluation import ritual
 from iwm.evaluation.ritual import Outcome
-from iwm.evaluation.uncertainty import standard_error
+from iwm.evaluation.uncertainty import standard_error, standing
 from iwm.evaluation.world import strips
 from iwm.evaluation.world.calibration import CLEAN, Calibration, calibrate, colours_of
 from iwm.evaluation.world.twin import train_twin
@@ -92,7 +93,7 @@ def rank_image(
             "common": squared_distances(guessed, real),
             "limit": squared_distances(known, real),
         }
-        row |= {name: (1 / ranks(each)).mean() for name, each in further.items()}
+        row |= {name: (1 / ranks(each).double()).mean() for name, each in further.items()}
     return {name: value.cpu() for name, value in row.items()}
 
 
@@ -142,14 +143,15 @@ def measure_each(
 
     each = sharing.each_by_rows(numbers_of, torch.arange(len(images)))
     rank, (moved, moves, along) = each["rank"].flatten(), each["moves"].sum(0).tolist()
+    reciprocal = (1 / each["rank"].double()).mean(1)
     error, nothing = each["error"].mean(0) * units, each["zero"].mean(0) * units
     per_image = {name: each[name] for name in BESIDE if name in each}
     numbers = {
-        "mrr": float((1 / rank).mean()),
-        "mrr_standard_error": standard_error((1 / each["rank"]).mean(1)),
+        "mrr": float(reciprocal.mean()),
+        "mrr_standard_error": standard_error(reciprocal),
         "mrr_chance": chance(bank),
-        "mrr_shuffled": float(each["shuffled"].mean()),
-        "mrr_null": float(each["null"].mean()),
+        "mrr_shuffled": float(each["shuffled"].double().mean()),
+        "mrr_null": float(each["null"].double().mean()),
         **{f"hits_at_{k}": float((rank <= k).double().mean()) for k in HITS},
         **_beside(per_image, calibration),
         "action_sensitivity": moved / max(moves, 1e-12),
@@ -208,7 +210,7 @@ def world(o: World) -> dict[str, Any]:
 def _show(content: Mapping[str, Any]) -> None:
     ritual.printing(f"World model on {content['data']}", (*SHOWN, "images", "bank"))(content)
     console.print(PUBLISHED)
-    if content["mrr"] < content["mrr_chance"]:
+    if standing(content["mrr"], content["mrr_chance"], content["mrr_standard_error"]) == "BELOW":
         console.print("[red]MRR is below chance: targets tie, so the target space has collapsed.")
 
 

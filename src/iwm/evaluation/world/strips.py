@@ -16,8 +16,9 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from iwm.actions import action_space
 from iwm.actions.action_space import ActionSpace, Parameters
+from iwm.actions.reference import reference_space
+from iwm.actions.transformation import amount
 from iwm.model.world_model import ImageWorldModel, Tokens
 from iwm.runtime import algebra
 from iwm.runtime.console import console
@@ -82,7 +83,7 @@ def strip_rows(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: i
     the batch. To undo: the source is the image jittered and, say, solarized, the truth is the clean image, and the
     others in the bank are jittered versions of it. Give the few images that are to be shown: every row costs one bank.
     """
-    space, bank_space = model.space, action_space.reference_space(model.space, model.settings.data.image_size)
+    space, bank_space = model.space, reference_space(model.space, model.settings.data.image_size)
     chosen = (uniforms(seed, "strip entry", 0, np.arange(len(images)), 1)[:, 0] * bank).astype(int)
     rows = []
     for index, entry in enumerate(chosen):
@@ -249,7 +250,7 @@ def sweep(rows: Sequence[StripRow], name: str, changes: Sequence[float]) -> Figu
         put_words(figure, words, margin, top + side / 2, 9, weight="bold", va="center")
     for number, (row, change) in enumerate(zip(rows, changes, strict=True)):
         start, decibels = left + number * (side + gap), row.decibels
-        put_words(figure, f"{change:+.2f}", start + side / 2, 0.1, 9, ha="center")
+        put_words(figure, amount(change, changes[-1] - changes[0]), start + side / 2, 0.1, 9, ha="center")
         put_picture(figure, row.truth, start, tops["truth"], side)
         _framed(figure, row, start, tops["nearest"], side)
         put_words(figure, f"rank {row.rank:g}", start + side / 2, bottom + 0.06, 8.5, ha="center")

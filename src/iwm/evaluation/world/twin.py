@@ -4,11 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from iwm import config
+from iwm.actions.action_space import ActionSpace, first_difference
 from iwm.data.image_sets import ImageSet
 from iwm.data.sources import open_images
 from iwm.model import weights
 from iwm.model.pretrained import random_and_still
-from iwm.run_folder import RunFolder, find_weights, init_identity, is_remote
+from iwm.run_folder import RunFolder, find_weights, init_identity, is_remote, load_model
 from iwm.runtime.console import console
 from iwm.runtime.errors import UserError
 from iwm.training import checkpoint, loop
@@ -52,6 +53,12 @@ def _stages(run: str, speed: config.Speed) -> list[config.Config]:
         raise UserError(
             f"{run} was trained on {images:,} images, '{source.name}' now holds {len(source):,}, which would give its "
             "twin another budget; put the same pictures back, or train the run anew."
+        )
+    actions = ActionSpace.from_config(settings.actions, settings.data.image_size).spec()
+    if difference := first_difference(load_model(run).space.spec(), actions):
+        raise UserError(
+            f"{run} was trained {difference}, so a twin would learn other actions; put the transformations back, or "
+            "leave out --frozen-random-twin."
         )
     _require_same_twin(run, folder.twin, settings, source)
     return [*before, settings]

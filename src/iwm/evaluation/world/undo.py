@@ -21,7 +21,9 @@ from jaxtyping import Float, Int64, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from iwm.actions.action_space import ActionSpace, Parameters, reference_space
+from iwm.actions.action_sets import origin_of
+from iwm.actions.action_space import ActionSpace, Parameters
+from iwm.actions.reference import reference_space
 from iwm.data.image_sets import ImageSet
 from iwm.data.shares import load_draw
 from iwm.data.sources import labelled_splits
@@ -114,6 +116,8 @@ def load_labelled(
 
 # ---- corruptions ---------------------------------------------------------------------------------------------------
 
+NOTHING = "nothing"
+"""The row of images as they are: what searching blindly costs."""
 Corrupt = Callable[[int, str], Parameters]
 """corrupt(count, purpose): what is done to each of `count` images; the purpose names the stream of random numbers."""
 
@@ -129,7 +133,8 @@ def corruptions(space: ActionSpace, alone: Sequence[int], seed: int) -> dict[str
         for p, t in enumerate(space.transformations):
             if t.graded and t.both:
                 value = t.neutral + strength * (t.low + u[:, p] * t.range - t.neutral)
-                parameters.values[:, p] = value.clamp_min(0) if t.neutral > 0 else value
+                least, most = (t.floor, None) if origin_of(t) else (t.low, t.high)  # the user's are tried in range only
+                parameters.values[:, p] = value.clamp(least, most)
                 parameters.applied[:, p] = True
         return parameters
 
@@ -148,9 +153,12 @@ def corruptions(space: ActionSpace, alone: Sequence[int], seed: int) -> dict[str
             parameters.applied[:, position] = on
         return parameters
 
-    named: dict[str, Corrupt] = {space.names[p]: partial(single, p) for p in alone}
-    named |= {"jitter": partial(jitter, 1.0), "jitter, twice the range": partial(jitter, 2.0)}
-    return named | ({"mixture": mixture} if alone else {})
+    jittered: dict[str, Corrupt] = {"jitter": partial(jitter, 1.0), "jitter, twice the range": partial(jitter, 2.0)}
+    drawn = jittered | ({"mixture": mixture} if alone else {})
+    taken = {NOTHING, *drawn}
+    names = {p: space.names[p] + " alone" * (space.names[p] in taken) for p in alone}
+    named: dict[str, Corrupt] = {name: partial(single, p) for p, name in names.items()}
+    return named | drawn
 
 
 # ---- measured ------------------------------------------------------------------------------------------------------
@@ -251,7 +259,7 @@ def measure(
     readers = Readers.fit(_corrupted_copies(model, train, kinds, seed), train_labels, classes, seed)
     tried = candidates(space, reference, guesses, seed)
     outcome: dict[str, dict[str, float]] = {}
-    nothing: dict[str, Corrupt] = {"nothing": lambda count, _: reference.neutral(count)}  # what searching blindly costs
+    nothing: dict[str, Corrupt] = {NOTHING: lambda count, _: reference.neutral(count)}
     with progress("actions") as bar:
         task = bar.add_task("undo", total=(1 + len(kinds)) * len(tried), note="")
         for name, corrupt in (nothing | kinds).items():
@@ -266,11 +274,11 @@ def measure(
             logits = {way: readers.probe.logits(values) for way, values in features.items()}
             logits["augmented_probe"] = readers.augmented.logits(features["before"])
             outcome[name] = {way: accuracy(each, test_labels) for way, each in logits.items()}
-    clean_top1 = outcome["nothing"]["before"]
+    clean_top1 = outcome[NOTHING]["before"]
     return {
         "clean_top1": clean_top1,
-        "clean_predicted_top1": outcome["nothing"]["true_action"],
-        "clean_augmented_probe_top1": outcome["nothing"]["augmented_probe"],
+        "clean_predicted_top1": outcome[NOTHING]["true_action"],
+        "clean_augmented_probe_top1": outcome[NOTHING]["augmented_probe"],
         "standard_error": accuracy_error(clean_top1, len(exam)),
         "majority_top1": majority_top1(train_labels.numpy(), test_labels.numpy()),
         "candidates": len(tried),
