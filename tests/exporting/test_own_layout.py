@@ -82,6 +82,10 @@ def test_a_finetuned_classifier_is_copied_whole(tmp_path):
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
     torch.testing.assert_close(load_classifier(copied)(images), load_classifier(folder)(images))
     assert load_classifier(copied).names == ("a", "b/c", "d")
+    (how,) = OwnLayout().usage(copied, {"finetuned": "classifier"})
+    assert how == f"In Python: iwm.load_classifier('{copied}'); iwm predict takes {copied}."
+    with pytest.raises(UserError, match=r"a finetuned classifier, no world model; load it with iwm\.load_classifier"):
+        iwm.load(copied)
     assert json.loads((copied / "config.json").read_text())["finetuned"] == {"data": "photos"}
     with pytest.raises(UserError, match="--small is of world models"):
         exported(folder, tmp_path / "small", small=True)

@@ -115,6 +115,19 @@ class Harmful:
 
 def test_no_code_of_a_checkpoint_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     torch.save({"model": Harmful()}, path := tmp_path / "harmful.pth")
-    with pytest.raises(UserError, match="cannot be read as weights"):
+    with pytest.raises(UserError, match="holds code, or is no file of PyTorch's"):
         open_timm(f"timm:test_vit,weights={path}")
     assert "code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world", b"version https://git-lfs.github.com/spec/v1", b"\x80\x02]"])
+def test_a_file_that_is_no_checkpoint_is_one_sentence(tmp_path: Path, content: bytes):
+    (path := tmp_path / "odd.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"give \.safetensors or a plain state dict") as caught:
+        checkpoint_layouts.read(path)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_numbers_among_the_names_are_no_weights():
+    tensor = torch.zeros(1)
+    assert checkpoint_layouts.encoder_weights({3: tensor, "blocks.0.w": tensor}) == {"blocks.0.w": tensor}

@@ -114,6 +114,7 @@ def test_what_does_not_fit_is_named(weights, change, said):
         ("timm:no_such_model", "timm has no model"),
         (f"timm:{NAME},weight=x", "is not understood"),
         (f"timm:{NAME},weights=absent.pth", "There is no weights file"),
+        ("timm:vit_tiny_patch16_224.augreg_in22k", "no weights 'augreg_in22k' of .*did you mean 'augreg_in21k'"),
     ],
 )
 def test_bad_names(name, said):
@@ -266,6 +267,7 @@ def test_the_hub_is_asked_through_its_own_client(tmp_path):
     torch.manual_seed(0)
     arguments: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32}
     body: Any = timm.create_model("vit_small_patch16_dinov3", **arguments)
+    arguments["num_classes"] = 0  # as `iwm export --format timm` writes it
     content = {
         "architecture": "vit_small_patch16_dinov3",
         "num_classes": 0,

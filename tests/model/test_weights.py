@@ -162,7 +162,15 @@ def test_what_is_no_run_is_said(tmp_path, there, sentence):
         run_folder.find_weights(str(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("damage", ["cut", "torn text", "no settings", "no weight", "another size"])
+ODD = {
+    "no settings": {"settings": None},
+    "a list": {"settings": []},
+    "no actions": {"actions": None},
+    "words as actions": {"actions": "none"},
+}
+
+
+@pytest.mark.parametrize("damage", ["cut", "torn text", *ODD, "no heads", "no weight", "another size"])
 def test_weights_that_cannot_be_read_are_named(tmp_path, damage):
     export(made(), tmp_path / "model")
     weights, text = tmp_path / "model" / "model.safetensors", tmp_path / "model" / "config.json"
@@ -170,8 +178,11 @@ def test_weights_that_cannot_be_read_are_named(tmp_path, damage):
         weights.write_bytes(weights.read_bytes()[:-100])
     elif damage == "torn text":
         text.write_text(text.read_text()[:-100])
-    elif damage == "no settings":
-        edit(text, settings=None)
+    elif damage in ODD:
+        edit(text, **ODD[damage])
+    elif damage == "no heads":
+        settings = json.loads(text.read_text())["settings"]
+        edit(text, settings=settings | {"encoder": settings["encoder"] | {"heads": 0}})
     else:
         tensors = load_file(weights)
         last = tensors.pop("predictor.embed.weight")

@@ -108,6 +108,8 @@ def test_non_square_images_keep_their_grid():
     tokens = world.encode(images)
     assert tokens.grid == (6, 8)
     assert world.predict(tokens, world.action()).values.shape == (2, 48, 32)
+    with pytest.raises(UserError, match="3 actions were given for 2 images"):
+        world.predict(tokens, world.action().expand(3, -1))
 
 
 @torch.no_grad()

@@ -4,10 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from iwm.config import Config
+from iwm.config import Config, Optim
 from iwm.runtime import fields
 from iwm.runtime.errors import UserError
 
@@ -37,6 +38,8 @@ def test_an_unknown_setting_is_named_with_its_neighbour():
         ({"data": {"crop_area": [0.3]}}, "'data.crop_area' must be"),
         ({"predictor": {"init": "xavir"}}, "did you mean 'xavier'"),
         ({"optim": 3}, "'optim' must be a group"),
+        ({"optim": {3: 4}}, "Unknown setting 'optim.3'"),
+        ({"optim": {"lr": 10**400}}, "'optim.lr' must be float"),
         ({"run": {"resume": 1}}, "'run.resume' must be bool"),
     ],
 )
@@ -48,6 +51,9 @@ def test_a_wrong_type_is_named(values, said):
 
 def test_whole_numbers_and_yamls_idea_of_a_fraction_are_welcome():
     assert fields.from_dict(Config, {"optim": {"lr": 1}}).optim.lr == 1.0
+    assert fields.from_dict(Config, {"optim": {"steps": np.int64(4), "lr": np.float32(0.5)}}).optim == Optim(
+        steps=4, lr=0.5
+    )
     assert fields.from_dict(Config, yaml.safe_load("optim: {lr: 1e-3}")).optim.lr == 1e-3
 
 

@@ -35,6 +35,7 @@ def test_files_of_any_age_are_read_without_a_word(capsys):
     }
     assert old["freeze"] is True, "the caller's own stays as it is"
     assert renames.in_file({"optim": {"lr": 1.0}}, TABLE) == {"optim": {"lr": 1.0}}
+    assert renames.in_file({"actions": None, "data": {"colour": 0.2}}, TABLE)["actions"] is None, "refused by its name"
     assert capsys.readouterr().out == ""
 
 

@@ -15,7 +15,7 @@ from iwm.model.conditioning import CONDITIONINGS
 from iwm.runtime import fields
 from iwm.runtime.errors import UserError
 from iwm.sweeps.axes import cells_of
-from iwm.training.validation import validate, without_effect
+from iwm.training.validation import validate, with_encoder, without_effect
 from iwm.verbs.sweep import Axes
 
 
@@ -27,6 +27,18 @@ def test_every_recipe_makes_sense(name):
 def test_the_recipe_on_encoders_of_others_asks_for_one():
     with pytest.raises(UserError, match=r"none is named; give its name, --encoder.name timm:NAME"):
         validate(recipe_book.get("on-encoder"))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("swin_tiny_patch4_window7_224", 64), ("focalnet_tiny_srf", 224), ("beit_base_patch16_224", 64)]
+)
+def test_an_encoder_of_others_that_takes_no_such_images_is_refused(name, size):
+    """A model of one size only, and one whose last norm takes maps."""
+    base = recipe_book.get("on-encoder")
+    encoder = replace(base.encoder, name=f"timm:{name},weights=random", layer=0)
+    settings = replace(base, encoder=encoder, data=config.Data(image_size=size))
+    with pytest.raises(UserError, match=rf"{name},weights=random gives no tokens of images of {size} px after block"):
+        validate(with_encoder(settings))
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ class Request:
     @property
     def finetuned(self) -> str:
         """classifier or segmenter where RUN is the weights of one, else empty."""
-        return next((kind for kind in ("classifier", "segmenter") if kind in self.meta), "")
+        return next((kind for kind in weights.FINETUNED if kind in self.meta), "")
 
     @cached_property
     def model(self) -> ImageWorldModel:

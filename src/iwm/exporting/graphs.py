@@ -62,10 +62,12 @@ class TorchPrograms(Graphs):
     ending = ".pt2"
 
     def save(self, part: Part, path: Path) -> None:
-        torch.export.save(program_of(part), path)
+        content = io.BytesIO()  # torch's own writer of files ends the process where a disk is full
+        torch.export.save(program_of(part), content)
+        path.write_bytes(content.getbuffer())
 
     def reader(self, path: Path) -> Run:
-        module = torch.export.load(path).module()
+        module = torch.export.load(io.BytesIO(path.read_bytes())).module()
         return lambda inputs: list(module(**inputs))
 
     def usage(self, out: Path, result: dict[str, Any]) -> list[str]:

@@ -19,9 +19,12 @@ class OwnLayout(ExportFormat):
 
     def write(self, request: Request, folder: Path) -> dict[str, Any]:
         write_weights(request, folder)
-        return {}
+        return {"finetuned": request.finetuned} if request.finetuned else {}
 
     def usage(self, out: Path, result: dict[str, Any]) -> list[str]:
+        if kind := result.get("finetuned"):
+            verb = {"classifier": "predict", "segmenter": "segment"}[kind]
+            return [f"In Python: iwm.load_{kind}({str(out)!r}); iwm {verb} takes {out}."]
         return [f"In Python: iwm.load({str(out)!r}); every command takes {out} as RUN."]
 
 

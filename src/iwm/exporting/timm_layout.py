@@ -125,6 +125,7 @@ def _own_architecture(encoder: PatchEncoder, settings: config.Config) -> tuple[s
         "global_pool": "avg",
         "fc_norm": False,
         "dynamic_img_size": True,
+        "dynamic_img_pad": True,
     }
     return name, arguments
 

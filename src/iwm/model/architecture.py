@@ -56,10 +56,8 @@ def timm_model(name: str, pretrained: bool = False, source: str = "", **argument
 
     `source` is where timm gets it from, if not by its name: hf-hub:ID."""
     options: dict[str, Any] = {"dynamic_img_size": True} if family_of(name) in ANY_SIZE else {}
-    options |= arguments
-    return (
-        timm.create_model(source or name, pretrained=pretrained, num_classes=0, **options).eval().requires_grad_(False)
-    )
+    options |= {**arguments, "num_classes": 0}
+    return timm.create_model(source or name, pretrained=pretrained, **options).eval().requires_grad_(False)
 
 
 def timm_body(architecture: str, image_size: int) -> Any:

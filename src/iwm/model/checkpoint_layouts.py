@@ -19,7 +19,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -43,8 +42,12 @@ def read(path: Path) -> dict[str, Any]:
         # Command line options lie beside the weights in MAE's and DINO's checkpoints: names and values, no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except pickle.UnpicklingError:  # in many words it advises to run whatever the file holds
+        raise UserError(
+            f"{path} holds code, or is no file of PyTorch's; give .safetensors or a plain state dict."
+        ) from None
+    except Exception as error:  # whatever torch raises on what is no checkpoint
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path} cannot be read as weights ({reason}); give .safetensors or a plain state dict."
         ) from None
@@ -53,12 +56,12 @@ def read(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def encoder_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+def encoder_weights(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The encoder's weights of a checkpoint by their bare names."""
     branch = next((content[name] for name in BRANCHES if isinstance(content.get(name), Mapping)), None)
     if branch is not None:
         return encoder_weights(branch)
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     while prefix := _common_prefix(tensors):
         # What does not bear it lies beside the encoder: heads, a decoder, the student's centre.
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -27,7 +27,7 @@ from iwm.model.objectives.objective import ModelParts
 from iwm.model.vit import Grid
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.console import console
-from iwm.runtime.errors import UserError
+from iwm.runtime.errors import UserError, did_you_mean
 
 RANDOM = "random"
 """In place of a file of weights: as drawn."""
@@ -57,6 +57,10 @@ class Origin:
             raise UserError(
                 f"timm has no model '{model}'; `python -c 'import timm; print(timm.list_models())'` lists them."
             )
+        base, _, tag = model.partition(".")
+        if kind == "timm" and tag and model not in (tagged := timm.list_pretrained(f"{base}.*")):
+            tags = [each.removeprefix(f"{base}.") for each in tagged]
+            raise UserError(f"timm has no weights '{tag}' of {base}: {did_you_mean(tag, tags)}")
         return cls(name, model, option.removeprefix("weights="))
 
     @property

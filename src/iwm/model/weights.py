@@ -32,6 +32,13 @@ PUBLISHED = "published_encoder"
 STUDENT, TEACHER = "encoder.", "target_encoder."
 """What the names of the student's and of the EMA encoder's tensors begin with."""
 
+FINETUNED = ("classifier", "segmenter")
+"""In `config.json`: what a finetuning made of a world model."""
+UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError),
+)
+"""What damaged files and settings raise."""
+
 FORMAT = 1
 """Of weights and checkpoints; a higher one comes from a newer iwm and is refused."""
 
@@ -107,6 +114,11 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> ImageWorldMo
     """The world model of a folder of weights, in eval mode. Raises UserError when they cannot be read."""
     try:
         meta = read_meta(folder)
+        if kind := next((kind for kind in FINETUNED if kind in meta), ""):
+            raise UserError(
+                f"{folder} is a finetuned {kind}, no world model; load it with iwm.load_{kind}, or give the run it is "
+                "of."
+            )
         tensors = read_tensors(folder, meta)
         settings = fields.from_dict(config.Config, meta["settings"])
         model = ImageWorldModel(settings, ActionSpace.from_spec(meta["actions"]))
@@ -117,8 +129,10 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> ImageWorldMo
         if PUBLISHED in meta:
             tensors |= _published_tensors(model, meta[PUBLISHED])
         model.load_state_dict(tensors)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"The weights in {folder} cannot be read ({reason}); export them again.") from None
     return model.eval().requires_grad_(False).to(device)
 

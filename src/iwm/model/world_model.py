@@ -202,10 +202,12 @@ class ImageWorldModel(ModelParts, OnHub):
     def predict(self, tokens: Tokens, action: Float[Tensor, " k"] | Float[Tensor, "b k"]) -> Tokens:
         """What the images would look like after the change, at all positions, in target space.
 
-        Raises UserError where there is no predictor.
+        Raises UserError where there is no predictor, and for another number of actions than of images.
         """
         distributed.advance()
         self.require_predictor()
+        if action.ndim > 1 and len(action) not in (1, len(tokens.values)):
+            raise UserError(f"{len(action)} actions were given for {len(tokens.values)} images; give one each, or one.")
         action = action.to(self.device).expand(len(tokens.values), -1)
         values = self.predictor(tokens.values, action, grid=tokens.grid)
         if self.settings.predictor.residual:

@@ -27,7 +27,7 @@ class Preempted(Interrupted):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """', did you mean X?' for the nearest known word, or the list of them."""
+    """The end of a sentence: the nearest known word, "did you mean 'X'?", or the list of them."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(known)}."

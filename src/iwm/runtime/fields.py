@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import numbers
 import os
 import types
 import typing
@@ -32,7 +33,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def from_dict(kind: type[T], values: dict[str, Any], where: str = "") -> T:
+def from_dict(kind: type[T], values: dict[Any, Any], where: str = "") -> T:
     """Build a settings dataclass from nested dictionaries, checking names and types.
 
     A dataclass with a static method `upgraded` is given what that makes of older names. Raises UserError naming the
@@ -42,7 +43,7 @@ def from_dict(kind: type[T], values: dict[str, Any], where: str = "") -> T:
     hints = typing.get_type_hints(kind)
     unknown = [name for name in values if name not in hints]
     if unknown:
-        raise UserError(f"Unknown setting '{where}{unknown[0]}': {did_you_mean(unknown[0], hints)}")
+        raise UserError(f"Unknown setting '{where}{unknown[0]}': {did_you_mean(str(unknown[0]), hints)}")
     built = {}
     for name, value in values.items():
         hint = hints[name]
@@ -155,11 +156,13 @@ def _checked(hint: Any, value: Any, name: str) -> Any:
             with contextlib.suppress(UserError):
                 return _checked(part, value, name)
         return _checked(first, value, name)
-    elif hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+    elif hint is float and isinstance(value, numbers.Real | str) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-3 as text
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
+    elif hint is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)  # NumPy's, too
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise UserError(f"Setting '{name}' must be {getattr(hint, '__name__', hint)}, got {value!r}.")

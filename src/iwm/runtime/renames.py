@@ -40,6 +40,8 @@ def in_file(values: Mapping[str, Any], renames: Renames) -> dict[str, Any]:
         if isinstance(group, dict) and name in group:
             now_place, _, now_name = rename.now.rpartition(".")
             target = upgraded.setdefault(now_place, {}) if now_place else upgraded
+            if not isinstance(target, dict):
+                continue  # what is no group is refused by its own name
             target.setdefault(now_name, rename.value(group.pop(name)))
             if not group and place:
                 del upgraded[place]

@@ -12,7 +12,7 @@ from iwm.config import Config, check_bounds
 from iwm.model import pretrained
 from iwm.model.architecture import SIZES, last_blocks, layer_number
 from iwm.model.conditioning import CONDITIONINGS
-from iwm.model.foreign_encoder import encoder_of, stands_still
+from iwm.model.foreign_encoder import ForeignEncoder, encoder_of, stands_still
 from iwm.model.masks import UNREAD, require_maskable
 from iwm.model.objectives import OBJECTIVES, objective_of
 from iwm.model.world_model import ImageWorldModel
@@ -100,7 +100,24 @@ def _check_model(settings: Config) -> None:
             encoder = encoder_of(settings.encoder, settings.data.image_size)
         else:
             encoder = ImageWorldModel(settings, space).encoder
+        if isinstance(encoder, ForeignEncoder):
+            _require_tokens(encoder, settings)
     require_maskable(encoder.grid)
+
+
+def _require_tokens(encoder: ForeignEncoder, settings: Config) -> None:
+    """Raises UserError where an encoder of others takes no images of this size, or has no tokens after this block."""
+    size = settings.data.image_size
+    try:
+        encoder.tokens(torch.zeros(1, 3, size, size))
+    except UserError:
+        raise
+    except Exception as error:  # whatever timm's model raises
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"{settings.encoder.name} gives no tokens of images of {size} px after block {encoder.layer} ({reason}); "
+            "give another data.image_size (that of its name) or encoder.layer, or another model."
+        ) from None
 
 
 def _check_clean(settings: Config) -> None:
