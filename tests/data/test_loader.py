@@ -97,7 +97,6 @@ def test_order_epochs_and_labels(tmp_path):
     for batch in batches:
         assert batch.labels is not None
         assert batch.labels.tolist() == (batch.indices >= 5).astype(int).tolist()
-        assert batch.waited >= 0
 
 
 @forks

@@ -66,6 +66,11 @@ class Transformation:
         """The end of the range that is farther from neutral."""
         return max(self.low, self.high, key=lambda value: abs(value - self.neutral))
 
+    @property
+    def undone(self) -> float:
+        """The component of the action that undoes it at its strongest."""
+        return (self.neutral - self.strongest) / (self.range or 1.0) if self.graded else 1.0
+
 
 def amount(change: float, whole: float) -> str:
     """A change as text: two digits behind the point, more where the whole range is below a tenth."""

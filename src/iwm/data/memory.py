@@ -79,6 +79,7 @@ def source_of(images: Any, labels: Any = None, name: str = "") -> str:
     by default `memory-` and 8 hex digits of the content. Raises UserError for what is none of this, and for a dataset
     that gives another image when it is read again.
     """
+    name = _checked_name(name)  # before anything is read
     if isinstance(images, Mapping) and not _is_one_item(images):
         parts = dict(zip(("train", "val"), _both_splits(images, labels), strict=True))
     else:
@@ -93,7 +94,7 @@ def source_of(images: Any, labels: Any = None, name: str = "") -> str:
         mark.update(b"" if part.labels is None else part.labels.tobytes())
     content = mark.hexdigest()[:16]
     for part in parts.values():
-        part.name = _checked_name(name) or f"memory-{content[:8]}"
+        part.name = name or f"memory-{content[:8]}"
     source = f"{PREFIX}{content}/{parts['train'].name}"
     _HELD[source] = parts["train"], parts.get("val")
     return source

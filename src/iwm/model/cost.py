@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from iwm.actions.action_space import ActionSpace
 from iwm.config import Config
-from iwm.model.flops import encoder_flops, encoder_parameters, patch_count
+from iwm.model.flops import encoder_parameters
 from iwm.model.objectives import objective_of
 
 
@@ -22,8 +22,6 @@ class Cost:
     encoder_parameters: int
     predictor_parameters: int
     """Of a joint embedding: of the projector and its predictor MLP."""
-    encode_flops: float
-    """One image through the encoder, all patches."""
     train_flops: float
     """One image's share of a training step, on average where the images grow (data.start_size)."""
 
@@ -45,6 +43,5 @@ def cost(settings: Config) -> Cost:
     return Cost(
         encoder_parameters(settings),
         objective.parameter_count(actions),
-        encoder_flops(settings, patch_count(settings)),
         share * objective_of(at_start(settings)).step_flops(actions) + (1 - share) * objective.step_flops(actions),
     )

@@ -44,7 +44,7 @@ class TokenSelection(nn.Module):
 
 
 class ForeignEncoder(PatchEncoder):
-    """An encoder of others; `settings.architecture` says which (`iwm.model.pretrained.described`).
+    """An encoder of others; `settings.architecture` says which (`iwm.model.architecture.described`).
 
     Its weights are drawn anew until somebody loads them. Raises UserError when the patches do not divide the image.
     """

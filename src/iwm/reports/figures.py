@@ -1,6 +1,5 @@
-"""Pictures of a run: training curves, a gallery of views and masks, and segmented images.
+"""The curves of a training, as matplotlib figures of their own (no global state, so they are safe anywhere).
 
-Every function returns a matplotlib figure of its own (no global state, so it is safe anywhere); `save` writes it.
 Colours are those of Okabe and Ito, which people with any colour vision can tell apart.
 """
 

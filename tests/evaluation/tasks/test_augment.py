@@ -30,8 +30,20 @@ def test_views_are_the_image_and_its_crops(maker):
     assert drawn.fresh is None
     plain = augment.draw(maker, 1).values
     assert torch.equal(drawn.values[:1], plain)
-    assert torch.equal(drawn.values[2, 3], maker.view(4, 2))
+    assert torch.equal(drawn.values[2, 3], maker.view(maker.decoded(4), 4, 2))
     assert not torch.equal(drawn.values[1], drawn.values[2])
+
+
+def test_all_views_of_an_image_are_cut_from_one_decoding(maker, monkeypatch):
+    load, loaded = maker.images.load, []
+
+    def counting(index, least=0):
+        loaded.append(index)
+        return load(index, least)
+
+    monkeypatch.setattr(maker.images, "load", counting)
+    augment.draw(maker, 5)
+    assert max(loaded.count(index) for index in range(12)) == 2, "as itself, and for its crops"
 
 
 @pytest.mark.parametrize("views", [1, 2, 5])
@@ -49,7 +61,7 @@ def test_no_kept_views_means_new_ones_every_epoch(maker):
     assert drawn.fresh is not None
     rows = np.array([3, 0])
     first = drawn.fresh(rows, 0)
-    assert torch.equal(first, torch.stack([maker.view(4, 1), maker.view(0, 1)]))
+    assert torch.equal(first, torch.stack([maker.view(maker.decoded(row), row, 1) for row in (4, 0)]))
     assert torch.equal(first, drawn.fresh(rows, 0))
     assert not torch.equal(first, drawn.fresh(rows, 1))
 
@@ -62,15 +74,15 @@ def _keys() -> np.ndarray:
 def test_timms_augmentation_changes_crops_and_leaves_the_generators_alone(maker):
     strong = replace(maker, settings=Classification(augment="timm"))
     states = _keys().copy(), torch.get_rng_state()
-    views = torch.stack([strong.view(0, number) for number in range(1, 9)])
+    views = torch.stack([strong.view(strong.decoded(0), 0, number) for number in range(1, 9)])
     assert np.array_equal(_keys(), states[0])
     assert torch.equal(torch.get_rng_state(), states[1])
-    assert torch.equal(views[4], strong.view(0, 5))
-    crops = torch.stack([maker.view(0, number) for number in range(1, 9)])
+    assert torch.equal(views[4], strong.view(strong.decoded(0), 0, 5))
+    crops = torch.stack([maker.view(maker.decoded(0), 0, number) for number in range(1, 9)])
     changed = (views != crops).flatten(1).any(1)
     assert changed.sum() >= 5
     other = replace(maker, settings=Classification(augment="timm", seed=1))
-    assert not torch.equal(views, torch.stack([other.view(0, number) for number in range(1, 9)]))
+    assert not torch.equal(views, torch.stack([other.view(other.decoded(0), 0, number) for number in range(1, 9)]))
 
 
 def test_memory_is_asked_before_it_is_taken(monkeypatch):

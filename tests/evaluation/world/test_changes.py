@@ -52,7 +52,6 @@ def test_a_model_that_is_told_is_compared_with_the_same_model_untold(images: tor
     questions = changes.ask_changes(model, images[:1], ["a.jpg"], 16, 0)
     assert len(questions) == changes.SHOWN
     assert [question.told.rank for question in questions] == [1.0] * changes.SHOWN
-    assert all(question.untold.rank >= 1 for question in questions)
     assert sum(question.untold.rank for question in questions) > 2 * changes.SHOWN
     assert all(question.told.bank == 16 for question in questions)
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,8 +114,16 @@ def test_what_cannot_be_decoded_is_refused(tmp_path: Path, pictures: str, monkey
     run = exported(tmp_path / "run")
     with pytest.raises(UserError, match="give --data"):
         verbs.call("decoder", run)
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(UserError, match="cannot be written to; copy the run"):
+
+    real = tempfile.TemporaryFile
+
+    def full(dir: Path) -> Any:  # only where the weights lie, results have room
+        if dir.name == "model":
+            raise OSError(28, "No space left on device")
+        return real(dir=dir)
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(UserError, match=r"The decoder cannot be written to .*No space left on device.; copy the run"):
         verbs.call("decoder", run, data=pictures)
 
 

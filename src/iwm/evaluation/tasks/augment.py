@@ -39,10 +39,13 @@ class Maker:
     size: int
     settings: Classification
 
-    def view(self, index: int, number: int) -> UInt8[Tensor, "3 s s"]:
-        """A crop of the image, decoded anew; `number` from 1. Raises BrokenImage."""
+    def decoded(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """The image that views are cut from. Raises BrokenImage."""
+        return self.images.load(index, least_side(self.size, self.settings.crop_area))
+
+    def view(self, image: UInt8[Tensor, "3 h w"], index: int, number: int) -> UInt8[Tensor, "3 s s"]:
+        """A crop of the decoded image; `number` from 1."""
         o = self.settings
-        image = self.images.load(index, least_side(self.size, o.crop_area))
         crop = random_crop(image, self.size, o.crop_area, o.flip, o.seed, number, index)
         if o.augment == "crops":
             return crop
@@ -50,8 +53,8 @@ class Maker:
             return distorted(crop)
 
     def views(self, indices: Int64[np.ndarray, " b"], number: int) -> UInt8[Tensor, "b 3 s s"]:
-        """View `number` of several images."""
-        return torch.stack([self.view(int(index), number) for index in indices])
+        """View `number` of several images. Raises BrokenImage."""
+        return torch.stack([self.view(self.decoded(int(index)), int(index), number) for index in indices])
 
 
 def distorted(image: UInt8[Tensor, "3 s s"]) -> UInt8[Tensor, "3 s s"]:
@@ -97,8 +100,9 @@ def draw(maker: Maker, views: int) -> Pictures:
         def crops(indices: Int64[np.ndarray, " n"]) -> UInt8[Tensor, "n w 3 s s"]:
             done = torch.empty(len(indices), views - 1, *values.shape[2:], dtype=torch.uint8)
             for row, index in enumerate(indices):
+                image = maker.decoded(int(index))
                 for number in range(1, views):
-                    done[row, number - 1] = maker.view(int(index), number)
+                    done[row, number - 1] = maker.view(image, int(index), number)
                 bar.advance(task)
                 distributed.advance()
             return done

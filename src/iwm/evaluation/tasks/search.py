@@ -86,12 +86,13 @@ def search(o: Search) -> dict[str, Any]:
             **({"nearest_by_pixels": by_pixels} if o.pixels else {}),
             "seconds": seconds,
         }
+        facts = reader.facts(_reading(o, file))
         outcome = Outcome(
             data=images.name,
             payload=payload,
             settings={
                 **work.chosen(o, "action", "nearest", "pixels", data=o.data, like=o.like, features=o.features),
-                **{name: reader.facts(_reading(o, file))[name] for name in READ},
+                **{name: facts[name] for name in READ},
             },
             variant=(plain_name(Path(o.like).stem)[:40], o.action),
             figures={"": lambda: sheet(query, images, payload)},

@@ -231,8 +231,10 @@ class Crops(TrainingSet):
     def batch(self, rows: Int64[np.ndarray, " b"], seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         keys = list(zip(self._views(rows, seed, epoch).tolist(), rows.tolist(), strict=True))
         missing = [key for key in keys if key not in self._known]
-        with ThreadPoolExecutor(devices.cores()) as threads:
-            crops = list(threads.map(self.crop, *zip(*missing, strict=True))) if missing else []
+        crops = []
+        if missing:
+            with ThreadPoolExecutor(devices.cores()) as threads:
+                crops = list(threads.map(self.crop, *zip(*missing, strict=True)))
         pairs = dict(zip(missing, crops, strict=True))
         if self.encode is not None:
             if missing:

@@ -11,7 +11,6 @@
 The null action has the decoder's blur too, so prediction minus null is what the action brings.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from iwm.model.objectives.pixels import patches_of
 from iwm.model.pixel_decoder import Batch
 from iwm.model.world_model import ImageWorldModel
 from iwm.run_folder import decoder_file, identity, open_world
-from iwm.runtime import sharing
+from iwm.runtime import files, sharing
 from iwm.runtime.algebra import psnr
 from iwm.runtime.console import console, progress, table
 from iwm.runtime.devices import Session
@@ -58,7 +57,7 @@ def decoder(o: Decoder) -> dict[str, Any]:
     with ritual.evaluation("decoder", o) as work:
         model = open_world(o.run, work.session)
         place = decoder_file(o.run)
-        sharing.by_first(lambda: _require_writable(place))
+        sharing.by_first(lambda: files.require_writable(place.parent, "The decoder", "copy the run elsewhere."))
         size, source = model.settings.data.image_size, o.data or model.settings.data.source
         if not source:
             raise UserError(f"{o.run} does not say what it was trained on; give --data, a source of images.")
@@ -82,13 +81,6 @@ def decoder(o: Decoder) -> dict[str, Any]:
 def _strips(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], o: Decoder, session: Session) -> Figure:
     with session.autocast():
         return strips.strips(strips.strip_rows(model, images, o.seed, o.bank))
-
-
-def _require_writable(place: Path) -> None:
-    """Raises UserError when nothing can be written there."""
-    folder = next(parent for parent in place.parents if parent.exists())
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"The decoder is saved in {place.parent}, which cannot be written to; copy the run elsewhere.")
 
 
 # ---- fitting -------------------------------------------------------------------------------------------------------

@@ -139,8 +139,7 @@ def rows_of(model: ImageWorldModel, images: UInt8[Tensor, "n 3 s s"], seed: int)
         pairs.append((index, space.difference(space.neutral(1), change)[0]))
     for number, position in enumerate(source_only(space)):
         action = torch.zeros(space.dim)
-        t = space.transformations[position]
-        action[position] = (t.neutral - t.strongest) / (t.range or 1.0) if t.graded else 1.0
+        action[position] = space.transformations[position].undone
         pairs.append((number % len(images), action))
     rows = []
     for index, action in pairs:

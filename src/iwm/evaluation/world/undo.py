@@ -185,8 +185,8 @@ def pooled_prediction(model: ImageWorldModel, tokens: Tokens, actions: Float[Ten
 def candidates(space: ActionSpace, reference: ActionSpace, guesses: int, seed: int) -> Float[Tensor, "c k"]:
     """All that a source may carry, at its strongest, undone in all combinations, each with the null jitter and
     `guesses` - 1 random ones that undo jitter of the reference."""
-    alone, members = source_only(space), space.transformations
-    full = [(t.neutral - t.strongest) / t.range if t.graded else 1.0 for t in (members[p] for p in alone)]
+    alone = source_only(space)
+    full = [space.transformations[position].undone for position in alone]
     choices = torch.zeros(2 ** len(alone), space.dim)
     choices[:, alone] = torch.tensor(list(itertools.product(*((0.0, each) for each in full)))).view(len(choices), -1)
     jitter = space.difference(reference.sample_bank(seed, 0, guesses), space.neutral(guesses))
