@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from iwm import config, recipe_book
+from iwm.runtime import settings_file
 from iwm.runtime.errors import UserError
+from iwm.runtime.fields import to_dict
 
 
 @pytest.mark.parametrize("name", recipe_book.RECIPES)
@@ -13,6 +15,20 @@ def test_yaml_round_trip(name, tmp_path):
     settings = replace(recipe_book.get(name), actions=config.Actions(blur_sigma=(0.3, 1.5)))
     config.save(settings, tmp_path / "config.yaml")
     assert config.load(tmp_path / "config.yaml") == settings
+
+
+def test_a_file_of_a_few_settings_is_refused(tmp_path):
+    """Its recipe would be a name only, and all else the paper's."""
+    path = tmp_path / "config.yaml"
+    path.write_text("recipe: demo\noptim: {epochs: 3}\n")
+    with pytest.raises(
+        UserError, match=r"lacks \d+ settings that the config\.yaml of a run has, .*iwm pretrain RECIPE"
+    ):
+        config.load(path)
+    values = to_dict(recipe_book.get("demo"))
+    del values["run"]["report_to"]  # as of a run that is older than this setting
+    settings_file.write(values, path)
+    assert config.load(path) == recipe_book.get("demo")
 
 
 def test_a_crash_while_saving_leaves_the_old_settings(tmp_path, monkeypatch):

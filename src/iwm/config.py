@@ -15,7 +15,8 @@ from tyro.conf import Fixed, Positional, Suppress, arg
 
 from iwm.runtime import renames, settings_file
 from iwm.runtime.bounds import Above, Area, AtLeast, DeviceName, Finite, Fraction, Rising, Seed, check
-from iwm.runtime.fields import from_dict, to_dict, with_paths_as_text
+from iwm.runtime.errors import UserError
+from iwm.runtime.fields import flatten, from_dict, to_dict, with_paths_as_text
 from iwm.runtime.renames import Rename
 
 T = typing.TypeVar("T")
@@ -363,26 +364,10 @@ def check_bounds(config: Config) -> None:
 
 
 LATER = (
-    "actions.clean",
-    "data.start_share",
-    "data.start_size",
-    "encoder.architecture",
-    "encoder.crops",
-    "encoder.layer",
-    "encoder.name",
-    "encoder.registers",
-    "encoder.train",
-    "encoder.views",
-    "masks.context_area",
-    "masks.sources",
-    "objective.error",
-    "objective.invariance_weight",
-    "objective.whole_gradient",
-    "optim.decay",
-    "optim.schedule",
-    "optim.steps",
-    "predictor.residual",
-    "run.report_to",
+    *("actions.clean", "data.start_share", "data.start_size", "encoder.architecture", "encoder.crops"),
+    *("encoder.layer", "encoder.name", "encoder.registers", "encoder.train", "encoder.views", "masks.context_area"),
+    *("masks.sources", "objective.error", "objective.invariance_weight", "objective.whole_gradient", "optim.decay"),
+    *("optim.schedule", "optim.steps", "predictor.residual", "run.report_to"),
 )
 """Settings that came after the first results. At their default they are no part of what a sweep is recognised by, so
 that older sweeps go on."""
@@ -394,5 +379,15 @@ def save(config: Config, path: Path) -> None:
 
 
 def load(path: Path) -> Config:
-    """Read a config.yaml. Raises UserError when it is missing, not YAML or has unknown settings."""
-    return from_dict(Config, settings_file.read(path))
+    """Read a config.yaml. Raises UserError when it is missing, not YAML, has unknown settings or not all of a run's: of
+    the others nobody could say whether the recipe's or the paper's are meant."""
+    values = settings_file.read(path)
+    settings = from_dict(Config, values)
+    given = {*flatten(Config.upgraded(values)), *LATER, "optim.kind"}  # older runs lack these, and were at the default
+    missing = sorted(name for name in flatten(to_dict(settings)).keys() - given if not name.startswith("speed."))
+    if missing:
+        raise UserError(
+            f"{path} lacks {len(missing)} settings that the config.yaml of a run has, {missing[0]} first; give a recipe"
+            " and what differs from it as options: iwm pretrain RECIPE --optim.epochs 3."
+        )
+    return settings
