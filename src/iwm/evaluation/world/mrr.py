@@ -210,7 +210,8 @@ def world(o: World) -> dict[str, Any]:
 def _show(content: Mapping[str, Any]) -> None:
     ritual.printing(f"World model on {content['data']}", (*SHOWN, "images", "bank"))(content)
     console.print(PUBLISHED)
-    if standing(content["mrr"], content["mrr_chance"], content["mrr_standard_error"]) == "BELOW":
+    error = content["mrr_standard_error"]  # of a single image it is not known
+    if error is not None and standing(content["mrr"], content["mrr_chance"], error) == "BELOW":
         console.print("[red]MRR is below chance: targets tie, so the target space has collapsed.")
 
 
