@@ -356,11 +356,12 @@ SEEDED = {
     "{}": "equivariant",
     "ijepa-style-{}": "I-JEPA-style",
     "ijepa-style-{}-long": "I-JEPA-style, a third longer",
+    "ijepa-style-{}-deep-long": "I-JEPA-style, predictor of four blocks, as many steps",
     "{}-inv": "invariant",
     "{}-held": "encoder held",
     "{}-whole": "half whole",
     "{}-deep": "predictor of four blocks",
-    "{}-deep-long": "the same, as many steps",
+    "{}-deep-long": "predictor of four blocks, as many steps",
     "{}-clean": "one view unchanged",
     "{}-clean-ema": "the same, EMA from .98",
     "ijepa-world-{}": "I-JEPA-world",
@@ -376,6 +377,8 @@ SEEDED_PAIRS = (
     ("{}-whole", "{}"),
     ("{}-deep", "{}"),
     ("{}-deep-long", "{}"),
+    ("ijepa-style-{}-deep-long", "ijepa-style-{}"),
+    ("{}-deep-long", "ijepa-style-{}-deep-long"),
     ("{}-clean", "{}"),
     ("{}-clean-ema", "{}"),
     ("ijepa-world-{}", "{}"),
@@ -460,7 +463,7 @@ SEEDED_NOTES = {
         "2,716 steps on CIFAR-10, 1,479 on EuroSAT ([frontier.py](../results/frontier/frontier.py) timed a step); "
         "finetuned, its predictor has more parameters than the others."
     ),
-    "{}-deep-long": (" *The same, as many steps*: as many as the recipe, which take half as much time again."),
+    "{}-deep-long": (" *As many steps*: as many as the recipe, which take half as much time again."),
     "{}-clean": (
         " *One view unchanged*: the equivariant recipe with source or target, by lot for every image, the unchanged "
         "crop (`--actions.clean either`)."

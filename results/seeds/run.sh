@@ -45,8 +45,8 @@ for seed in ${SEEDS:-0 1 2}; do
         cifar10-deep) length="--optim.steps 2716 --probe-every 1" ;;
         eurosat*-half) length="--optim.steps 2504 --log-every 546 --probe-every 4" ;;
         eurosat-deep) length="--optim.steps 1479 --log-every 546 --probe-every 4" ;;
-        ijepa-world*-cifar10) length="--optim.steps 5333 --log-every 400 --probe-every 1" ;;
-        ijepa-world*-eurosat) length="--optim.steps 2912 --log-every 546 --probe-every 1" ;;
+        ijepa-world*-cifar10*) length="--optim.steps 5333 --log-every 400 --probe-every 1" ;;
+        ijepa-world*-eurosat*) length="--optim.steps 2912 --log-every 546 --probe-every 1" ;;
         esac
         iwm pretrain $base --data.source "$data" --out $at --seed $seed $length $change $speed
         case $recipe in ijepa-style-*) ;; *) once world-$set.json iwm world $at --data "$data" $speed ;; esac
