@@ -383,8 +383,8 @@ def load(path: Path) -> Config:
     the others nobody could say whether the recipe's or the paper's are meant."""
     values = settings_file.read(path)
     settings = from_dict(Config, values)
-    given = {*flatten(Config.upgraded(values)), *LATER, "optim.kind"}  # older runs lack these, and were at the default
-    missing = sorted(name for name in flatten(to_dict(settings)).keys() - given if not name.startswith("speed."))
+    names = {*flatten(Config.upgraded(values)), *LATER, "optim.kind"}  # older runs lack these, and were at the default
+    missing = sorted(name for name in flatten(to_dict(settings)).keys() - names if not name.startswith("speed."))
     if missing:
         raise UserError(
             f"{path} lacks {len(missing)} settings that the config.yaml of a run has, {missing[0]} first; give a recipe"

@@ -91,8 +91,8 @@ def efficiency(o: Efficiency) -> dict[str, Any]:
         model.require_predictor()
         size = o.size or model.settings.data.image_size
         splits = open_labelled(o, size)
-        outcome = _outcome(o, work, splits, size)
-        points, missing = points_left(o, work, splits, size, points_of(model, o))
+        outcome = outcome_of(o, work, splits, size)
+        points, missing = points_left(work, outcome, splits, points_of(model, o))
         if missing:
             task = ClassificationWork.prepare(splits, o, size, work.session)
             for number, point in enumerate(missing, start=1):
@@ -104,10 +104,10 @@ def efficiency(o: Efficiency) -> dict[str, Any]:
 
 
 def points_left(
-    o: Efficiency, work: Evaluation, splits: LabelledSplits, size: int, wanted: Sequence[Point]
+    work: Evaluation, outcome: Outcome, splits: LabelledSplits, wanted: Sequence[Point]
 ) -> tuple[dict[str, dict[str, Any]], list[Point]]:
     """The points that the file holds of the same images, by name, and those of `wanted` that it lacks; says both."""
-    there = sharing.by_first(lambda: read_result(work.place(_outcome(o, work, splits, size))).get("points", []))
+    there = sharing.by_first(lambda: read_result(work.place(outcome)).get("points", []))
     counts = (len(splits.train), len(splits.val))
     points = {point["what"]: point for point in there if (point["n_train"], point["n_val"]) == counts}
     if changed := len(there) - len(points):
@@ -119,7 +119,7 @@ def points_left(
     return points, missing
 
 
-def _outcome(o: Efficiency, work: Evaluation, splits: LabelledSplits, size: int) -> Outcome:
+def outcome_of(o: Efficiency, work: Evaluation, splits: LabelledSplits, size: int) -> Outcome:
     """The result but for its points."""
     varied = ("train", "predictor", "depth")
     common = {name: value for name, value in ritual.settings_of(o, Classification).items() if name not in varied}

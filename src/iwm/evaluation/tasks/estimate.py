@@ -78,7 +78,8 @@ def efficiency(o: Efficiency) -> dict[str, Any]:
         splits = open_labelled(o, size)
         count, held = len(splits.train), len(splits.val)
         trainings, encoded = [], False
-        for point in points.points_left(o, work, splits, size, points.points_of(model, o))[1]:
+        outcome = points.outcome_of(o, work, splits, size)
+        for point in points.points_left(work, outcome, splits, points.points_of(model, o))[1]:
             views = o.views * count + held if point.settings.reuses_tokens else 0
             classifier = images.build(model, point.settings, splits.classes, size)
             once = 0 if encoded or not views else views

@@ -154,11 +154,11 @@ def corruptions(space: ActionSpace, alone: Sequence[int], seed: int) -> dict[str
         return parameters
 
     jittered: dict[str, Corrupt] = {"jitter": partial(jitter, 1.0), "jitter, twice the range": partial(jitter, 2.0)}
-    drawn = jittered | ({"mixture": mixture} if alone else {})
-    taken = {NOTHING, *drawn}
+    mixes = jittered | ({"mixture": mixture} if alone else {})
+    taken = {NOTHING, *mixes}
     names = {p: space.names[p] + " alone" * (space.names[p] in taken) for p in alone}
     named: dict[str, Corrupt] = {name: partial(single, p) for p, name in names.items()}
-    return named | drawn
+    return named | mixes
 
 
 # ---- measured ------------------------------------------------------------------------------------------------------
