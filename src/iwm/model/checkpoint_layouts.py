@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from iwm.runtime.errors import UserError
+from iwm.runtime.errors import UserError, first_line
 
 BRANCHES = ("state_dict_ema", "model_ema", "target_encoder", "teacher", "state_dict", "model", "encoder")
 """Where a checkpoint keeps its weights, the best first."""
@@ -47,7 +47,7 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} holds code, or is no file of PyTorch's; give .safetensors or a plain state dict."
         ) from None
     except Exception as error:  # whatever torch raises on what is no checkpoint
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"{path} cannot be read as weights ({reason}); give .safetensors or a plain state dict."
         ) from None

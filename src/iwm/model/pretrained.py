@@ -27,7 +27,7 @@ from iwm.model.objectives.objective import ModelParts
 from iwm.model.vit import Grid
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime.console import console
-from iwm.runtime.errors import UserError, did_you_mean
+from iwm.runtime.errors import UserError, did_you_mean, first_line
 
 RANDOM = "random"
 """In place of a file of weights: as drawn."""
@@ -83,7 +83,7 @@ class Origin:
             pretrained_cfg, name, arguments = timm.models.load_model_config_from_hf(self.model)
         except Exception as error:  # whatever the network, the hub or the file raises
             raise UserError(
-                f"{self.name} cannot be read as a timm model ({_reason(error)}); check the ID and the network."
+                f"{self.name} cannot be read as a timm model ({first_line(error)}); check the ID and the network."
             ) from None
         return written(name, arguments or {}), pretrained_cfg
 
@@ -102,11 +102,7 @@ class Origin:
             return timm_model(name, pretrained=True, source=self.name if self.on_hub else "", **arguments)
         except Exception as error:  # whatever the network or the hub raises
             mend = "check the network" if self.on_hub else "add ,weights=PATH"
-            raise UserError(f"The weights of {self.name} cannot be fetched ({_reason(error)}); {mend}.") from None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise UserError(f"The weights of {self.name} cannot be fetched ({first_line(error)}); {mend}.") from None
 
 
 def is_timm(run: str) -> bool:

@@ -19,7 +19,7 @@ from iwm.model.foreign_encoder import ForeignEncoder
 from iwm.model.pixel_decoder import PixelDecoder
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import distributed, fields, files, shards
-from iwm.runtime.errors import UserError
+from iwm.runtime.errors import UserError, first_line
 from iwm.runtime.tensors import save_file
 
 TENSORS, CONFIG = "model.safetensors", "config.json"
@@ -132,7 +132,7 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> ImageWorldMo
     except UserError:
         raise
     except UNREADABLE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"The weights in {folder} cannot be read ({reason}); export them again.") from None
     return model.eval().requires_grad_(False).to(device)
 

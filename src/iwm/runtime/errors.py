@@ -33,6 +33,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(known)}."
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines behind the first and the full stop; of one that says nothing its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was lacking, of the machine or of the GPU."""
     if isinstance(error, RuntimeError):

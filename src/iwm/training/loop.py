@@ -243,9 +243,8 @@ def check_drift(old: config.Config, new: config.Config, out: Path) -> None:
     if old.init != new.init and same_init(old.init, new.init):
         console.print(f"The weights that {out} began with were at {old.init}, now they are at {new.init}.")
         old = replace(old, init=new.init)
-    old = replace(
-        old, actions=replace(old.actions, set=plain_set(old.actions.set))
-    )  # older runs hold the file's folder
+    actions = replace(old.actions, set=plain_set(old.actions.set))  # older runs hold the file's folder
+    old = replace(old, actions=actions)
     was, now = fields.flatten(fields.to_dict(old)), fields.flatten(fields.to_dict(new))
     for name, value in now.items():
         group = name.split(".")[0]

@@ -17,7 +17,7 @@ from iwm.model.masks import UNREAD, require_maskable
 from iwm.model.objectives import OBJECTIVES, objective_of
 from iwm.model.world_model import ImageWorldModel
 from iwm.runtime import fields
-from iwm.runtime.errors import UserError
+from iwm.runtime.errors import UserError, first_line
 from iwm.training.optimisers import OPTIMISERS
 from iwm.training.token_training import keeps_tokens
 
@@ -113,7 +113,7 @@ def _require_tokens(encoder: ForeignEncoder, settings: Config) -> None:
     except UserError:
         raise
     except Exception as error:  # whatever timm's model raises
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = first_line(error)
         raise UserError(
             f"{settings.encoder.name} gives no tokens of images of {size} px after block {encoder.layer} ({reason}); "
             "give another data.image_size (that of its name) or encoder.layer, or another model."

@@ -40,7 +40,7 @@ from iwm.model.vit import choose_attention, without_affine
 from iwm.runtime import devices, distributed, sharing
 from iwm.runtime.console import progress
 from iwm.runtime.devices import CPU, Session
-from iwm.runtime.errors import UserError
+from iwm.runtime.errors import UserError, first_line
 
 Pooling = Literal["mean", "max", "2x2", "class", "tokens"]
 Pixels = UInt8[Tensor, "b 3 h w"]
@@ -253,7 +253,7 @@ def open_timm(name: str, *, layer: int = 0, layers: int | Literal["all"] = 0, si
     try:
         encoder.outputs(torch.zeros(1, 3, encoder.size, encoder.size, dtype=torch.uint8))
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = first_line(error)
         raise UserError(
             f"{origin.title} gives no tokens of images of {encoder.size} px after layer {encoder.layer} ({reason}); "
             "give another --size or --layer, or another model."
